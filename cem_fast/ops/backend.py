@@ -1,0 +1,168 @@
+"""Which implementation of the operations is in force, chosen once when the package is imported, and why.
+
+``CEM_FAST_BACKEND`` asks for one: ``auto`` takes the best there is, ``reference`` plain torch, ``cpu`` the compiled CPU
+kernels, ``triton`` the Triton kernels (on CPU tensors where ``TRITON_INTERPRET=1``); asking for what this installation lacks is
+an error. ``CEM_FAST_CPU_CAPABILITY`` asks for an instruction set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cem_fast.ops import library
+
+BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
+CAPABILITIES = ("default", "avx2", "avx512")
+PACKAGE = Path(__file__).resolve().parent.parent
+
+# Backends that this build does not have, and why.
+UNAVAILABLE = {"cuda": "not available in this build"}
+
+
+def _requested(variable: str, allowed: tuple[str, ...], default: str | None) -> str | None:
+    value = os.environ.get(variable, default)
+    if value is not None and value not in allowed:
+        raise ValueError(f"{variable} must be one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+class CpuLibrary:
+    """The compiled CPU kernels, loaded and registered; they serve CPU tensors from then on.
+
+    Raises:
+        OSError: the library is not there, or does not load, with the reason.
+    """
+
+    def __init__(self) -> None:
+        path = next(PACKAGE.glob("_C_cpu.*"), None)
+        if path is None:
+            record = PACKAGE / "_not_built.txt"
+            reason = (
+                record.read_text().strip() if record.exists() else "the package was not installed with its extensions"
+            )
+            raise OSError(f"compiled CPU kernels are not built: {reason}")
+        torch.ops.load_library(path)
+        self._library = ctypes.CDLL(str(path))
+        self._library.cem_fast_cpu_capability.restype = ctypes.c_char_p
+
+    @property
+    def capability(self) -> str:
+        """The instruction set in force: ``default``, ``avx2`` or ``avx512``."""
+        return self._library.cem_fast_cpu_capability().decode()
+
+    def select(self, capability: str) -> None:
+        """Puts an instruction set in force.
+
+        Args:
+            capability: ``default``, ``avx2`` or ``avx512``.
+
+        Raises:
+            RuntimeError: it was not built, or this processor lacks it.
+        """
+        if self._library.cem_fast_cpu_select(capability.encode()) != 0:
+            raise RuntimeError(
+                f"CPU capability {capability!r} is not available: this build on this processor runs {self.capability!r}"
+            )
+
+
+def _triton_launcher(name: str) -> Callable[..., Any]:
+    """The launcher of one operator; triton is imported by its first call."""
+
+    def launcher(*args: Any) -> Any:
+        return importlib.import_module("cem_fast.kernels.operators").OPERATORS[name](*args)
+
+    return launcher
+
+
+def _load_triton(requested: str) -> tuple[str | None, str]:
+    """Registers the Triton launchers; returns the dispatch key that they serve, or None, and the reason."""
+    if requested != "triton":
+        return None, "its kernels have never run on a GPU: ask for them with CEM_FAST_BACKEND=triton"
+    interpreting = requested == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    reason = None
+    if importlib.util.find_spec("triton") is None:
+        reason = "the package triton is not installed"
+    elif importlib.util.find_spec("cem_fast.kernels") is None:
+        reason = "the package was not installed with its kernels"
+    elif not interpreting and torch.version.cuda is None and torch.version.hip is None:
+        reason = "this build of torch has no CUDA"
+    if reason is not None:
+        if requested == "triton":
+            raise RuntimeError(f"CEM_FAST_BACKEND=triton: {reason}")
+        return None, reason
+    key = "CPU" if interpreting else "CUDA"
+    for name in library.SCHEMAS:
+        library.LIBRARY.impl(name, _triton_launcher(name), key)
+    return key, "TRITON_INTERPRET=1" if interpreting else "compiled at first use"
+
+
+def choose() -> tuple[str, CpuLibrary | None, str]:
+    """Reads the environment and loads what it asks for.
+
+    Returns:
+        The backend asked for, the CPU library if it is to serve, and the reason for what serves CPU tensors.
+
+    Raises:
+        ValueError: a variable has an unknown value.
+        RuntimeError: what was asked for is not to be had, with the reason.
+    """
+    requested = _requested("CEM_FAST_BACKEND", BACKENDS, "auto")
+    capability = _requested("CEM_FAST_CPU_CAPABILITY", CAPABILITIES, None)
+    if requested in UNAVAILABLE:
+        raise RuntimeError(f"CEM_FAST_BACKEND={requested}: {UNAVAILABLE[requested]}")
+    if requested == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        return requested, None, "TRITON_INTERPRET=1"
+    if requested == "reference":
+        if capability is not None:
+            raise RuntimeError(
+                f"CEM_FAST_CPU_CAPABILITY={capability} needs the compiled kernels, got CEM_FAST_BACKEND=reference"
+            )
+        return requested, None, "CEM_FAST_BACKEND=reference"
+    try:
+        cpu = CpuLibrary()
+    except OSError as error:
+        if requested == "cpu" or capability is not None:
+            asked = f"CEM_FAST_BACKEND={requested}" if requested == "cpu" else f"CEM_FAST_CPU_CAPABILITY={capability}"
+            raise RuntimeError(f"{asked}: {error}") from error
+        return requested, None, str(error)
+    if capability is None:
+        return requested, cpu, "the widest instruction set of this processor"
+    cpu.select(capability)
+    return requested, cpu, f"CEM_FAST_CPU_CAPABILITY={capability}"
+
+
+REQUESTED, CPU, _CPU_REASON = choose()
+TRITON, _TRITON_REASON = _load_triton(REQUESTED)
+
+
+def describe() -> dict[str, Any]:
+    """What serves each kind of tensor, and why.
+
+    Returns:
+        The backend asked for; for tensors on the CPU and on CUDA what is in force and the reason; and how the compiled parts
+        were built, or None.
+    """
+    try:
+        from cem_fast import _C
+    except ImportError:
+        build = None
+    else:
+        build = _C.build_info()
+    unavailable = {"triton": _TRITON_REASON, **UNAVAILABLE}
+    on_cpu = "triton (interpreted)" if TRITON == "CPU" else f"compiled ({CPU.capability})" if CPU else "reference"
+    on_cuda = f"triton: {_TRITON_REASON}" if TRITON == "CUDA" else None
+    return {
+        "backend asked for": REQUESTED,
+        "on CPU tensors": f"{on_cpu}: {_CPU_REASON}",
+        "on CUDA tensors": on_cuda
+        or "reference: " + "; ".join(f"{name} {reason}" for name, reason in unavailable.items()),
+        "build": build,
+    }

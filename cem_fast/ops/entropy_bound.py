@@ -1,0 +1,160 @@
+"""One training step's differentiable estimate of the conditional entropy bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cem_fast.ops import validate
+from cem_fast.ops.autograd import Function
+from cem_fast.ops.component_statistics import ScatterGradient
+
+VARIANTS = ("paper", "official")
+GRADIENTS = ("unbiased", "literal")
+REDUCTIONS = ("mean", "sum")
+COVARIANCES = ("spherical", "diag")
+
+# The released code blends ten times the batch's share into the fitted variances; the paper's Eq. 6 blends once.
+DEFAULT_BOOST = {"paper": 1.0, "official": 10.0}
+
+
+class _EntropyBound(Function):
+    """One operator forward, one backward; with a process group, the statistics are summed over its ranks in between."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        labels: Tensor | None,
+        means: Tensor,
+        priors: tuple[Tensor, ...],
+        options: tuple[Any, ...],
+        group: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if group is None:
+            return torch.ops.cem_fast.cem_fwd(x, means, labels, *priors, *options)
+        counts, scatter, _, assignment = torch.ops.cem_fast.component_statistics_fwd(
+            x, means, labels, None, None, priors[0].dim() == 3, False
+        )
+        statistics = torch.cat([counts.flatten(), scatter.flatten()])
+        torch.distributed.all_reduce(statistics, group=group)
+        counts, scatter = (
+            part.view_as(like)
+            for part, like in zip(statistics.split([counts.numel(), scatter.numel()]), (counts, scatter))
+        )
+        value, slope = torch.ops.cem_fast.entropy_bound(counts, scatter, means.shape[2], *priors, *options)
+        # data-parallel training averages gradients over ranks; every rank already holds its share of the sum
+        return value, slope * torch.distributed.get_world_size(group), assignment
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, slope, assignment = output
+        ctx.mark_non_differentiable(slope, assignment)
+        x, labels, means = inputs[:3]
+        ctx.save_for_backward(slope, x, means, labels, assignment)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        slope, *rows = ctx.saved_tensors
+        return ScatterGradient.call(slope, grad, *rows), None, None, None, None, None
+
+
+def conditional_entropy_bound(
+    x: Tensor,
+    means: Tensor,
+    variances: Tensor,
+    weights: Tensor,
+    class_prior: Tensor,
+    labels: Tensor | None = None,
+    *,
+    num_samples: Tensor,
+    noise_variance: Tensor,
+    variant: str = "paper",
+    gradient: str = "unbiased",
+    reduction: str = "mean",
+    boost: float | None = None,
+    threshold: float = 0.125,
+    gamma: float = 0.01,
+    process_group: Any = None,
+) -> Tensor:
+    """One batch's estimate of the paper's bound on the information that released features carry.
+
+    ``L_C = sum_ck pi_ck ( -log pi_ck + 1/2 sum_d log((v_ckd + s2) / s2) )`` with the batch blended into pi and v
+
+    Differentiable once, in x only. ``gradient="unbiased"`` gives ``dx = (x - mu) / (N_b (v' + s2))``, the minibatch gradient
+    of Eq. 7; ``"literal"`` differentiates Eq. 5-7 as printed, which is ``N_b / N`` times that.
+
+    Args:
+        x: clean features ``[N_b, D]``; float32 or float64 like the means, or float16/bfloat16 with float32 means.
+        means: fitted means ``[C, K, D]``.
+        variances: fitted variances ``[C, K]`` or ``[C, K, D]``.
+        weights: fitted mixture weights ``[C, K]``.
+        class_prior: class frequencies ``[C]``.
+        labels: class of each row ``[N_b]``, integer; None is allowed for C = 1.
+        num_samples: size N of the training set, a 0-dim tensor.
+        noise_variance: variance s2 of the noise added to the features, ``[1]`` or ``[D]``, float64.
+        variant: ``paper`` (Eq. 5-7) or ``official`` (the authors' released code, spherical variances and scalar noise only).
+        gradient: ``unbiased`` or ``literal``; the official variant always has its plain gradient.
+        reduction: ``mean`` divides by D (nats per feature), ``sum`` is Eq. 7 in nats.
+        boost: factor on the batch's share in the blend; None is 1 for ``paper`` and 10 for ``official``.
+        threshold: share of the noise variance below which the official variant stops shrinking a variance.
+        gamma: offset inside the official variant's logarithms.
+        process_group: torch.distributed group over which the batch statistics are summed.
+
+    Returns:
+        The bound, a scalar in the dtype of the means.
+
+    Raises:
+        TypeError: an argument is no tensor or has the wrong dtype.
+        ValueError: a shape, device, label or option does not fit.
+
+    Source: Eq. 5-7 and Algorithm 1 of Xia et al., CVPR 2025.
+    """
+    validate.features(x, means)
+    validate.spread_and_weights(means, variances, weights)
+    labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
+    validate.tensor("class_prior", class_prior, "[C]", 1)
+    validate.same_shape("class_prior", class_prior, tuple(means.shape[:1]), "[C]")
+    validate.tensor("noise_variance", noise_variance, "[1] or [D]", 1)
+    if noise_variance.shape[0] not in (1, means.shape[2]):
+        raise ValueError(f"noise_variance must have shape [1] or [{means.shape[2]}], got {tuple(noise_variance.shape)}")
+    check_options(variant, gradient, reduction, boost, variances.dim() == 3, noise_variance.shape[0] > 1)
+    options = (
+        variant == "official",
+        DEFAULT_BOOST[variant] if boost is None else float(boost),
+        gradient == "unbiased",
+        reduction == "mean",
+        float(threshold),
+        float(gamma),
+    )
+    priors = tuple(t.detach() for t in (variances, weights, class_prior, num_samples, noise_variance))
+    return _EntropyBound.call(x, labels, means.detach(), priors, options, process_group)[0]
+
+
+def check_options(
+    variant: str, gradient: str, reduction: str, boost: float | None, per_dimension: bool, noise_per_dimension: bool
+) -> None:
+    """Requires options that exist and fit together.
+
+    Raises:
+        ValueError: naming the option, what was expected and what came.
+    """
+    for name, value, allowed in (
+        ("variant", variant, VARIANTS),
+        ("gradient", gradient, GRADIENTS),
+        ("reduction", reduction, REDUCTIONS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    if boost is not None and not boost > 0:
+        raise ValueError(f"boost must be positive, got {boost}")
+    if variant == "official":
+        if per_dimension:
+            raise ValueError('variant="official" is defined for spherical variances only, got per-dimension ones')
+        if noise_per_dimension:
+            raise ValueError('variant="official" is defined for one noise_std only, got one per dimension')
+        if reduction != "mean":
+            raise ValueError(
+                f'variant="official" is per feature by definition: reduction must be mean, got {reduction!r}'
+            )

@@ -1,0 +1,99 @@
+"""Every operator of the ``cem_fast`` namespace: its schema, its reference kernel and its shape rule, in one table.
+
+Compiled backends override the reference per device through the dispatcher; nothing else in Python chooses a kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cem_fast.ops import reference
+
+LIBRARY = torch.library.Library("cem_fast", "DEF")
+
+_CEM_OPTIONS = "bool official, float boost, bool unbiased, bool mean, float threshold, float gamma"
+_MIXTURE = "Tensor means, Tensor variances, Tensor weights, Tensor? labels"
+_PRIORS = "Tensor variances, Tensor weights, Tensor class_prior, Tensor num_samples, Tensor noise_variance"
+
+SCHEMAS = {
+    "mixture_log_prob_fwd": f"(Tensor x, {_MIXTURE}, bool with_responsibilities)"
+    " -> (Tensor log_prob, Tensor responsibilities)",
+    "mixture_log_prob_bwd": f"(Tensor grad, Tensor x, {_MIXTURE}, Tensor log_prob, Tensor responsibilities) -> Tensor",
+    "mixture_moments": f"(Tensor row_weights, Tensor x, {_MIXTURE}, Tensor log_prob, Tensor responsibilities)"
+    " -> (Tensor s0, Tensor s1, Tensor s2)",
+    "component_statistics_fwd": "(Tensor x, Tensor means, Tensor? labels, Tensor? variances, Tensor? weights,"
+    " bool per_dimension, bool sums) -> (Tensor counts, Tensor scatter, Tensor sums, Tensor assignment)",
+    "component_statistics_bwd": "(Tensor grad_scatter, Tensor? scale, Tensor x, Tensor means, Tensor? labels,"
+    " Tensor assignment) -> Tensor",
+    "entropy_bound": f"(Tensor counts, Tensor scatter, int dimension, {_PRIORS}, {_CEM_OPTIONS})"
+    " -> (Tensor value, Tensor grad_scatter)",
+    "cem_fwd": f"(Tensor x, Tensor means, Tensor? labels, {_PRIORS}, {_CEM_OPTIONS})"
+    " -> (Tensor value, Tensor grad_scatter, Tensor assignment)",
+}
+
+
+def _fake_log_prob_fwd(
+    x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, labels: Tensor | None, with_responsibilities: bool
+) -> tuple[Tensor, Tensor]:
+    N, K = x.shape[0], means.shape[1]
+    return means.new_empty(N), means.new_empty(N, K if with_responsibilities else 0)
+
+
+def _fake_log_prob_bwd(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _fake_moments(row_weights: Tensor, x: Tensor, means: Tensor, variances: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return means.new_empty(means.shape[:2]), means.new_empty(means.shape), variances.new_empty(variances.shape)
+
+
+def _fake_statistics_fwd(
+    x: Tensor,
+    means: Tensor,
+    labels: Tensor | None,
+    variances: Tensor | None,
+    weights: Tensor | None,
+    per_dimension: bool,
+    sums: bool,
+) -> tuple[Tensor, ...]:
+    return (
+        means.new_empty(means.shape[:2]),
+        means.new_empty(means.shape if per_dimension else means.shape[:2]),
+        means.new_empty(means.shape if sums else (0,)),
+        x.new_empty(x.shape[0], dtype=torch.int64),
+    )
+
+
+def _fake_statistics_bwd(grad_scatter: Tensor, scale: Tensor | None, x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _fake_entropy_bound(
+    counts: Tensor, scatter: Tensor, dimension: int, variances: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return variances.new_empty(()), variances.new_empty(variances.shape)
+
+
+def _fake_cem_fwd(
+    x: Tensor, means: Tensor, labels: Tensor | None, variances: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return variances.new_empty(()), variances.new_empty(variances.shape), x.new_empty(x.shape[0], dtype=torch.int64)
+
+
+FAKES = {
+    "mixture_log_prob_fwd": _fake_log_prob_fwd,
+    "mixture_log_prob_bwd": _fake_log_prob_bwd,
+    "mixture_moments": _fake_moments,
+    "component_statistics_fwd": _fake_statistics_fwd,
+    "component_statistics_bwd": _fake_statistics_bwd,
+    "entropy_bound": _fake_entropy_bound,
+    "cem_fwd": _fake_cem_fwd,
+}
+
+for _name, _schema in SCHEMAS.items():
+    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"cem_fast::{_name}", FAKES[_name], lib=LIBRARY)
