@@ -1,0 +1,257 @@
+// Counts, scatter and sums of every component from one read of x, and the gradient of the scatter.
+
+// Rows of a block when nothing but distances is wanted of them, and the rows whose second reading still hits the cache.
+constexpr int64_t kStatisticsRows = 32;
+
+// With fewer blocks than this, per-dimension statistics are split by dimension instead of by rows.
+constexpr int64_t kEnoughBlocks = 16;
+
+// The best component of each row of a block so far, and its distance.
+struct Nearest {
+  double score[kBlockRows];  // the smallest wins
+  int32_t component[kBlockRows];
+
+  // In torch's order: NaN before every number, then the lowest index.
+  CEM_FAST_INLINE void offer(int64_t row, double candidate, int64_t k) {
+    const bool better = k == 0 || candidate < score[row] || (candidate != candidate && score[row] == score[row]);
+    if (better) {
+      score[row] = candidate;
+      component[row] = static_cast<int32_t>(k);
+    }
+  }
+};
+
+// scatter[d] += (x - mean)^2, sums[d] += x over [0, length).
+template <class X, class T>
+void accumulate_row(const X* x, const T* mean, int64_t length, T* scatter, T* sums) {
+  int64_t d = 0;
+  for (; d + kLanes<T> <= length; d += kLanes<T>) {
+    const Vector<T> value = load(x + d), deviation = value - load(mean + d);
+    if (scatter != nullptr) store(scatter + d, load(scatter + d) + deviation * deviation);
+    if (sums != nullptr) store(sums + d, load(sums + d) + value);
+  }
+  for (; d < length; ++d) {
+    const T value = widen(x[d]), deviation = value - mean[d];
+    if (scatter != nullptr) scatter[d] += deviation * deviation;
+    if (sums != nullptr) sums[d] += value;
+  }
+}
+
+template <class X>
+void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for) {
+  using T = typename ParameterOf<X>::Type;
+  const int64_t N = p.x.rows, D = p.x.dimension, C = p.mixture.classes, K = p.mixture.components;
+  const T* means = static_cast<const T*>(p.mixture.means);
+  const T* variances = static_cast<const T*>(p.mixture.variances);
+  T* counts = static_cast<T*>(p.counts);
+  T* scatter = static_cast<T*>(p.scatter);
+  T* per_dimension = p.per_dimension ? scatter : nullptr;
+  T* sums = static_cast<T*>(p.sums);
+  const bool second_pass = per_dimension != nullptr || sums != nullptr;
+
+  const RowsByClass groups(p.mixture.labels, N, C);
+  for (int64_t i = groups.valid_rows(); i < N; ++i) p.assignment[groups.row(i)] = -1;
+
+  // A block that accumulates into its own partial sums pays only if it is longer than they are.
+  const RowBlocks long_blocks(groups, larger<int64_t>(8 * kStatisticsRows, D));
+  const bool fused = second_pass && long_blocks.count() >= kEnoughBlocks;
+  const RowBlocks short_blocks(groups, fused ? N + 1 : kStatisticsRows);
+  const RowBlocks& blocks = fused ? long_blocks : short_blocks;
+
+  // The first block of a class accumulates in place, the others in a slot of their own.
+  const int64_t slot_size = fused ? K * D : 0;
+  Scratch<T> scatter_slots(per_dimension != nullptr ? blocks.slots() * slot_size : 0);
+  Scratch<T> sums_slots(sums != nullptr ? blocks.slots() * slot_size : 0);
+
+  const bool posterior = variances != nullptr;
+  const bool weighted = posterior && p.mixture.diagonal;
+  Scratch<double> normalizers(posterior ? C * K : 0);
+  if (posterior) log_normalizers<T>(p.mixture, D, groups, parallel_for, normalizers);
+
+  // the distance to the chosen component, by position; not needed where the scatter is per dimension
+  Scratch<T> nearest_distance(per_dimension == nullptr ? N : 0);
+
+  const int64_t rows_of_block = divide_up(larger<int64_t>(groups.valid_rows(), 1), larger<int64_t>(blocks.count(), 1));
+  parallel(parallel_for, blocks.count(), rows_of_block * (K + 1) * D, [&](int64_t first, int64_t last) {
+    const int64_t wide = smaller<int64_t>(K, kBlockComponents);
+    Scratch<double> distance(kBlockRows * wide);
+    Scratch<T> packed(weighted ? packed_size(wide) : 0);
+    for (int64_t b = first; b < last; ++b) {
+      const RowBlock& block = blocks[b];
+      const int64_t c = block.class_index, next_class = blocks[smaller(b + 1, blocks.count() - 1)].class_index;
+      T* block_scatter = nullptr;
+      T* block_sums = nullptr;
+      if (fused && per_dimension != nullptr) {
+        block_scatter = block.slot < 0 ? scatter + c * K * D : scatter_slots + block.slot * slot_size;
+        fill(block_scatter, K * D, T(0));
+      }
+      if (fused && sums != nullptr) {
+        block_sums = block.slot < 0 ? sums + c * K * D : sums_slots + block.slot * slot_size;
+        fill(block_sums, K * D, T(0));
+      }
+      for (int64_t begin = block.begin; begin < block.end; begin += kStatisticsRows) {
+        const RowPointers<X> rows(p.x, groups, begin, smaller(begin + kStatisticsRows, block.end));
+        Nearest best;
+        for (int64_t k = 0; k < K; k += kBlockComponents) {
+          const int64_t size = smaller<int64_t>(kBlockComponents, K - k);
+          const int64_t at = c * K + k;
+          const int64_t next = next_class * K + k;
+          const Components<T> components{means + at * D, weighted ? variances + at * D : nullptr, means + next * D,
+                                         weighted ? variances + next * D : nullptr};
+          distances<X, T>(rows, D, components, size, packed, distance);
+          for (int64_t i = 0; i < rows.count; ++i) {
+            for (int64_t q = 0; q < size; ++q) {
+              double score = distance[i * size + q];
+              if (posterior) {
+                const double precision = p.mixture.diagonal ? 1.0 : 1 / static_cast<double>(variances[at + q]);
+                score = 0.5 * score * precision - normalizers[at + q];
+              }
+              best.offer(i, score, k + q);
+            }
+          }
+        }
+        for (int64_t i = 0; i < rows.count; ++i) {
+          const int64_t k = best.component[i];
+          p.assignment[groups.row(begin + i)] = k;
+          const T* mean = means + (c * K + k) * D;
+          if (fused) {
+            accumulate_row(rows.row[i], mean, D, block_scatter != nullptr ? block_scatter + k * D : nullptr,
+                           block_sums != nullptr ? block_sums + k * D : nullptr);
+          }
+          if (per_dimension != nullptr) continue;
+          double squared = best.score[i];
+          if (posterior) squared = squared_distance(rows.row[i], mean, D);
+          nearest_distance[begin + i] = static_cast<T>(squared);
+        }
+      }
+    }
+  });
+
+  // Counts and spherical scatter in row order; what several blocks of a class have added up.
+  parallel(parallel_for, C, divide_up(N, C) * 4 + (fused ? K * D : 0), [&](int64_t first, int64_t last) {
+    Scratch<double> total(2 * K);
+    for (int64_t c = first; c < last; ++c) {
+      fill<double>(total, 2 * K, 0);
+      for (int64_t i = groups.begin(c); i < groups.end(c); ++i) {
+        const int64_t k = p.assignment[groups.row(i)];
+        total[k] += 1;
+        if (per_dimension == nullptr) total[K + k] += static_cast<double>(nearest_distance[i]);
+      }
+      for (int64_t k = 0; k < K; ++k) {
+        counts[c * K + k] = static_cast<T>(total[k]);
+        if (per_dimension == nullptr) scatter[c * K + k] = static_cast<T>(total[K + k]);
+      }
+    }
+  });
+  if (second_pass && !fused) {
+    const int64_t chunks = divide_up(D, kChunk);
+    parallel(parallel_for, C * chunks, divide_up(N, C) * 2 * smaller(D, kChunk), [&](int64_t first, int64_t last) {
+      for (int64_t item = first; item < last; ++item) {
+        const int64_t c = item / chunks, start = item % chunks * kChunk, length = smaller(kChunk, D - start);
+        for (int64_t k = 0; k < K; ++k) {
+          const int64_t at = (c * K + k) * D + start;
+          if (per_dimension != nullptr) fill(scatter + at, length, T(0));
+          if (sums != nullptr) fill(sums + at, length, T(0));
+        }
+        for (int64_t i = groups.begin(c); i < groups.end(c); ++i) {
+          const int64_t n = groups.row(i), at = (c * K + p.assignment[n]) * D + start;
+          accumulate_row(static_cast<const X*>(p.x.data) + n * p.x.stride + start, means + at, length,
+                         per_dimension != nullptr ? scatter + at : nullptr, sums != nullptr ? sums + at : nullptr);
+        }
+      }
+    });
+  }
+  if (fused) {
+    parallel(parallel_for, C, divide_up(blocks.count(), C) * K * D, [&](int64_t first, int64_t last) {
+      for (int64_t c = first; c < last; ++c) {
+        const int64_t at = c * K * D;
+        if (blocks.first(c) == blocks.first(c + 1)) {
+          if (per_dimension != nullptr) fill(scatter + at, K * D, T(0));
+          if (sums != nullptr) fill(sums + at, K * D, T(0));
+        }
+        for (int64_t b = blocks.first(c) + 1; b < blocks.first(c + 1); ++b) {
+          const int64_t slot = blocks[b].slot * slot_size;
+          if (per_dimension != nullptr) add(scatter_slots + slot, K * D, scatter + at);
+          if (sums != nullptr) add(sums_slots + slot, K * D, sums + at);
+        }
+      }
+    });
+  }
+  if (groups.valid_rows() < N) {
+    const T nan = static_cast<T>(__builtin_nan(""));
+    fill(counts, C * K, nan);
+    fill(scatter, per_dimension != nullptr ? C * K * D : C * K, nan);
+    if (sums != nullptr) fill(sums, C * K * D, nan);
+  }
+}
+
+// dx = factor (x - mean) of one row; factor is one number or, per dimension, 2 scale grad[d].
+template <bool kPerDimension, bool kStream, class X, class T>
+void scale_deviation(const X* x, const T* mean, const T* next_mean, const T* grad, T scale, int64_t D, X* dx) {
+  const Vector<T> uniform = broadcast<T>(kPerDimension ? scale : scale * grad[0]);
+  const bool wide = D >= kLanes<T>;
+  int64_t d = 0;
+  for (; d + kLanes<T> <= D; d += kLanes<T>) {
+    Vector<T> factor = uniform;
+    if constexpr (kPerDimension) factor = uniform * load(grad + d);
+    prefetch_near(next_mean + d);
+    const Vector<T> value = factor * (load(x + d) - load(mean + d));
+    if constexpr (kStream) {
+      stream(dx + d, value);
+    } else {
+      store(dx + d, value);
+    }
+  }
+  if (d < D) {
+    const int rest = static_cast<int>(D - d);
+    Vector<T> factor = uniform;
+    if constexpr (kPerDimension) factor = uniform * load_last(grad + d, rest, wide);
+    store_last(dx + d, rest, factor * (load_last(x + d, rest, wide) - load_last(mean + d, rest, wide)));
+  }
+}
+
+template <class X>
+void statistics_backward_of(const StatisticsBackward& p, ParallelFor parallel_for) {
+  using T = typename ParameterOf<X>::Type;
+  const int64_t N = p.x.rows, D = p.x.dimension, C = p.mixture.classes, K = p.mixture.components;
+  const T* means = static_cast<const T*>(p.mixture.means);
+  const T* grad = static_cast<const T*>(p.grad_scatter);
+  const bool per_dimension = p.mixture.diagonal;
+  const int64_t* labels = p.mixture.labels;
+  const T scale = static_cast<T>(2 * p.scale);
+  const bool streaming = stream_rows(p.dx, N, D, static_cast<int64_t>(sizeof(X)));
+  // -1: a label or an assignment out of range
+  const auto component_of = [&](int64_t n) -> int64_t {
+    const int64_t c = labels == nullptr ? 0 : labels[n], k = p.assignment[n];
+    const bool valid =
+        static_cast<uint64_t>(c) < static_cast<uint64_t>(C) && static_cast<uint64_t>(k) < static_cast<uint64_t>(K);
+    return valid ? c * K + k : -1;
+  };
+  parallel(parallel_for, N, 2 * D, [&](int64_t first, int64_t last) {
+    int64_t next = component_of(first);
+    for (int64_t n = first; n < last; ++n) {
+      const int64_t ck = next;
+      if (n + 1 < last) next = component_of(n + 1);
+      X* dx = static_cast<X*>(p.dx) + n * D;
+      if (ck < 0) {
+        for (int64_t d = 0; d < D; ++d) narrow(static_cast<T>(__builtin_nan("")), dx + d);
+        continue;
+      }
+      const X* x = static_cast<const X*>(p.x.data) + n * p.x.stride;
+      const T* mean = means + ck * D;
+      const T* next_mean = means + larger<int64_t>(next, 0) * D;
+      if (per_dimension) {
+        if (streaming) {
+          scale_deviation<true, true>(x, mean, next_mean, grad + ck * D, scale, D, dx);
+        } else {
+          scale_deviation<true, false>(x, mean, next_mean, grad + ck * D, scale, D, dx);
+        }
+      } else if (streaming) {
+        scale_deviation<false, true>(x, mean, next_mean, grad + ck, scale, D, dx);
+      } else {
+        scale_deviation<false, false>(x, mean, next_mean, grad + ck, scale, D, dx);
+      }
+    }
+    if (streaming) finish_streaming();
+  });
+}

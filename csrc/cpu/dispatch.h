@@ -1,0 +1,20 @@
+// Which kernels run: the widest instruction set of this processor, unless another is asked for.
+#pragma once
+
+#include "problem.h"
+
+namespace cem_fast {
+
+const Kernels& kernels();
+
+}  // namespace cem_fast
+
+// The C interface of the library, for Python's ctypes.
+extern "C" {
+
+// The capability in force: "default", "avx2" or "avx512".
+__attribute__((visibility("default"))) const char* cem_fast_cpu_capability();
+
+// Puts a capability in force; 0 on success, 1 where it was not built or this processor lacks it.
+__attribute__((visibility("default"))) int cem_fast_cpu_select(const char* capability);
+}

@@ -1,0 +1,54 @@
+// Every kernel for one instruction set: the includer defines CEM_FAST_CAPABILITY (the namespace),
+// CEM_FAST_CAPABILITY_NAME and CEM_FAST_WIDTH (bytes of a vector), and puts the instruction set in force.
+
+namespace cem_fast {
+namespace CEM_FAST_CAPABILITY {
+
+#include "simd.h"
+#include "math.h"
+#include "distance.h"
+#include "mixture_log_prob.h"
+#include "mixture_moments.h"
+#include "component_statistics.h"
+#include "entropy_bound.h"
+
+// Calls f with a null pointer to the features' element type.
+template <class F>
+void for_element(Element element, const F& f) {
+  switch (element) {
+    case Element::kFloat:
+      return f(static_cast<const float*>(nullptr));
+    case Element::kDouble:
+      return f(static_cast<const double*>(nullptr));
+    case Element::kBFloat16:
+      return f(static_cast<const BFloat16*>(nullptr));
+    case Element::kHalf:
+      return f(static_cast<const Half*>(nullptr));
+  }
+}
+
+void statistics_forward(const StatisticsForward& p, ParallelFor f) {
+  for_element(p.x.element, [&]<class X>(const X*) { statistics_forward_of<X>(p, f); });
+}
+
+void statistics_backward(const StatisticsBackward& p, ParallelFor f) {
+  for_element(p.x.element, [&]<class X>(const X*) { statistics_backward_of<X>(p, f); });
+}
+
+void log_prob_forward(const LogProbForward& p, ParallelFor f) {
+  for_element(p.x.element, [&]<class X>(const X*) { log_prob_forward_of<X>(p, f); });
+}
+
+void log_prob_backward(const LogProbBackward& p, ParallelFor f) {
+  for_element(p.x.element, [&]<class X>(const X*) { log_prob_backward_of<X>(p, f); });
+}
+
+void mixture_moments(const MixtureMoments& p, ParallelFor f) {
+  for_element(p.x.element, [&]<class X>(const X*) { mixture_moments_of<X>(p, f); });
+}
+
+extern const Kernels kernels = {CEM_FAST_CAPABILITY_NAME, statistics_forward, statistics_backward, entropy_bound,
+                                log_prob_forward,         log_prob_backward,  mixture_moments};
+
+}  // namespace CEM_FAST_CAPABILITY
+}  // namespace cem_fast

@@ -1,0 +1,13 @@
+// Headers that the kernels use, read before an instruction set is put in force.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "problem.h"
+#include "rows.h"

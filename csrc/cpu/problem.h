@@ -1,0 +1,115 @@
+// The operations as plain structs of pointers: what the torch layer (and the sanitizer drivers) hand to the kernels.
+#pragma once
+
+#include <cstdint>
+
+namespace cem_fast {
+
+// Calls body(begin, end, context) on ranges that cover [0, items), possibly at the same time, `grain` items at least in
+// a range. Which thread gets which range never changes a result: items are fixed by the problem alone.
+using ParallelFor = void (*)(int64_t items, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
+
+enum class Element { kFloat, kDouble, kBFloat16, kHalf };
+
+// x [rows, dimension], unit stride along the dimension.
+struct Features {
+  const void* data;
+  int64_t stride;  // elements from one row to the next
+  Element element;
+  int64_t rows;
+  int64_t dimension;
+};
+
+// Parameters are double where the features are double and float otherwise. `variances` and `weights` may be null where
+// an operation does not use them; `labels` null puts every row in class 0.
+struct Mixture {
+  int64_t classes;
+  int64_t components;
+  const int64_t* labels;  // [rows]
+  const void* means;      // [classes, components, dimension]
+  const void* variances;  // [classes, components] or, if diagonal, [classes, components, dimension]
+  const void* weights;    // [classes, components]
+  bool diagonal;
+};
+
+struct StatisticsForward {
+  Features x;
+  Mixture mixture;  // variances and weights given: assign by posterior, else to the nearest mean
+  bool per_dimension;
+  void* counts;         // [classes, components]
+  void* scatter;        // [classes, components] or, per dimension, [classes, components, dimension]
+  void* sums;           // [classes, components, dimension] or null
+  int64_t* assignment;  // [rows]
+};
+
+struct StatisticsBackward {
+  Features x;
+  Mixture mixture;           // means and labels
+  const void* grad_scatter;  // [classes, components] or, if mixture.diagonal, [classes, components, dimension]
+  double scale;
+  const int64_t* assignment;  // [rows]
+  void* dx;                   // [rows, dimension], the features' element
+};
+
+struct EntropyBound {
+  bool is_double;
+  bool diagonal;
+  int64_t classes;
+  int64_t components;
+  int64_t dimension;
+  const void* counts;
+  const void* scatter;
+  const void* variances;
+  const void* weights;
+  const void* class_prior;
+  double num_samples;
+  const double* noise_variance;  // [noise_size]
+  int64_t noise_size;            // 1 or dimension
+  bool official;
+  double boost;
+  bool unbiased;
+  bool mean;
+  double threshold;
+  double gamma;
+  void* value;  // [1]
+  void* slope;  // the shape of variances: derivative of the value to the scatter
+};
+
+struct LogProbForward {
+  Features x;
+  Mixture mixture;
+  void* log_prob;          // [rows]
+  void* responsibilities;  // [rows, components] or null
+};
+
+struct LogProbBackward {
+  Features x;
+  Mixture mixture;
+  const void* grad;              // [rows]
+  const void* log_prob;          // [rows]
+  const void* responsibilities;  // [rows, components], or null: computed again
+  void* dx;                      // [rows, dimension], the features' element
+};
+
+struct MixtureMoments {
+  Features x;
+  Mixture mixture;
+  const void* row_weights;       // [rows]
+  const void* responsibilities;  // [rows, components], or null: computed again
+  void* s0;                      // [classes, components]
+  void* s1;                      // [classes, components, dimension]
+  void* s2;                      // the shape of variances
+};
+
+// One set of kernels for each instruction set. All accept zero rows.
+struct Kernels {
+  const char* capability;
+  void (*statistics_forward)(const StatisticsForward&, ParallelFor);
+  void (*statistics_backward)(const StatisticsBackward&, ParallelFor);
+  void (*entropy_bound)(const EntropyBound&, ParallelFor);
+  void (*log_prob_forward)(const LogProbForward&, ParallelFor);
+  void (*log_prob_backward)(const LogProbBackward&, ParallelFor);
+  void (*mixture_moments)(const MixtureMoments&, ParallelFor);
+};
+
+}  // namespace cem_fast
