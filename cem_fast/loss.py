@@ -1,0 +1,212 @@
+"""The CEM loss: a training penalty that raises the conditional entropy of inputs given released features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cem_fast.functional import conditional_entropy_bound
+from cem_fast.mixture import GaussianMixture
+from cem_fast.ops import validate
+from cem_fast.ops.entropy_bound import COVARIANCES, check_options
+from cem_fast.precision import FullPrecisionBuffers
+
+
+class CEMLoss(FullPrecisionBuffers):
+    """Conditional entropy maximization: the information that noisy features carry, as a loss to minimize.
+
+    ``L_C = sum_ck pi_ck ( -log pi_ck + 1/2 sum_d log((v_ckd + s2) / s2) )``, an upper bound on ``I(z; zhat)``
+
+    Fit it to the clean features of the training set once per epoch; each call then blends the batch into the fitted
+    mixture (Eq. 5-6), evaluates Eq. 7 and gives the encoder its gradient. Before the first fit the loss is an exact zero.
+    The caller scales it: ``loss = task + weight * cem(features, labels)``; useful weights are 0.1 to 3, start at 1.
+
+    The paper clusters noisy features without labels, its released code clean features per class, as here;
+    ``num_classes=1`` and ``labels=None`` give the first.
+
+    Args:
+        num_classes: classes C; 1 allows ``labels=None``.
+        num_components: mixture components K of each class.
+        noise_std: standard deviation of the noise added to the released features; a number or a ``[D]`` tensor.
+        covariance_type: ``spherical`` (one variance per component) or ``diag``.
+        variant: ``paper`` (Eq. 5-7) or ``official`` (what the authors' released code computes; spherical only).
+        gradient: ``unbiased``, the minibatch gradient of Eq. 7, whatever the batch size; or ``literal``, the derivative of
+            Eq. 5-7 as printed, which is ``batch / num_samples`` times that.
+        reduction: ``mean`` divides by D (nats per feature), ``sum`` is Eq. 7 in nats.
+        boost: factor on the batch's share in the blend; None is 1 for ``paper`` and 10 for ``official``.
+        threshold: share of the noise variance below which ``official`` stops shrinking a variance.
+        gamma: offset inside the logarithms of ``official``.
+        check_finite: whether to raise on NaN or infinite features; waits for the device.
+        check_labels: whether to raise on labels out of range everywhere; waits for the device. Eager CPU calls always do.
+        process_group: torch.distributed group over which batch statistics are summed.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Source: Eq. 5-8 and Algorithm 1 of Xia et al., "Theoretical Insights in Model Inversion Robustness and Conditional
+    Entropy Maximization for Collaborative Inference Systems", CVPR 2025.
+    """
+
+    always_double = frozenset({"num_samples", "noise_variance"})
+    num_samples: Tensor
+    noise_variance: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        num_components: int = 5,
+        noise_std: float | Tensor = 0.025,
+        covariance_type: str = "spherical",
+        variant: str = "paper",
+        gradient: str = "unbiased",
+        reduction: str = "mean",
+        boost: float | None = None,
+        threshold: float = 0.125,
+        gamma: float = 0.01,
+        check_finite: bool = False,
+        check_labels: bool = False,
+        process_group: Any = None,
+    ):
+        super().__init__()
+        if covariance_type not in COVARIANCES:
+            raise ValueError(f"covariance_type must be one of {', '.join(COVARIANCES)}, got {covariance_type!r}")
+        std = torch.as_tensor(noise_std, dtype=torch.float64).detach().clone()
+        if std.dim() > 1 or not bool((std > 0).all() and std.isfinite().all()):
+            raise ValueError(f"noise_std must be a positive number or a [D] tensor of them, got {noise_std}")
+        for name, value in (("threshold", threshold), ("gamma", gamma)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive, got {value}")
+        check_options(variant, gradient, reduction, boost, covariance_type == "diag", std.dim() == 1)
+        self.variant, self.gradient, self.reduction, self.boost = variant, gradient, reduction, boost
+        self.threshold, self.gamma = threshold, gamma
+        self.check_finite, self.check_labels, self.process_group = check_finite, check_labels, process_group
+        self.mixture = GaussianMixture(
+            num_components=num_components, num_classes=num_classes, covariance_type=covariance_type, algorithm="kmeans"
+        )
+        self.register_buffer("noise_variance", std.square().reshape(-1))
+        self.register_buffer("num_samples", torch.zeros((), dtype=torch.float64))
+        self.is_fitted = False
+
+    def extra_repr(self) -> str:
+        return f"variant={self.variant!r}, gradient={self.gradient!r}, reduction={self.reduction!r}"
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Returns the loss of one batch, a scalar in nats (per feature for ``reduction="mean"``).
+
+        Args:
+            features: clean encoder output ``[N, ...]``, before any noise; trailing dimensions are flattened.
+            labels: class of each row ``[N]``, integer; None is allowed for one class.
+        """
+        rows = self._rows(features)
+        if self.check_finite:
+            self._require_finite(rows, labels)
+        if self.check_labels and labels is not None:
+            validate.labels(labels, rows.shape[0], self.mixture.num_classes, rows.device)
+            validate.label_range(labels, self.mixture.num_classes)
+        if not self.is_fitted:
+            return rows.flatten()[:0].sum()
+        mixture = self.mixture
+        return conditional_entropy_bound(
+            rows,
+            mixture.means,
+            mixture.variances,
+            mixture.weights,
+            mixture.class_prior,
+            labels,
+            num_samples=self.num_samples,
+            noise_variance=self.noise_variance,
+            variant=self.variant,
+            gradient=self.gradient,
+            reduction=self.reduction,
+            boost=self.boost,
+            threshold=self.threshold,
+            gamma=self.gamma,
+            process_group=self.process_group,
+        )
+
+    def fit(self, features: Tensor, labels: Tensor | None = None, *, max_iter: int = 50, tol: float = 1e-4) -> CEMLoss:
+        """Fits the mixture to the clean features of the training set, starting from the last fit if there is one.
+
+        Args:
+            features: ``[N, ...]``, the whole training set's encoder output; trailing dimensions are flattened.
+            labels: class of each row ``[N]``, integer; None is allowed for one class.
+            max_iter: Lloyd iterations at the most.
+            tol: stops when the means move, squared, less than ``tol`` times the features' mean variance.
+        """
+        rows = self._rows(features.detach())
+        mixture = self.mixture
+        warm = mixture.is_fitted and mixture.means.shape[2] == rows.shape[1]
+        mixture.init = mixture.means.clone() if warm else "k-means++"
+        mixture.max_iter, mixture.tol = max_iter, tol
+        mixture.fit(rows, labels)
+        self._set_num_samples(rows.shape[0])
+        return self
+
+    @torch.no_grad()
+    def fit_loader(
+        self, encoder: nn.Module, loader: Iterable[Any], *, max_iter: int = 50, tol: float = 1e-4
+    ) -> CEMLoss:
+        """Fits the mixture to ``encoder(images)`` over a loader of ``(images, labels)`` batches, in evaluation mode."""
+        device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+        was_training = encoder.training
+        encoder.eval()
+        try:
+            batches = [(encoder(images.to(device)).flatten(1), labels.to(device)) for images, labels in loader]
+        finally:
+            encoder.train(was_training)
+        if not batches:
+            raise ValueError("loader must yield at least one batch of (images, labels), got none")
+        features, labels = (torch.cat(part) for part in zip(*batches))
+        return self.fit(features, labels, max_iter=max_iter, tol=tol)
+
+    def load_mixture(
+        self, *, means: Tensor, variances: Tensor, weights: Tensor, class_prior: Tensor, num_samples: int
+    ) -> CEMLoss:
+        """Sets the mixture instead of fitting it.
+
+        Args:
+            means: ``[C, K, D]``.
+            variances: ``[C, K]`` (spherical) or ``[C, K, D]`` (diag), positive.
+            weights: ``[C, K]``; rows sum to 1.
+            class_prior: ``[C]``; sums to 1.
+            num_samples: size of the training set.
+        """
+        if not num_samples > 0:
+            raise ValueError(f"num_samples must be positive, got {num_samples}")
+        self.mixture.set_parameters(means=means, variances=variances, weights=weights, class_prior=class_prior)
+        self._set_num_samples(num_samples)
+        return self
+
+    def _set_num_samples(self, value: int) -> None:
+        self.num_samples.fill_(value)
+        self.is_fitted = True
+
+    def _rows(self, features: Tensor) -> Tensor:
+        if not isinstance(features, Tensor):
+            raise TypeError(f"features must be a tensor of shape [N, ...], got {type(features).__name__}")
+        if features.dim() < 2:
+            raise ValueError(
+                f"features must have shape [N, ...] with at least two dimensions, got {tuple(features.shape)}"
+            )
+        if not features.is_floating_point():
+            raise TypeError(f"features must be a floating-point tensor, got {features.dtype}")
+        return features.flatten(1)
+
+    @staticmethod
+    def _require_finite(rows: Tensor, labels: Tensor | None) -> None:
+        bad = ~torch.isfinite(rows.detach()).all(1)
+        if bool(bad.any()):
+            row = int(bad.int().argmax())
+            of_class = "" if labels is None else f" of class {int(labels[row])}"
+            raise ValueError(
+                f"features must be finite, got NaN or infinity in {int(bad.sum())} rows, first row {row}{of_class}"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.is_fitted = float(self.num_samples) > 0

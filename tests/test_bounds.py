@@ -1,0 +1,113 @@
+"""The theorems against closed forms and Monte Carlo."""
+
+import math
+
+import pytest
+import torch
+from definitions import Mixture, log_prob
+
+from cem_fast import GaussianMixture, bounds
+
+
+def gaussian_channel(encoder, prior_std, noise_std, draws=200_000):
+    """z = A x + noise with x ~ N(0, prior_std^2 I): exact I(x; z), H(x|z), and the error of the posterior mean."""
+    D, d = encoder.shape
+    g = torch.Generator().manual_seed(0)
+    gram = torch.eye(D).double() + prior_std**2 / noise_std**2 * encoder @ encoder.T
+    information = 0.5 * torch.logdet(gram)
+    entropy = 0.5 * d * math.log(2 * math.pi * math.e * prior_std**2)
+    x = prior_std * torch.randn(draws, d, generator=g, dtype=torch.float64)
+    z = x @ encoder.T + noise_std * torch.randn(draws, D, generator=g, dtype=torch.float64)
+    posterior_precision = torch.eye(d).double() / prior_std**2 + encoder.T @ encoder / noise_std**2
+    estimate = z @ encoder @ torch.linalg.inv(posterior_precision) / noise_std**2
+    return information, entropy - information, (x - estimate).square().mean()
+
+
+def test_theorem_1_is_attained_by_a_scaled_orthogonal_encoder():
+    orthogonal = 1.7 * torch.linalg.qr(torch.randn(4, 4).double())[0]
+    information, conditional_entropy, error = gaussian_channel(orthogonal, prior_std=0.5, noise_std=0.3)
+    bound = bounds.mse_lower_bound(conditional_entropy, 4)
+    torch.testing.assert_close(error, bound, rtol=5e-3, atol=0)
+    torch.testing.assert_close(bounds.relative_mse_floor(information, 4), bound / 0.5**2)
+
+
+def test_theorem_1_is_strict_for_a_general_linear_encoder():
+    encoder = torch.diag(torch.tensor([3.0, 1.0, 0.2, 0.05])).double()
+    _, conditional_entropy, error = gaussian_channel(encoder, prior_std=0.5, noise_std=0.3)
+    assert error > 1.5 * bounds.mse_lower_bound(conditional_entropy, 4)
+
+
+@pytest.fixture(params=["spherical", "diag"])
+def known_mixture(request):
+    g = torch.Generator().manual_seed(3)
+    mixture = GaussianMixture(num_components=2, num_classes=3, covariance_type=request.param).double()
+    shape = (3, 2, 4) if request.param == "diag" else (3, 2)
+    mixture.set_parameters(
+        means=torch.randn(3, 2, 4, generator=g, dtype=torch.float64),
+        variances=0.02 + 0.3 * torch.rand(*shape, generator=g, dtype=torch.float64),
+        weights=torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.3, 0.7]]).double(),
+        class_prior=torch.tensor([0.2, 0.5, 0.3]).double(),
+    )
+    return mixture
+
+
+def noisy_entropy(mixture, noise_std, draws=100_000):
+    """Monte Carlo entropy of the mixture with noise on top, and its standard error."""
+    g = torch.Generator().manual_seed(1)
+    clean, _ = mixture.sample(draws, generator=g)
+    z = clean + noise_std * torch.randn(clean.shape, generator=g, dtype=torch.float64)
+    flat = Mixture(
+        mixture.means.flatten(0, 1)[None],
+        mixture.variances.flatten(0, 1)[None] + noise_std**2,
+        (mixture.class_prior[:, None] * mixture.weights).reshape(1, -1),
+    )
+    surprise = -log_prob(z, flat, torch.zeros(draws, dtype=torch.long))
+    return surprise.mean(), surprise.std() / math.sqrt(draws)
+
+
+@pytest.mark.parametrize("noise_std", [0.05, 0.5])
+def test_huber_bound_lies_above_the_true_entropy(known_mixture, noise_std):
+    entropy, se = noisy_entropy(known_mixture, noise_std)
+    bound = bounds.entropy_upper_bound(known_mixture, noise_std)
+    assert bound > entropy - 3 * se
+    assert bound < entropy + 2  # tight to the entropy of six weights, so it is no vacuous bound
+    noise_entropy = 4 * 0.5 * math.log(2 * math.pi * math.e * noise_std**2)
+    torch.testing.assert_close(bounds.plugin_information(known_mixture, noise_std), bound - noise_entropy)
+
+
+@pytest.mark.parametrize("noise_std", [0.05, 0.5])
+def test_heldout_information_of_the_true_mixture_is_the_information(known_mixture, noise_std):
+    entropy, se = noisy_entropy(known_mixture, noise_std)
+    information = entropy - 4 * 0.5 * math.log(2 * math.pi * math.e * noise_std**2)
+    features, _ = known_mixture.sample(50_000, generator=torch.Generator().manual_seed(9))
+    estimate, standard_error = bounds.heldout_information(
+        known_mixture, features, noise_std, generator=torch.Generator().manual_seed(2)
+    )
+    assert abs(estimate - information) < 4 * math.hypot(se, standard_error)
+    assert 0 < standard_error < 0.1
+
+
+def test_heldout_information_of_a_wrong_mixture_is_larger(known_mixture):
+    features, _ = known_mixture.sample(20_000, generator=torch.Generator().manual_seed(9))
+    right, _ = bounds.heldout_information(known_mixture, features, 0.3)
+    wrong, _ = bounds.heldout_information(known_mixture, features + 0.5, 0.3)
+    assert wrong > right + 0.5
+
+
+def test_noise_per_dimension(known_mixture):
+    noise = torch.full((4,), 0.3)
+    for bound in (bounds.entropy_upper_bound, bounds.plugin_information):
+        torch.testing.assert_close(bound(known_mixture, noise), bound(known_mixture, 0.3), rtol=1e-6, atol=0)
+
+
+def test_bad_input(known_mixture):
+    with pytest.raises(RuntimeError, match="not fitted"):
+        bounds.plugin_information(GaussianMixture(num_components=2), 0.1)
+    with pytest.raises(ValueError, match="noise_std must be a positive number"):
+        bounds.plugin_information(known_mixture, 0.0)
+    with pytest.raises(ValueError, match=r"noise_std must be a number or have shape \[4\], got \(3,\)"):
+        bounds.entropy_upper_bound(known_mixture, torch.ones(3))
+    with pytest.raises(ValueError, match="dimension must be positive, got 0"):
+        bounds.mse_lower_bound(1.0, 0)
+    with pytest.raises(ValueError, match=r"at least two rows for a standard error, got \(1, 4\)"):
+        bounds.heldout_information(known_mixture, torch.zeros(1, 4), 0.1)

@@ -1,0 +1,25 @@
+"""Two data-parallel ranks make the step of one process, however the batch is divided."""
+
+import pytest
+import torch
+import two_ranks
+from definitions import draw
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two_ranks")
+    torch.multiprocessing.spawn(two_ranks.train, (str(folder),), nprocs=2)
+    return torch.load(folder / "rank0.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("case", range(len(two_ranks.CASES)), ids=[str(c) for c in two_ranks.CASES])
+def test_two_ranks_equal_one_process(results, case):
+    sizes, covariance_type, variant = two_ranks.CASES[case]
+    encoder, loss = two_ranks.model_and_loss(None, covariance_type, variant)
+    x, labels, _ = draw(sum(sizes), 6, 3, 2, diag=False)
+    value = loss(encoder(x), labels)
+    value.backward()
+    got_value, got_grad = results[case]
+    torch.testing.assert_close(got_value, value.detach(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(got_grad, encoder.weight.grad, rtol=1e-10, atol=1e-14)

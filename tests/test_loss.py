@@ -1,0 +1,246 @@
+"""CEMLoss and CEMSchedule as a user meets them."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from definitions import draw, paper_bound
+
+from cem_fast import CEMLoss, CEMSchedule
+
+FEATURES = (4, 2, 3)  # channels, height, width: D = 24
+
+
+def data(rows=60, classes=3):
+    """Rows with two clear clusters in each class."""
+    labels = torch.arange(rows) % classes
+    cluster = torch.arange(rows) // classes % 2
+    noise = torch.rand(rows, *FEATURES, generator=torch.Generator().manual_seed(7))
+    return noise + (labels + 5 * cluster).view(-1, 1, 1, 1), labels
+
+
+def fitted(**options):
+    features, labels = data()
+    return CEMLoss(num_classes=3, num_components=2, noise_std=0.1, **options).fit(features, labels)
+
+
+def test_is_an_exact_zero_on_the_graph_before_the_first_fit():
+    features, labels = data()
+    features[0, 0, 0, 0] = float("nan")
+    leaf = features.requires_grad_()
+    value = CEMLoss(num_classes=3)(leaf, labels)
+    value.backward()
+    assert value == 0
+    assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+@pytest.mark.parametrize("covariance_type", ["spherical", "diag"])
+def test_loaded_mixture_gives_the_paper_value(covariance_type):
+    x, labels, mixture = draw(30, 24, 3, 2, diag=covariance_type == "diag")
+    prior = torch.tensor([0.2, 0.3, 0.5]).double()
+    loss = CEMLoss(num_classes=3, num_components=2, noise_std=0.3, covariance_type=covariance_type).double()
+    loss.load_mixture(**mixture._asdict(), class_prior=prior, num_samples=900)
+    want = paper_bound(x, labels, mixture, prior, 900, torch.tensor(0.3**2, dtype=torch.float64)) / 24
+    torch.testing.assert_close(loss(x.view(30, *FEATURES), labels), want, rtol=1e-12, atol=0)
+
+
+def test_descending_the_loss_shrinks_the_spread_within_components():
+    loss = fitted()
+    features, labels = data()
+    leaf = features.clone().requires_grad_()
+    before = loss(leaf, labels)
+    before.backward()
+    after = loss(features - 20 * leaf.grad, labels)
+    assert after < before
+
+
+def test_gradient_does_not_depend_on_accumulation():
+    loss = fitted(covariance_type="diag")
+    loss.num_samples.fill_(1e9)
+    features, labels = data()
+    leaf = features.clone().requires_grad_()
+    loss(leaf, labels).backward()
+    halves = features.clone().requires_grad_()
+    for rows in (slice(0, 30), slice(30, 60)):
+        (loss(halves[rows], labels[rows]) / 2).backward()
+    torch.testing.assert_close(leaf.grad, halves.grad, rtol=1e-4, atol=1e-8)
+
+
+def test_channels_last_equals_contiguous():
+    loss = fitted()
+    features, labels = data()
+    grads = []
+    for value in (features, features.to(memory_format=torch.channels_last)):
+        leaf = value.detach().requires_grad_()
+        loss(leaf, labels).backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
+def test_state_dict_round_trip_through_an_unfitted_loss():
+    loss, fresh = fitted(covariance_type="diag"), CEMLoss(num_classes=3, num_components=2, covariance_type="diag")
+    buffer = io.BytesIO()
+    torch.save(loss.state_dict(), buffer)
+    buffer.seek(0)
+    fresh.load_state_dict(torch.load(buffer, weights_only=True))
+    features, labels = data()
+    assert fresh.is_fitted
+    assert torch.equal(fresh(features, labels), loss(features, labels))
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies_compute_the_same(clone):
+    loss, (features, labels) = fitted(), data()
+    assert torch.equal(clone(loss)(features, labels), loss(features, labels))
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16"])
+def test_half_models_keep_a_full_precision_mixture(cast):
+    loss, (features, labels) = fitted(), data()
+    means, value = loss.mixture.means.clone(), loss(features, labels)
+    half = getattr(torch.nn.ModuleDict({"cem": loss}), cast)()["cem"]
+    assert torch.equal(half.mixture.means, means)
+    assert half.mixture.means.dtype == torch.float32
+    torch.testing.assert_close(half(getattr(features, cast)(), labels), value, rtol=1e-2, atol=0)
+
+
+def test_double_keeps_the_exact_noise_and_float_keeps_the_count():
+    loss = CEMLoss(num_classes=1, noise_std=0.05).float().double()
+    assert loss.noise_variance.item() == 0.05**2
+    assert loss.num_samples.dtype == torch.float64
+
+
+def test_refit_is_in_place_and_starts_from_the_last_fit():
+    loss, (features, labels) = fitted(), data()
+    addresses = [b.data_ptr() for b in loss.buffers()]
+    before = loss.mixture.means.clone()
+    loss.fit(features + 0.01, labels)
+    assert [b.data_ptr() for b in loss.buffers()] == addresses
+    torch.testing.assert_close(loss.mixture.means, before + 0.01)
+
+
+def test_compiled_training_step_sees_a_refit():
+    loss = CEMLoss(num_classes=3, num_components=2, noise_std=0.1)
+    features, labels = data()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert compiled(features, labels) == 0
+    loss.fit(features, labels)
+    torch.testing.assert_close(compiled(features, labels), loss(features, labels))
+    loss.fit(features * 2, labels)
+    torch.testing.assert_close(compiled(features, labels), loss(features, labels))
+
+
+def test_fit_loader_collects_features_in_evaluation_mode():
+    encoder = torch.nn.Sequential(torch.nn.Dropout(0.9), torch.nn.Flatten()).train()
+    features, labels = data()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(features, labels), batch_size=25)
+    loaded = CEMLoss(num_classes=3, num_components=1).fit_loader(encoder, loader)
+    direct = CEMLoss(num_classes=3, num_components=1).fit(features, labels)
+    assert encoder.training
+    assert loaded.num_samples == 60
+    torch.testing.assert_close(loaded.mixture.means, direct.mixture.means)
+
+
+def test_label_free_mixture():
+    features, _ = data()
+    loss = CEMLoss(num_classes=1, num_components=6, noise_std=0.1).fit(features)
+    assert loss(features).isfinite()
+
+
+def test_class_absent_from_the_batch_gets_no_gradient_and_no_nan():
+    loss, (features, labels) = fitted(), data()
+    rows = labels != 1
+    for variant in ("paper", "official"):
+        loss.variant = variant
+        leaf = features[rows].requires_grad_()
+        value = loss(leaf, labels[rows])
+        value.backward()
+        assert value.isfinite()
+        assert leaf.grad.isfinite().all()
+
+
+def test_official_reads_the_weights_of_the_right_class():
+    x, labels, mixture = draw(30, 24, 2, 2, diag=False)
+    skewed = mixture._replace(weights=torch.tensor([[0.9, 0.1], [0.2, 0.8]]).double())
+    loss = CEMLoss(num_classes=2, num_components=2, variant="official").double()
+    loss.load_mixture(**skewed._asdict(), class_prior=torch.full((2,), 0.5), num_samples=10**9)
+    only_second = loss(x[labels == 1], labels[labels == 1])
+    per_component = torch.log(skewed.variances[1] + 0.01) - torch.log(torch.tensor(0.125 * 0.025**2 + 0.01)).double()
+    torch.testing.assert_close(only_second, (skewed.weights[1] * per_component).sum(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        (dict(num_classes=0), ValueError, "num_classes must be a positive integer, got 0"),
+        (dict(num_components=0), ValueError, "num_components must be a positive integer, got 0"),
+        (dict(noise_std=0), ValueError, "noise_std must be a positive number .* got 0"),
+        (dict(noise_std=-1.0), ValueError, "noise_std must be a positive number .* got -1.0"),
+        (dict(noise_std=float("nan")), ValueError, "noise_std must be a positive number .* got nan"),
+        (dict(covariance_type="full"), ValueError, "covariance_type must be one of spherical, diag, got 'full'"),
+        (dict(variant="theirs"), ValueError, "variant must be one of paper, official"),
+        (dict(variant="official", reduction="sum"), ValueError, "reduction must be mean, got 'sum'"),
+        (dict(variant="official", covariance_type="diag"), ValueError, "spherical variances only"),
+        (dict(gamma=0.0), ValueError, "gamma must be positive, got 0.0"),
+        (dict(boost=-1.0), ValueError, "boost must be positive, got -1.0"),
+    ],
+)
+def test_bad_settings(options, error, message):
+    with pytest.raises(error, match=message):
+        CEMLoss(**(dict(num_classes=3) | options))
+
+
+def test_bad_features_and_labels():
+    features, labels = data()
+    loss = fitted(check_finite=True, check_labels=True)
+    with pytest.raises(TypeError, match=r"features must be a tensor of shape \[N, ...\], got list"):
+        loss([1.0], labels)
+    with pytest.raises(ValueError, match=r"at least two dimensions, got \(60,\)"):
+        loss(torch.rand(60), labels)
+    with pytest.raises(TypeError, match="features must be a floating-point tensor, got torch.int64"):
+        loss(labels.view(-1, 1), labels)
+    with pytest.raises(ValueError, match=r"with D = 24 as in means, got \(60, 5\)"):
+        loss(torch.rand(60, 5), labels)
+    with pytest.raises(TypeError, match="x must be float32, float16 or bfloat16 .* got torch.float64"):
+        loss(features.double(), labels)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\), got 5 at index 7"):
+        loss(features, labels.index_fill(0, torch.tensor([7]), 5))
+    features[8, 0] = float("inf")
+    with pytest.raises(ValueError, match="NaN or infinity in 1 rows, first row 8 of class 2"):
+        loss(features, labels)
+
+
+def test_bad_fit_leaves_the_old_mixture_in_force():
+    loss, (features, labels) = fitted(), data()
+    before = copy.deepcopy(loss.state_dict())
+    broken = features.clone()
+    broken[0] = float("nan")
+    with pytest.raises(ValueError, match="x must be finite, got 1 rows with NaN or infinity"):
+        loss.fit(broken, labels)
+    with pytest.raises(ValueError, match="num_samples must be positive, got 0"):
+        loss.load_mixture(
+            **{k: getattr(loss.mixture, k) for k in ("means", "variances", "weights", "class_prior")}, num_samples=0
+        )
+    mixture = loss.mixture
+    with pytest.raises(ValueError, match=r"variances must have shape .* got \(3, 2, 24\)"):
+        loss.load_mixture(
+            means=mixture.means,
+            variances=torch.ones(3, 2, 24),
+            weights=mixture.weights,
+            class_prior=mixture.class_prior,
+            num_samples=60,
+        )
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+
+
+def test_schedules():
+    assert CEMSchedule(2.0).weight_at(epoch=3, learning_rate=0.05) == 2.0
+    official = CEMSchedule(16.0, kind="official")
+    assert official.weight_at(epoch=1, learning_rate=0.05) == pytest.approx(0.32)
+    assert official.weight_at(epoch=200, learning_rate=0.0004) == 16.0
+    with pytest.raises(ValueError, match="weight must be a number >= 0, got -1"):
+        CEMSchedule(-1)
+    with pytest.raises(ValueError, match="kind must be one of constant, official, got 'linear'"):
+        CEMSchedule(1, kind="linear")

@@ -1,0 +1,241 @@
+"""GaussianMixture: fits, hard cases and scikit-learn's meanings."""
+
+import pytest
+import torch
+from definitions import Mixture, log_prob
+
+from cem_fast import GaussianMixture
+from cem_fast.mixture import kmeans_plus_plus, squared_distance
+
+
+def blobs(rows=600, dimension=5, classes=3, components=2, spread=0.05, seed=0):
+    """Well separated clusters: rows, classes, and the true component of each row."""
+    g = torch.Generator().manual_seed(seed)
+    centers = torch.randn(classes, components, dimension, generator=g) * 3
+    labels = torch.randint(0, classes, (rows,), generator=g)
+    component = torch.randint(0, components, (rows,), generator=g)
+    x = centers[labels, component] + spread * torch.randn(rows, dimension, generator=g)
+    return x, labels, component, centers
+
+
+@pytest.mark.parametrize("algorithm", ["em", "kmeans"])
+@pytest.mark.parametrize("covariance_type", ["spherical", "diag"])
+def test_recovers_separated_clusters(algorithm, covariance_type):
+    x, labels, component, centers = blobs()
+    mixture = GaussianMixture(
+        num_components=2, num_classes=3, algorithm=algorithm, covariance_type=covariance_type
+    ).fit(x, labels)
+    distance = torch.cdist(mixture.means, centers).min(2).values
+    assert distance.max() < 0.05
+    torch.testing.assert_close(mixture.variances, torch.full_like(mixture.variances, 0.05**2), rtol=0.6, atol=0)
+    torch.testing.assert_close(mixture.weights.sum(1), torch.ones(3))
+    torch.testing.assert_close(mixture.class_prior, torch.bincount(labels) / 600)
+    assert mixture.counts.sum() == 600
+    assert mixture.converged_
+    found = mixture.predict(x, labels)
+    for c in range(3):
+        rows = labels == c
+        agree = (found[rows] == component[rows]).float().mean()
+        assert agree in (0, 1)
+
+
+def test_lloyd_from_a_given_start_equals_a_plain_loop():
+    x = torch.randn(300, 4, dtype=torch.float64)
+    start = x[:3].clone()
+    mixture = GaussianMixture(num_components=3, algorithm="kmeans", init=start[None], max_iter=4, tol=0.0).fit(x)
+    means = start
+    for _ in range(4):
+        nearest = torch.cdist(x, means).argmin(1)
+        means = torch.stack([x[nearest == k].mean(0) for k in range(3)])
+    torch.testing.assert_close(mixture.means[0], means)
+    inertia = (torch.cdist(x, means).min(1).values ** 2).mean()
+    assert mixture.lower_bound_ == pytest.approx(-float(inertia), rel=1e-9)
+
+
+@pytest.mark.parametrize("covariance_type", ["spherical", "diag"])
+def test_em_equals_a_plain_loop_and_never_loses_likelihood(covariance_type):
+    x = torch.randn(200, 3, dtype=torch.float64) + torch.randint(0, 2, (200, 1)) * 2
+    start = x[:2].clone()
+    diag = covariance_type == "diag"
+    options = dict(
+        num_components=2,
+        covariance_type=covariance_type,
+        init=start[None],
+        tol=0.0,
+        reg_covar=1e-6,
+        init_variances=torch.ones(1, 2, 3) if diag else torch.ones(1, 2),
+        init_weights=torch.full((1, 2), 0.5),
+    )
+    means, variances, weights = start, torch.ones(2, 3).double(), torch.full((2,), 0.5).double()
+    scores = []
+    for iteration in range(1, 8):
+        per_component = torch.stack(
+            [torch.distributions.Normal(m, v.sqrt()).log_prob(x).sum(1) for m, v in zip(means, variances)], 1
+        )
+        joint = per_component + weights.log()
+        scores.append(float(torch.logsumexp(joint, 1).mean()))
+        r = torch.softmax(joint, 1)
+        n = r.sum(0)
+        means = (r.T @ x) / n[:, None]
+        variances = torch.stack([(r[:, k : k + 1] * (x - means[k]) ** 2).sum(0) / n[k] for k in range(2)]) + 1e-6
+        variances = variances if diag else variances.mean(1, keepdim=True).expand(2, 3)
+        weights = n / len(x)
+        mixture = GaussianMixture(max_iter=iteration, **options).fit(x)
+        torch.testing.assert_close(mixture.means[0], means)
+        torch.testing.assert_close(mixture.variances[0], variances if diag else variances[:, 0])
+        torch.testing.assert_close(mixture.weights[0], weights)
+        assert mixture.lower_bound_ == pytest.approx(scores[-1], rel=1e-9)
+    assert all(b >= a for a, b in zip(scores, scores[1:]))
+
+
+def test_scores_and_probabilities_with_and_without_labels():
+    x, labels, _, _ = blobs(spread=1.0)
+    mixture = GaussianMixture(num_components=2, num_classes=3).fit(x, labels)
+    parameters = [t.double() for t in (mixture.means, mixture.variances, mixture.weights)]
+    conditional = torch.stack(
+        [log_prob(x.double(), Mixture(*parameters), torch.full_like(labels, c)) for c in range(3)], 1
+    )
+    torch.testing.assert_close(
+        mixture.score_samples(x, labels).double(),
+        conditional.gather(1, labels[:, None]).squeeze(1),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    marginal = torch.logsumexp(conditional + mixture.class_prior.double().log(), 1)
+    torch.testing.assert_close(mixture.score_samples(x).double(), marginal, rtol=1e-4, atol=1e-4)
+    assert mixture.predict_proba(x, labels).shape == (600, 2)
+    flat = mixture.predict_proba(x)
+    torch.testing.assert_close(flat.sum(1), torch.ones(600))
+    assert torch.equal(mixture.predict(x), flat.argmax(1))
+
+
+def test_samples_have_the_moments_of_the_mixture():
+    x, labels, _, _ = blobs(spread=1.0)
+    mixture = GaussianMixture(num_components=2, num_classes=3).fit(x, labels)
+    drawn, component = mixture.sample(20_000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.mean(0), x.mean(0), rtol=0, atol=0.15)
+    pi = (mixture.class_prior[:, None] * mixture.weights).flatten()
+    torch.testing.assert_close(torch.bincount(component, minlength=6) / 20_000, pi, rtol=0, atol=0.02)
+
+
+def test_information_criteria_count_the_parameters():
+    x = torch.randn(100, 3)
+    mixture = GaussianMixture(num_components=2).fit(x)
+    log_likelihood = float(mixture.score_samples(x).double().sum())
+    assert mixture.aic(x) == pytest.approx(2 * (6 + 6 + 1) - 2 * log_likelihood)
+    assert mixture.bic(x) == pytest.approx((6 + 6 + 1) * torch.tensor(100.0).log().item() - 2 * log_likelihood)
+
+
+def test_restarts_keep_the_best_of_each_class():
+    x, labels, _, _ = blobs(components=4, spread=0.3)
+    options = dict(num_components=4, num_classes=3, algorithm="kmeans")
+    once = [
+        GaussianMixture(**options, generator=torch.Generator().manual_seed(s)).fit(x, labels).lower_bound_
+        for s in range(3)
+    ]
+    best = GaussianMixture(**options, num_init=5, generator=torch.Generator().manual_seed(0)).fit(x, labels)
+    assert best.lower_bound_ >= once[0]
+
+
+def test_the_generator_decides():
+    x, labels, _, _ = blobs(spread=1.0)
+    fits = [
+        GaussianMixture(num_components=3, num_classes=3, generator=torch.Generator().manual_seed(5)).fit(x, labels)
+        for _ in range(2)
+    ]
+    torch.testing.assert_close(fits[0].means, fits[1].means)
+
+
+def test_common_offset_and_tiny_spread():
+    x, labels, _, centers = blobs(spread=0.05)
+    shifted = GaussianMixture(num_components=2, num_classes=3, algorithm="kmeans").fit(x * 1e-3 + 1000, labels)
+    near = torch.cdist(shifted.means.double(), centers.double() * 1e-3 + 1000).min(2).values
+    assert near.max() < 1e-3
+
+
+def test_fewer_rows_than_components_warns_once_and_keeps_weights_that_sum_to_one():
+    x, labels = torch.randn(7, 4), torch.tensor([0, 0, 0, 0, 0, 1, 1])
+    for algorithm in ("kmeans", "em"):
+        with pytest.warns(UserWarning, match="fewer distinct rows than num_components=4") as caught:
+            mixture = GaussianMixture(num_components=4, num_classes=3, algorithm=algorithm).fit(x, labels)
+        assert len(caught) == 1
+        torch.testing.assert_close(mixture.weights.sum(1), torch.ones(3))
+        assert mixture.class_prior[2] == 0
+        assert all(t.isfinite().all() for t in mixture.state_dict().values())
+        assert mixture.score_samples(x, labels).isfinite().all()
+
+
+def test_duplicates_and_constant_features():
+    x = torch.ones(20, 3)
+    with pytest.warns(UserWarning, match="fewer distinct rows"):
+        mixture = GaussianMixture(num_components=3, algorithm="kmeans").fit(x)
+    torch.testing.assert_close(mixture.means, torch.ones(1, 3, 3))
+    assert (mixture.variances >= 1e-7).all()
+    assert mixture.weights.tolist() == [[1, 0, 0]]
+
+
+def test_an_empty_cluster_is_reseeded():
+    x = torch.cat([torch.randn(50, 2), torch.randn(50, 2) + 20])
+    start = torch.tensor([[[10.0, 10.0], [500.0, 500.0]]])
+    mixture = GaussianMixture(num_components=2, algorithm="kmeans", init=start).fit(x)
+    assert mixture.counts.flatten().tolist() == [50, 50]
+
+
+def test_kmeans_plus_plus_picks_rows_of_the_class_far_from_each_other():
+    x, labels, _, centers = blobs(components=4, spread=0.01)
+    means = kmeans_plus_plus(x, labels, 3, 4)
+    for c in range(3):
+        assert all((x[labels == c] == mean).all(1).any() for mean in means[c])
+        assert torch.cdist(centers[c], means[c]).min(1).values.max() < 0.2
+
+
+def test_squared_distance_is_exact():
+    x, labels, _, centers = blobs(spread=1.0)
+    truth = (x.double() - centers[labels, 0].double()).square().sum(1)
+    torch.testing.assert_close(squared_distance(x, centers[:, 0], labels).double(), truth, rtol=1e-5, atol=1e-6)
+
+
+def test_float64_rows_give_a_float64_mixture_and_state_round_trips():
+    x, labels, _, _ = blobs()
+    mixture = GaussianMixture(num_components=2, num_classes=3).fit(x.double(), labels)
+    assert mixture.means.dtype == torch.float64
+    fresh = GaussianMixture(num_components=2, num_classes=3).double()
+    fresh.load_state_dict(mixture.state_dict())
+    assert torch.equal(fresh.score_samples(x.double()), mixture.score_samples(x.double()))
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        (dict(num_components=0), ValueError, "num_components must be a positive integer, got 0"),
+        (
+            dict(covariance_type="banded"),
+            ValueError,
+            "covariance_type must be one of diag, spherical, tied, full, got 'banded'",
+        ),
+        (dict(covariance_type="full"), NotImplementedError, "covariance_type='full' cannot be fitted yet"),
+        (dict(algorithm="vb"), ValueError, "algorithm must be one of em, kmeans, got 'vb'"),
+        (dict(init="random"), ValueError, r"init must be 'k-means\+\+' or a tensor"),
+        (dict(tol=-1.0), ValueError, "tol and reg_covar must not be negative, got -1.0"),
+    ],
+)
+def test_bad_settings(options, error, message):
+    with pytest.raises(error, match=message):
+        GaussianMixture(**(dict(num_components=2) | options))
+
+
+def test_bad_rows():
+    x, labels, _, _ = blobs()
+    mixture = GaussianMixture(num_components=2, num_classes=3)
+    with pytest.raises(RuntimeError, match="not fitted"):
+        mixture.score_samples(x)
+    with pytest.raises(ValueError, match="labels may be None only for one class"):
+        mixture.fit(x)
+    with pytest.raises(ValueError, match=r"x must have at least one row, got \(0, 5\)"):
+        mixture.fit(x[:0], labels[:0])
+    with pytest.raises(ValueError, match="x must be finite, got 2 rows"):
+        mixture.fit(x.index_fill(0, torch.tensor([1, 2]), float("inf")), labels)
+    with pytest.raises(TypeError, match="x must be a floating-point tensor"):
+        mixture.fit(labels[:, None], labels)
+    with pytest.raises(ValueError, match=r"init must have shape \[C, K, D\] = \(3, 2, 5\), got \(3, 2, 4\)"):
+        GaussianMixture(num_components=2, num_classes=3, init=torch.zeros(3, 2, 4)).fit(x, labels)
