@@ -1,0 +1,139 @@
+"""Networks that rebuild images from features."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PreActivationBlock(nn.Module):
+    """A residual block: normalization and ReLU come before each of its two convolutions.
+
+    Args:
+        channels_in: channels of the input.
+        channels_out: channels of the output; where they differ, a normalized 1x1 convolution carries the shortcut.
+
+    Source:
+        He et al., "Identity mappings in deep residual networks", ECCV 2016.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.BatchNorm2d(channels_in),
+            nn.ReLU(),
+            nn.Conv2d(channels_in, channels_out, 3, padding=1),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, bias=False), nn.BatchNorm2d(channels_out)
+            )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.shortcut(hidden) + self.residual(hidden)
+
+
+class ResNormDecoder(nn.Sequential):
+    """Residual decoder with normalization: 8 blocks of 64 channels between a first and a last block, upsampled at the end.
+
+    Its layout is deduced from the published size: 711,539 parameters from 8x8x8 features to 3x32x32 images.
+
+    Args:
+        feature_shape: ``(channels, height, width)`` of the features.
+        images: the attacker's images ``[N, C, H, W]``, of which only the shape matters here.
+
+    Source:
+        Xia et al., CVPR 2025 (their decoder attack, with 8 blocks and 64 channels).
+    """
+
+    learning_rate = 2e-3
+
+    def __init__(self, feature_shape: tuple[int, int, int], images: Tensor):
+        blocks, width = 8, 64
+        channels, height, _ = images.shape[1:]
+        layers: list[nn.Module] = [PreActivationBlock(feature_shape[0], width)]
+        layers += [PreActivationBlock(width, width) for _ in range(blocks)]
+        for _ in range(_doublings(feature_shape[1], height)):
+            layers.append(nn.ConvTranspose2d(width, width, 3, stride=2, padding=1, output_padding=1))
+            layers.append(nn.BatchNorm2d(width))
+        super().__init__(*layers, _Resize(images.shape[2:]), PreActivationBlock(width, channels), nn.Sigmoid())
+
+
+class SlimDecoder(nn.Module):
+    """Small decoder for a CPU: ``mean image + spread * (local(z) + global(z))``.
+
+    The local part is convolutions at the features' own resolution, whose channels are laid out as pixels at the end. The global part,
+    fully connected through a narrow layer, sees the whole feature map at once and knows where on the image it is.
+
+    Args:
+        feature_shape: ``(channels, height, width)`` of the features.
+        images: the attacker's images ``[N, C, H, W]``: the network starts from their mean and spread.
+        width: channels of the local part.
+        narrow: width of the global part's hidden layer.
+        dropout: share of that layer that is dropped in training.
+
+    Source:
+        Shi et al., "Real-time single image and video super-resolution using an efficient sub-pixel convolutional neural network", CVPR
+        2016 (channels laid out as pixels).
+    """
+
+    learning_rate = 1e-2
+
+    def __init__(
+        self,
+        feature_shape: tuple[int, int, int],
+        images: Tensor,
+        *,
+        width: int = 24,
+        narrow: int = 128,
+        dropout: float = 0.3,
+    ):
+        super().__init__()
+        channels, height, _ = shape = images.shape[1:]
+        factor = 2 ** _doublings(feature_shape[1], height)
+        self.local = nn.Sequential(
+            nn.Conv2d(feature_shape[0], width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, channels * factor**2, 3, padding=1),
+            nn.PixelShuffle(factor),
+            _Resize(shape[1:]),
+        )
+        last = nn.Linear(narrow, math.prod(shape))
+        nn.init.zeros_(last.weight)
+        self.global_ = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(math.prod(feature_shape), narrow),
+            nn.BatchNorm1d(narrow),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            last,
+            nn.Unflatten(1, tuple(shape)),
+        )
+        mean = images.mean(0)
+        self.register_buffer("mean", mean)
+        self.register_buffer("spread", (images - mean).square().mean().sqrt())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.mean + self.spread * (self.local(features) + self.global_(features))
+
+
+class _Resize(nn.Module):
+    """Brings images to their size where doubling the features' does not give it exactly."""
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self.size = tuple(size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images if images.shape[2:] == self.size else F.interpolate(images, self.size, mode="bilinear")
+
+
+def _doublings(small: int, large: int) -> int:
+    return max(0, math.ceil(math.log2(large / small)))

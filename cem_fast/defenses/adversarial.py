@@ -1,0 +1,89 @@
+"""Adversarial representation learning: the encoder is trained against a decoder that tries to invert it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cem_fast.defenses.base import Defense
+from cem_fast.seeding import seeded
+from cem_fast.split import SplitModel
+
+
+class ProxyDecoder(nn.Module):
+    """Rebuilds images from released features: the adversary inside the defense, which is not the attacker's network.
+
+    Args:
+        feature_shape: ``(channels, height, width)`` of the features.
+        image_shape: ``(channels, height, width)`` of the images.
+        width: channels of its first layer; later layers have half of it.
+    """
+
+    def __init__(self, feature_shape: tuple[int, int, int], image_shape: tuple[int, int, int], width: int = 32):
+        super().__init__()
+        self.size = image_shape[1:]
+        self.first = nn.Conv2d(feature_shape[0], width, 3, padding=1)
+        doublings = max(0, round(math.log2(image_shape[1] / feature_shape[1])))
+        widths = [width] + [width // 2] * doublings
+        self.middle = nn.ModuleList(
+            nn.Conv2d(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.last = nn.Conv2d(widths[-1], image_shape[0], 3, padding=1)
+
+    def forward(self, released: Tensor) -> Tensor:
+        hidden = F.relu(self.first(released))
+        for convolution in self.middle:
+            hidden = F.relu(convolution(F.interpolate(hidden, scale_factor=2.0)))
+        if hidden.shape[2:] != self.size:
+            hidden = F.interpolate(hidden, self.size)
+        return torch.sigmoid(self.last(hidden))
+
+
+class AdversarialRepresentation(Defense):
+    """Adds ``weight * relu(1 - mse_proxy / variance)`` to the loss: the share of the images' variance that a proxy decoder explains.
+
+    The proxy learns on the released features of training images, one Adam step after every step of the network. Measured against the
+    variance of the images about their mean, its success has no unit, and the penalty ends where the proxy does no better than the mean.
+
+    Args:
+        adversary_weight: weight of the penalty.
+        seed: seed of the proxy's initial weights.
+
+    Raises:
+        ValueError: ``adversary_weight`` is not positive.
+
+    Source:
+        Xiao et al., "Adversarial learning of privacy-preserving and task-oriented representations", AAAI 2020; Li et al., "ResSFL: a
+        resistance transfer framework for defending model inversion attack in split federated learning", CVPR 2022.
+    """
+
+    def __init__(self, *, adversary_weight: float, seed: int = 0):
+        super().__init__()
+        if not adversary_weight > 0:
+            raise ValueError(f"adversary_weight must be positive, got {adversary_weight}")
+        self.adversary_weight = adversary_weight
+        self.seed = seed
+
+    def start(self, model: SplitModel, images: Tensor) -> None:
+        was_training = model.training
+        with torch.no_grad():
+            features = model.eval().encoder(images[:1])
+        model.train(was_training)
+        with seeded(self.seed, "proxy decoder"):
+            self.proxy = ProxyDecoder(tuple(features.shape[1:]), tuple(images.shape[1:])).to(images.device)
+        self.optimizer = torch.optim.Adam(self.proxy.parameters(), lr=2e-3)
+        self.variance = (images - images.mean(0)).square().mean()
+
+    def penalty(self, images: Tensor, features: Tensor, released: Tensor, labels: Tensor) -> Tensor:
+        self.proxy.requires_grad_(False)  # the gradient is for the encoder alone
+        unexplained = F.mse_loss(self.proxy(released), images) / self.variance
+        return self.adversary_weight * F.relu(1 - unexplained)
+
+    def after_step(self, images: Tensor, released: Tensor) -> None:
+        self.proxy.requires_grad_(True)
+        self.optimizer.zero_grad()
+        F.mse_loss(self.proxy(released), images).backward()
+        self.optimizer.step()

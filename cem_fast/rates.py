@@ -1,0 +1,34 @@
+"""The learning rate over a training run: up along a cosine, then down along one to zero."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def one_cycle(optimizer: Optimizer, *, steps: int, warmup: float) -> LambdaLR:
+    """Scales the optimizer's learning rate from 1/25 to 1 over the warm-up, and then down to 0 at the last step.
+
+    Unlike torch's own OneCycleLR, it is defined for every number of steps, one included.
+
+    Args:
+        optimizer: its learning rate is the peak.
+        steps: steps of the whole run, at least 1.
+        warmup: share of them that warms up.
+
+    Returns:
+        The scheduler; call its ``step`` after every step of the optimizer.
+
+    Source:
+        Smith and Topin, "Super-convergence: very fast training of neural networks using large learning rates", 2019.
+    """
+    rising = max(1, round(warmup * steps))
+
+    def scale(step: int) -> float:
+        if step < rising:
+            return 1 - 0.96 * (1 + math.cos(math.pi * step / rising)) / 2
+        return (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) / 2
+
+    return LambdaLR(optimizer, scale)

@@ -1,0 +1,66 @@
+"""Encoder | decoder partition of a network: what runs on the user's device and what runs in the cloud."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SplitModel(nn.Module):
+    """A network cut in two: ``forward(x) = decoder(encoder(x))``.
+
+    Args:
+        encoder: the part on the user's device, images -> features.
+        decoder: the part in the cloud, released features -> logits.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decoder(self.encoder(images))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters; the CPU when there are none."""
+        first = next(self.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    @classmethod
+    def from_sequential(cls, network: nn.Sequential, cut: int, bottleneck: int = 0) -> SplitModel:
+        """Cuts any ``nn.Sequential`` in two; the modules are shared, not copied.
+
+        Noise of a fixed standard deviation means nothing on features whose scale can grow. A bottleneck ends in a Sigmoid and so
+        bounds them; without one, end the encoder in a bounded activation yourself.
+
+        Args:
+            network: modules from images to logits.
+            cut: how many of its modules stay on the user's device, 1 to ``len(network) - 1``.
+            bottleneck: channels of the features that leave the device; 0 for no bottleneck.
+
+        Returns:
+            ``SplitModel(network[:cut], network[cut:])``, with a :class:`Compress` / :class:`Expand` pair between them if asked for.
+
+        Raises:
+            TypeError: ``network`` is not an ``nn.Sequential``.
+            ValueError: ``cut`` is out of range, or a bottleneck is asked for where the encoder has no convolution.
+        """
+        if not isinstance(network, nn.Sequential):
+            raise TypeError(f"network must be an nn.Sequential, got {type(network).__name__}")
+        if not 1 <= cut < len(network):
+            raise ValueError(f"cut must be between 1 and {len(network) - 1} for {len(network)} modules, got {cut}")
+        if bottleneck < 0:
+            raise ValueError(f"bottleneck must be a number of channels or 0, got {bottleneck}")
+        from cem_fast.models.bottleneck import Compress, Expand  # here, because models/ is built on SplitModel
+
+        encoder, decoder = list(network[:cut]), list(network[cut:])
+        if bottleneck:
+            convolutions = [m for part in encoder for m in part.modules() if isinstance(m, nn.Conv2d)]
+            if not convolutions:
+                raise ValueError(f"a bottleneck needs a Conv2d before the cut, got none in the first {cut} modules")
+            channels = convolutions[-1].out_channels
+            encoder.append(Compress(channels, bottleneck))
+            decoder.insert(0, Expand(bottleneck, channels))
+        return cls(nn.Sequential(*encoder), nn.Sequential(*decoder))

