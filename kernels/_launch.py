@@ -1,0 +1,57 @@
+"""Host code shared by the launchers: configurations of the device at hand, contiguous arguments, and the launch itself."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from cem_fast.kernels import _configs
+from cem_fast.kernels._configs import Config
+from torch import Tensor
+
+
+@functools.cache
+def _architecture(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def configuration(family: str, like: Tensor) -> Config:
+    architecture = _architecture(like.device.index) if like.is_cuda else "*"
+    return _configs.config(family, like.element_size(), architecture)
+
+
+def multiprocessors(like: Tensor) -> int:
+    return _multiprocessors(like.device.index) if like.is_cuda else _configs.DEFAULT_MULTIPROCESSORS
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """Rows may lie anywhere, but the elements of one must be neighbors."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def options(config: Config) -> dict[str, Any]:
+    """How a kernel is compiled; everything that would otherwise be a default of the Triton at hand is spelled out."""
+    limit = {} if torch.version.hip else {"maxnreg": _configs.MAX_REGISTERS}
+    return dict(num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True, **limit)
+
+
+def launch(kernel: Any, programs: int, config: Config, like: Tensor, *args: Any, **constants: Any) -> None:
+    """Runs ``programs`` programs on the current stream of ``like``'s device."""
+    # tensors on the CPU mean the interpreter, whose numpy warns where a GPU would not
+    with torch.cuda.device(like.device) if like.is_cuda else np.errstate(all="ignore"):
+        kernel[(programs,)](*args, **constants, **options(config))
+
+
+def cdiv(a: int, b: int) -> int:
+    return triton.cdiv(a, b)

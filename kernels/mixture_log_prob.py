@@ -1,0 +1,388 @@
+"""Log-likelihood of rows under the mixture of their own class, its gradient in x, and the moments for its parameters."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from cem_fast.kernels._configs import block_k
+from cem_fast.kernels._distance import distances, split_distances
+from cem_fast.kernels._grouping import group
+from cem_fast.kernels._launch import cdiv, configuration, launch, unit_stride
+from cem_fast.kernels._reduce import Partials
+from cem_fast.kernels._rows import find_segment, load_tile, rows_of, store_size
+from torch import Tensor
+
+LOG_2PI: tl.constexpr = tl.constexpr(1.8378770664093453)
+
+# Where the forward kept no responsibilities, the backward makes them for at most this many elements of [rows, K] at a time.
+RECOMPUTED_ELEMENTS = 1 << 22
+
+
+@triton.jit(do_not_specialize=["N", "C", "K", "P", "grouping", "splits", "with_responsibilities"])
+def mixture_log_prob_fwd_kernel(
+    x_ptr,
+    stride,
+    means_ptr,
+    variances_ptr,
+    weights_ptr,
+    index_ptr,
+    offsets_ptr,
+    split_ptr,
+    log_prob_ptr,
+    responsibilities_ptr,
+    N,
+    D,
+    C,
+    K,
+    P,
+    grouping,
+    splits,
+    with_responsibilities,
+    DIAG: tl.constexpr,
+    FROM_SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Online logsumexp over tiles of components; the responsibilities hold the log joint density until the sum is known."""
+    dtype = means_ptr.dtype.element_ty
+    c, begin, end = find_segment(tl.program_id(0), grouping, index_ptr, offsets_ptr, N, C, P, BLOCK_N)
+    for start in range(begin.to(tl.int32), end.to(tl.int32), BLOCK_N):
+        rank = start + tl.arange(0, BLOCK_N)
+        valid = rank < end
+        row = rows_of(rank, valid, c, grouping, index_ptr, N, C)
+        highest = tl.full([BLOCK_N], float("-inf"), dtype)
+        mass = tl.zeros([BLOCK_N], dtype)
+        if c == C:
+            mass += float("nan")
+        for first in range(0, tl.where(c < C, K, 0), BLOCK_K):
+            component = first + tl.arange(0, BLOCK_K)
+            exists = component < K
+            total = distances(
+                x_ptr, stride, row, valid, means_ptr, variances_ptr, split_ptr, splits, c, first, K, N, D,
+                DIAG, BLOCK_N, BLOCK_K, BLOCK_D, FROM_SPLITS,
+            )  # fmt: skip
+            at = c * K + component
+            constant = tl.log(tl.load(weights_ptr + at, mask=exists, other=1)) - 0.5 * LOG_2PI * D.to(dtype)
+            if DIAG:
+                joint = constant[None, :] - 0.5 * total
+            else:
+                variance = tl.load(variances_ptr + at, mask=exists, other=1)
+                joint = (constant - 0.5 * D.to(dtype) * tl.log(variance))[None, :] - 0.5 * total / variance[None, :]
+            joint = tl.where(exists[None, :], joint, float("-inf"))
+            if with_responsibilities:
+                mask = valid[:, None] & exists[None, :]
+                tl.store(responsibilities_ptr + row.to(tl.int64)[:, None] * K + component[None, :], joint, mask=mask)
+            new = tl.maximum(highest, tl.max(joint, 1))
+            # a row of zero density keeps its -inf instead of turning into -inf - -inf
+            anchor = tl.where(new == float("-inf"), 0.0, new)
+            mass = mass * tl.exp(highest - anchor) + tl.sum(tl.exp(joint - anchor[:, None]), 1)
+            highest = new
+        log_prob = tl.where(highest == float("-inf"), 0.0, highest) + tl.log(mass)
+        tl.store(log_prob_ptr + row, log_prob, mask=valid)
+        if with_responsibilities:
+            tl.debug_barrier()
+            for first in range(0, K, BLOCK_K):
+                component = first + tl.arange(0, BLOCK_K)
+                mask = valid[:, None] & (component < K)[None, :]
+                at = responsibilities_ptr + row.to(tl.int64)[:, None] * K + component[None, :]
+                joint = tl.load(at, mask=mask & (c < C), other=float("-inf"))
+                tl.store(at, tl.exp(joint - log_prob[:, None]), mask=mask)
+
+
+@triton.jit(do_not_specialize=["N", "C", "K", "P", "grouping", "d_programs"])
+def mixture_log_prob_bwd_kernel(
+    grad_ptr,
+    x_ptr,
+    stride,
+    means_ptr,
+    variances_ptr,
+    index_ptr,
+    offsets_ptr,
+    responsibilities_ptr,
+    dx_ptr,
+    N,
+    D,
+    C,
+    K,
+    P,
+    grouping,
+    d_programs,
+    DIAG: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """``dx = g sum_k r_k (mu_k - x) / v_k`` of one tile."""
+    dtype = means_ptr.dtype.element_ty
+    d = (tl.program_id(0) % d_programs) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = d < D
+    c, begin, end = find_segment(tl.program_id(0) // d_programs, grouping, index_ptr, offsets_ptr, N, C, P, BLOCK_N)
+    for start in range(begin.to(tl.int32), end.to(tl.int32), BLOCK_N):
+        rank = start + tl.arange(0, BLOCK_N)
+        valid = rank < end
+        row = rows_of(rank, valid, c, grouping, index_ptr, N, C)
+        grad = tl.load(grad_ptr + row, mask=valid, other=0)
+        x = load_tile(x_ptr, stride, row, valid, d, inside, dtype)
+        dx = tl.zeros([BLOCK_N, BLOCK_D], dtype)
+        if c == C:
+            dx += float("nan")
+        for k in range(0, tl.where(c < C, K, 0)):
+            r = grad * tl.load(responsibilities_ptr + row.to(tl.int64) * K + k, mask=valid, other=0)
+            at = (c * K + k) * D
+            mean = tl.load(means_ptr + at + d, mask=inside, other=0)
+            if DIAG:
+                precision = 1 / tl.load(variances_ptr + at + d, mask=inside, other=1)
+                dx += (r[:, None] * precision[None, :]) * (mean[None, :] - x)
+            else:
+                dx += (r / tl.load(variances_ptr + c * K + k))[:, None] * (mean[None, :] - x)
+        tl.store(
+            dx_ptr + row.to(tl.int64)[:, None] * D + d[None, :],
+            dx.to(dx_ptr.dtype.element_ty),
+            mask=valid[:, None] & inside[None, :],
+        )
+
+
+@triton.jit(do_not_specialize=["N", "C", "K", "P", "grouping", "segments", "d_programs"])
+def mixture_moments_kernel(
+    row_weights_ptr,
+    x_ptr,
+    stride,
+    means_ptr,
+    index_ptr,
+    offsets_ptr,
+    responsibilities_ptr,
+    partial_ptr,
+    sizes_ptr,
+    N,
+    D,
+    C,
+    K,
+    P,
+    grouping,
+    segments,
+    d_programs,
+    first_width,
+    second_width,
+    width,
+    DIAG: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """``sum_n a_nk (1, x - mu_k, (x - mu_k)^2)`` of one segment and one tile of dimensions, ``a = row_weights r``."""
+    dtype = means_ptr.dtype.element_ty
+    t = (tl.program_id(0) // d_programs).to(tl.int64)
+    part = tl.program_id(0) % d_programs
+    d = part * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = d < D
+    c, begin, end = find_segment(t, grouping, index_ptr, offsets_ptr, N, C, P, BLOCK_N)
+    if part == 0:
+        store_size(t, c, begin, end, sizes_ptr, segments, grouping, offsets_ptr, N, C, P, BLOCK_N)
+    target = partial_ptr + t * width
+    narrow = target + first_width + second_width
+    if c < C:
+        for start in range(begin.to(tl.int32), end.to(tl.int32), BLOCK_N):
+            rank = start + tl.arange(0, BLOCK_N)
+            valid = rank < end
+            row = rows_of(rank, valid, c, grouping, index_ptr, N, C)
+            again = start > begin
+            row_weights = tl.load(row_weights_ptr + row, mask=valid, other=0)
+            x = load_tile(x_ptr, stride, row, valid, d, inside, dtype)
+            for k in range(0, K):
+                a = row_weights * tl.load(responsibilities_ptr + row.to(tl.int64) * K + k, mask=valid, other=0)
+                mean = tl.load(means_ptr + (c * K + k) * D + d, mask=inside, other=0)
+                deviation = tl.where(valid[:, None], x - mean[None, :], 0.0)
+                weighted = a[:, None] * deviation
+                at = target + k * D.to(tl.int64) + d
+                s1 = tl.sum(weighted, 0)
+                s2 = tl.sum(weighted * deviation, 0)
+                tl.store(at, s1 + tl.load(at, mask=inside & again, other=0), mask=inside)
+                if DIAG:
+                    s2 += tl.load(at + first_width, mask=inside & again, other=0)
+                    tl.store(at + first_width, s2, mask=inside)
+                else:
+                    s2_before = tl.load(narrow + (1 + part) * K + k, mask=again, other=0)
+                    tl.debug_barrier()
+                    tl.store(narrow + (1 + part) * K + k, s2_before + tl.sum(tl.where(inside, s2, 0.0), 0))
+                if part == 0:
+                    s0_before = tl.load(narrow + k, mask=again, other=0)
+                    tl.debug_barrier()
+                    tl.store(narrow + k, s0_before + tl.sum(a, 0))
+            tl.debug_barrier()
+
+
+def mixture_log_prob_fwd(
+    x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, labels: Tensor | None, with_responsibilities: bool
+) -> tuple[Tensor, Tensor]:
+    C, K, D = means.shape
+    N = x.shape[0]
+    log_prob = means.new_empty(N)
+    responsibilities = means.new_empty(N, K if with_responsibilities else 0)
+    if N == 0:
+        return log_prob, responsibilities
+    x, means, variances, weights = unit_stride(x), means.contiguous(), variances.contiguous(), weights.contiguous()
+    config = configuration("distance", means)
+    groups = group(labels, N, C, config.BLOCK_N, means)
+    size = cdiv(cdiv(D, groups.splits(config.BLOCK_N, D, means)), config.BLOCK_D) * config.BLOCK_D
+    splits = cdiv(D, size)
+    tiles = dict(DIAG=variances.dim() == 3, BLOCK_N=config.BLOCK_N, BLOCK_K=block_k(K), BLOCK_D=config.BLOCK_D)
+    shares = split_distances(groups, config, x, means, variances, splits, size, tiles)
+    launch(
+        mixture_log_prob_fwd_kernel,
+        groups.segments(config.BLOCK_N),
+        config,
+        means,
+        x,
+        x.stride(0),
+        means,
+        variances,
+        weights,
+        groups.index,
+        groups.offsets,
+        shares,
+        log_prob,
+        responsibilities,
+        N,
+        D,
+        C,
+        K,
+        groups.pieces,
+        groups.grouping,
+        splits,
+        int(with_responsibilities),
+        FROM_SPLITS=splits > 1,
+        **tiles,
+    )
+    return log_prob, responsibilities
+
+
+def _row_windows(N: int, K: int) -> list[slice]:
+    rows = max(1, RECOMPUTED_ELEMENTS // K)
+    return [slice(start, min(start + rows, N)) for start in range(0, N, rows)]
+
+
+def mixture_log_prob_bwd(
+    grad: Tensor,
+    x: Tensor,
+    means: Tensor,
+    variances: Tensor,
+    weights: Tensor,
+    labels: Tensor | None,
+    log_prob: Tensor,
+    responsibilities: Tensor,
+) -> Tensor:
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.shape[0] == 0:
+        return dx
+    x, means, variances = unit_stride(x), means.contiguous(), variances.contiguous()
+    grad = grad.contiguous()
+    if responsibilities.shape[1]:
+        _feature_gradient(grad, x, means, variances, labels, responsibilities.contiguous(), dx)
+        return dx
+    for rows in _row_windows(x.shape[0], means.shape[1]):
+        own = None if labels is None else labels[rows]
+        _, r = mixture_log_prob_fwd(x[rows], means, variances, weights, own, True)
+        _feature_gradient(grad[rows], x[rows], means, variances, own, r, dx[rows])
+    return dx
+
+
+def _feature_gradient(
+    grad: Tensor, x: Tensor, means: Tensor, variances: Tensor, labels: Tensor | None, r: Tensor, dx: Tensor
+) -> None:
+    C, K, D = means.shape
+    N = x.shape[0]
+    config = configuration("gradient", means)
+    groups = group(labels, N, C, config.BLOCK_N, means)
+    d_programs = cdiv(D, config.BLOCK_D)
+    launch(
+        mixture_log_prob_bwd_kernel,
+        groups.segments(config.BLOCK_N) * d_programs,
+        config,
+        means,
+        grad,
+        x,
+        x.stride(0),
+        means,
+        variances,
+        groups.index,
+        groups.offsets,
+        r,
+        dx,
+        N,
+        D,
+        C,
+        K,
+        groups.pieces,
+        groups.grouping,
+        d_programs,
+        DIAG=variances.dim() == 3,
+        BLOCK_N=config.BLOCK_N,
+        BLOCK_D=config.BLOCK_D,
+    )
+
+
+def mixture_moments(
+    row_weights: Tensor,
+    x: Tensor,
+    means: Tensor,
+    variances: Tensor,
+    weights: Tensor,
+    labels: Tensor | None,
+    log_prob: Tensor,
+    responsibilities: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, means, variances = unit_stride(x), means.contiguous(), variances.contiguous()
+    row_weights = row_weights.contiguous()
+    if responsibilities.shape[1] and x.shape[0]:
+        return _moments(row_weights, x, means, variances, labels, responsibilities.contiguous())
+    moments = means.new_zeros(means.shape[:2]), torch.zeros_like(means), torch.zeros_like(variances)
+    for rows in _row_windows(x.shape[0], means.shape[1]):
+        own = None if labels is None else labels[rows]
+        _, r = mixture_log_prob_fwd(x[rows], means, variances, weights, own, True)
+        for total, part in zip(moments, _moments(row_weights[rows], x[rows], means, variances, own, r)):
+            total += part
+    return moments
+
+
+def _moments(
+    row_weights: Tensor, x: Tensor, means: Tensor, variances: Tensor, labels: Tensor | None, r: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    C, K, D = means.shape
+    N = x.shape[0]
+    diag = variances.dim() == 3
+    s0, s1, s2 = means.new_empty(C, K), torch.empty_like(means), torch.empty_like(variances)
+    config = configuration("moments", means)
+    groups = group(labels, N, C, config.BLOCK_N, means)
+    d_programs = cdiv(D, config.BLOCK_D)
+    widths = (K * D, K * D if diag else 0)
+    partials = Partials(means, groups, config.BLOCK_N, K, *widths, parts=0 if diag else d_programs)
+    launch(
+        mixture_moments_kernel,
+        partials.segments * d_programs,
+        config,
+        means,
+        row_weights,
+        x,
+        x.stride(0),
+        means,
+        groups.index,
+        groups.offsets,
+        r,
+        partials.values,
+        partials.sizes,
+        N,
+        D,
+        C,
+        K,
+        groups.pieces,
+        groups.grouping,
+        partials.segments,
+        d_programs,
+        *widths,
+        partials.width,
+        DIAG=diag,
+        BLOCK_N=config.BLOCK_N,
+        BLOCK_D=config.BLOCK_D,
+    )
+    partials.reduce(s1, s2, s0, s2)
+    return s0, s1, s2
