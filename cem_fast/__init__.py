@@ -1,0 +1,24 @@
+"""Conditional entropy maximization for split inference: fused operations, defenses, attacks and honest reports."""
+
+from cem_fast import bounds, functional
+from cem_fast.checkpoint import load_run
+from cem_fast.loss import CEMLoss
+from cem_fast.mixture import GaussianMixture
+from cem_fast.ops.backend import describe as backends
+from cem_fast.provenance import package_version
+from cem_fast.schedule import CEMSchedule
+from cem_fast.split import SplitModel
+
+__version__ = package_version()
+
+__all__ = [
+    "CEMLoss",
+    "CEMSchedule",
+    "GaussianMixture",
+    "SplitModel",
+    "__version__",
+    "backends",
+    "bounds",
+    "functional",
+    "load_run",
+]

@@ -1,0 +1,286 @@
+"""Saving and loading one run: tensors in safetensors, everything else in JSON, committed in a single step.
+
+A run's folder holds ``run.json`` and the tensor files that it names. A tensor file carries the digest of its content in its name, so a new
+save never touches the files of the old one: replacing ``run.json`` is the one moment at which the folder changes from the old run to the
+new. Nothing here ever opens a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cem_fast import data, defenses, models
+from cem_fast.config import RunConfig
+from cem_fast.loss import CEMLoss
+from cem_fast.split import SplitModel
+
+if TYPE_CHECKING:
+    from cem_fast.data import Splits
+    from cem_fast.defenses.base import Defense
+
+SCHEMA = 1
+DESCRIPTION = "run.json"
+
+
+def build_parts(
+    config: RunConfig, *, image_shape: tuple[int, int, int], num_classes: int
+) -> tuple[SplitModel, Defense, CEMLoss | None]:
+    """Builds the untrained parts of a run.
+
+    Args:
+        config: the run's settings.
+        image_shape: ``(channels, height, width)`` of the images.
+        num_classes: number of classes.
+
+    Returns:
+        The model, the defense, and the CEM loss; None in its place where there is no noise, since then no entropy bound is finite.
+
+    Raises:
+        ValueError: a setting names something unknown or is out of range.
+    """
+    defense = defenses.build(
+        config.defense, noise_std=config.noise_std, adversary_weight=config.adversary_weight, seed=config.seed
+    )
+    model = models.build(
+        config.model,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        cut=config.cut,
+        bottleneck=config.bottleneck if defense.uses_bottleneck else 0,
+    )
+    loss = None
+    if config.noise_std > 0:
+        loss = CEMLoss(
+            num_classes=num_classes,
+            num_components=config.cem_components,
+            noise_std=config.noise_std,
+            covariance_type=config.cem_covariance,
+            variant=config.cem_variant,
+            gradient=config.cem_gradient,
+        )
+    return model, defense, loss
+
+
+@dataclass
+class Run:
+    """A finished run, ready to be used or attacked again.
+
+    Attributes:
+        path: the run's folder.
+        config: its settings.
+        model: the trained network, in eval mode.
+        defense: the trained defense, in eval mode.
+        loss: the CEM loss whose mixture was fitted to the final encoder's features; None for a run without noise.
+        description: everything else that ``run.json`` holds (``record``, ``history``, ``identity``, ``source``, ...).
+    """
+
+    path: Path
+    config: RunConfig
+    model: SplitModel
+    defense: Defense
+    loss: CEMLoss | None
+    description: dict[str, Any] = field(repr=False)
+
+    @cached_property
+    def data(self) -> Splits:
+        """The images the run was trained and tested on, read when first asked for."""
+        return data.load(self.config.data, fold=self.config.fold, image_size=self.config.image_size)
+
+    @cached_property
+    def measurements(self) -> dict[str, Tensor]:
+        """Per-image errors and a few pictures; see :func:`cem_fast.experiment.run`."""
+        return read_measurements(self.path)
+
+
+def save_run(
+    folder: str | Path,
+    *,
+    config: RunConfig,
+    model: SplitModel,
+    defense: Defense,
+    loss: CEMLoss | None,
+    measurements: Mapping[str, Tensor],
+    description: Mapping[str, Any],
+) -> None:
+    """Saves a run; whenever the process dies, the folder holds either the whole old run or the whole new one.
+
+    Args:
+        folder: where to; created if needed.
+        config: the run's settings.
+        model: the trained network.
+        defense: the trained defense.
+        loss: the fitted CEM loss, or None.
+        measurements: name -> tensor, what the run measured per image.
+        description: what else ``run.json`` shall hold; ``image_shape`` and ``num_classes`` are needed to load the run.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {f"{part}.{key}": value for part, module in _parts(model, defense, loss) for key, value in _state(module)}
+    names = {}
+    for kind, tensors in {"weights": weights, "measurements": dict(measurements)}.items():
+        content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+        names[kind] = f"{kind}-{_digest(content)}.safetensors"
+        write_atomically(folder / names[kind], content)
+    document = {"schema": SCHEMA, "config": config.to_json(), **description, "files": names}
+    write_atomically(folder / DESCRIPTION, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    for path in [*folder.glob("*.safetensors"), *folder.glob(".*.tmp")]:
+        if path.name not in names.values():
+            path.unlink()
+
+
+def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
+    """Loads a run that ``cem-fast`` or :func:`cem_fast.experiment.run` saved.
+
+    Args:
+        path: the run's folder.
+        device: where its networks shall be.
+
+    Returns:
+        The run, its networks in eval mode.
+
+    Raises:
+        FileNotFoundError: there is no finished run in that folder.
+        ValueError: a file is damaged, is not what it should be (a pickle is refused), or does not fit the architecture that the settings
+            describe.
+    """
+    folder = Path(path)
+    description = read_description(folder)
+    try:
+        config = RunConfig.from_json(description["config"])
+        shape, num_classes = tuple(description["image_shape"]), description["num_classes"]
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{folder / DESCRIPTION}: not the description of a run: {reason}") from error
+    model, defense, loss = build_parts(config, image_shape=shape, num_classes=num_classes)
+    # A defense builds its own networks from the shape of the images alone, so blank ones do.
+    defense.start(model, torch.zeros(2, *shape))
+    weights, source = _read_tensors(folder, description, "weights")
+    for part, module in _parts(model, defense, loss):
+        prefix = part + "."
+        _restore(module, {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}, part, source)
+        module.to(device).eval()
+    return Run(folder, config, model.eval(), defense, loss, description)
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Reads the ``run.json`` of a run's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, or not of this version.
+    """
+    path = Path(folder) / DESCRIPTION
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder}: no finished run here (expected a file {DESCRIPTION})") from None
+    except NotADirectoryError:
+        raise ValueError(f"{folder}: expected the folder of a run, got a file") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, not readable as JSON ({error})") from None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        found = document.get("schema") if isinstance(document, dict) else type(document).__name__
+        raise ValueError(f"{path}: expected a run of schema {SCHEMA}, got {found!r}")
+    return document
+
+
+def read_measurements(folder: str | Path) -> dict[str, Tensor]:
+    """Reads what a run measured per image.
+
+    Raises:
+        FileNotFoundError: there is no finished run in that folder.
+        ValueError: a file is damaged.
+    """
+    return _read_tensors(Path(folder), read_description(folder), "measurements")[0]
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Writes a file so that it appears whole or not at all, and survives a power cut once this returns.
+
+    Args:
+        path: the file; an old one is replaced.
+        content: its bytes.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _parts(model: SplitModel, defense: nn.Module, loss: nn.Module | None) -> list[tuple[str, nn.Module]]:
+    parts = [("encoder", model.encoder), ("decoder", model.decoder), ("defense", defense)]
+    return parts if loss is None else [*parts, ("loss", loss)]
+
+
+def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return list(module.state_dict().items())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _read_tensors(folder: Path, description: Mapping[str, Any], kind: str) -> tuple[dict[str, Tensor], Path]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        name = description["files"][kind]
+    except (KeyError, TypeError):
+        raise ValueError(f"{folder / DESCRIPTION}: names no file of {kind}") from None
+    path = folder / Path(name).name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {DESCRIPTION} names this file and it cannot be read ({error.strerror})") from None
+    if content[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
+        raise ValueError(f"{path}: holds a pickle, which may run any code and is never opened; expected safetensors")
+    if _digest(content) not in path.name:
+        raise ValueError(f"{path}: damaged, its {len(content)} bytes are not those that were saved")
+    try:
+        return load(content), path
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error})") from None
+
+
+def _restore(module: nn.Module, state: dict[str, Tensor], part: str, source: Path) -> None:
+    expected = module.state_dict()
+    try:
+        module.load_state_dict(state)
+    except RuntimeError:
+        missing = sorted(expected.keys() - state.keys())
+        unexpected = sorted(state.keys() - expected.keys())
+        shapes = [
+            f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
+            for key in sorted(expected.keys() & state.keys())
+            if state[key].shape != expected[key].shape
+        ]
+        kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in kinds.items() if keys)
+        raise ValueError(
+            f"{source}: the {part}'s weights are of another architecture than its settings ({found})"
+        ) from None

@@ -1,0 +1,401 @@
+"""The command ``cem-fast``: demo, train, attack, evaluate, doctor."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt
+
+from cem_fast.config import GridConfig, RunConfig, SharedConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEMO = Path(__file__).with_name("demo.yaml")
+FLAGS = ("check", "config", "device", "dry_run", "folder", "jobs")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+class Parser(ArgumentParser):
+    """Says what is wrong in one line, names the nearest valid option, and exits with status 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        line = " ".join(message.split())
+        settings = {field.name for config in (RunConfig, GridConfig) for field in fields(config)} | set(FLAGS)
+        if unknown := re.search(r"unrecognized arguments: --([\w-]+)|does not accept option '([\w.-]+)'", line):
+            name = (unknown[1] or unknown[2]).replace("-", "_")
+            line = f"unknown setting {name!r}{_nearest(name, settings)}"
+        elif unknown := re.search(r"invalid choice: '(.*?)'", line):
+            line = f"unknown command {unknown[1]!r}{_nearest(unknown[1], COMMANDS)}"
+        elif "subcommand" in line:
+            line = f"expected one of the commands {', '.join(COMMANDS)}"
+        elif wrong := re.fullmatch(
+            r"Parser key \"(\w+)\": (?:Expected an? (.*?)\.? Got|.*Subtypes: \[(.*?)\].* Given) value: (.*)", line
+        ):
+            line = f"{wrong[1]} must be {_kinds(wrong[2] or wrong[3])}, got {wrong[4]}"
+        elif line.startswith("Problems parsing config:"):
+            line = f"the file given as --config is not YAML:{line.partition(':')[2]}"
+        _fail(line)
+        sys.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: what follows ``cem-fast``; None for this process's own.
+
+    Returns:
+        The exit status: 0; 1 when something went wrong on the way; 2 for a bad setting or bad input; 130 after Ctrl-C and 143 after
+        SIGTERM, with finished runs kept.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        parsed = _parser().parse_args(_normalized(arguments))
+        settings = parsed[parsed.subcommand]
+        settings.command = shlex.join(["cem-fast", *arguments])
+        return COMMANDS[parsed.subcommand](settings)
+    except KeyboardInterrupt:
+        _fail("interrupted; every run that had finished is kept")
+        return 130
+    except Terminated:
+        _fail("terminated; every run that had finished is kept")
+        return 143
+    except (ValueError, FileNotFoundError) as error:
+        return _explain(error, status=2)
+    except (FloatingPointError, OSError, MemoryError, ImportError) as error:
+        return _explain(error, status=1)
+
+
+def demo(settings: Namespace) -> int:
+    """Trains, attacks and reports on real faces, afresh every time."""
+    parser = Parser(prog="cem-fast demo")
+    _add_settings(parser, GridConfig)
+    changes = ["--seeds", f"[{','.join(map(str, settings.seeds))}]"] if settings.seeds else []
+    grid = _build(GridConfig, parser.parse_args(["--config", str(DEMO), *changes]))
+    return _run_grid(grid, settings, fresh=True)
+
+
+def evaluate(settings: Namespace) -> int:
+    """Runs a grid and reports on it."""
+    return _run_grid(_build(GridConfig, settings), settings, fresh=False)
+
+
+def train(settings: Namespace) -> int:
+    """Trains one model and saves it."""
+    from cem_fast import experiment
+
+    config, device = _build(RunConfig, settings), _device(settings.device)
+    experiment.check([config])
+    if settings.dry_run:
+        return _show_plan(config, [config])
+    console = _console()
+    with _watch(console) as watch:
+        watch.started(0, 1, config)
+        record = experiment.run(config, settings.folder, device=device, attack=False, on_stage=partial(watch.stage, 0))
+    console.print(f"accuracy {record['accuracy']:.1%} on {record['num_test']} test images", highlight=False)
+    console.print(f"saved in {settings.folder}: attack it with cem-fast attack {settings.folder}", highlight=False)
+    return 0
+
+
+def attack(settings: Namespace) -> int:
+    """Attacks a saved run again, with any attack and its own budget."""
+    from rich.table import Table
+
+    from cem_fast import attacks, checkpoint, experiment
+    from cem_fast.names import lookup
+
+    run = checkpoint.load_run(settings.run, device=_device(settings.device))
+    asked = {key: getattr(settings, key) for key in ("attacks", "attack_epochs", "attack_decoder", "seed")}
+    config = replace(run.config, **{key: value for key, value in asked.items() if value is not None})
+    for name in config.attacks:
+        lookup("attack", name, dict.fromkeys(attacks.names()))
+    console = _console()
+    table = Table(title=f"{_escape(config)}: {len(run.data.test)} test images", title_justify="left")
+    for column in ("attack", "MSE", "half the budget", "PSNR, dB", "SSIM", "when trained"):
+        table.add_column(column, justify="left" if column == "attack" else "right")
+    saved = run.description["record"]["attacks"]
+    with _watch(console) as watch:
+        for name in config.attacks:
+            found, _, _ = experiment.attack_model(
+                name, run.model, run.defense, run.data, config, on_stage=partial(watch.stage, 0)
+            )
+            half, before = found["mse_half_budget"], saved.get(name, {}).get("mse")
+            table.add_row(
+                name,
+                f"{found['mse']:.5f}",
+                "-" if half is None else f"{half:.5f}",
+                f"{found['psnr']:.2f}",
+                f"{found['ssim']:.3f}",
+                "-" if before is None else f"{before:.5f}",
+            )
+    console.print(table)
+    baseline = run.description["baseline"]
+    console.print(f"class mean {baseline['class_mean_mse']:.5f}, mean image {baseline['mean_image_mse']:.5f}")
+    return 0
+
+
+def doctor(settings: Namespace) -> int:
+    """Says which implementation of every operation is in force, and why."""
+    from cem_fast import doctor as clinic
+
+    return clinic.examine(_console(), device=_device(settings.device), check=settings.check)
+
+
+COMMANDS = {"demo": demo, "train": train, "attack": attack, "evaluate": evaluate, "doctor": doctor}
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="cem-fast", description="Conditional entropy maximization against model inversion attacks.")
+    commands = parser.add_subcommands()
+    for name, function in COMMANDS.items():
+        command = Parser(description=function.__doc__)
+        if name == "train":
+            _add_settings(command, RunConfig)
+            command.add_argument("--folder", type=str, default="runs/train", help="where to save the run")
+        elif name == "attack":
+            shared = _described(RunConfig)
+            command.add_argument("run", type=str, help="folder of a saved run")
+            for key, (hint, _, text) in shared.items():
+                if key in ("attacks", "attack_epochs", "attack_decoder", "seed"):
+                    text += "; the run's own if left out"
+                    command.add_argument(f"--{key.replace('_', '-')}", type=hint | None, default=None, help=text)
+        elif name == "evaluate":
+            _add_settings(command, GridConfig)
+            command.add_argument(
+                "--folder", type=str | None, default=None, help="where to save; runs/<name> if left out"
+            )
+        elif name == "demo":
+            command.add_argument("--seeds", type=tuple[int, ...] | None, default=None, help="seeds, one run each")
+            command.add_argument("--folder", type=str | None, default=None, help="where to save; runs/demo if left out")
+        else:
+            command.add_argument("--check", action="store_true", help="compare every operation with the reference")
+        if name in ("demo", "evaluate"):
+            text = "runs at a time, each on its share of the cores; 0 for one run a core, or one in all on a GPU"
+            command.add_argument("--jobs", type=NonNegativeInt, default=0, help=text)
+        if name in ("demo", "train", "evaluate"):
+            command.add_argument(
+                "--dry-run", action="store_true", help="show the settings and the planned runs, and stop"
+            )
+        command.add_argument("--device", type=str, default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
+        commands.add_subcommand(name, command, help=function.__doc__)
+    return parser
+
+
+def _add_settings(parser: Parser, config: type[SharedConfig]) -> None:
+    parser.add_argument("--config", action="config", help="YAML file of settings; flags after it take precedence")
+    for key, (hint, default, text) in _described(config).items():
+        parser.add_argument(f"--{key.replace('_', '-')}", type=hint, default=default, help=text)
+
+
+def _described(config: type[SharedConfig]) -> dict[str, tuple[Any, Any, str]]:
+    """Type, default and description of every setting; the descriptions are those of the docstrings."""
+    texts = {}
+    for cls in config.__mro__[:-1]:
+        entries = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", cls.__doc__, re.MULTILINE)
+        texts |= {key: " ".join(text.split()).replace("``", "").rstrip(".") for key, text in entries}
+    hints = get_type_hints(config)
+    return {field.name: (hints[field.name], field.default, texts[field.name]) for field in fields(config)}
+
+
+def _build(config: type[RunConfig] | type[GridConfig], settings: Namespace) -> Any:
+    return config(**{field.name: getattr(settings, field.name) for field in fields(config)})
+
+
+def _normalized(arguments: Sequence[str]) -> list[str]:
+    """Accepts ``--noise_std`` for ``--noise-std``, and ``--seeds 0,1`` or ``--seeds 0`` for ``--seeds [0,1]``."""
+    hints = get_type_hints(RunConfig if arguments[:1] in (["train"], ["attack"]) else GridConfig)
+    lists = {f"--{key.replace('_', '-')}" for key, hint in hints.items() if get_origin(hint) is tuple}
+    found: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--") and not flag.startswith("--print"):
+            flag = flag.replace("_", "-")
+        if equals and flag in lists:
+            value = _as_list(value)
+        if not equals and found and found[-1] in lists:
+            flag = _as_list(argument)
+        found.append(flag + equals + value)
+    return found
+
+
+def _as_list(text: str) -> str:
+    return text if text.startswith("[") else f"[{text}]"
+
+
+def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:
+    from cem_fast import experiment, report, workers
+
+    device = _device(settings.device)
+    folder = Path(settings.folder or f"runs/{grid.name}")
+    if settings.dry_run:
+        experiment.check(grid.runs())
+        return _show_plan(grid, grid.runs())
+    # a second thread hardly speeds up one small run on the CPU; a second run does
+    jobs = settings.jobs or (workers.num_cores() if device.type == "cpu" else 1)
+    console = _console()
+    with _watch(console) as watch:
+        results = experiment.evaluate(
+            grid, folder, device=device, jobs=jobs, fresh=fresh, command=settings.command, watch=watch
+        )
+    page = report.write(folder)
+    _show_results(console, results, experiment.load_runs(folder, results))
+    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig]) -> int:
+    """Prints the settings and what the runs will do, in counts: how long that takes depends on the machine."""
+    from dataclasses import asdict
+
+    import yaml
+
+    from cem_fast import experiment, progress
+
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    print(yaml.safe_dump(settings, sort_keys=False), end="")
+    trained = attacked = 0
+    for index, run in enumerate(plan):
+        splits = experiment.load_data(run.data, run.fold, run.image_size)
+        trained += run.epochs * len(splits.train)
+        if "decoder" in run.attacks:
+            attacked += (run.attack_epochs + max(1, run.attack_epochs // 2)) * len(splits.attacker)
+        print(
+            f"[{index + 1}/{len(plan)}] {progress.describe(run)}: {len(splits.train)} training, {len(splits.test)} test images"
+        )
+    print(
+        f"in all {trained:,} images to train on and {attacked:,} for the decoder attacks, counting every epoch; nothing was run"
+    )
+    return 0
+
+
+def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from cem_fast import comparison
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title="the strongest attack of every run: mean over runs ± their standard deviation",
+        title_justify="left",
+    )
+    for column in ("data", "defense", "noise", "runs", "accuracy, %", "attack MSE", "/ class mean", "PSNR", "SSIM"):
+        justify = "left" if column in ("data", "defense") else "right"
+        table.add_column(column, justify=justify, no_wrap=console.width >= 100)
+    for row in comparison.rows(runs):
+        class_mean = results["baseline"][row.data]["class_mean_mse"]
+        table.add_row(
+            row.data,
+            row.label,
+            f"{row.released_noise:g}",
+            str(row.num_runs),
+            f"{100 * row.accuracy.mean:.1f} ± {100 * row.accuracy.deviation:.1f}",
+            f"{row.mse.mean:.5f} ± {row.mse.deviation:.5f}",
+            f"{row.mse.mean / class_mean:.0%}",
+            f"{row.psnr.mean:.2f}",
+            f"{row.ssim.mean:.3f}",
+        )
+    for data, baseline in results["baseline"].items():
+        for name, key in (("class mean, the label alone", "class_mean_mse"), ("mean image", "mean_image_mse")):
+            share = f"{baseline[key] / baseline['class_mean_mse']:.0%}"
+            table.add_row(data, name, "", "", "", f"{baseline[key]:.5f}", share, "", "", style="dim")
+    console.print(table)
+    for title, key in (("at the same noise", "pairs"), ("over plain noise at equal accuracy", "frontier")):
+        for entry in results[key]:
+            low, high = entry["interval"]
+            console.print(
+                f"CEM on {entry['data']} / {entry['defense']}, {title}: strongest attack's MSE {entry['gain']:+.0%} "
+                f"(95% interval {low:+.0%} to {high:+.0%})",
+                highlight=False,
+                soft_wrap=True,
+            )
+    measured = {(entry["data"], entry["defense"], entry["noise_std"], entry["lambda"]) for entry in results["frontier"]}
+    for entry in results["pairs"]:
+        if (entry["data"], entry["defense"], entry["noise_std"], entry["lambda"]) not in measured:
+            console.print(
+                f"CEM on {entry['data']} / {entry['defense']}, over plain noise at equal accuracy: not measured in this grid "
+                "(needs --noise-levels that reach its accuracy)",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _escape(config: RunConfig) -> str:
+    from rich.markup import escape
+
+    from cem_fast.progress import describe
+
+    return escape(describe(config))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A pipe has no width of its own: wide enough for the table, whatever reads it.
+    return Console() if sys.stdout.isatty() else Console(width=118)
+
+
+def _watch(console: Console) -> Any:
+    from cem_fast.progress import Bars, Lines
+
+    return (Bars if console.is_terminal else Lines)(console)
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda or cuda:<index>, got {name!r}") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available() or (device.index or 0) >= count:
+            raise ValueError(f"device {name!r} is not there: this PyTorch sees {count} CUDA devices")
+    elif device.type != "cpu":
+        raise ValueError(f"device must be cpu, cuda or cuda:<index>, got {name!r}")
+    return device
+
+
+def _nearest(name: str, options: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, options, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def _kinds(text: str) -> str:
+    """``int or null`` for the classes that an error of jsonargparse lists."""
+    names = {"tuple": "list", "NoneType": "null"}
+    return " or ".join(names.get(kind, kind) for kind in re.findall(r"<class '(\w+)'>", text)) or text
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+def _fail(message: str) -> None:
+    print(f"cem-fast: {message}", file=sys.stderr)
+
+
+def _explain(error: BaseException, *, status: int) -> int:
+    if os.environ.get("CEM_FAST_DEBUG") == "1":
+        traceback.print_exception(error)
+    _fail(" ".join(str(error).split()) or type(error).__name__)
+    return status

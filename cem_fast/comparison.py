@@ -1,0 +1,307 @@
+"""What CEM gains: at the same noise (pairs), and at the accuracy that more plain noise would cost (frontier)."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cem_fast import metrics
+
+NUM_RESAMPLES = 2000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run's entry in results.json together with what it measured per test image.
+
+    Args:
+        record: the entry.
+        measurements: ``mse.<attack> [N]``, ``correct [N]`` (share of the noise draws in which the image was classified correctly) and
+            ``groups [N]``.
+    """
+
+    record: Mapping[str, Any]
+    measurements: Mapping[str, Tensor]
+
+    @property
+    def strongest(self) -> str | None:
+        """The attack with the lowest mean error; None for a run that was not attacked."""
+        attacks = self.record["attacks"]
+        return min(attacks, key=lambda name: attacks[name]["mse"], default=None)
+
+    @property
+    def errors(self) -> Tensor:
+        """``[N]`` error of the strongest attack on every test image."""
+        return self.measurements[f"mse.{self.strongest}"].double()
+
+    @property
+    def repeat(self) -> tuple[int, int]:
+        """What the runs of one cell differ in."""
+        return self.record["seed"], self.record["fold"]
+
+    @property
+    def cell(self) -> str:
+        """Every setting that the runs of one cell share."""
+        settings = {key: value for key, value in self.record["config"].items() if key not in ("seed", "fold")}
+        return json.dumps([self.record["data"], settings], sort_keys=True)
+
+    @property
+    def without_cem(self) -> str:
+        """The cell that this run is compared to: every setting but the weight of CEM."""
+        settings = {k: v for k, v in self.record["config"].items() if k not in ("seed", "fold", "lambda")}
+        return json.dumps([self.record["data"], {**settings, "lambda": 0.0}], sort_keys=True)
+
+
+def cells(runs: Sequence[Measured]) -> dict[str, list[Measured]]:
+    """Groups runs that differ in seed and fold alone, in the order in which they come."""
+    grouped = defaultdict(list)
+    for run in runs:
+        grouped[run.cell].append(run)
+    return dict(grouped)
+
+
+class Spread(NamedTuple):
+    """Mean of a figure over the runs of a cell, and its standard deviation (0 for a single run)."""
+
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the grid, for the tables; every figure is that of the strongest attack of each run."""
+
+    runs: list[Measured]
+
+    @property
+    def data(self) -> str:
+        return self.runs[0].record["data"]
+
+    @property
+    def label(self) -> str:
+        """``noise + CEM``."""
+        return self.runs[0].record["defense"] + (" + CEM" if self.runs[0].record["cem"] else "")
+
+    @property
+    def noise_std(self) -> float:
+        """The setting; a defense without noise of its own uses it in the CEM loss alone."""
+        return self.runs[0].record["config"]["noise_std"]
+
+    @property
+    def released_noise(self) -> float:
+        """Standard deviation of the noise on the released features."""
+        return self.noise_std if self.leakage("plugin_nats") else 0.0
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.runs)
+
+    @property
+    def accuracy(self) -> Spread:
+        return _spread(run.record["accuracy"] for run in self.runs)
+
+    @property
+    def mse(self) -> Spread:
+        return self._of_strongest("mse")
+
+    @property
+    def psnr(self) -> Spread:
+        return self._of_strongest("psnr")
+
+    @property
+    def ssim(self) -> Spread:
+        return self._of_strongest("ssim")
+
+    def attack(self, name: str, figure: str) -> Spread | None:
+        """A figure of one attack; None if a run has none."""
+        values = [run.record["attacks"].get(name, {}).get(figure) for run in self.runs]
+        return None if None in values else _spread(values)
+
+    def leakage(self, figure: str) -> Spread | None:
+        """A figure of the leakage; None where features leave without noise."""
+        values = [run.record["leakage"][figure] for run in self.runs]
+        return None if None in values else _spread(values)
+
+    def _of_strongest(self, figure: str) -> Spread:
+        return _spread(run.record["attacks"][run.strongest][figure] for run in self.runs)
+
+
+def rows(runs: Sequence[Measured]) -> list[Row]:
+    """One row per cell of attacked runs: by data set and defense as they come, then by noise level and weight of CEM."""
+    found = [Row(cell) for cell in cells([run for run in runs if run.strongest]).values()]
+    records = [run.record for run in runs]
+    data = list(dict.fromkeys(record["data"] for record in records))
+    defenses = list(dict.fromkeys(record["defense"] for record in records))
+
+    def place(row: Row) -> tuple[float, ...]:
+        record = row.runs[0].record
+        config = record["config"]
+        return data.index(row.data), defenses.index(record["defense"]), config["noise_std"], config["lambda"]
+
+    return sorted(found, key=place)
+
+
+def pairs(runs: Sequence[Measured]) -> list[dict[str, Any]]:
+    """CEM on against CEM off, all other settings equal: relative rise of the strongest attack's error.
+
+    The interval is a paired bootstrap over the images (the people, for faces), pooled over seeds and folds.
+
+    Args:
+        runs: attacked runs; those without a partner are left out.
+
+    Returns:
+        One entry per cell with CEM that has runs without: ``data``, ``defense``, ``noise_std``, ``lambda``, ``gain``, ``interval``.
+    """
+    grouped = cells([run for run in runs if run.strongest])
+    found = []
+    for on_runs in grouped.values():
+        if not on_runs[0].record["cem"]:
+            continue
+        off_by_repeat = {run.repeat: run for run in grouped.get(on_runs[0].without_cem, [])}
+        matched = [(off_by_repeat[on.repeat], on) for on in on_runs if on.repeat in off_by_repeat]
+        if not matched:
+            continue
+        gain, low, high = metrics.paired_bootstrap(
+            torch.cat([off.errors for off, _ in matched]),
+            torch.cat([on.errors for _, on in matched]),
+            torch.cat([on.measurements["groups"] for _, on in matched]),
+            num_resamples=NUM_RESAMPLES,
+            seed=SEED,
+        )
+        found.append({**_name(on_runs[0]), "gain": gain, "interval": [low, high]})
+    return found
+
+
+def frontier(runs: Sequence[Measured]) -> list[dict[str, Any]]:
+    """CEM against more plain noise at equal accuracy: relative rise of the strongest attack's error.
+
+    The runs without CEM of the ``noise`` defense at several noise levels, with the undefended bottleneck as level zero, span a curve:
+    the highest error that plain noise reaches at a given accuracy or a better one, linear between its corners. CEM's error is compared
+    to that curve at CEM's own accuracy. The interval resamples images (people, for faces), accuracies and errors together.
+
+    Where CEM is more accurate than every run of the curve, it is compared to the most accurate one, which understates the gain; where it
+    is less accurate than all of them, the sweep says nothing and there is no entry.
+
+    Args:
+        runs: attacked runs.
+
+    Returns:
+        One entry per cell with CEM whose data set has a noise sweep of at least two levels: ``data``, ``defense``, ``noise_std``,
+        ``lambda``, ``accuracy``, ``gain``, ``interval``.
+
+    Source:
+        Xia et al., CVPR 2025, Fig. 4 (a), compares at equal accuracy by eye.
+    """
+    grouped = cells([run for run in runs if run.strongest])
+    found = []
+    for on_runs in grouped.values():
+        first = on_runs[0]
+        if not first.record["cem"]:
+            continue
+        curve = noise_sweep(runs, first)
+        repeats = set.intersection(*({run.repeat for run in cell} for cell in [*curve, on_runs]))
+        if not curve or not repeats:
+            continue
+        table = _table([[run for run in cell if run.repeat in repeats] for cell in [*curve, on_runs]])
+        everyone = np.ones((1, table.shape[-1]))
+        accuracy, gain = _gain_at_equal_accuracy(table, everyone, clamp=False)
+        if np.isnan(gain[0]):
+            continue
+        draws = np.random.default_rng(SEED).multinomial(
+            table.shape[-1], np.full(table.shape[-1], 1 / table.shape[-1]), size=NUM_RESAMPLES
+        )
+        low, high = np.quantile(_gain_at_equal_accuracy(table, draws, clamp=True)[1], [0.025, 0.975])
+        entry = {"accuracy": float(accuracy[0]), "gain": float(gain[0]), "interval": [float(low), float(high)]}
+        found.append({**_name(first), **entry})
+    return found
+
+
+def noise_sweep(runs: Sequence[Measured], on: Measured) -> list[list[Measured]]:
+    """The cells of plain noise at several levels that a run with CEM is compared to; empty where there is no sweep.
+
+    Args:
+        runs: attacked runs.
+        on: a run with CEM.
+    """
+    attacked = [run for run in runs if run.strongest]
+    curve = [cell for cell in cells(attacked).values() if _is_plain_noise(cell[0], on)]
+    levels = sum(cell[0].record["config"]["noise_std"] > 0 for cell in curve)
+    return curve if levels >= 2 else []
+
+
+def envelope(accuracies: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of the highest error reached at a given accuracy or a better one, by rising accuracy.
+
+    Args:
+        accuracies: ``[L]`` accuracy of every level.
+        errors: ``[L]`` the attack's error at that level.
+
+    Returns:
+        Accuracies and errors of the corners; the errors fall as the accuracies rise.
+    """
+    corners: list[tuple[float, float]] = []
+    for accuracy, error in sorted(zip(accuracies, errors), key=lambda point: (-point[0], -point[1])):
+        if not corners or error > corners[-1][1]:
+            corners.append((accuracy, error))
+    return np.array([a for a, _ in corners[::-1]]), np.array([e for _, e in corners[::-1]])
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    found = np.array(list(values), dtype=float)
+    return Spread(float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else 0.0)
+
+
+def _name(run: Measured) -> dict[str, Any]:
+    config = run.record["config"]
+    return {
+        "data": run.record["data"],
+        "defense": run.record["defense"],
+        "noise_std": config["noise_std"],
+        "lambda": config["lambda"],
+    }
+
+
+def _is_plain_noise(run: Measured, other: Measured) -> bool:
+    """Whether ``run`` is a level of the noise sweep that ``other``, a run with CEM, is to be compared to."""
+    ignored = {"defense", "noise_std", "lambda", "seed", "fold"}
+    alike = all(
+        run.record["config"][key] == value for key, value in other.record["config"].items() if key not in ignored
+    )
+    plain = run.record["defense"] == "noise" or (
+        run.record["defense"] == "bottleneck" and run.record["config"]["noise_std"] == 0
+    )
+    return alike and plain and run.record["data"] == other.record["data"] and not run.record["cem"]
+
+
+def _table(cells: list[list[Measured]]) -> np.ndarray:
+    """``[cells, 3, groups]``: per resampling unit, the sums of correct answers and of errors, and the number of images."""
+    units = torch.cat([run.measurements["groups"] for run in cells[0]]).unique()
+    table = np.zeros((len(cells), 3, len(units)))
+    for row, runs in zip(table, cells):
+        for run in runs:
+            index = torch.searchsorted(units, run.measurements["groups"]).numpy()
+            np.add.at(row[0], index, run.measurements["correct"].double().numpy())
+            np.add.at(row[1], index, run.errors.numpy())
+            np.add.at(row[2], index, 1.0)
+    return table
+
+
+def _gain_at_equal_accuracy(table: np.ndarray, draws: np.ndarray, *, clamp: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and gain of the last row of ``table`` over the envelope of the others, for each of the draws ``[R, groups]``."""
+    sums = np.einsum("csg,rg->rsc", table, draws)
+    accuracies, errors = sums[:, 0] / sums[:, 2], sums[:, 1] / sums[:, 2]
+    gains = np.empty(len(draws))
+    for r in range(len(draws)):
+        corners = envelope(accuracies[r, :-1], errors[r, :-1])
+        covered = clamp or accuracies[r, -1] >= accuracies[r, :-1].min()
+        reference = np.interp(accuracies[r, -1], *corners) if covered else np.nan
+        gains[r] = errors[r, -1] / reference - 1
+    return accuracies[:, -1], gains

@@ -1,0 +1,189 @@
+"""Settings of one run and of a grid of runs: what is trained, how it is defended, and how it is attacked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from itertools import product
+from typing import Any
+
+from cem_fast.names import lookup
+
+
+@dataclass(frozen=True)
+class SharedConfig:
+    """What a single run and every run of a grid have in common.
+
+    Args:
+        image_size: side of the square images in pixels; None keeps the data set's own.
+        protocol: ``inference``, the attacker reconstructs inputs it has never seen.
+        model: name of the network (``slim``, ``vgg11``).
+        cut: number of convolutional stages that stay on the user's device.
+        bottleneck: channels of the features that leave the device; 0 for no bottleneck.
+        noise_std: standard deviation of the Gaussian noise added to the released features.
+        adversary_weight: weight of the defense's adversarial term.
+        cem_components: mixture components per class.
+        cem_covariance: ``spherical`` or ``diag``.
+        cem_variant: ``paper`` or ``official``.
+        cem_gradient: ``unbiased`` or ``literal``.
+        epochs: passes over the training images.
+        batch_size: images per training step.
+        learning_rate: peak learning rate of the defense training.
+        attacks: attacks to run on the trained model.
+        attack_decoder: network of the decoder attack (``slim``, ``res_norm``).
+        attack_epochs: passes of the decoder attack over the attacker's images.
+        noise_draws: noise draws that the accuracy is averaged over.
+    """
+
+    image_size: int | None = None
+    protocol: str = "inference"
+    model: str = "slim"
+    cut: int = 2
+    bottleneck: int = 8
+    noise_std: float = 0.1
+    adversary_weight: float = 0.3
+    cem_components: int = 5
+    cem_covariance: str = "spherical"
+    cem_variant: str = "paper"
+    cem_gradient: str = "unbiased"
+    epochs: int = 40
+    batch_size: int = 32
+    learning_rate: float = 0.05
+    attacks: tuple[str, ...] = ("decoder", "ridge")
+    attack_decoder: str = "slim"
+    attack_epochs: int = 160
+    noise_draws: int = 20
+
+    def __post_init__(self) -> None:
+        choices = {
+            "protocol": ("inference",),
+            "cem_covariance": ("spherical", "diag"),
+            "cem_variant": ("paper", "official"),
+            "cem_gradient": ("unbiased", "literal"),
+        }
+        for key, options in choices.items():
+            lookup(key, getattr(self, key), dict.fromkeys(options))
+        for key in ("cut", "cem_components", "epochs", "batch_size", "attack_epochs", "noise_draws"):
+            _require(key, getattr(self, key), at_least=1)
+        for key in ("bottleneck", "noise_std", "adversary_weight"):
+            _require(key, getattr(self, key), at_least=0)
+        _require("learning_rate", self.learning_rate, at_least=0)
+        if self.learning_rate == 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.image_size is not None:
+            _require("image_size", self.image_size, at_least=1)
+
+
+@dataclass(frozen=True)
+class RunConfig(SharedConfig):
+    """Every setting of one training run and of the attacks on it, beside those of :class:`SharedConfig`.
+
+    Args:
+        data: name of a bundled data set (``faces``, ``digits``) or the path of a folder with one sub-folder per class.
+        defense: name of the defense.
+        cem_weight: weight of the CEM loss (lambda); 0 trains without it.
+        seed: seed of every random choice of the run.
+        fold: which fold of the data is the test set.
+    """
+
+    data: str = "faces"
+    defense: str = "noise"
+    cem_weight: float = 0.0
+    seed: int = 0
+    fold: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("cem_weight", "seed", "fold"):
+            _require(key, getattr(self, key), at_least=0)
+        if self.cem_weight > 0 and self.noise_std == 0:
+            raise ValueError(f"noise_std must be positive where cem_weight is, got 0 with cem_weight {self.cem_weight}")
+
+    @property
+    def label(self) -> str:
+        """What the run is called in tables: ``noise + CEM``."""
+        return self.defense + (" + CEM" if self.cem_weight > 0 else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the settings as results.json records them: ``cem_weight`` under the paper's name, ``lambda``."""
+        settings = asdict(self)
+        settings["lambda"] = settings.pop("cem_weight")
+        settings["attacks"] = list(self.attacks)
+        return settings
+
+    @classmethod
+    def from_json(cls, settings: dict[str, Any]) -> RunConfig:
+        """Rebuilds the settings that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: a key is unknown or missing.
+        """
+        settings = dict(settings)
+        if "lambda" in settings:
+            settings["cem_weight"] = settings.pop("lambda")
+        known = {f.name for f in fields(cls)}
+        if settings.keys() != known:
+            unknown, missing = sorted(settings.keys() - known), sorted(known - settings.keys())
+            raise ValueError(f"run settings do not match this version: unknown keys {unknown}, missing keys {missing}")
+        settings["attacks"] = tuple(settings["attacks"])
+        return cls(**settings)
+
+
+@dataclass(frozen=True)
+class GridConfig(SharedConfig):
+    """A grid of runs that differ in what is listed here and share every setting of :class:`SharedConfig`.
+
+    Args:
+        name: name of the grid; its results go to ``runs/<name>``.
+        data: data sets, each a bundled name or the path of a folder of images.
+        undefended: reference points, trained without noise and without CEM.
+        defenses: defenses, each trained with every weight in ``cem_weights``.
+        cem_weights: weights of the CEM loss (lambda); 0 trains without it.
+        noise_levels: further noise levels for the ``noise`` defense without CEM, the curve that CEM is held against at equal accuracy.
+        seeds: seeds, one run each.
+        folds: folds of the data, one run each.
+    """
+
+    name: str = "evaluation"
+    data: tuple[str, ...] = ("faces",)
+    undefended: tuple[str, ...] = ("bottleneck",)
+    defenses: tuple[str, ...] = ("noise",)
+    cem_weights: tuple[float, ...] = (0.0, 0.5)
+    noise_levels: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (0, 1)
+    folds: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name or set(self.name) & set("/\\") or self.name.startswith("."):
+            raise ValueError(f"name must be usable as the name of a folder, got {self.name!r}")
+        for key in ("data", "seeds", "folds"):
+            if not getattr(self, key):
+                raise ValueError(f"{key} must list at least one value, got none")
+        if not self.runs():
+            raise ValueError("the grid is empty: undefended, defenses and noise_levels plan no run")
+
+    def runs(self) -> list[RunConfig]:
+        """The planned runs, those of one data set and fold together, each planned once.
+
+        Raises:
+            ValueError: a setting of one of them is out of range.
+        """
+        shared = {f.name: getattr(self, f.name) for f in fields(SharedConfig)}
+        cells = [{"defense": defense, "cem_weight": 0.0, "noise_std": 0.0} for defense in self.undefended]
+        cells += [
+            {"defense": defense, "cem_weight": weight} for defense, weight in product(self.defenses, self.cem_weights)
+        ]
+        cells += [{"defense": "noise", "cem_weight": 0.0, "noise_std": level} for level in self.noise_levels]
+        runs = [
+            RunConfig(**{**shared, **cell, "data": data, "fold": fold, "seed": seed})
+            for data, fold, seed, cell in product(self.data, self.folds, self.seeds, cells)
+        ]
+        return list(dict.fromkeys(runs))
+
+
+def _require(key: str, value: float, *, at_least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{key} must be a number, got {value!r}")
+    if not (math.isfinite(value) and value >= at_least):
+        raise ValueError(f"{key} must be at least {at_least}, got {value}")

@@ -1,0 +1,529 @@
+"""Training, measuring and attacking: one run, and a grid of runs with the results.json that sums them up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cem_fast import attacks, bounds, checkpoint, comparison, data, defenses, metrics, provenance, training
+from cem_fast.attacks.base import Attack
+from cem_fast.comparison import Measured
+from cem_fast.config import GridConfig, RunConfig
+from cem_fast.data import Part, Splits
+from cem_fast.defenses import Defense, GaussianNoise
+from cem_fast.loss import CEMLoss
+from cem_fast.names import lookup
+from cem_fast.schedule import CEMSchedule
+from cem_fast.seeding import seeded
+from cem_fast.split import SplitModel
+
+RESULTS = "results.json"
+NUM_PICTURES = 6
+NUM_WATCHED = 12  # epochs of a training run after which accuracy and leakage are measured for the curves of the report
+
+Watcher = Callable[[str, int, int], None]  # stage, steps done, steps in all
+
+
+class Watch:
+    """Hears how a grid goes on; the base class keeps quiet."""
+
+    def started(self, index: int, total: int, config: RunConfig) -> None:
+        """Run ``index`` (from 0) of ``total`` starts."""
+
+    def stage(self, index: int, name: str, done: int, total: int) -> None:
+        """Run ``index`` has done ``done`` of ``total`` steps of a stage."""
+
+    def finished(self, index: int, total: int, config: RunConfig, record: dict[str, Any], *, reused: bool) -> None:
+        """Run ``index`` of ``total`` has a result, found on disk if ``reused``."""
+
+
+def check(plan: list[RunConfig]) -> None:
+    """Raises before anything is trained what would otherwise surface hours later.
+
+    Args:
+        plan: the runs to come.
+
+    Raises:
+        FileNotFoundError: a data set is missing.
+        ValueError: a setting names something unknown, is out of range, or does not fit the data.
+    """
+    names: dict[str, str] = {}
+    for config in plan:
+        lookup("defense", config.defense, dict.fromkeys(defenses.names()))
+        for attack in config.attacks:
+            lookup("attack", attack, dict.fromkeys(attacks.names()))
+        splits = load_data(config.data, config.fold, config.image_size)
+        if names.setdefault(splits.name, config.data) != config.data:
+            raise ValueError(
+                f"data must have different names, got two called {splits.name!r}: {names[splits.name]}, {config.data}"
+            )
+    for config in {
+        replace(config, data=config.data, seed=0, fold=plan[0].fold, cem_weight=0.0): None for config in plan
+    }:
+        splits = load_data(config.data, config.fold, config.image_size)
+        checkpoint.build_parts(config, image_shape=splits.image_shape, num_classes=splits.num_classes)
+        for attack in config.attacks:
+            _build_attack(attack, config, splits)
+
+
+@lru_cache(maxsize=4)
+def load_data(name_or_path: str, fold: int, image_size: int | None) -> Splits:
+    """The splits of one fold, read once for the runs that share it; every seed sees the same split."""
+    return data.load(name_or_path, fold=fold, image_size=image_size)
+
+
+def run(
+    config: RunConfig,
+    folder: str | Path,
+    *,
+    splits: Splits | None = None,
+    device: str | torch.device = "cpu",
+    attack: bool = True,
+    on_stage: Watcher | None = None,
+) -> dict[str, Any]:
+    """Trains one model, measures its accuracy and leakage, attacks it, and saves everything.
+
+    Besides the weights, the folder gets per test image ``mse.<attack> [N]``, ``correct [N]`` (share of noise draws classified correctly),
+    ``groups [N]`` (resampling unit), and for a few images, chosen by class before any attack, ``pictures.index [P]``,
+    ``pictures.original``, ``pictures.class_mean`` and ``pictures.<attack>``, each ``[P, C, H, W]``.
+
+    Args:
+        config: every setting.
+        folder: where to save the run.
+        splits: the images; None loads ``config.data``.
+        device: where to compute.
+        attack: whether to run ``config.attacks``.
+        on_stage: hears the stage, the steps done and the steps in all.
+
+    Returns:
+        The run's entry in results.json, but for ``checkpoint``.
+
+    Raises:
+        FileNotFoundError: the data set is missing.
+        ValueError: a setting does not fit.
+    """
+    on_stage = on_stage or partial(Watch().stage, 0)
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+    if splits is None:
+        splits = load_data(config.data, config.fold, config.image_size)
+    torch.manual_seed(config.seed)
+    model, defense, loss = checkpoint.build_parts(
+        config, image_shape=splits.image_shape, num_classes=splits.num_classes
+    )
+    for module in (model, defense, loss):
+        if module is not None:
+            module.to(device)
+
+    with _timed(seconds, "train"):
+        curves = _Curves(config, model, defense, splits, on_stage)
+        cem = {"cem": loss, "schedule": CEMSchedule(config.cem_weight)} if config.cem_weight > 0 else {}
+        history = training.train(model, splits, defense, config=config, **cem, on_epoch=curves)
+    defense.eval()
+
+    on_stage("measuring", 0, 2)
+    with _timed(seconds, "accuracy"):
+        correct = training.correctness(model, defense, splits.test, draws=config.noise_draws, seed=config.seed)
+    on_stage("measuring", 1, 2)
+    with _timed(seconds, "leakage"):
+        # Fitted from scratch, with CEM or without: training's own mixture has a head start and belongs to an earlier encoder.
+        loss = _fitted_loss(config, model, splits)
+        leakage = _leakage(loss, model, defense, splits, seed=config.seed)
+
+    measurements = {"correct": correct, "groups": splits.test.groups}
+    attacked = {}
+    if attack:
+        chosen = choose_pictures(splits.test)
+        measurements |= {
+            "pictures.index": chosen,
+            "pictures.original": splits.test.images[chosen],
+            "pictures.class_mean": class_means(splits)[splits.test.labels[chosen]],
+        }
+        for name in config.attacks:
+            with _timed(seconds, f"attack_{name}"):
+                attacked[name], errors, rebuilt = attack_model(name, model, defense, splits, config, on_stage=on_stage)
+            measurements |= {f"mse.{name}": errors, f"pictures.{name}": rebuilt[chosen]}
+    seconds["total"] = time.perf_counter() - started
+
+    record = {
+        "data": splits.name,
+        "protocol": config.protocol,
+        "model": config.model,
+        "cut": config.cut,
+        "defense": config.defense,
+        "cem": config.cem_weight > 0,
+        "config": config.to_json(),
+        "seed": config.seed,
+        "fold": config.fold,
+        "accuracy": _mean(correct),
+        "num_test": len(splits.test),
+        "attacks": attacked,
+        "leakage": leakage,
+        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+    }
+    checkpoint.save_run(
+        folder,
+        config=config,
+        model=model,
+        defense=defense,
+        loss=loss,
+        measurements=measurements,
+        description={
+            "image_shape": list(splits.image_shape),
+            "num_classes": splits.num_classes,
+            "data": {
+                "name": splits.name,
+                "credit": splits.credit,
+                "unit": splits.unit,
+                "num_train": len(splits.train),
+                "num_attacker": len(splits.attacker),
+            },
+            "baseline": data.baselines(splits),
+            "identity": identity(splits),
+            "history": history,
+            "curves": curves.points,
+            "record": record,
+        },
+    )
+    return record
+
+
+def attack_model(
+    name: str,
+    model: SplitModel,
+    defense: Defense,
+    splits: Splits,
+    config: RunConfig,
+    *,
+    on_stage: Watcher | None = None,
+) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Attacks a trained model once, and once more with half the budget where the attack has one.
+
+    Args:
+        name: one of ``attacks.names()``.
+        model: the trained network, in eval mode.
+        defense: its defense, in eval mode.
+        splits: the images; the attack learns from ``splits.attacker`` and is measured on ``splits.test``.
+        config: ``attack_epochs``, ``attack_decoder`` and ``seed`` are used.
+        on_stage: hears the stage, the steps done and the steps in all.
+
+    Returns:
+        The attack's entry in results.json, its error on every test image ``[N]`` and what it rebuilt ``[N, C, H, W]``.
+    """
+    on_stage = on_stage or partial(Watch().stage, 0)
+    truth = splits.test.images
+    full = _build_attack(name, config, splits)
+    half = full.half_budget()
+    on_stage(f"attack: {name}", 0, 3)
+    rebuilt = _invert(full, model, defense, splits, seed=config.seed)
+    on_stage(f"attack: {name}", 2, 3)
+    at_half = None
+    if half is not None:
+        at_half = _mean(metrics.mse(_invert(half, model, defense, splits, seed=config.seed), truth))
+    on_stage(f"attack: {name}", 3, 3)
+    errors = metrics.mse(rebuilt, truth)
+    entry = {
+        "mse": _mean(errors),
+        "psnr": _mean(metrics.psnr(rebuilt, truth)),
+        "ssim": _mean(metrics.ssim(rebuilt, truth)),
+        "mse_half_budget": at_half,
+        "knowledge": full.knowledge,
+    }
+    return entry, errors, rebuilt
+
+
+def evaluate(
+    grid: GridConfig,
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    jobs: int = 1,
+    fresh: bool = False,
+    command: str | None = None,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
+    """Runs a grid; results.json holds every planned run that has a result, also while it goes on and after an interruption.
+
+    A finished run of the same settings, images and code is not repeated unless ``fresh``; even then its old result stays until the new
+    one takes its place, so that an interrupted grid loses nothing.
+
+    Args:
+        grid: the runs.
+        folder: gets ``results.json`` and the folder ``runs`` with one folder a run.
+        device: where to compute.
+        jobs: runs at a time; more than one run on processes of their own, which share the cores.
+        fresh: whether to repeat finished runs.
+        command: how to get these results again; None for the command that is running.
+        watch: hears how it goes on.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        FileNotFoundError: a data set is missing.
+        ValueError: a setting does not fit; nothing was written.
+    """
+    folder, plan, watch = Path(folder), grid.runs(), watch or Watch()
+    check(plan)
+    made_with = {
+        "command": command or provenance.command_line(),
+        "git": provenance.commit(),
+        "versions": provenance.versions(),
+    }
+    identities = {config: identity(load_data(config.data, config.fold, config.image_size)) for config in plan}
+    found = {config: _finished(folder, config, identities[config]) for config in plan}
+    results = _Results(folder, made_with)
+    tasks = []
+    for index, config in enumerate(plan):
+        if fresh or found[config] is None:
+            tasks.append((index, config, folder / run_path(config)))
+        else:
+            watch.finished(index, len(plan), config, found[config].record, reused=True)
+    try:
+        for kind, index, details in _run_all(tasks, jobs=jobs, device=device, watch=watch):
+            if kind == "started":
+                watch.started(index, len(plan), plan[index])
+            elif kind == "stage":
+                watch.stage(index, *details)
+            else:
+                found[plan[index]] = _finished(folder, plan[index], identities[plan[index]])
+                results.save_if_cheap(found.values())
+                watch.finished(index, len(plan), plan[index], found[plan[index]].record, reused=False)
+    finally:
+        results.save(found.values())
+    return results.content
+
+
+def _run_all(
+    tasks: list[tuple[int, RunConfig, Path]], *, jobs: int, device: str | torch.device, watch: Watch
+) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
+    """Runs the tasks and yields what happens, in this process for one job; see :func:`cem_fast.workers.run_all`."""
+    jobs = min(jobs, len(tasks))
+    if jobs > 1:
+        from cem_fast import workers  # here, because the workers run what this module defines
+
+        yield from workers.run_all(tasks, jobs=jobs, device=device)
+        return
+    for index, config, path in tasks:
+        yield "started", index, ()
+        run(config, path, device=device, on_stage=partial(watch.stage, index))
+        yield "finished", index, ()
+
+
+def summarize(runs: list[Measured], folder: Path, made_with: dict[str, Any]) -> dict[str, Any]:
+    """Everything that results.json holds.
+
+    Args:
+        runs: the finished runs.
+        folder: the folder that the runs' ``checkpoint`` is relative to.
+        made_with: ``command``, ``git`` and ``versions``.
+    """
+    baseline: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(measured.record["data"] for measured in runs):
+        # every fold counts as often as it has test images
+        folds = {m.record["fold"]: m for m in runs if m.record["data"] == name}.values()
+        descriptions = [checkpoint.read_description(folder / m.record["checkpoint"])["baseline"] for m in folds]
+        sizes = [m.record["num_test"] for m in folds]
+        baseline[name] = {
+            key: sum(size * each[key] for size, each in zip(sizes, descriptions)) / sum(sizes)
+            for key in descriptions[0]
+        }
+    return {
+        "schema": checkpoint.SCHEMA,
+        **made_with,
+        "baseline": baseline,
+        "runs": [measured.record for measured in runs],
+        "pairs": comparison.pairs(runs),
+        "frontier": comparison.frontier(runs),
+    }
+
+
+def load_runs(folder: str | Path, results: dict[str, Any]) -> list[Measured]:
+    """The runs of a results.json together with what they measured per image.
+
+    Args:
+        folder: the folder of results.json.
+        results: its content.
+    """
+    return [Measured(r, checkpoint.read_measurements(Path(folder) / r["checkpoint"])) for r in results["runs"]]
+
+
+def run_path(config: RunConfig) -> str:
+    """Folder of a run inside its grid's: readable, and different for different settings."""
+    digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+    parts = [
+        Path(config.data).name,
+        config.label.replace(" + ", "-").lower(),
+        f"seed{config.seed}",
+        f"fold{config.fold}",
+    ]
+    return f"runs/{'-'.join(parts)}-{digest}"
+
+
+def identity(splits: Splits) -> dict[str, str]:
+    """What a result depends on besides its settings: the version, the code and the images."""
+    digest = hashlib.sha256()
+    for part in (splits.train, splits.attacker, splits.test):
+        for tensor in (part.images, part.labels, part.groups):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return {
+        "version": provenance.package_version(),
+        "code": provenance.source_digest(),
+        "images": digest.hexdigest()[:16],
+    }
+
+
+def released_noise(defense: nn.Module) -> float:
+    """Standard deviation of the Gaussian noise on what a defense releases; 0 where it adds none."""
+    return max((m.noise_std for m in defense.modules() if isinstance(m, GaussianNoise)), default=0.0)
+
+
+def choose_pictures(part: Part, count: int = NUM_PICTURES) -> Tensor:
+    """Indices ``[P]`` of the images to show: the first of each of ``count`` evenly spaced classes, further ones where classes are few."""
+    rank = torch.zeros_like(part.labels)
+    for label in part.labels.unique():
+        of_class = part.labels == label
+        rank[of_class] = torch.arange(int(of_class.sum()))
+    order = sorted(range(len(part)), key=lambda i: (int(rank[i]), int(part.labels[i])))
+    firsts = [i for i in order if rank[i] == 0]
+    if len(firsts) > count:
+        order = [firsts[round(k * (len(firsts) - 1) / (count - 1))] for k in range(count)]
+    return torch.tensor(order[:count])
+
+
+def class_means(splits: Splits) -> Tensor:
+    """``[classes, C, H, W]``: the mean training image of every class, which is what the label alone gives away."""
+    images, labels = splits.train.images, splits.train.labels
+    sums = torch.zeros(splits.num_classes, *splits.image_shape).index_add_(0, labels, images)
+    return sums / torch.bincount(labels, minlength=splits.num_classes).clamp_min(1)[:, None, None, None]
+
+
+class _Results:
+    """results.json of a grid in progress."""
+
+    def __init__(self, folder: Path, made_with: dict[str, Any]):
+        self.folder, self.made_with = folder, made_with
+        self.content: dict[str, Any] = {}
+        self.cost, self.saved_at = 0.0, 0.0
+
+    def save_if_cheap(self, runs: Iterable[Measured | None]) -> None:
+        """Saves, unless that would slow a large grid down: bootstrapping hundreds of runs takes seconds."""
+        if time.monotonic() - self.saved_at > 20 * self.cost:
+            self.save(runs)
+
+    def save(self, runs: Iterable[Measured | None]) -> None:
+        """Replaces results.json by what these runs say; leaves it alone where none has finished."""
+        finished = [measured for measured in runs if measured]
+        if not finished:
+            return
+        start = time.monotonic()
+        self.content = summarize(finished, self.folder, self.made_with)
+        document = json.dumps(self.content, indent=1, allow_nan=False) + "\n"
+        checkpoint.write_atomically(self.folder / RESULTS, document.encode())
+        self.saved_at = time.monotonic()
+        self.cost = self.saved_at - start
+
+
+class _Curves:
+    """Measures accuracy and leakage a dozen times during training, for the curves of the report and for nothing else."""
+
+    def __init__(self, config: RunConfig, model: SplitModel, defense: Defense, splits: Splits, on_stage: Watcher):
+        self.config, self.model, self.defense, self.splits, self.on_stage = config, model, defense, splits, on_stage
+        self.every = max(1, config.epochs // NUM_WATCHED)
+        self.points: list[dict[str, Any]] = []
+        on_stage("training", 0, config.epochs)
+
+    def __call__(self, entry: dict[str, Any]) -> None:
+        epoch = entry["epoch"]
+        self.on_stage("training", epoch, self.config.epochs)
+        if epoch % self.every and epoch != self.config.epochs:
+            return
+        correct = training.correctness(self.model, self.defense, self.splits.test, draws=1, seed=self.config.seed)
+        plugin = None
+        if released_noise(self.defense) > 0:
+            loss = _fitted_loss(self.config, self.model, self.splits)
+            plugin = float(bounds.plugin_information(loss.mixture, released_noise(self.defense)))
+        self.points.append({"epoch": epoch, "accuracy": _mean(correct), "plugin_nats": plugin})
+
+
+def _fitted_loss(config: RunConfig, model: SplitModel, splits: Splits) -> CEMLoss | None:
+    """A CEM loss whose mixture is fitted to the clean features of the training images; None for a run without noise."""
+    _, _, loss = checkpoint.build_parts(config, image_shape=splits.image_shape, num_classes=splits.num_classes)
+    if loss is not None:
+        with seeded(config.seed):
+            features = training.clean_features(model, splits.train.images)
+            loss.to(model.device).fit(features, splits.train.labels.to(model.device))
+    return loss
+
+
+def _leakage(
+    loss: CEMLoss | None, model: SplitModel, defense: Defense, splits: Splits, *, seed: int
+) -> dict[str, float | None]:
+    """Estimates of the information in released features; None where they leave without noise, since then no bound is finite."""
+    noise_std = released_noise(defense)
+    if loss is None or noise_std == 0:
+        return dict.fromkeys(("plugin_nats", "heldout_nats", "heldout_se"))
+    features = training.clean_features(model, splits.test.images)
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    estimate, error = bounds.heldout_information(loss.mixture, features, noise_std, generator=generator)
+    return {
+        "plugin_nats": float(bounds.plugin_information(loss.mixture, noise_std)),
+        "heldout_nats": float(estimate),
+        "heldout_se": float(error),
+    }
+
+
+def _build_attack(name: str, config: RunConfig, splits: Splits) -> Attack:
+    return attacks.build(
+        name,
+        image_shape=splits.image_shape,
+        epochs=config.attack_epochs,
+        decoder=config.attack_decoder,
+        seed=config.seed,
+    )
+
+
+def _invert(attack: Attack, model: SplitModel, defense: Defense, splits: Splits, *, seed: int) -> Tensor:
+    """What an attack rebuilds of the test images, each seen once with one draw of the noise."""
+    observe = training.observer(model, defense)
+    known, secret = splits.attacker, splits.test.images.to(model.device)
+    with seeded(seed):
+        attack.fit(observe, known.images.to(model.device), known.labels.to(model.device))
+        return attack.reconstruct(observe(secret)).detach().cpu()
+
+
+def _finished(folder: Path, config: RunConfig, wanted: dict[str, str]) -> Measured | None:
+    """The finished run of these settings, images and code; None where there is none, or where its files are damaged."""
+    path = run_path(config)
+    try:
+        description = checkpoint.read_description(folder / path)
+        measurements = checkpoint.read_measurements(folder / path)
+    except (FileNotFoundError, ValueError):
+        return None
+    record = description.get("record", {})
+    if description.get("identity") != wanted or record.get("config") != config.to_json():
+        return None
+    if set(record["attacks"]) != set(config.attacks):
+        return None
+    return Measured({**record, "checkpoint": path}, measurements)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())

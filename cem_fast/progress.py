@@ -1,0 +1,99 @@
+"""How a grid goes on, for people: moving bars on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cem_fast.config import RunConfig
+from cem_fast.experiment import Watch
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def describe(config: RunConfig) -> str:
+    """One run in a few words: ``faces / noise + CEM, seed 0, fold 1``."""
+    noise = f" at noise {config.noise_std:g}" if config.noise_std > 0 else ""
+    return f"{Path(config.data).name} / {config.label}{noise}, seed {config.seed}, fold {config.fold}"
+
+
+def outcome(record: dict[str, Any]) -> str:
+    """What came of one run, in a few words."""
+    attacks = record["attacks"]
+    text = f"accuracy {record['accuracy']:.1%}"
+    if attacks:
+        strongest = min(attacks, key=lambda name: attacks[name]["mse"])
+        text += f", attack MSE {attacks[strongest]['mse']:.5f} ({strongest})"
+    return f"{text}, {record['seconds']['total']:.0f} s"
+
+
+class Lines(Watch):
+    """A line when a run starts and a line when it ends."""
+
+    def __init__(self, console: Console):
+        self.console = console
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def started(self, index: int, total: int, config: RunConfig) -> None:
+        self._print(f"[{index + 1}/{total}] {describe(config)}: started")
+
+    def finished(self, index: int, total: int, config: RunConfig, record: dict[str, Any], *, reused: bool) -> None:
+        found = "found on disk, " if reused else ""
+        self._print(f"[{index + 1}/{total}] {describe(config)}: {found}{outcome(record)}")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Bars(Lines):
+    """The same lines, and below them a bar for the grid and one for the stage of every run that goes on."""
+
+    def __init__(self, console: Console):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        super().__init__(console)
+        self.bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self.grid = self.bars.add_task("runs", total=None)
+        self.done = 0
+        self.current: dict[int, tuple[str, Any]] = {}  # the stage of every run that goes on, and its bar
+
+    def __enter__(self) -> Bars:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def started(self, index: int, total: int, config: RunConfig) -> None:
+        super().started(index, total, config)
+        self.bars.update(self.grid, total=total, completed=self.done)
+
+    def stage(self, index: int, name: str, done: int, total: int) -> None:
+        stage, bar = self.current.get(index, ("", None))
+        if bar is None:
+            bar = self.bars.add_task("", total=total)
+        if name != stage:
+            self.bars.reset(bar, total=total, description=f"run {index + 1}: {name}")
+        self.current[index] = name, bar
+        self.bars.update(bar, completed=done)
+
+    def finished(self, index: int, total: int, config: RunConfig, record: dict[str, Any], *, reused: bool) -> None:
+        super().finished(index, total, config, record, reused=reused)
+        if index in self.current:
+            self.bars.remove_task(self.current.pop(index)[1])
+        self.done += 1
+        self.bars.update(self.grid, total=total, completed=self.done)

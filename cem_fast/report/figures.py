@@ -1,0 +1,230 @@
+"""Pictures of the report, as data URIs: image grids as plain PNGs, charts by matplotlib, once for light and once for dark pages."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from cem_fast.comparison import Row, envelope
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with every kind of color vision; the blue is lighter on dark pages.
+COLORS = {
+    "light": {
+        "undefended": "#D55E00",
+        "off": "#0072B2",
+        "on": "#009E73",
+        "text": "#33383f",
+        "faint": "#8b929c",
+        "grid": "#e6e8ec",
+    },
+    "dark": {
+        "undefended": "#E58A3C",
+        "off": "#56B4E9",
+        "on": "#2DC7A0",
+        "text": "#d6dae0",
+        "faint": "#8d96a3",
+        "grid": "#333a44",
+    },
+}
+MARKERS = {"undefended": "s", "off": "o", "on": "D"}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart, drawn for light and for dark pages, both as data URIs."""
+
+    light: str
+    dark: str
+
+
+def role(row: Row) -> str:
+    """Which color a cell gets: ``undefended``, ``off`` or ``on``."""
+    if row.runs[0].record["cem"]:
+        return "on"
+    return "undefended" if row.label in ("none", "bottleneck") else "off"
+
+
+def picture(image: Tensor) -> str:
+    """An image ``[C, H, W]`` in [0, 1], C = 1 or 3, as a PNG data URI."""
+    from PIL import Image
+
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    stream = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(stream, format="PNG", optimize=True)
+    return _data_uri(stream.getvalue())
+
+
+def errors(rows: Sequence[Row], baseline: Mapping[str, float]) -> Chart:
+    """The strongest attack's error in every cell, run by run, beside the two controls."""
+
+    def draw(panels: Sequence[Axes], colors: Mapping[str, str]) -> None:
+        axes, labels = panels[0], []
+        for height, row in enumerate(reversed(rows)):
+            kind, values = role(row), [run.record["attacks"][run.strongest]["mse"] for run in row.runs]
+            axes.plot(
+                [0, row.mse.mean], [height, height], color=colors[kind], linewidth=2, alpha=0.35, solid_capstyle="butt"
+            )
+            axes.plot(
+                values,
+                [height] * len(values),
+                MARKERS[kind],
+                color=colors[kind],
+                markersize=5,
+                alpha=0.55,
+                markeredgewidth=0,
+            )
+            axes.plot(row.mse.mean, height, "|", color=colors[kind], markersize=20, markeredgewidth=2.5)
+            labels.append(cell_name(row, rows))
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        for key, text in (("class_mean_mse", "class mean"), ("mean_image_mse", "mean image")):
+            axes.axvline(baseline[key], color=colors["faint"], linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.annotate(text, (baseline[key], 1), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
+                          ha="center", va="bottom", fontsize=9, color=colors["faint"])  # fmt: skip
+        axes.set_xlim(0, 1.08 * max(baseline["mean_image_mse"], *(row.mse.mean for row in rows)))
+        axes.set_xlabel("mean squared error of the strongest attack (pixels in [0, 1]); higher is more private")
+        axes.grid(axis="x", color=colors["grid"], linewidth=0.8)
+        axes.tick_params(axis="y", length=0)
+
+    return _chart(draw, width=8.2, height=1.35 + 0.46 * len(rows))
+
+
+def curves(rows: Sequence[Row], curves_of: Callable[[Any], list[dict[str, Any]]]) -> Chart | None:
+    """Accuracy and plug-in information over the epochs, a thin line per run and a thick one for their mean."""
+    tracks = {id(row): [curves_of(run) for run in row.runs] for row in rows}
+    if not any(points for runs in tracks.values() for points in runs):
+        return None
+    informative = any(p["plugin_nats"] is not None for runs in tracks.values() for points in runs for p in points)
+    panels = [("accuracy", "accuracy on test images, %", 100)]
+    if informative:
+        panels.append(("plugin_nats", "information in the features, nats (estimate)", 1))
+
+    def draw(axes: Sequence[Axes], colors: Mapping[str, str]) -> None:
+        for panel, (key, title, scale) in zip(axes, panels):
+            for row in rows:
+                lines = [[p for p in points if p[key] is not None] for points in tracks[id(row)]]
+                lines = [line for line in lines if line]
+                if not lines:
+                    continue
+                color = colors[role(row)]
+                for line in lines:
+                    panel.plot(
+                        [p["epoch"] for p in line],
+                        [scale * p[key] for p in line],
+                        color=color,
+                        linewidth=0.9,
+                        alpha=0.4,
+                    )
+                epochs = [p["epoch"] for p in lines[0]]
+                mean = np.mean([[scale * p[key] for p in line] for line in lines], axis=0)
+                panel.plot(
+                    epochs,
+                    mean,
+                    color=color,
+                    linewidth=2.2,
+                    marker=MARKERS[role(row)],
+                    markersize=4,
+                    label=cell_name(row, rows),
+                )
+            panel.set_title(title, fontsize=10, loc="left", color=colors["text"])
+            panel.set_xlabel("epoch")
+            panel.set_ylim(bottom=0)
+            panel.set_xlim(left=0)
+            panel.grid(axis="y", color=colors["grid"], linewidth=0.8)
+        axes[0].legend(frameon=False, fontsize=9, labelcolor=colors["text"], loc="lower right")
+
+    return _chart(draw, width=8.2 if informative else 4.6, height=3.1, panels=len(panels))
+
+
+def tradeoff(rows: Sequence[Row], curve: Sequence[Row]) -> Chart:
+    """Accuracy against the strongest attack's error: the curve of plain noise, and the cells with CEM."""
+
+    def draw(panels: Sequence[Axes], colors: Mapping[str, str]) -> None:
+        axes = panels[0]
+        accuracies, mses = envelope(np.array([r.accuracy.mean for r in curve]), np.array([r.mse.mean for r in curve]))
+        axes.plot(100 * accuracies, mses, color=colors["off"], linewidth=1.6, alpha=0.7, zorder=1)
+        for row in rows:
+            kind = role(row)
+            axes.errorbar(
+                100 * row.accuracy.mean, row.mse.mean, xerr=100 * row.accuracy.deviation, yerr=row.mse.deviation,
+                fmt=MARKERS[kind], color=colors[kind], markersize=6, elinewidth=0.9, alpha=0.95,
+            )  # fmt: skip
+            name = f"σ = {row.noise_std:g}" if row in curve and kind == "off" else cell_name(row, rows)
+            place = {"xytext": (-8, -5), "ha": "right", "va": "top"} if row in curve else {"xytext": (8, 5)}
+            point = (100 * row.accuracy.mean, row.mse.mean)
+            axes.annotate(name, point, textcoords="offset points", fontsize=9, color=colors[kind], **place)
+        axes.set_xlabel("accuracy on test images, %")
+        axes.set_ylabel("MSE of the strongest attack")
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.12)
+        axes.grid(color=colors["grid"], linewidth=0.8)
+
+    return _chart(draw, width=7.2, height=3.8)
+
+
+def cell_name(row: Row, among: Sequence[Row]) -> str:
+    """``noise + CEM``, with its noise level or weight where another cell would be called the same."""
+    alike = [other for other in among if other.label == row.label and other is not row]
+    name = row.label
+    if any(other.noise_std != row.noise_std for other in alike):
+        name += f", σ = {row.noise_std:g}"
+    weight = row.runs[0].record["config"]["lambda"]
+    if any(other.runs[0].record["config"]["lambda"] != weight for other in alike):
+        name += f", λ = {weight:g}"
+    return name
+
+
+def _chart(
+    draw: Callable[[Sequence[Axes], Mapping[str, str]], None], *, width: float, height: float, panels: int = 1
+) -> Chart:
+    drawn = {}
+    for theme, colors in COLORS.items():
+        with _figure(width, height, panels, colors) as (figure, axes):
+            draw(axes, colors)
+            stream = io.BytesIO()
+            figure.savefig(stream, format="png", dpi=170, transparent=True)
+        drawn[theme] = _data_uri(stream.getvalue())
+    return Chart(**drawn)
+
+
+@contextmanager
+def _figure(width: float, height: float, panels: int, colors: Mapping[str, str]) -> Iterator[tuple[Figure, Any]]:
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style = {
+        "font.family": "DejaVu Sans",
+        "font.size": 10,
+        "text.color": colors["text"],
+        "axes.labelcolor": colors["text"],
+        "axes.edgecolor": colors["faint"],
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "xtick.color": colors["faint"],
+        "ytick.color": colors["faint"],
+        "xtick.labelcolor": colors["text"],
+        "ytick.labelcolor": colors["text"],
+    }
+    # A figure of its own, not pyplot's: nothing global is left behind, and no display is looked for.
+    with rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots(1, panels, squeeze=False)[0]
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,0 +1,75 @@
+"""A tiny folder of images and a finished grid on it, made once for all tests of the whole system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cem_fast import experiment
+from cem_fast.config import GridConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tmp_path_factory) -> Path:
+    """Three classes of ten grey 16x16 images: a bright square in a place of its own, and noise."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("images") / "tiny"
+    random = np.random.default_rng(0)
+    for label, name in enumerate(("left", "middle", "right")):
+        (folder / name).mkdir(parents=True)
+        for index in range(10):
+            pixels = random.integers(0, 80, (16, 16), dtype=np.uint8)
+            pixels[4:12, 5 * label : 5 * label + 5] += 150
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_grid(tiny_images) -> GridConfig:
+    """A grid that takes seconds: the undefended bottleneck, noise at three levels, and noise with CEM."""
+    return GridConfig(
+        name="tiny",
+        data=(str(tiny_images),),
+        image_size=16,
+        noise_levels=(0.05, 0.3),
+        seeds=(0,),
+        cem_components=2,
+        epochs=2,
+        batch_size=8,
+        attack_epochs=4,
+        noise_draws=3,
+    )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished grid: its settings, its folder, and what results.json holds."""
+
+    grid: GridConfig
+    folder: Path
+    results: dict
+
+    def run(self, *, cem: bool, noise_std: float = 0.1) -> Path:
+        """The folder of one of its runs."""
+        found = [r for r in self.results["runs"] if r["cem"] == cem and r["config"]["noise_std"] == noise_std]
+        return self.folder / found[0]["checkpoint"]
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_grid, tmp_path_factory) -> Finished:
+    """The tiny grid with two seeds, finished; tests copy what they change."""
+    grid, folder = replace(tiny_grid, seeds=(0, 1)), tmp_path_factory.mktemp("finished")
+    return Finished(grid, folder, experiment.evaluate(grid, folder, command="cem-fast evaluate"))

@@ -1,0 +1,177 @@
+"""Saving a run, loading it, and what damaged or foreign files get."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import cem_fast
+from cem_fast import checkpoint, experiment, training
+
+
+@pytest.fixture
+def saved(finished, tmp_path):
+    """A copy of a finished run with CEM."""
+    return shutil.copytree(finished.run(cem=True), tmp_path / "run")
+
+
+def tensor_file(folder, kind):
+    return folder / json.loads((folder / checkpoint.DESCRIPTION).read_text())["files"][kind]
+
+
+def test_a_loaded_run_is_the_run_that_was_saved(saved):
+    run = checkpoint.load_run(saved)
+    assert not run.model.training
+    assert not run.defense.training
+    assert run.config.defense == "noise"
+    assert run.config.cem_weight == 0.5
+    assert run.loss.is_fitted
+    assert len(run.data.test) == 6
+    features = training.clean_features(run.model, run.data.train.images)
+    assert run.loss(features, run.data.train.labels) > 0
+    entry, errors, _ = experiment.attack_model("ridge", run.model, run.defense, run.data, run.config)
+    assert entry == run.description["record"]["attacks"]["ridge"]
+    assert torch.equal(errors, run.measurements["mse.ridge"])
+    assert run.measurements["pictures.original"].shape == (6, 1, 16, 16)
+
+
+def test_load_run_is_public():
+    assert cem_fast.load_run is checkpoint.load_run
+
+
+def test_networks_inside_a_defense_come_back(tiny_grid, tmp_path):
+    config = next(run for run in tiny_grid.runs() if run.defense == "noise")
+    config = type(config)(**{**vars(config), "defense": "noise_arl"})
+    experiment.run(config, tmp_path / "run", attack=False)
+    run = checkpoint.load_run(tmp_path / "run")
+    proxy = run.defense.proxy.state_dict()
+    with torch.no_grad():
+        checkpoint_weights = checkpoint._read_tensors(tmp_path / "run", run.description, "weights")[0]
+    assert proxy
+    assert all(torch.equal(value, checkpoint_weights[f"defense.proxy.{key}"]) for key, value in proxy.items())
+
+
+def test_another_architecture_is_named_key_by_key(saved):
+    path = saved / checkpoint.DESCRIPTION
+    description = json.loads(path.read_text())
+    description["config"]["cut"] = 3
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"encoder's weights are of another architecture.*missing: 2\.") as raised:
+        checkpoint.load_run(saved)
+    assert str(tensor_file(saved, "weights")) in str(raised.value)
+    assert "\n" not in str(raised.value)
+    description["config"].update(cut=2, bottleneck=4)
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"of another shape: .*\(8, 32, 3, 3\) for \(4, 32, 3, 3\)"):
+        checkpoint.load_run(saved)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 1000])
+def test_a_truncated_file_is_named(saved, keep):
+    path = tensor_file(saved, "weights")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=f"damaged, its {keep} bytes") as raised:
+        checkpoint.load_run(saved)
+    assert str(raised.value).startswith(str(path))
+
+
+def test_a_pickle_is_refused_and_never_run(saved, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "opened"), "w"))
+
+    path = tensor_file(saved, "weights")
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match="holds a pickle"):
+        checkpoint.load_run(saved)
+    torch.save({"x": Evil()}, path)
+    with pytest.raises(ValueError, match="holds a pickle"):
+        checkpoint.load_run(saved)
+    assert not (tmp_path / "opened").exists()
+
+
+def test_foreign_and_damaged_descriptions_are_named(saved):
+    path = saved / checkpoint.DESCRIPTION
+    description = json.loads(path.read_text())
+    path.write_text(path.read_text()[:-100])
+    with pytest.raises(ValueError, match=r"run\.json: damaged, not readable as JSON"):
+        checkpoint.load_run(saved)
+    path.write_text(json.dumps({**description, "schema": 99}))
+    with pytest.raises(ValueError, match="expected a run of schema 1, got 99"):
+        checkpoint.load_run(saved)
+    path.write_text(json.dumps({**description, "config": {**description["config"], "sigma": 1}}))
+    with pytest.raises(ValueError, match=r"unknown keys \['sigma'\]"):
+        checkpoint.load_run(saved)
+    path.write_text(json.dumps({**description, "files": {"weights": "../../etc/passwd"}}))
+    with pytest.raises(ValueError, match="passwd: run.json names this file and it cannot be read"):
+        checkpoint.load_run(saved)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="no finished run here"):
+        checkpoint.load_run(saved)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    checkpoint.write_atomically(path, b"old")
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from cem_fast import checkpoint
+
+torch.set_num_threads(1)  # a fork does not inherit a pool of threads
+folder, replace = sys.argv[1], os.replace
+old = checkpoint.load_run(folder)
+before = {k: v.clone() for k, v in old.model.state_dict().items()}
+for steps in range(3):
+    child = os.fork()
+    if child == 0:
+        done = [0]
+
+        def killing(source, target):
+            if done[0] == steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done[0] += 1
+            replace(source, target)
+
+        os.replace = killing
+        with torch.no_grad():
+            for value in old.model.parameters():
+                value.add_(1 + steps)
+        parts = {"model": old.model, "defense": old.defense, "loss": old.loss}
+        measurements = {k: v + 1 for k, v in old.measurements.items()}
+        checkpoint.save_run(folder, config=old.config, **parts, measurements=measurements, description=old.description)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    now = checkpoint.load_run(folder)
+    assert all(torch.equal(v, before[k]) for k, v in now.model.state_dict().items()), steps
+    assert now.measurements.keys() == old.measurements.keys()
+print("intact")
+"""
+
+
+def test_kill_during_a_save_leaves_the_old_run(saved):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(saved)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "intact", done.stderr
+    leftovers = [path for path in saved.iterdir() if path.name.endswith(".tmp")]
+    assert leftovers, "the kill should have come before the last rename"
+    run = checkpoint.load_run(saved)
+    parts = {"model": run.model, "defense": run.defense, "loss": run.loss}
+    checkpoint.save_run(saved, config=run.config, **parts, measurements=run.measurements, description=run.description)
+    assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".safetensors", ".safetensors"]

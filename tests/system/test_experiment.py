@@ -1,0 +1,233 @@
+"""A run, a grid, and results.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cem_fast import checkpoint, comparison, experiment, training
+from cem_fast.comparison import Measured
+from cem_fast.config import GridConfig, RunConfig
+from cem_fast.data import Part
+
+RUN_KEYS = {
+    "data", "protocol", "model", "cut", "defense", "cem", "config", "seed", "fold", "accuracy", "num_test", "attacks",
+    "leakage", "seconds", "checkpoint",
+}  # fmt: skip
+
+
+def test_results_have_the_documented_schema(finished):
+    results = json.loads((finished.folder / experiment.RESULTS).read_text())
+    assert results == finished.results
+    assert set(results) == {"schema", "command", "git", "versions", "baseline", "runs", "pairs", "frontier"}
+    assert results["schema"] == 1
+    assert results["command"] == "cem-fast evaluate"
+    assert results["versions"]["torch"] == torch.__version__
+    assert set(results["baseline"]["tiny"]) == {"mean_image_mse", "class_mean_mse"}
+    assert len(results["runs"]) == 2 * 5
+    for record in results["runs"]:
+        assert set(record) == RUN_KEYS
+        assert record["cem"] == (record["config"]["lambda"] > 0)
+        assert 0 <= record["accuracy"] <= 1
+        assert record["num_test"] == 6
+        assert set(record["attacks"]) == {"decoder", "ridge"}
+        for name, attack in record["attacks"].items():
+            assert set(attack) == {"mse", "psnr", "ssim", "mse_half_budget", "knowledge"}
+            assert (attack["mse_half_budget"] is None) == (name == "ridge")
+        noiseless = record["config"]["noise_std"] == 0
+        assert set(record["leakage"]) == {"plugin_nats", "heldout_nats", "heldout_se"}
+        assert all((value is None) == noiseless for value in record["leakage"].values())
+        assert RunConfig.from_json(record["config"]).to_json() == record["config"]
+        assert (finished.folder / record["checkpoint"] / checkpoint.DESCRIPTION).is_file()
+    for entry in [*results["pairs"], *results["frontier"]]:
+        assert entry["interval"][0] <= entry["gain"] <= entry["interval"][1]
+
+
+def test_cem_is_compared_to_the_run_that_differs_in_nothing_else(finished):
+    (pair,) = finished.results["pairs"]
+    on = [r for r in finished.results["runs"] if r["cem"]]
+    off = [r for r in finished.results["runs"] if not r["cem"] and r["config"]["noise_std"] == 0.1]
+    ignored = {"lambda"}
+    for a, b in zip(on, off, strict=True):
+        assert {k: v for k, v in a["config"].items() if k not in ignored} == {
+            k: v for k, v in b["config"].items() if k not in ignored
+        }
+    strongest = [np.mean([min(a["mse"] for a in r["attacks"].values()) for r in runs]) for runs in (off, on)]
+    assert pair["gain"] == pytest.approx(strongest[1] / strongest[0] - 1, rel=1e-5)
+
+
+def test_finished_runs_are_not_repeated_and_changed_ones_are(tiny_grid, tmp_path, monkeypatch):
+    grid = replace(tiny_grid, noise_levels=(), attacks=("ridge",))
+    trained = []
+    train = training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(k["config"]) or train(*a, **k))
+    first = experiment.evaluate(grid, tmp_path)
+    assert len(trained) == 3
+    assert experiment.evaluate(grid, tmp_path)["runs"] == first["runs"]
+    assert len(trained) == 3
+    experiment.evaluate(replace(grid, cem_weights=(0.0, 2.0)), tmp_path)
+    assert len(trained) == 4
+    description = tmp_path / first["runs"][0]["checkpoint"] / checkpoint.DESCRIPTION
+    description.write_text(description.read_text()[:100])
+    experiment.evaluate(grid, tmp_path)
+    assert len(trained) == 5
+    again = experiment.evaluate(replace(grid, undefended=(), cem_weights=(0.0,)), tmp_path, fresh=True)
+    assert len(trained) == 6
+    assert again["runs"][0]["attacks"] == first["runs"][1]["attacks"]
+
+
+def test_an_interrupted_grid_keeps_what_it_has(tiny_grid, tmp_path, monkeypatch):
+    grid = replace(tiny_grid, noise_levels=(), attacks=("ridge",))
+    complete = experiment.evaluate(grid, tmp_path)
+    run, calls = experiment.run, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(experiment, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.evaluate(grid, tmp_path, fresh=True)
+    kept = json.loads((tmp_path / experiment.RESULTS).read_text())
+    assert [r["attacks"] for r in kept["runs"]] == [r["attacks"] for r in complete["runs"]]
+
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        experiment.evaluate(grid, tmp_path / "new", fresh=True)
+    assert len(json.loads((tmp_path / "new" / experiment.RESULTS).read_text())["runs"]) == 1
+
+
+def test_same_seed_gives_the_same_run_and_accuracy_is_that_of_the_documented_measure(finished, tmp_path):
+    path = finished.run(cem=True)
+    before = checkpoint.load_run(path)
+    experiment.run(before.config, tmp_path / "again", attack=False)
+    after = checkpoint.load_run(tmp_path / "again")
+    for key, value in before.model.state_dict().items():
+        assert torch.equal(value, after.model.state_dict()[key]), key
+    accuracy = training.evaluate_accuracy(
+        after.model, after.defense, after.data.test, draws=after.config.noise_draws, seed=after.config.seed
+    )
+    assert after.description["record"]["accuracy"] == pytest.approx(accuracy)
+    assert after.description["record"]["attacks"] == {}
+
+
+def test_nothing_is_written_when_a_setting_is_wrong(tiny_grid, tmp_path):
+    for change in ({"cut": 99}, {"defenses": ("nois",)}, {"attacks": ("rigde",)}, {"folds": (9,)}, {"model": "slmi"}):
+        with pytest.raises(ValueError):
+            experiment.evaluate(replace(tiny_grid, **change), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"noise_std": -1.0}, "noise_std must be at least 0, got -1.0"),
+        ({"noise_std": math.nan}, "noise_std must be at least 0, got nan"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"cem_variant": "offical"}, "the nearest is 'official'"),
+        ({"cem_weight": 1.0, "noise_std": 0.0}, "noise_std must be positive where cem_weight is"),
+        ({"protocol": "training"}, "expected one of inference"),
+    ],
+)
+def test_bad_settings_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**change)
+
+
+def test_grid_plans_every_run_once():
+    grid = GridConfig(defenses=("noise", "adversarial"), noise_levels=(0.1, 0.3), seeds=(0, 1), folds=(1, 2))
+    plan = grid.runs()
+    assert len(plan) == len(set(plan)) == (1 + 2 * 2 + 1) * 2 * 2
+    assert all(run.noise_std == 0 and run.cem_weight == 0 for run in plan if run.defense == "bottleneck")
+    with pytest.raises(ValueError, match="the grid is empty"):
+        GridConfig(undefended=(), defenses=())
+    with pytest.raises(ValueError, match="seeds must list at least one value"):
+        GridConfig(seeds=())
+    with pytest.raises(ValueError, match="name must be usable as the name of a folder"):
+        GridConfig(name="../elsewhere")
+
+
+def test_pictures_are_one_per_class_and_do_not_depend_on_any_result():
+    labels = torch.arange(40).repeat_interleave(2)
+    part = Part(torch.rand(80, 1, 4, 4), labels, labels)
+    chosen = experiment.choose_pictures(part)
+    assert len(chosen) == 6
+    assert len(labels[chosen].unique()) == 6
+    few = Part(torch.rand(9, 1, 4, 4), torch.tensor([0, 1, 2] * 3), torch.arange(9))
+    assert experiment.choose_pictures(few).tolist() == list(range(6))
+
+
+def measured(defense, noise, weight, accuracy, mse, seed=0, images=200):
+    """A run whose per-image errors and correctness have exactly these means."""
+    config = RunConfig(defense=defense, noise_std=noise, cem_weight=weight, seed=seed).to_json()
+    correct = (torch.arange(images) < round(accuracy * images)).float()
+    shape = 1 + 0.5 * torch.sin(torch.arange(images).double())
+    record = {
+        "data": "faces", "defense": defense, "cem": weight > 0, "config": config, "seed": seed, "fold": 1,
+        "attacks": {"ridge": {"mse": mse}},
+    }  # fmt: skip
+    errors = {"mse.ridge": mse * shape / shape.mean(), "correct": correct, "groups": torch.arange(images) // 2}
+    return Measured(record, errors)
+
+
+def test_frontier_compares_at_equal_accuracy():
+    curve = [
+        measured("noise", s, 0.0, a, m) for s, a, m in ((0.1, 0.95, 0.010), (0.2, 0.90, 0.020), (0.4, 0.80, 0.030))
+    ]
+    on = measured("noise", 0.1, 1.0, 0.85, 0.050)
+    (entry,) = comparison.frontier([*curve, on])
+    assert entry["accuracy"] == pytest.approx(0.85)
+    assert entry["gain"] == pytest.approx(0.050 / 0.025 - 1)
+    assert entry["interval"][0] < entry["gain"] < entry["interval"][1]
+    (worse,) = comparison.frontier([*curve, measured("noise", 0.1, 1.0, 0.85, 0.020)])
+    assert worse["gain"] == pytest.approx(0.020 / 0.025 - 1)
+
+
+def test_frontier_takes_the_best_plain_noise_and_stays_inside_the_sweep():
+    # a level that is both less accurate and easier to invert than another is no competitor
+    curve = [
+        measured("noise", s, 0.0, a, m) for s, a, m in ((0.1, 0.95, 0.010), (0.2, 0.95, 0.020), (0.4, 0.80, 0.015))
+    ]
+    (entry,) = comparison.frontier([*curve, measured("noise", 0.1, 1.0, 0.90, 0.020)])
+    assert entry["gain"] == pytest.approx(0.0, abs=1e-9)
+    (above,) = comparison.frontier([*curve, measured("noise", 0.1, 1.0, 0.99, 0.030)])
+    assert above["gain"] == pytest.approx(0.5)
+    assert comparison.frontier([*curve, measured("noise", 0.1, 1.0, 0.50, 0.030)]) == []
+    assert comparison.frontier([curve[0], measured("noise", 0.1, 1.0, 0.90, 0.020)]) == []
+
+
+def test_pairs_keep_noise_levels_and_weights_apart():
+    runs = [
+        measured("noise", s, w, 0.9, 0.01 * (1 + w) * s, seed)
+        for s in (0.1, 0.2)
+        for w in (0.0, 0.5, 1.0)
+        for seed in (0, 1)
+    ]
+    found = {(p["noise_std"], p["lambda"]): p["gain"] for p in comparison.pairs(runs)}
+    assert found == pytest.approx({(0.1, 0.5): 0.5, (0.1, 1.0): 1.0, (0.2, 0.5): 0.5, (0.2, 1.0): 1.0})
+
+
+def test_jobs_side_by_side_give_the_same_results(finished, tmp_path):
+    together = experiment.evaluate(finished.grid, tmp_path, jobs=2, command="cem-fast evaluate")
+    assert len(together["runs"]) == len(finished.results["runs"])
+    for run, expected in zip(together["runs"], finished.results["runs"]):
+        assert run["config"] == expected["config"]
+        assert run["attacks"]["ridge"]["mse"] == pytest.approx(expected["attacks"]["ridge"]["mse"], rel=0.05)
+    assert not multiprocessing.active_children()
+
+
+def test_a_failing_run_stops_the_jobs_and_leaves_no_half_written_file(tiny_grid, tmp_path):
+    broken = replace(tiny_grid, undefended=(), noise_levels=(), cem_weights=(0.0, 1e30), epochs=3)
+    with pytest.raises(FloatingPointError, match="training loss"):
+        experiment.evaluate(broken, tmp_path, jobs=2)
+    assert not multiprocessing.active_children()
+    assert not list(tmp_path.rglob("*.tmp"))

@@ -1,0 +1,89 @@
+"""The page: self-contained, complete, and honest about what was not measured."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from cem_fast import experiment, report
+
+
+class Links(HTMLParser):
+    """Collects everything that a browser would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for key, value in attributes if key in ("src", "href", "srcset", "action", "poster")]
+        if tag not in ("meta", "img", "source", "br"):
+            self.open.append(tag)
+        assert tag not in ("script", "link", "iframe")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(finished) -> str:
+    return report.write(finished.folder).read_text()
+
+
+def test_page_carries_its_own_pictures_and_fetches_nothing(page):
+    links = Links()
+    links.feed(page)
+    assert links.open == []
+    assert len(links.found) > 20
+    assert all(link.startswith("data:image/png;base64,") for link in links.found)
+    assert not re.search(r"url\(|@import", page)
+    assert "http" not in re.sub(r"data:image/png;base64,[^\"]+", "", page)
+
+
+def test_page_shows_the_numbers_of_results_json(page, finished):
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)).replace("−", "-")
+    pair, frontier = finished.results["pairs"][0], finished.results["frontier"]
+    assert f"{100 * pair['gain']:+.0f}%" in text
+    assert f"{100 * pair['interval'][0]:+.0f}% to {100 * pair['interval'][1]:+.0f}%" in text
+    baseline = finished.results["baseline"]["tiny"]
+    assert f"{baseline['class_mean_mse']:.4f}" in text
+    assert f"{baseline['mean_image_mse']:.4f}" in text
+    if frontier:
+        assert f"{100 * frontier[0]['gain']:+.0f}%" in text
+    for record in finished.results["runs"]:
+        assert record["attacks"]["ridge"]["knowledge"] in text
+    assert "cem-fast evaluate" in text
+    assert finished.results["versions"]["torch"] in text
+    assert "is unknown" in text
+    assert "no finite bound" in text
+
+
+def test_page_says_what_a_grid_without_a_sweep_does_not_measure(tiny_grid, finished, tmp_path):
+    from dataclasses import replace
+
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    experiment.evaluate(replace(tiny_grid, noise_levels=()), folder)
+    text = report.write(folder).read_text()
+    assert "Whether more plain noise would do as well at equal accuracy is not measured in this grid" in text
+    assert "not measured</b>" in text
+    experiment.evaluate(replace(tiny_grid, noise_levels=(), cem_weights=(0.0,)), folder)
+    assert "says nothing about what CEM gains" in report.write(folder).read_text()
+
+
+def test_user_text_is_escaped(finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    path = folder / experiment.RESULTS
+    path.write_text(path.read_text().replace('"cem-fast evaluate"', '"cem-fast <script>alert(1)</script>"'))
+    assert "<script>" not in report.write(folder).read_text()
+
+
+def test_missing_and_damaged_results_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"results\.json: no results here"):
+        report.write(tmp_path)
+    (tmp_path / experiment.RESULTS).write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json: damaged"):
+        report.write(tmp_path)
