@@ -23,9 +23,8 @@ test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 	@echo "the operations once more, on the plain torch reference"
 	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/test_mixture.py
 
-check: $(READY) ## the long proofs: sanitizers, and the tests on a wheel away from the source
+check: $(READY) ## the long proofs: the CPU kernels under the sanitizers
 	@$(PY) tests/sanitizers/run.py
-	@$(PY) tests/wheel.py
 
 lint: $(READY) ## check style, without changing anything
 	@$(PY) -m ruff check .

@@ -148,7 +148,7 @@ class GridConfig(SharedConfig):
     data: tuple[str, ...] = ("faces",)
     undefended: tuple[str, ...] = ("bottleneck",)
     defenses: tuple[str, ...] = ("noise",)
-    cem_weights: tuple[float, ...] = (0.0, 0.5)
+    cem_weights: tuple[float, ...] = (0.0, 0.35)
     noise_levels: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0, 1)
     folds: tuple[int, ...] = (1,)

@@ -71,6 +71,8 @@ def run_all(
                 raise details[0]
             unfinished -= kind == "finished"
             yield kind, number, details
+        for worker in workers:  # nothing is left to do: let them go in peace
+            worker.join()
     finally:
         for worker in workers:
             worker.terminate()
@@ -95,5 +97,6 @@ def _work(waiting: Any, events: Any, device: str, threads: int) -> None:
             experiment.run(config, folder, device=device, on_stage=on_stage)
         except Exception as error:
             events.put(("failed", number, (error,)))
-            return
+            break
         events.put(("finished", number, ()))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the interpreter's own end must not be interrupted by an exception

@@ -137,7 +137,8 @@ def mixture_moments(
             s2.index_add_(0, classes[rows], r.unsqueeze(-1) * deviation.square())
         else:
             s2.index_add_(0, classes[rows], r * deviation.square().sum(-1))
-    return s0, s1, s2
+    poison = torch.where(valid.all(), 0.0, math.nan).to(means.dtype)
+    return s0 + poison, s1 + poison, s2 + poison
 
 
 def component_statistics_fwd(
@@ -214,7 +215,7 @@ def _bound_of_paper(
     dtype = variances.dtype
     rows, total = counts.sum().double(), num_samples.double()
     b = torch.minimum(torch.full_like(rows, boost), total / rows.clamp_min(1))
-    mass = class_prior.unsqueeze(1) * weights * (total - b * rows).to(dtype) + b.to(dtype) * counts
+    mass = class_prior.unsqueeze(1) * weights * (total - b * rows).clamp_min(0).to(dtype) + b.to(dtype) * counts
     blend = torch.where(counts > 0, b.to(dtype) * counts / mass.where(counts > 0, 1.0), 0.0)
     pi, n = mass / total.to(dtype), counts.clamp_min(1)
     s2 = noise_variance.to(dtype)

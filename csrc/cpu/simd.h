@@ -354,7 +354,10 @@ class Scratch {
 };
 
 // Work below this many multiply-adds (some tens of microseconds) is not worth waking a thread for.
-constexpr int64_t kSmallestTask = 1 << 20;
+#ifndef CEM_FAST_SMALLEST_TASK  // lowered where small problems must be shared, too
+#define CEM_FAST_SMALLEST_TASK (1 << 20)
+#endif
+constexpr int64_t kSmallestTask = CEM_FAST_SMALLEST_TASK;
 
 // f(begin, end) over [0, items); `cost` is the multiply-adds of one item.
 template <class F>

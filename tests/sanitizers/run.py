@@ -18,7 +18,16 @@ HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent.parent / "csrc" / "cpu"
 COMPILER = os.environ.get("CXX", "c++")
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
-FLAGS = ["-O1", "-g", "-std=c++20", "-ffp-contract=fast", "-fno-math-errno", *WARNINGS, f"-I{KERNELS}"]
+FLAGS = [
+    "-O1",
+    "-g",
+    "-std=c++20",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-DCEM_FAST_SMALLEST_TASK=1",
+    *WARNINGS,
+    f"-I{KERNELS}",
+]
 
 # Sanitizer: compiler flags, what a broken driver does, and what the report must then say.
 SANITIZERS = {

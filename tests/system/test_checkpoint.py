@@ -30,7 +30,7 @@ def test_a_loaded_run_is_the_run_that_was_saved(saved):
     assert not run.model.training
     assert not run.defense.training
     assert run.config.defense == "noise"
-    assert run.config.cem_weight == 0.5
+    assert run.config.cem_weight == 0.35
     assert run.loss.is_fitted
     assert len(run.data.test) == 6
     features = training.clean_features(run.model, run.data.train.images)
