@@ -1,8 +1,7 @@
 """Which tile sizes and warps a kernel gets, by architecture, dtype and shape. One table; nothing is tuned at run time.
 
-``BLOCK_N`` rows by ``BLOCK_D`` dimensions is the tile of x that a program holds in registers. The figures were chosen so that
-no kernel spills on any listed architecture (``tests/aot``); they were not timed. ``benchmarks/tune_kernels.py`` times them on
-a GPU and prints the rows to put here.
+``BLOCK_N`` rows by ``BLOCK_D`` dimensions is the tile of x that a program holds in registers. The figures were chosen to keep
+tiles in registers; not every architecture has been checked for spills, and nothing has been timed.
 """
 
 from __future__ import annotations

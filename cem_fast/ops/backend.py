@@ -86,7 +86,7 @@ def _load_triton(requested: str) -> tuple[str | None, str]:
     """Registers the Triton launchers; returns the dispatch key that they serve, or None, and the reason."""
     if requested != "triton":
         return None, "its kernels have never run on a GPU: ask for them with CEM_FAST_BACKEND=triton"
-    interpreting = requested == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    interpreting = os.environ.get("TRITON_INTERPRET") == "1"
     reason = None
     if importlib.util.find_spec("triton") is None:
         reason = "the package triton is not installed"
@@ -95,9 +95,7 @@ def _load_triton(requested: str) -> tuple[str | None, str]:
     elif not interpreting and torch.version.cuda is None and torch.version.hip is None:
         reason = "this build of torch has no CUDA"
     if reason is not None:
-        if requested == "triton":
-            raise RuntimeError(f"CEM_FAST_BACKEND=triton: {reason}")
-        return None, reason
+        raise RuntimeError(f"CEM_FAST_BACKEND=triton: {reason}")
     key = "CPU" if interpreting else "CUDA"
     for name in library.SCHEMAS:
         library.LIBRARY.impl(name, _triton_launcher(name), key)
