@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cem_fast.functional import conditional_entropy_bound
 from cem_fast.mixture import GaussianMixture
 from cem_fast.ops import validate
-from cem_fast.ops.entropy_bound import COVARIANCES, check_options
+from cem_fast.ops.entropy_bound import COVARIANCES, bound_options, evaluate
 from cem_fast.precision import FullPrecisionBuffers
 
 
@@ -78,12 +76,8 @@ class CEMLoss(FullPrecisionBuffers):
         std = torch.as_tensor(noise_std, dtype=torch.float64).detach().clone()
         if std.dim() > 1 or not bool((std > 0).all() and std.isfinite().all()):
             raise ValueError(f"noise_std must be a positive number or a [D] tensor of them, got {noise_std}")
-        for name, value in (("threshold", threshold), ("gamma", gamma)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive, got {value}")
-        check_options(variant, gradient, reduction, boost, covariance_type == "diag", std.dim() == 1)
-        self.variant, self.gradient, self.reduction, self.boost = variant, gradient, reduction, boost
-        self.threshold, self.gamma = threshold, gamma
+        per_dimension = covariance_type == "diag", std.dim() == 1
+        self.options = bound_options(variant, gradient, reduction, boost, threshold, gamma, *per_dimension)
         self.check_finite, self.check_labels, self.process_group = check_finite, check_labels, process_group
         self.mixture = GaussianMixture(
             num_components=num_components, num_classes=num_classes, covariance_type=covariance_type, algorithm="kmeans"
@@ -93,7 +87,7 @@ class CEMLoss(FullPrecisionBuffers):
         self.is_fitted = False
 
     def extra_repr(self) -> str:
-        return f"variant={self.variant!r}, gradient={self.gradient!r}, reduction={self.reduction!r}"
+        return ", ".join(f"{name}={value}" for name, value in self.options._asdict().items())
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Returns the loss of one batch, a scalar in nats (per feature for ``reduction="mean"``).
@@ -102,32 +96,19 @@ class CEMLoss(FullPrecisionBuffers):
             features: clean encoder output ``[N, ...]``, before any noise; trailing dimensions are flattened.
             labels: class of each row ``[N]``, integer; None is allowed for one class.
         """
-        rows = self._rows(features)
+        rows, mixture = self._rows(features), self.mixture
         if self.check_finite:
             self._require_finite(rows, labels)
+        labels = validate.labels(labels, rows.shape[0], mixture.num_classes, rows.device)
         if self.check_labels and labels is not None:
-            validate.labels(labels, rows.shape[0], self.mixture.num_classes, rows.device)
-            validate.label_range(labels, self.mixture.num_classes)
+            validate.label_range(labels, mixture.num_classes)
         if not self.is_fitted:
             return rows.flatten()[:0].sum()
-        mixture = self.mixture
-        return conditional_entropy_bound(
-            rows,
-            mixture.means,
-            mixture.variances,
-            mixture.weights,
-            mixture.class_prior,
-            labels,
-            num_samples=self.num_samples,
-            noise_variance=self.noise_variance,
-            variant=self.variant,
-            gradient=self.gradient,
-            reduction=self.reduction,
-            boost=self.boost,
-            threshold=self.threshold,
-            gamma=self.gamma,
-            process_group=self.process_group,
-        )
+        # the mixture was checked when it was set: this runs at every step
+        validate.features(rows, mixture.means)
+        validate.noise_variance(self.noise_variance, rows.shape[1])
+        priors = mixture.variances, mixture.weights, mixture.class_prior, self.num_samples, self.noise_variance
+        return evaluate(rows, labels, mixture.means, priors, self.options, self.process_group)
 
     def fit(self, features: Tensor, labels: Tensor | None = None, *, max_iter: int = 50, tol: float = 1e-4) -> CEMLoss:
         """Fits the mixture to the clean features of the training set, starting from the last fit if there is one.
@@ -193,9 +174,9 @@ class CEMLoss(FullPrecisionBuffers):
             raise ValueError(
                 f"features must have shape [N, ...] with at least two dimensions, got {tuple(features.shape)}"
             )
-        if not features.is_floating_point():
+        if not features.dtype.is_floating_point:
             raise TypeError(f"features must be a floating-point tensor, got {features.dtype}")
-        return features.flatten(1)
+        return features if features.dim() == 2 else features.flatten(1)
 
     @staticmethod
     def _require_finite(rows: Tensor, labels: Tensor | None) -> None:

@@ -150,10 +150,10 @@ def test_label_free_mixture():
 
 
 def test_class_absent_from_the_batch_gets_no_gradient_and_no_nan():
-    loss, (features, labels) = fitted(), data()
+    features, labels = data()
     rows = labels != 1
     for variant in ("paper", "official"):
-        loss.variant = variant
+        loss = fitted(variant=variant)
         leaf = features[rows].requires_grad_()
         value = loss(leaf, labels[rows])
         value.backward()
@@ -183,8 +183,8 @@ def test_official_reads_the_weights_of_the_right_class():
         (dict(variant="theirs"), ValueError, "variant must be one of paper, official"),
         (dict(variant="official", reduction="sum"), ValueError, "reduction must be mean, got 'sum'"),
         (dict(variant="official", covariance_type="diag"), ValueError, "spherical variances only"),
-        (dict(gamma=0.0), ValueError, "gamma must be positive, got 0.0"),
-        (dict(boost=-1.0), ValueError, "boost must be positive, got -1.0"),
+        (dict(gamma=0.0), ValueError, "gamma must be positive and finite, got 0.0"),
+        (dict(boost=-1.0), ValueError, "boost must be positive and finite, got -1.0"),
     ],
 )
 def test_bad_settings(options, error, message):

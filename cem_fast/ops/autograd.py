@@ -7,6 +7,10 @@ from typing import Any
 import torch
 
 
+def _is_transformed() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
 class Function(torch.autograd.Function):
     """An autograd function in the style that transforms need (``forward`` without ctx, ``setup_context``), called by ``call``.
 
@@ -23,17 +27,33 @@ class Function(torch.autograd.Function):
         def forward(ctx: Any, *args: Any) -> Any:
             output = cls.forward(*args)
             cls.setup_context(ctx, args, output)
-            return output
+            return cls.returned(output)
 
         methods = {"forward": staticmethod(forward), "backward": staticmethod(cls.backward)}
         cls.eager = type(cls.__name__, (torch.autograd.Function,), methods)
 
+    @staticmethod
+    def returned(output: Any) -> Any:
+        """What ``call`` returns of the output of ``forward``."""
+        return output
+
     @classmethod
     def call(cls, *args: Any) -> Any:
         """What ``apply`` returns."""
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return cls.apply(*args)
-        return cls.eager.apply(*args)
+        return cls.apply(*args) if _is_transformed() else cls.eager.apply(*args)
+
+
+class FirstOutput(Function):
+    """An autograd function whose outputs after the first only serve its backward: eager mode keeps them out of the graph."""
+
+    @staticmethod
+    def returned(output: Any) -> Any:
+        return output[0]
+
+    @classmethod
+    def call(cls, *args: Any) -> Any:
+        """The first of what ``apply`` returns."""
+        return cls.apply(*args)[0] if _is_transformed() else cls.eager.apply(*args)
 
 
 class Gradient(Function):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from cem_fast.ops import validate
 from cem_fast.ops.autograd import Function, Gradient
+from cem_fast.ops.library import OPERATORS
 
 ASSIGNMENTS = ("nearest", "posterior")
+
+_FORWARD = OPERATORS["component_statistics_fwd"]
+_BACKWARD = OPERATORS["component_statistics_bwd"]
 
 
 class ComponentStatistics(NamedTuple):
@@ -34,7 +37,7 @@ class ScatterGradient(Gradient):
         labels: Tensor | None,
         assignment: Tensor,
     ) -> Tensor:
-        return torch.ops.cem_fast.component_statistics_bwd(grad_scatter, scale, x, means, labels, assignment)
+        return _BACKWARD(grad_scatter, scale, x, means, labels, assignment)
 
 
 class _ComponentStatistics(Function):
@@ -48,7 +51,7 @@ class _ComponentStatistics(Function):
         per_dimension: bool,
         sums: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return torch.ops.cem_fast.component_statistics_fwd(x, means, labels, variances, weights, per_dimension, sums)
+        return _FORWARD(x, means, labels, variances, weights, per_dimension, sums)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -99,7 +102,7 @@ def component_statistics(
     Source: Algorithm 1 of Xia et al., CVPR 2025.
     """
     validate.features(x, means)
-    labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
+    labels = validate.labels_in_range(labels, x.shape[0], means.shape[0], x.device)
     if assignment not in ASSIGNMENTS:
         raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
     if assignment == "posterior":

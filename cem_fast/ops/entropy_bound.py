@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cem_fast.ops import validate
-from cem_fast.ops.autograd import Function
+from cem_fast.ops.autograd import FirstOutput
 from cem_fast.ops.component_statistics import ScatterGradient
+from cem_fast.ops.library import OPERATORS
 
 VARIANTS = ("paper", "official")
 GRADIENTS = ("unbiased", "literal")
@@ -20,8 +22,27 @@ COVARIANCES = ("spherical", "diag")
 DEFAULT_BOOST = {"paper": 1.0, "official": 10.0}
 
 
-class _EntropyBound(Function):
-    """One operator forward, one backward; with a process group, the statistics are summed over its ranks in between."""
+_FORWARD = OPERATORS["cem_fwd"]
+_STATISTICS = OPERATORS["component_statistics_fwd"]
+_BOUND = OPERATORS["entropy_bound"]
+
+
+class BoundOptions(NamedTuple):
+    """The numbers that choose a loss, as the operators take them."""
+
+    official: bool
+    boost: float
+    unbiased: bool
+    mean: bool
+    threshold: float
+    gamma: float
+
+
+class _EntropyBound(FirstOutput):
+    """One operator forward, one backward; with a process group, the statistics are summed over its ranks in between.
+
+    ``priors`` are variances, weights, class_prior, num_samples and noise_variance, without a graph, as the means.
+    """
 
     @staticmethod
     def forward(
@@ -29,21 +50,19 @@ class _EntropyBound(Function):
         labels: Tensor | None,
         means: Tensor,
         priors: tuple[Tensor, ...],
-        options: tuple[Any, ...],
+        options: BoundOptions,
         group: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         if group is None:
-            return torch.ops.cem_fast.cem_fwd(x, means, labels, *priors, *options)
-        counts, scatter, _, assignment = torch.ops.cem_fast.component_statistics_fwd(
-            x, means, labels, None, None, priors[0].dim() == 3, False
-        )
+            return _FORWARD(x, means, labels, *priors, *options)
+        counts, scatter, _, assignment = _STATISTICS(x, means, labels, None, None, priors[0].dim() == 3, False)
         statistics = torch.cat([counts.flatten(), scatter.flatten()])
         torch.distributed.all_reduce(statistics, group=group)
         counts, scatter = (
             part.view_as(like)
             for part, like in zip(statistics.split([counts.numel(), scatter.numel()]), (counts, scatter))
         )
-        value, slope = torch.ops.cem_fast.entropy_bound(counts, scatter, means.shape[2], *priors, *options)
+        value, slope = _BOUND(counts, scatter, means.shape[2], *priors, *options)
         # data-parallel training averages gradients over ranks; every rank already holds its share of the sum
         return value, slope * torch.distributed.get_world_size(group), assignment
 
@@ -58,6 +77,19 @@ class _EntropyBound(Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         slope, *rows = ctx.saved_tensors
         return ScatterGradient.call(slope, grad, *rows), None, None, None, None, None
+
+
+def evaluate(
+    x: Tensor, labels: Tensor | None, means: Tensor, priors: tuple[Tensor, ...], options: BoundOptions, group: Any
+) -> Tensor:
+    """The bound of arguments that fit together, but for the labels' range.
+
+    A label out of range makes the bound NaN; where that can be seen without a wait, it is an error.
+    """
+    value = _EntropyBound.call(x, labels, means, priors, options, group)
+    if labels is not None and validate.is_readable(value) and math.isnan(value.item()):
+        validate.label_range(labels, means.shape[0])
+    return value
 
 
 def conditional_entropy_bound(
@@ -116,26 +148,24 @@ def conditional_entropy_bound(
     labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
     validate.tensor("class_prior", class_prior, "[C]", 1)
     validate.same_shape("class_prior", class_prior, tuple(means.shape[:1]), "[C]")
-    validate.tensor("noise_variance", noise_variance, "[1] or [D]", 1)
-    if noise_variance.shape[0] not in (1, means.shape[2]):
-        raise ValueError(f"noise_variance must have shape [1] or [{means.shape[2]}], got {tuple(noise_variance.shape)}")
-    check_options(variant, gradient, reduction, boost, variances.dim() == 3, noise_variance.shape[0] > 1)
-    options = (
-        variant == "official",
-        DEFAULT_BOOST[variant] if boost is None else float(boost),
-        gradient == "unbiased",
-        reduction == "mean",
-        float(threshold),
-        float(gamma),
-    )
+    validate.noise_variance(noise_variance, means.shape[2])
+    per_dimension = variances.dim() == 3, noise_variance.shape[0] > 1
+    options = bound_options(variant, gradient, reduction, boost, threshold, gamma, *per_dimension)
     priors = tuple(t.detach() for t in (variances, weights, class_prior, num_samples, noise_variance))
-    return _EntropyBound.call(x, labels, means.detach(), priors, options, process_group)[0]
+    return evaluate(x, labels, means.detach(), priors, options, process_group)
 
 
-def check_options(
-    variant: str, gradient: str, reduction: str, boost: float | None, per_dimension: bool, noise_per_dimension: bool
-) -> None:
-    """Requires options that exist and fit together.
+def bound_options(
+    variant: str,
+    gradient: str,
+    reduction: str,
+    boost: float | None,
+    threshold: float,
+    gamma: float,
+    per_dimension: bool,
+    noise_per_dimension: bool,
+) -> BoundOptions:
+    """Requires options that exist and fit together, and puts them as the operators take them.
 
     Raises:
         ValueError: naming the option, what was expected and what came.
@@ -147,8 +177,10 @@ def check_options(
     ):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    if boost is not None and not boost > 0:
-        raise ValueError(f"boost must be positive, got {boost}")
+    boost = DEFAULT_BOOST[variant] if boost is None else boost
+    for name, value in (("boost", boost), ("threshold", threshold), ("gamma", gamma)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
     if variant == "official":
         if per_dimension:
             raise ValueError('variant="official" is defined for spherical variances only, got per-dimension ones')
@@ -158,3 +190,6 @@ def check_options(
             raise ValueError(
                 f'variant="official" is per feature by definition: reduction must be mean, got {reduction!r}'
             )
+    return BoundOptions(
+        variant == "official", float(boost), gradient == "unbiased", reduction == "mean", float(threshold), float(gamma)
+    )

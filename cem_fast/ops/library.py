@@ -93,7 +93,11 @@ FAKES = {
     "cem_fwd": _fake_cem_fwd,
 }
 
+OPERATORS: dict[str, torch._ops.OpOverload] = {}
+
 for _name, _schema in SCHEMAS.items():
     LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"cem_fast::{_name}", FAKES[_name], lib=LIBRARY)
+    # the overload itself: choosing one at every call costs as much as a small batch
+    OPERATORS[_name] = getattr(torch.ops.cem_fast, _name).default

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from cem_fast.ops import validate
-from cem_fast.ops.autograd import Function, Gradient
+from cem_fast.ops.autograd import FirstOutput, Gradient
+from cem_fast.ops.library import OPERATORS
 
 # Up to this many components the forward keeps the responsibilities [N, K]; beyond, the backward recomputes them.
 MAX_KEPT_COMPONENTS = 64
+
+_FORWARD = OPERATORS["mixture_log_prob_fwd"]
+_BACKWARD = OPERATORS["mixture_log_prob_bwd"]
+_MOMENTS = OPERATORS["mixture_moments"]
 
 
 class _FeatureGradient(Gradient):
@@ -26,9 +31,7 @@ class _FeatureGradient(Gradient):
         log_prob: Tensor,
         responsibilities: Tensor,
     ) -> Tensor:
-        return torch.ops.cem_fast.mixture_log_prob_bwd(
-            grad, x, means, variances, weights, labels, log_prob, responsibilities
-        )
+        return _BACKWARD(grad, x, means, variances, weights, labels, log_prob, responsibilities)
 
 
 class _Moments(Gradient):
@@ -43,17 +46,15 @@ class _Moments(Gradient):
         log_prob: Tensor,
         responsibilities: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.cem_fast.mixture_moments(
-            row_weights, x, means, variances, weights, labels, log_prob, responsibilities
-        )
+        return _MOMENTS(row_weights, x, means, variances, weights, labels, log_prob, responsibilities)
 
 
-class _MixtureLogProb(Function):
+class _MixtureLogProb(FirstOutput):
     @staticmethod
     def forward(
         x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, labels: Tensor | None, keep: bool
     ) -> tuple[Tensor, Tensor]:
-        return torch.ops.cem_fast.mixture_log_prob_fwd(x, means, variances, weights, labels, keep)
+        return _FORWARD(x, means, variances, weights, labels, keep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -62,7 +63,7 @@ class _MixtureLogProb(Function):
         ctx.save_for_backward(*inputs[:5], log_prob, responsibilities)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         dx = dmeans = dvariances = dweights = None
         if ctx.needs_input_grad[0]:
@@ -109,7 +110,7 @@ def mixture_log_prob(
     """
     validate.features(x, means)
     validate.spread_and_weights(means, variances, weights)
-    labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
+    labels = validate.labels_in_range(labels, x.shape[0], means.shape[0], x.device)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, means, variances, weights))
     keep = wanted and means.shape[1] <= MAX_KEPT_COMPONENTS
-    return _MixtureLogProb.call(x, means, variances, weights, labels, keep)[0]
+    return _MixtureLogProb.call(x, means, variances, weights, labels, keep)

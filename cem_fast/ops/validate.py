@@ -33,15 +33,16 @@ def features(x: Tensor, means: Tensor) -> None:
     """Requires ``x`` ``[N, D]`` that fits means ``[C, K, D]`` in width, dtype and device."""
     tensor("x", x, "[N, D]", 2)
     tensor("means", means, "[C, K, D]", 3)
-    if means.dtype not in PARAMETER_DTYPES:
-        raise TypeError(f"means must be float32 or float64, got {means.dtype}")
-    if 0 in means.shape:
-        raise ValueError(f"means must have at least one class, component and dimension, got {tuple(means.shape)}")
-    if x.shape[1] != means.shape[2]:
-        raise ValueError(f"x must have shape [N, D] with D = {means.shape[2]} as in means, got {tuple(x.shape)}")
-    if x.dtype != means.dtype and not (x.dtype in HALF_DTYPES and means.dtype == torch.float32):
-        allowed = "float32, float16 or bfloat16" if means.dtype == torch.float32 else "float64"
-        raise TypeError(f"x must be {allowed} to go with {means.dtype} means, got {x.dtype}")
+    shape, of_means, dtype, of_x = x.shape, means.shape, means.dtype, x.dtype
+    if dtype not in PARAMETER_DTYPES:
+        raise TypeError(f"means must be float32 or float64, got {dtype}")
+    if 0 in of_means:
+        raise ValueError(f"means must have at least one class, component and dimension, got {tuple(of_means)}")
+    if shape[1] != of_means[2]:
+        raise ValueError(f"x must have shape [N, D] with D = {of_means[2]} as in means, got {tuple(shape)}")
+    if of_x != dtype and not (of_x in HALF_DTYPES and dtype == torch.float32):
+        allowed = "float32, float16 or bfloat16" if dtype == torch.float32 else "float64"
+        raise TypeError(f"x must be {allowed} to go with {dtype} means, got {of_x}")
     same_device("means", means, x.device)
 
 
@@ -57,22 +58,34 @@ def spread_and_weights(means: Tensor, variances: Tensor, weights: Tensor) -> Non
         same_device(name, value, means.device)
 
 
-def labels(value: Tensor | None, num_rows: int, num_classes: int, device: torch.device) -> Tensor | None:
-    """Requires integer labels ``[N]`` and returns them as int64; None is allowed for a single class.
+def noise_variance(value: Tensor, dimension: int) -> None:
+    """Requires noise variances ``[1]`` or ``[D]``."""
+    tensor("noise_variance", value, "[1] or [D]", 1)
+    if value.shape[0] not in (1, dimension):
+        raise ValueError(f"noise_variance must have shape [1] or [{dimension}], got {tuple(value.shape)}")
 
-    The range is checked only where looking costs no wait for a device and is not being traced.
-    """
+
+def labels(value: Tensor | None, num_rows: int, num_classes: int, device: torch.device) -> Tensor | None:
+    """Requires integer labels ``[N]`` and returns them as int64; None is allowed for a single class."""
     if value is None:
         if num_classes != 1:
             raise ValueError(f"labels may be None only for one class, got a mixture of {num_classes} classes")
         return None
     tensor("labels", value, "[N]", 1)
-    same_shape("labels", value, (num_rows,), "[N]")
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"labels must be an integer tensor, got {value.dtype}")
+    if value.shape[0] != num_rows:
+        raise ValueError(f"labels must have shape [N] = ({num_rows},), got {tuple(value.shape)}")
+    if value.dtype != torch.int64:
+        if value.dtype.is_floating_point or value.dtype.is_complex or value.dtype == torch.bool:
+            raise TypeError(f"labels must be an integer tensor, got {value.dtype}")
+        value = value.to(torch.int64)
     same_device("labels", value, device)
-    value = value.to(torch.int64)
-    if value.device.type == "cpu" and _is_concrete(value):
+    return value
+
+
+def labels_in_range(value: Tensor | None, num_rows: int, num_classes: int, device: torch.device) -> Tensor | None:
+    """Requires labels as ``labels`` does, and their range where looking costs no wait."""
+    value = labels(value, num_rows, num_classes, device)
+    if value is not None and is_readable(value):
         label_range(value, num_classes)
     return value
 
@@ -87,8 +100,8 @@ def label_range(value: Tensor, num_classes: int) -> None:
         raise ValueError(f"labels must lie in [0, {num_classes}), got {int(value[row])} at index {row}")
 
 
-def _is_concrete(value: Tensor) -> bool:
-    """Whether the values can be read: not under torch.compile, export, a fake-tensor mode or a functorch transform."""
-    if torch.compiler.is_compiling() or type(value) is not Tensor:
+def is_readable(value: Tensor) -> bool:
+    """Whether numbers can be read without a wait: on the CPU, and not under torch.compile, export or another transform."""
+    if torch.compiler.is_compiling() or not value.is_cpu or type(value) is not Tensor:
         return False
     return not torch._C._are_functorch_transforms_active()

@@ -195,7 +195,7 @@ def test_vmap_matches_a_loop():
         (dict(variant="theirs"), "variant must be one of paper, official, got 'theirs'"),
         (dict(gradient="none"), "gradient must be one of unbiased, literal, got 'none'"),
         (dict(reduction="max"), "reduction must be one of mean, sum, got 'max'"),
-        (dict(boost=0), "boost must be positive, got 0"),
+        (dict(boost=0), "boost must be positive and finite, got 0"),
         (dict(variant="official"), "defined for spherical variances only"),
         (dict(noise_variance=torch.ones(4).double()), r"noise_variance must have shape \[1\] or \[6\], got \(4,\)"),
     ],
