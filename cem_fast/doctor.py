@@ -104,6 +104,7 @@ def _cases(feature_dtype: torch.dtype) -> Iterator[tuple[str, list[Any]]]:
         counts, scatter, _, assignment = reference.component_statistics_fwd(
             x, means, labels, None, None, diagonal, False
         )
+        yield "kmeans", [x, means, labels, 3, 1e-4, diagonal]
         yield "component_statistics_bwd", [uniform(*scatter.shape).to(dtype), None, x, means, labels, assignment]
         priors = [variances, weights, prior, num_samples, noise_variance]
         for official in (False, True)[: 1 if diagonal else 2]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -73,16 +73,24 @@ class CEMLoss(FullPrecisionBuffers):
         super().__init__()
         if covariance_type not in COVARIANCES:
             raise ValueError(f"covariance_type must be one of {', '.join(COVARIANCES)}, got {covariance_type!r}")
-        std = torch.as_tensor(noise_std, dtype=torch.float64).detach().clone()
-        if std.dim() > 1 or not bool((std > 0).all() and std.isfinite().all()):
+        try:
+            std = torch.as_tensor(noise_std, dtype=torch.float64).detach().clone()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"noise_std must be a number or a [D] tensor, got {noise_std!r}") from error
+        variance = std.square()
+        if std.dim() > 1 or not bool(((std > 0) & (variance > 0) & variance.isfinite()).all()):
             raise ValueError(f"noise_std must be a positive number or a [D] tensor of them, got {noise_std}")
         per_dimension = covariance_type == "diag", std.dim() == 1
         self.options = bound_options(variant, gradient, reduction, boost, threshold, gamma, *per_dimension)
         self.check_finite, self.check_labels, self.process_group = check_finite, check_labels, process_group
         self.mixture = GaussianMixture(
-            num_components=num_components, num_classes=num_classes, covariance_type=covariance_type, algorithm="kmeans"
+            num_components=num_components,
+            num_classes=num_classes,
+            covariance_type=covariance_type,
+            algorithm="kmeans",
+            process_group=process_group,
         )
-        self.register_buffer("noise_variance", std.square().reshape(-1))
+        self.register_buffer("noise_variance", variance.reshape(-1))
         self.register_buffer("num_samples", torch.zeros((), dtype=torch.float64))
         self.is_fitted = False
 
@@ -97,9 +105,9 @@ class CEMLoss(FullPrecisionBuffers):
             labels: class of each row ``[N]``, integer; None is allowed for one class.
         """
         rows, mixture = self._rows(features), self.mixture
+        labels = validate.integer_labels(labels, rows.shape[0], mixture.num_classes, rows.device)
         if self.check_finite:
             self._require_finite(rows, labels)
-        labels = validate.labels(labels, rows.shape[0], mixture.num_classes, rows.device)
         if self.check_labels and labels is not None:
             validate.label_range(labels, mixture.num_classes)
         if not self.is_fitted:
@@ -119,31 +127,85 @@ class CEMLoss(FullPrecisionBuffers):
             max_iter: Lloyd iterations at the most.
             tol: stops when the means move, squared, less than ``tol`` times the features' mean variance.
         """
-        rows = self._rows(features.detach())
-        mixture = self.mixture
-        warm = mixture.is_fitted and mixture.means.shape[2] == rows.shape[1]
-        mixture.init = mixture.means.clone() if warm else "k-means++"
-        mixture.max_iter, mixture.tol = max_iter, tol
-        mixture.fit(rows, labels)
-        self._set_num_samples(rows.shape[0])
+        rows = self._rows(features).detach()
+        self._prepare(rows.shape[1], max_iter, tol)
+        self.mixture.fit(rows, labels)
+        self._set_num_samples(self.mixture.num_rows_)
         return self
 
     @torch.no_grad()
     def fit_loader(
-        self, encoder: nn.Module, loader: Iterable[Any], *, max_iter: int = 50, tol: float = 1e-4
+        self,
+        encoder: nn.Module,
+        loader: Iterable[Any],
+        *,
+        max_iter: int = 50,
+        tol: float = 1e-4,
+        memory_budget: int = 1 << 30,
+        on_pass: Callable[[int, int], None] | None = None,
     ) -> CEMLoss:
-        """Fits the mixture to ``encoder(images)`` over a loader of ``(images, labels)`` batches, in evaluation mode."""
+        """Fits the mixture to ``encoder(images)`` over a loader of ``(images, labels)`` batches, in evaluation mode.
+
+        Features are kept if they fit in half the budget; otherwise every iteration is one more pass of the encoder.
+        If it is interrupted, the previous mixture stays.
+
+        Args:
+            encoder: the network on the user's device; its modules' modes are restored.
+            loader: gives the same images whenever it is iterated, in any order.
+            max_iter: Lloyd iterations at the most.
+            tol: as in ``fit``.
+            memory_budget: bytes of features that may be kept.
+            on_pass: called after each pass with its number, from 1, and the images it saw.
+
+        Raises:
+            ValueError: the loader yields no batch.
+        """
         device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
-        was_training = encoder.training
+        modes = [(module, module.training) for module in encoder.modules()]
         encoder.eval()
         try:
-            batches = [(encoder(images.to(device)).flatten(1), labels.to(device)) for images, labels in loader]
+            batches = _Encoded(self, encoder, loader, device)
+            self._prepare(batches.dimension(), max_iter, tol)
+            self.mixture.fit_stream(batches, memory_budget=memory_budget, on_pass=on_pass)
         finally:
-            encoder.train(was_training)
-        if not batches:
-            raise ValueError("loader must yield at least one batch of (images, labels), got none")
-        features, labels = (torch.cat(part) for part in zip(*batches))
-        return self.fit(features, labels, max_iter=max_iter, tol=tol)
+            for module, mode in modes:
+                module.training = mode
+        self._set_num_samples(self.mixture.num_rows_)
+        return self
+
+    @torch.no_grad()
+    def gather(self, features: Tensor, labels: Tensor | None = None) -> None:
+        """Adds a batch to the statistics for the next ``refit``: the cheapest fit, from features that training computes anyway.
+
+        Args:
+            features: clean encoder output ``[N, ...]``; trailing dimensions are flattened.
+            labels: class of each row ``[N]``, integer; None is allowed for one class.
+
+        Raises:
+            RuntimeError: the loss has not been fitted yet, so there are no means to gather about.
+        """
+        self.mixture.gather(self._rows(features), labels)
+
+    @torch.no_grad()
+    def refit(self) -> CEMLoss:
+        """Moves the mixture by one k-means iteration on all that was gathered since the last call.
+
+        Raises:
+            RuntimeError: nothing was gathered.
+        """
+        self.mixture.step()
+        self._set_num_samples(self.mixture.num_rows_)
+        return self
+
+    def _prepare(self, dimension: int, max_iter: int, tol: float) -> None:
+        if isinstance(max_iter, bool) or not hasattr(max_iter, "__index__") or max_iter < 1:
+            raise ValueError(f"max_iter must be a positive integer, got {max_iter!r}")
+        if not tol >= 0:
+            raise ValueError(f"tol must not be negative, got {tol}")
+        mixture = self.mixture
+        warm = mixture.is_fitted and mixture.means.shape[2] == dimension
+        mixture.init = mixture.means.clone() if warm else "k-means++"
+        mixture.max_iter, mixture.tol = max_iter, tol
 
     def load_mixture(
         self, *, means: Tensor, variances: Tensor, weights: Tensor, class_prior: Tensor, num_samples: int
@@ -159,6 +221,13 @@ class CEMLoss(FullPrecisionBuffers):
         """
         if not num_samples > 0:
             raise ValueError(f"num_samples must be positive, got {num_samples}")
+        for name, value, least in (("variances", variances, "positive"), ("weights", weights, "at least 0")):
+            if not bool(((value > 0) if least == "positive" else (value >= 0)).all()):
+                raise ValueError(f"{name} must be {least}, got {float(value.min())}")
+        for name, value in (("weights", weights), ("class_prior", class_prior)):
+            worst = float((value.double().sum(-1) - 1).abs().max())
+            if not worst < 1e-3:
+                raise ValueError(f"{name} must sum to 1, got a sum that is off by {worst:.2g}")
         self.mixture.set_parameters(means=means, variances=variances, weights=weights, class_prior=class_prior)
         self._set_num_samples(num_samples)
         return self
@@ -189,5 +258,25 @@ class CEMLoss(FullPrecisionBuffers):
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        num_samples = self.num_samples.clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.is_fitted = float(self.num_samples) > 0
+        if self.mixture.accepts(state_dict, prefix + "mixture."):
+            self.is_fitted = float(self.num_samples) > 0
+        else:
+            self.num_samples.copy_(num_samples)
+
+
+class _Encoded:
+    """The loader's batches as features, encoded anew whenever they are iterated."""
+
+    def __init__(self, loss: CEMLoss, encoder: nn.Module, loader: Iterable[Any], device: torch.device):
+        self.loss, self.encoder, self.loader, self.device = loss, encoder, loader, device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.loader:
+            yield self.loss._rows(self.encoder(images.to(self.device))), labels.to(self.device)
+
+    def dimension(self) -> int:
+        for images, _ in self.loader:
+            return self.loss._rows(self.encoder(images[:1].to(self.device))).shape[1]
+        raise ValueError("loader must yield at least one batch of (images, labels), got none")

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
+from cem_fast import covariance
+from cem_fast.fitting import (
+    Chunk,
+    Estimate,
+    Rows,
+    Stream,
+    class_sizes,
+    draw_sample,
+    expectation_maximization,
+    hard_statistics,
+    kmeans_plus_plus,
+    lloyd,
+    require_finite,
+    soft_statistics,
+)
 from cem_fast.functional import component_statistics, mixture_log_prob
 from cem_fast.ops import validate
 from cem_fast.precision import FullPrecisionBuffers
 
 ALGORITHMS = ("em", "kmeans")
+DECLARED = ("num_components", "num_classes", "covariance_type", "algorithm", "reg_covar")
 COVARIANCE_TYPES = ("diag", "spherical", "tied", "full")
 
 
@@ -28,7 +49,8 @@ class GaussianMixture(FullPrecisionBuffers):
     Args:
         num_components: components K of each class.
         num_classes: classes C.
-        covariance_type: ``diag`` (``variances [C, K, D]``) or ``spherical`` (``variances [C, K]``).
+        covariance_type: ``diag`` (``variances [C, K, D]``), ``spherical`` (``variances [C, K]``), ``full``
+            (``covariances [C, K, D, D]``) or ``tied`` (one for each class, ``covariances [C, D, D]``); the last two need EM.
         algorithm: ``em`` or ``kmeans`` (Lloyd; every row belongs to its nearest mean).
         init: ``k-means++`` (EM then starts from a k-means fit) or initial means ``[C, K, D]``.
         init_variances: initial variances for EM; estimated from the initial means if None.
@@ -39,9 +61,11 @@ class GaussianMixture(FullPrecisionBuffers):
             dimensions, less than ``tol`` times the mean variance of the features.
         reg_covar: added to every variance, in squared units of x.
         generator: source of randomness of k-means++.
+        process_group: torch.distributed group over which fits sum their statistics; every rank then gives its own rows.
 
     Attributes:
         means ``[C, K, D]``, variances, weights ``[C, K]``, class_prior ``[C]``, counts ``[C, K]``: buffers.
+        num_rows_: rows that were fitted, on all ranks.
         n_iter_, converged_, lower_bound_: of the last fit; the lower bound is the mean log-likelihood (EM) or the
             negative mean squared distance to the nearest mean (k-means).
 
@@ -73,6 +97,7 @@ class GaussianMixture(FullPrecisionBuffers):
         tol: float = 1e-3,
         reg_covar: float = 1e-6,
         generator: torch.Generator | None = None,
+        process_group: Any = None,
     ):
         super().__init__()
         for name, value in (
@@ -81,16 +106,15 @@ class GaussianMixture(FullPrecisionBuffers):
             ("num_init", num_init),
             ("max_iter", max_iter),
         ):
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if covariance_type not in COVARIANCE_TYPES:
             raise ValueError(f"covariance_type must be one of {', '.join(COVARIANCE_TYPES)}, got {covariance_type!r}")
-        if covariance_type in ("tied", "full"):
-            raise NotImplementedError(
-                f"covariance_type={covariance_type!r} cannot be fitted yet; use diag or spherical"
-            )
         if algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
+        self.matrices = covariance_type in ("tied", "full")
+        if self.matrices and algorithm == "kmeans":
+            raise ValueError(f'algorithm="kmeans" estimates spherical or diag covariances, got {covariance_type!r}')
         if isinstance(init, str) and init != "k-means++":
             raise ValueError(f"init must be 'k-means++' or a tensor [C, K, D] of means, got {init!r}")
         if not (tol >= 0 and reg_covar >= 0):
@@ -99,11 +123,19 @@ class GaussianMixture(FullPrecisionBuffers):
         self.covariance_type, self.algorithm = covariance_type, algorithm
         self.init, self.init_variances, self.init_weights = init, init_variances, init_weights
         self.num_init, self.max_iter, self.tol, self.reg_covar = num_init, max_iter, tol, reg_covar
-        self.generator = generator
-        self.n_iter_, self.converged_, self.lower_bound_ = 0, False, -math.inf
+        self.generator, self.process_group = generator, process_group
+        self._gathered: list[Tensor] | None = None
+        self.num_rows_, self.n_iter_, self.converged_, self.lower_bound_ = 0, 0, False, -math.inf
         C, K = num_classes, num_components
         self.register_buffer("means", torch.zeros(C, K, 0))
-        self.register_buffer("variances", torch.zeros(C, K, 0) if covariance_type == "diag" else torch.zeros(C, K))
+        spread = {
+            "spherical": torch.zeros(C, K),
+            "diag": torch.zeros(C, K, 0),
+            "tied": torch.zeros(C, 0, 0),
+            "full": torch.zeros(C, K, 0, 0),
+        }
+        self._spread = "covariances" if self.matrices else "variances"
+        self.register_buffer(self._spread, spread[covariance_type])
         self.register_buffer("weights", torch.zeros(C, K))
         self.register_buffer("class_prior", torch.zeros(C))
         self.register_buffer("counts", torch.zeros(C, K))
@@ -124,42 +156,212 @@ class GaussianMixture(FullPrecisionBuffers):
     def fit(self, x: Tensor, labels: Tensor | None = None) -> GaussianMixture:
         """Fits the mixture to rows ``[N, D]`` with classes ``[N]`` (None for one class), replacing what was fitted.
 
-        The mixture takes the device of the rows and their dtype (float32 for half types).
-        Classes without rows get prior 0; components beyond a class's distinct rows get weight 0, with one warning.
+        The mixture takes the device of the rows and their dtype (float32 for half types). Classes without rows get prior 0;
+        components beyond a class's distinct rows get weight 0, with one warning. With a process group, the rows are this
+        rank's shard, possibly empty, and all ranks end with the same bits. What was fitted stays if the fit does not end.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected and what came.
+            RuntimeError: a rank of the process group has ended or does not answer.
         """
-        x, labels = self._rows(x, labels)
-        if len(x) == 0:
-            raise ValueError(f"x must have at least one row, got {tuple(x.shape)}")
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError(
-                f"x must be finite, got {int((~torch.isfinite(x)).any(1).sum())} rows with NaN or infinity"
-            )
-        labels = torch.zeros(len(x), dtype=torch.int64, device=x.device) if labels is None else labels
-        validate.label_range(labels, self.num_classes)
-        self.to(device=x.device, dtype=x.dtype)
-        # a common offset would drown a small spread in the sums, so the fit runs on centered rows
-        offset = x.mean(0)
-        x = x - offset
-        best: dict[str, Tensor] | None = None
+        return self._fit(Rows([self._rows(x, labels)], self.process_group))
+
+    @torch.no_grad()
+    def fit_stream(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor | None]],
+        *,
+        memory_budget: int = 1 << 30,
+        on_pass: Callable[[int, int], None] | None = None,
+    ) -> GaussianMixture:
+        """Fits the mixture to batches of rows that need not fit in memory, replacing what was fitted.
+
+        One pass draws a sample of each class, uniformly, and starts from a fit to it; then every iteration is one more pass
+        over all batches. If all rows fit in the budget, they are kept and there is no second pass.
+
+        Args:
+            batches: ``(x [n, D], labels [n] or None)``; must give the same rows every time it is iterated, in any order.
+            memory_budget: bytes of rows that may be kept; the rest of the memory is one batch and the parameters.
+            on_pass: called after each pass with its number, from 1, and the rows it saw.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected and what came.
+        """
+        if iter(batches) is batches:
+            raise TypeError("batches must be iterable more than once (a list or a loader), got an iterator")
+        stream = Stream(self._checked(batches), on_pass)
+        sample, sizes, complete = draw_sample(stream, self.num_classes, memory_budget, self.generator)
+        kept = Rows(sample, self.process_group)
+        return self._fit(kept if complete else Rows(stream, self.process_group), start=kept, sizes=sizes)
+
+    def _checked(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Callable[[], Iterator[Chunk]]:
+        return lambda: (self._rows(x, labels) for x, labels in batches)
+
+    def _fit(self, rows: Rows, start: Rows | None = None, sizes: Tensor | None = None) -> GaussianMixture:
+        """Fits to all rows, of which ``sizes [C]`` are in this shard's classes; from a fit to those of ``start``."""
+        start = rows if start is None else start
+        like = self._like(start)
+        dtype, diag = like.dtype, self.covariance_type == "diag"
+        sizes = class_sizes(rows, self.num_classes, like.device) if sizes is None else sizes.to(like.device)
+        per_class = rows.reduce(sizes)
+        total = float(per_class.sum())
+        if total == 0:
+            raise ValueError(f"x must have at least one row, got (0, {len(like)})")
+        best: Estimate | None = None
         for _ in range(self.num_init):
-            means = self._initial_means(x, labels, offset)
-            fitted = self._lloyd(x, labels, means) if self.algorithm == "kmeans" else self._em(x, labels, means)
-            best = fitted if best is None else _better_of(best, fitted)
+            settings: dict[str, Any] = dict(max_iter=self.max_iter, tol=self.tol, reg_covar=self.reg_covar, dtype=dtype)
+            if isinstance(self.init, Tensor):
+                means = self._given("init", like, (self.num_classes, self.num_components, len(like)), "[C, K, D]")
+            else:
+                means = kmeans_plus_plus(
+                    start, self.num_classes, self.num_components, like=like, generator=self.generator
+                )
+                if self.algorithm == "kmeans" and start is not rows:
+                    means = lloyd(start, means, diag=diag, **settings).means
+            if self.algorithm == "kmeans":
+                fitted = lloyd(rows, means, diag=diag, **settings)
+            else:
+                first = self._start_of_em(start, means, settings)
+                fitted = expectation_maximization(rows, first, **settings, matrices=self.matrices)
+            best = fitted.better(best)
         assert best is not None
-        per_class = torch.zeros(self.num_classes, dtype=x.dtype, device=x.device)
-        per_class.index_add_(0, labels, torch.ones_like(labels, dtype=x.dtype))
-        self.n_iter_, self.converged_ = int(best["n_iter"].max()), bool(best["converged"].all())
-        self.lower_bound_ = float((best["score"] * per_class).sum() / len(x))
-        best["means"] += offset
-        self._tidy(best, per_class, offset)
+        self.to(device=like.device, dtype=dtype)
+        self._tidy(best, per_class)
+        present = per_class > 0
+        self.num_rows_ = int(total)
+        self.n_iter_, self.converged_ = int(best.n_iter.max()), bool(best.converged[present].all())
+        self.lower_bound_ = float((best.score[present] * per_class[present]).sum() / total)
         self.set_parameters(
-            means=best["means"],
-            variances=best["variances"],
-            weights=best["weights"],
-            class_prior=per_class / len(x),
-            counts=best["counts"],
+            means=best.means,
+            variances=best.variances,
+            weights=best.weights,
+            class_prior=(per_class / total).to(dtype),
+            counts=best.counts.to(dtype),
         )
         return self
+
+    @torch.no_grad()
+    def partial_fit(self, x: Tensor, labels: Tensor | None = None) -> GaussianMixture:
+        """Adds rows ``[n, D]`` to what the mixture was fitted to, without seeing the earlier ones again.
+
+        ``n' = n + sum r,  mu' = mu + sum r (x - mu) / n',  v' = (n v + sum r (x - mu)^2) / n' - (mu' - mu)^2``
+
+        Responsibilities are those of the parameters before the call (k-means: the nearest mean). Classes that appear for the
+        first time are fitted to this batch. Memory does not grow with the number of calls.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected and what came.
+
+        Source: the pairwise update of Chan, Golub and LeVeque, 1983, applied to each component.
+        """
+        self._require_variances("partial_fit")
+        rows = Rows([self._rows(x, labels)], self.process_group)
+        if not self.is_fitted:
+            return self._fit(rows)
+        validate.features(rows.chunks[0][0], self.means)
+        seen = self.counts.double()
+        per_class = rows.reduce(class_sizes(rows, self.num_classes, self.means.device))
+        new = (seen.sum(1) == 0) & (per_class > 0)
+        if bool(new.any()):
+            self._adopt(rows, new, per_class)
+        if self.algorithm == "kmeans":
+            diag = self.covariance_type == "diag"
+            n, s2, sums = hard_statistics(rows, self.means, per_dimension=diag, sums=True)
+            s1 = sums - n.unsqueeze(-1) * self.means.double()
+        else:
+            n, s1, s2, _ = soft_statistics(rows, self.means, self.variances, self.weights)
+        require_finite(rows, s2)
+        n = torch.where(new.unsqueeze(1), 0.0, n)  # in the mixture since they were adopted
+        seen = self.counts.double()
+        moved = self._moved(seen, n, s1, s2)
+        total = (seen + n).sum(1)
+        self.set_parameters(**moved, class_prior=total / total.sum(), counts=seen + n)
+        self.num_rows_ += int(per_class.sum())
+        return self
+
+    @torch.no_grad()
+    def gather(self, x: Tensor, labels: Tensor | None = None) -> None:
+        """Adds rows ``[n, D]`` to the statistics about the present parameters that the next ``step`` uses.
+
+        Raises:
+            RuntimeError: the mixture is not fitted, so there are no parameters to gather about.
+            TypeError, ValueError: naming the argument, what was expected and what came.
+        """
+        self._require_variances("gather")
+        self._components(labels)
+        x, labels = self._rows(x, labels)
+        validate.features(x, self.means)
+        rows = Rows([(x, labels)])
+        if self.algorithm == "kmeans":
+            diag = self.covariance_type == "diag"
+            n, s2, sums = hard_statistics(rows, self.means, per_dimension=diag, sums=True)
+            added = [n, sums - n.unsqueeze(-1) * self.means.double(), s2]
+        else:
+            added = soft_statistics(rows, self.means, self.variances, self.weights)[:3]
+        self._gathered = added if self._gathered is None else [a + b for a, b in zip(self._gathered, added)]
+
+    @torch.no_grad()
+    def step(self) -> GaussianMixture:
+        """One iteration of k-means or EM on what was gathered, by all ranks of the process group, since the last step.
+
+        Components that no row was near keep their means and variances and get weight 0.
+
+        Raises:
+            RuntimeError: nothing was gathered.
+            ValueError: what was gathered is not finite.
+        """
+        if self._gathered is None:
+            raise RuntimeError("nothing to step on: call gather(x, labels) first")
+        rows = Rows([], self.process_group)
+        n, s1, s2 = (rows.reduce(part) for part in self._gathered)
+        self._gathered = None
+        if not bool(s2.isfinite().all()):
+            raise ValueError("gathered rows must be finite, got NaN or infinity")
+        moved = self._moved(torch.zeros_like(n), n, s1, s2)
+        per_class = n.sum(1)
+        self.set_parameters(**moved, class_prior=per_class / per_class.sum(), counts=n)
+        self.num_rows_ = round(float(n.sum()))
+        return self
+
+    def _require_variances(self, method: str) -> None:
+        if self.matrices:
+            raise ValueError(f"{method} needs spherical or diag covariances, got {self.covariance_type!r}")
+
+    def _moved(self, seen: Tensor, n: Tensor, s1: Tensor, s2: Tensor) -> dict[str, Tensor]:
+        """Means, variances and weights of ``seen [C, K]`` rows with these moments and ``n`` more with theirs about the means."""
+        mu, v = self.means.double(), self.variances.double()
+        diag = v.dim() == 3
+        if not diag:
+            s2 = s2 / mu.shape[2]
+        count, wide = seen + n, (lambda t: t.unsqueeze(-1)) if diag else (lambda t: t)
+        safe = count.clamp_min(torch.finfo(torch.float64).tiny)
+        shift = s1 / safe.unsqueeze(-1)
+        spread = (wide(seen) * (v - self.reg_covar) + s2) / wide(safe)
+        spread = spread - (shift.square() if diag else shift.square().mean(-1))
+        moves, total = n > 0, count.sum(1, keepdim=True)
+        return {
+            "means": torch.where(moves.unsqueeze(-1), mu + shift, mu),
+            "variances": torch.where(wide(moves), spread.clamp_min(0) + self.reg_covar, v),
+            "weights": torch.where(total > 0, count / total.clamp_min(1), self.weights.double()),
+        }
+
+    def _adopt(self, rows: Rows, classes: Tensor, per_class: Tensor) -> None:
+        """Fits classes that had no rows before, leaving the others as they are."""
+        fresh = GaussianMixture(
+            num_components=self.num_components,
+            num_classes=self.num_classes,
+            covariance_type=self.covariance_type,
+            algorithm=self.algorithm,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            reg_covar=self.reg_covar,
+            generator=self.generator,
+            process_group=self.process_group,
+        )
+        fresh._fit(rows)
+        for name in ("means", "variances", "weights", "counts"):
+            mine, theirs = getattr(self, name), getattr(fresh, name)
+            mine.copy_(torch.where(classes.view(-1, *[1] * (mine.dim() - 1)), theirs, mine))
 
     def set_parameters(
         self, *, means: Tensor, variances: Tensor, weights: Tensor, class_prior: Tensor, counts: Tensor | None = None
@@ -168,10 +370,10 @@ class GaussianMixture(FullPrecisionBuffers):
         validate.tensor("means", means, "[C, K, D]", 3)
         C, K = self.num_classes, self.num_components
         validate.same_shape("means", means, (C, K, means.shape[2]), "[C, K, D]")
-        dims = (C, K, means.shape[2]) if self.covariance_type == "diag" else (C, K)
+        dims = _shape_of_spread(self.covariance_type, C, K, means.shape[2])
         given = {
             "means": (means, tuple(means.shape)),
-            "variances": (variances, dims),
+            self._spread: (variances, dims),
             "weights": (weights, (C, K)),
             "class_prior": (class_prior, (C,)),
             "counts": (weights.new_zeros(C, K) if counts is None else counts, (C, K)),
@@ -187,119 +389,87 @@ class GaussianMixture(FullPrecisionBuffers):
             else:
                 self._buffers[name] = value.detach().to(device=buffer.device, dtype=buffer.dtype, copy=True)
 
-    def _rows(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _rows(self, x: Tensor, labels: Tensor | None) -> Chunk:
         validate.tensor("x", x, "[N, D]", 2)
         if not x.is_floating_point():
             raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
-        x = x.detach()
-        x = x if x.dtype in validate.PARAMETER_DTYPES else x.float()
-        return x, validate.labels(labels, len(x), self.num_classes, x.device)
+        labels = validate.integer_labels(labels, len(x), self.num_classes, x.device)
+        if labels is not None:
+            validate.label_range(labels, self.num_classes)
+        return x.detach(), labels
 
-    def _initial_means(self, x: Tensor, labels: Tensor, offset: Tensor) -> Tensor:
-        if isinstance(self.init, Tensor):
-            shape = (self.num_classes, self.num_components, x.shape[1])
-            validate.same_shape("init", self.init, shape, "[C, K, D]")
-            return self.init.to(x) - offset
-        seeds = kmeans_plus_plus(x, labels, self.num_classes, self.num_components, generator=self.generator)
-        return self._lloyd(x, labels, seeds)["means"] if self.algorithm == "em" else seeds
+    def _like(self, rows: Rows) -> Tensor:
+        """An empty row ``[D]`` of the parameters' dtype, on the rows' device."""
+        for x, _ in rows:
+            return x.new_empty(x.shape[1], dtype=x.dtype if x.dtype in validate.PARAMETER_DTYPES else torch.float32)
+        raise ValueError("batches must hold at least one batch, got none")
 
-    def _lloyd(self, x: Tensor, labels: Tensor, means: Tensor) -> dict[str, Tensor]:
-        means, limit = means.clone(), self.tol * float(x.var(0, correction=0).mean())
-        iteration, shift = 0, math.inf
-        while iteration < self.max_iter and shift > limit:
-            iteration += 1
-            statistics = component_statistics(x, means, labels, sums=True)
-            assert statistics.sums is not None
-            moved = statistics.sums / statistics.counts.clamp_min(1).unsqueeze(-1)
-            new = torch.where(statistics.counts.unsqueeze(-1) > 0, moved, means)
-            new = _reseed_empty(x, labels, new, statistics.counts, statistics.assignment)
-            shift = float((new - means).square().sum((1, 2)).max())
-            means = new
-        fitted = self._hard_estimates(x, labels, means)
-        per_class = fitted["counts"].sum(1).clamp_min(1)
-        fitted["score"] = -fitted.pop("inertia") / per_class
-        fitted["n_iter"] = torch.full_like(per_class, iteration)
-        fitted["converged"] = torch.full_like(per_class, shift <= limit)
-        return fitted
+    def _given(self, name: str, like: Tensor, shape: tuple[int, ...], expected: str) -> Tensor:
+        value = getattr(self, name)
+        validate.same_shape(name, value, shape, expected)
+        return value.to(like, copy=True)
 
-    def _hard_estimates(self, x: Tensor, labels: Tensor, means: Tensor) -> dict[str, Tensor]:
-        """Weights and variances about the given means, from each row's nearest one."""
-        diag = self.covariance_type == "diag"
-        counts, scatter, _, _ = component_statistics(x, means, labels, per_dimension=diag)
-        n = counts.clamp_min(1)
-        variances = scatter / n.unsqueeze(-1) if diag else scatter / (n * x.shape[1])
-        return {
-            "means": means,
-            "variances": variances + self.reg_covar,
-            "weights": counts / counts.sum(1, keepdim=True).clamp_min(1),
-            "counts": counts,
-            "inertia": scatter.sum((1, 2)) if diag else scatter.sum(1),
-        }
-
-    def _em(self, x: Tensor, labels: Tensor, means: Tensor) -> dict[str, Tensor]:
-        start = self._hard_estimates(x, labels, means)
-        variances, weights = start["variances"], start["weights"]
-        if self.init_variances is not None:
-            validate.same_shape(
-                "init_variances", self.init_variances, tuple(variances.shape), "as the covariance type says"
+    def _start_of_em(self, rows: Rows, means: Tensor, settings: dict[str, Any]) -> Estimate:
+        """What the user gave, and for the rest: from seeds a k-means fit, from given means the rows about them."""
+        given, diag = isinstance(self.init, Tensor), self.covariance_type == "diag"
+        variances, weights = (
+            None if getattr(self, name) is None else self._given(name, means, shape, expected)
+            for name, shape, expected in (
+                (
+                    "init_variances",
+                    _shape_of_spread(self.covariance_type, *means.shape),
+                    "as the covariance type says",
+                ),
+                ("init_weights", tuple(means.shape[:2]), "[C, K]"),
             )
-            variances = self.init_variances.to(x)
-        if self.init_weights is not None:
-            validate.same_shape("init_weights", self.init_weights, tuple(weights.shape), "[C, K]")
-            weights = self.init_weights.to(x)
-        D, n = x.shape[1], start["counts"].sum(1)
-        ones, tiny = torch.ones_like(x[:, 0]), torch.finfo(x.dtype).tiny
-        bound = torch.full_like(n, -math.inf)
-        counts, iteration, converged = start["counts"], 0, False
-        while iteration < self.max_iter and not converged:
-            iteration += 1
-            log_prob, r = torch.ops.cem_fast.mixture_log_prob_fwd(x, means, variances, weights, labels, True)
-            counts, s1, s2 = torch.ops.cem_fast.mixture_moments(ones, x, means, variances, weights, labels, log_prob, r)
-            share = counts.clamp_min(tiny)
-            shift = s1 / share.unsqueeze(-1)
-            alive = counts > 0
-            means = means + shift * alive.unsqueeze(-1)
-            if variances.dim() == 3:
-                variances = (s2 / share.unsqueeze(-1) - shift.square()).clamp_min(0) + self.reg_covar
-            else:
-                variances = (s2 / share - shift.square().sum(-1)).clamp_min(0) / D + self.reg_covar
-            weights = counts / n.clamp_min(1).unsqueeze(-1)
-            previous, bound = bound, torch.zeros_like(n).index_add_(0, labels, log_prob) / n.clamp_min(1)
-            converged = float(((bound - previous) * n).sum() / len(x)) < self.tol
-        return {
-            "means": means,
-            "variances": variances,
-            "weights": weights,
-            "counts": counts,
-            "score": bound,
-            "n_iter": torch.full_like(n, iteration),
-            "converged": torch.full_like(n, converged),
-        }
+        )
+        if given and variances is not None and weights is not None:
+            return Estimate(means, variances, weights, *(torch.zeros_like(weights) for _ in range(4)))
+        start = lloyd(
+            rows, means, diag=diag or self.matrices, **settings | dict(max_iter=0 if given else self.max_iter)
+        )
+        if self.matrices:  # without correlations at first
+            of_class = (start.variances * start.weights.unsqueeze(-1)).sum(1)
+            start.variances = torch.diag_embed(of_class if self.covariance_type == "tied" else start.variances)
+        start.variances = start.variances if variances is None else variances
+        start.weights = start.weights if weights is None else weights
+        return start
 
-    def _tidy(self, fitted: dict[str, Tensor], per_class: Tensor, offset: Tensor) -> None:
+    def _tidy(self, fitted: Estimate, per_class: Tensor) -> None:
         """Moves empty components behind the others, onto the first of them, with weight 0 and the floor variance."""
-        empty = fitted["counts"] <= 0
-        missing = per_class == 0
-        if bool((empty & ~missing.unsqueeze(1)).any()):
-            classes = int((empty & ~missing.unsqueeze(1)).any(1).sum())
+        empty, missing = fitted.counts <= 0, per_class == 0
+        floor = max(self.reg_covar, float(torch.finfo(fitted.means.dtype).tiny))
+        if not self.matrices:
+            fitted.variances = fitted.variances.clamp_min(floor)
+        if not bool(empty.any()):
+            return
+        short = (empty & ~missing.unsqueeze(1)).any(1)
+        if bool(short.any()):
             warnings.warn(
-                f"{classes} of {self.num_classes} classes have fewer distinct rows than num_components="
+                f"{int(short.sum())} of {self.num_classes} classes have fewer distinct rows than num_components="
                 f"{self.num_components}; their spare components have weight 0",
-                stacklevel=3,
+                stacklevel=4,
             )
         order = empty.int().argsort(dim=1, stable=True)
-        for name in ("means", "variances", "weights", "counts"):
-            value = fitted[name]
-            index = order if value.dim() == 2 else order.unsqueeze(-1).expand_as(value)
-            fitted[name] = value.gather(1, index)
+        tied = self.covariance_type == "tied"
+        for name in ("means", "weights", "counts") if tied else ("means", "variances", "weights", "counts"):
+            value = getattr(fitted, name)
+            index = order.view(*order.shape, *[1] * (value.dim() - 2)).expand_as(value)
+            setattr(fitted, name, value.gather(1, index))
         empty = empty.gather(1, order)
-        first = torch.where(missing[:, None, None], offset, fitted["means"][:, :1])
-        fitted["means"] = torch.where(empty.unsqueeze(-1), first, fitted["means"])
-        floor = max(self.reg_covar, float(torch.finfo(offset.dtype).tiny))
-        expand = empty.unsqueeze(-1) if fitted["variances"].dim() == 3 else empty
-        fitted["variances"] = torch.where(expand, floor, fitted["variances"]).clamp_min(floor)
-        even = 1 / self.num_components
-        fitted["weights"] = torch.where(missing.unsqueeze(1), even, fitted["weights"])
+        first, counts = fitted.means[:, :1], fitted.counts.unsqueeze(-1)
+        center = ((counts * fitted.means).sum((0, 1)) / per_class.sum()).to(first.dtype)
+        fitted.means = torch.where(
+            empty.unsqueeze(-1), torch.where(missing[:, None, None], center, first), fitted.means
+        )
+        if self.matrices:
+            least = floor * torch.eye(first.shape[-1], dtype=first.dtype, device=first.device)
+            hollow = missing[:, None, None] if tied else empty[..., None, None]
+        else:
+            least = torch.tensor(floor, dtype=first.dtype, device=first.device)
+            hollow = empty.unsqueeze(-1) if fitted.variances.dim() == 3 else empty
+        fitted.variances = torch.where(hollow, least, fitted.variances)
+        fitted.weights = torch.where(missing.unsqueeze(1), 1 / self.num_components, fitted.weights)
 
     # ---- what a fitted mixture says
 
@@ -307,25 +477,46 @@ class GaussianMixture(FullPrecisionBuffers):
         """Means, variances and weights per class, or flattened into one class of C K components when there are no labels."""
         if not self.is_fitted:
             raise RuntimeError("this GaussianMixture is not fitted: call fit(x, labels) first")
+        spread = getattr(self, self._spread)
         if labels is not None or self.num_classes == 1:
-            return self.means, self.variances, self.weights
+            return self.means, spread, self.weights
         joint = (self.class_prior.unsqueeze(1) * self.weights).reshape(1, -1)
-        return self.means.flatten(0, 1).unsqueeze(0), self.variances.flatten(0, 1).unsqueeze(0), joint
+        if self.matrices:
+            spread = covariance.per_component(spread, self.num_components)
+        return self.means.flatten(0, 1).unsqueeze(0), spread.flatten(0, 1).unsqueeze(0), joint
+
+    def _log_joint(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """``log w_k N(x; mu_k, Sigma_k)`` ``[N, K]`` where covariances are matrices."""
+        means, spread, weights = self._components(labels)
+        validate.features(x, means)
+        labels = validate.labels(labels, len(x), means.shape[0], x.device)
+        return covariance.log_joint(x, labels, means, spread, weights)
 
     def score_samples(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Log-likelihood ``[N]`` in nats: ``log p(x_n | y_n)``, or ``log p(x_n)`` without labels; differentiable in x."""
+        if self.matrices:
+            return self._log_joint(x, labels).logsumexp(1).to(self.means.dtype)
         return mixture_log_prob(x, *self._components(labels), labels)
 
     @torch.no_grad()
     def predict(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Component ``[N]`` of each row: its nearest mean after k-means, its highest posterior after EM."""
+        if self.matrices:
+            return self._log_joint(x, labels).argmax(1)
         means, variances, weights = self._components(labels)
-        rule = "nearest" if self.algorithm == "kmeans" else "posterior"
+        if self.algorithm == "em":
+            rule = "posterior"
+        else:
+            rule = "nearest"
+            # components without rows lie somewhere, too
+            means = means.masked_fill((weights == 0).unsqueeze(-1), math.inf)
         return component_statistics(x, means, labels, variances=variances, weights=weights, assignment=rule).assignment
 
     @torch.no_grad()
     def predict_proba(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Responsibilities ``[N, K]`` within each row's class, or ``[N, C K]`` without labels."""
+        if self.matrices:
+            return self._log_joint(x, labels).softmax(1).to(self.means.dtype)
         means, variances, weights = self._components(labels)
         validate.features(x, means)
         labels = validate.labels(labels, len(x), means.shape[0], x.device)
@@ -337,117 +528,135 @@ class GaussianMixture(FullPrecisionBuffers):
         self._components(None)
         joint = (self.class_prior.unsqueeze(1) * self.weights).flatten()
         component = torch.multinomial(joint, num_samples, replacement=True, generator=generator)
-        std = self.variances.flatten(0, 1).sqrt()[component]
-        std = std if std.dim() == 2 else std.unsqueeze(-1)
         mean = self.means.flatten(0, 1)[component]
         noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
-        return mean + std * noise, component
+        if self.matrices:
+            matrices = covariance.per_component(self.covariances, self.num_components).flatten(0, 1)
+            roots = torch.linalg.cholesky(matrices.double()).to(mean.dtype)
+            for k in range(len(roots)):
+                noise[component == k] = noise[component == k] @ roots[k].T
+            return mean + noise, component
+        std = self.variances.flatten(0, 1).sqrt()[component]
+        return mean + (std if std.dim() == 2 else std.unsqueeze(-1)) * noise, component
 
-    def _num_parameters(self) -> int:
-        C, K, _ = self.means.shape
-        return self.means.numel() + self.variances.numel() + C * (K - 1)
+    def _num_parameters(self, labels: Tensor | None) -> int:
+        C, K, D = self.means.shape
+        weights = C * K - 1 if labels is None else C * (K - 1)
+        spread = getattr(self, self._spread).numel()
+        if self.matrices:  # symmetric
+            spread = spread // D * (D + 1) // 2
+        return self.means.numel() + spread + weights
 
     def aic(self, x: Tensor, labels: Tensor | None = None) -> float:
         """Akaike information criterion of the rows: ``2 p - 2 log L``; lower is better."""
-        return 2 * self._num_parameters() - 2 * float(self.score_samples(x, labels).double().sum())
+        return 2 * self._num_parameters(labels) - 2 * float(self.score_samples(x, labels).double().sum())
 
     def bic(self, x: Tensor, labels: Tensor | None = None) -> float:
         """Bayesian information criterion of the rows: ``p log N - 2 log L``; lower is better."""
-        return self._num_parameters() * math.log(len(x)) - 2 * float(self.score_samples(x, labels).double().sum())
+        return self._num_parameters(labels) * math.log(len(x)) - 2 * float(self.score_samples(x, labels).double().sum())
+
+    # ---- files, and scikit-learn
+
+    def save(self, path: str | Path) -> None:
+        """Writes the mixture to a safetensors file; ``GaussianMixture.load(path)`` brings it back."""
+        from cem_fast.checkpoint import write_atomically  # checkpoints hold mixtures, too
+
+        settings = {name: getattr(self, name) for name in DECLARED}
+        state = {name: value.contiguous() for name, value in self.state_dict().items()}
+        write_atomically(path, safetensors.torch.save(state, {"gaussian_mixture": json.dumps(settings)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> GaussianMixture:
+        """Reads a mixture that ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no such mixture.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"path must be a file that GaussianMixture.save wrote, got {path}")
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                settings = json.loads((file.metadata() or {})["gaussian_mixture"])
+            state = safetensors.torch.load_file(path)
+            mixture = cls(**{name: settings[name] for name in DECLARED}).to(state["means"].dtype)
+            mixture.load_state_dict(state)
+        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"path must be a file that GaussianMixture.save wrote, got {path}: {error}") from error
+        return mixture
+
+    def to_sklearn(self, class_index: int = 0) -> Any:
+        """One class's mixture as a fitted ``sklearn.mixture.GaussianMixture``; needs scikit-learn.
+
+        Raises:
+            RuntimeError: the mixture is not fitted.
+            ValueError: there is no such class.
+        """
+        from sklearn.mixture import GaussianMixture as SklearnMixture
+
+        self._components(None)
+        if not 0 <= class_index < self.num_classes:
+            raise ValueError(f"class_index must lie in [0, {self.num_classes}), got {class_index}")
+        spread = getattr(self, self._spread)[class_index].double().cpu()
+        roots = torch.linalg.cholesky(spread) if self.matrices else spread
+        identity = torch.eye(self.means.shape[2], dtype=torch.float64)
+        inverse = torch.linalg.solve_triangular(roots, identity, upper=False).mT if self.matrices else roots.rsqrt()
+        model = SklearnMixture(self.num_components, covariance_type=self.covariance_type, reg_covar=self.reg_covar)
+        model.weights_ = self.weights[class_index].double().cpu().numpy()
+        model.means_ = self.means[class_index].double().cpu().numpy()
+        model.covariances_, model.precisions_cholesky_ = spread.numpy(), inverse.numpy()
+        model.precisions_ = (inverse @ inverse.mT if self.matrices else 1 / spread).numpy()
+        model.converged_, model.n_iter_, model.lower_bound_ = self.converged_, self.n_iter_, self.lower_bound_
+        model.n_features_in_ = self.means.shape[2]
+        return model
+
+    @classmethod
+    def from_sklearn(cls, model: Any) -> GaussianMixture:
+        """A mixture of one class from a fitted ``sklearn.mixture.GaussianMixture``, in double precision.
+
+        Raises:
+            ValueError: the model is not fitted.
+        """
+        if not hasattr(model, "means_"):
+            raise ValueError("model must be a fitted sklearn.mixture.GaussianMixture, got one that is not fitted")
+        mixture = cls(
+            num_components=model.n_components, covariance_type=model.covariance_type, reg_covar=model.reg_covar
+        ).double()
+        means, spread, weights = (
+            torch.as_tensor(value, dtype=torch.float64).unsqueeze(0)
+            for value in (model.means_, model.covariances_, model.weights_)
+        )
+        mixture.set_parameters(means=means, variances=spread, weights=weights, class_prior=means.new_ones(1))
+        mixture.n_iter_, mixture.converged_ = model.n_iter_, model.converged_
+        mixture.lower_bound_ = float(model.lower_bound_)
+        return mixture
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # D is not known before a fit, so buffers take the shape of what is loaded
+        # D is not known before a fit, so buffers take the shape of what is loaded, if all of it fits
+        if self.accepts(state_dict, prefix):
+            for name, buffer in self._buffers.items():
+                saved = state_dict[prefix + name]
+                assert buffer is not None
+                self._buffers[name] = buffer if buffer.shape == saved.shape else buffer.new_zeros(saved.shape)
+            super()._load_from_state_dict(state_dict, prefix, *args)
+        else:
+            before = {name: buffer.clone() for name, buffer in self._buffers.items() if buffer is not None}
+            super()._load_from_state_dict(state_dict, prefix, *args)
+            self._buffers.update(before)
+
+    def accepts(self, state_dict: dict[str, Any], prefix: str) -> bool:
+        """Whether a state dict holds a mixture of this many classes and components and this covariance type."""
         for name, buffer in self._buffers.items():
             saved = state_dict.get(prefix + name)
-            if saved is not None and buffer is not None and saved.dim() == buffer.dim() == 3:
-                shape = (*buffer.shape[:2], saved.shape[2])
-                self._buffers[name] = buffer if buffer.shape == shape else buffer.new_zeros(shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+            if saved is None or buffer is None or saved.dim() != buffer.dim():
+                return False
+            declared = 1 if name == "covariances" and self.covariance_type == "tied" else 2
+            if saved.shape[:declared] != buffer.shape[:declared]:
+                return False
+        return True
 
 
-def squared_distance(x: Tensor, means: Tensor, labels: Tensor) -> Tensor:
-    """Squared distance ``[N]`` of each row to the one mean ``[C, D]`` of its class.
-
-    A Gaussian of variance ``1 / (2 pi)`` has no normalizing constant, so its log-likelihood is ``-pi |x - mu|^2``.
-    """
-    C = means.shape[0]
-    variances = means.new_full((C, 1), 1 / (2 * math.pi))
-    log_prob = mixture_log_prob(x, means.unsqueeze(1), variances, means.new_ones(C, 1), labels)
-    return (log_prob / -math.pi).clamp_min(0)
-
-
-@torch.no_grad()
-def kmeans_plus_plus(
-    x: Tensor, labels: Tensor, num_classes: int, num_components: int, *, generator: torch.Generator | None = None
-) -> Tensor:
-    """Initial means ``[C, K, D]`` of all classes at once, by greedy k-means++ on squared distances.
-
-    Each new mean is the best of ``2 + log K`` rows drawn with probability proportional to the squared distance to the
-    nearest mean so far. A class with fewer distinct rows than components repeats a row; one without rows gets zeros.
-
-    Source: Arthur and Vassilvitskii, "k-means++: The advantages of careful seeding", SODA 2007, section 4.
-    """
-    C, N = num_classes, x.shape[0]
-    order = labels.argsort(stable=True)
-    sizes = torch.zeros(C, dtype=torch.int64, device=x.device).index_add_(0, labels, torch.ones_like(labels))
-    ends = sizes.cumsum(0)
-    starts = ends - sizes
-    means = x.new_zeros(C, num_components, x.shape[1])
-    nearest = x.new_full((N,), math.inf)
-
-    def draw(mass: Tensor) -> Tensor:
-        """One row of each class with probability proportional to its mass; uniform where a class has none left."""
-        total = torch.zeros(C, dtype=torch.float64, device=x.device).index_add_(0, labels, mass)
-        mass = torch.where(total[labels] > 0, mass, 1.0)[order]
-        cumulative = mass.cumsum(0)
-        before = torch.where(starts > 0, cumulative[(starts - 1).clamp_min(0)], 0.0)
-        after = torch.where(ends > 0, cumulative[(ends - 1).clamp_min(0)], 0.0)
-        u = torch.rand(C, dtype=torch.float64, device=x.device, generator=generator)
-        position = torch.searchsorted(cumulative, before + u * (after - before), right=True)
-        return order[torch.minimum(torch.maximum(position, starts), ends - 1).clamp(0, N - 1)]
-
-    trials = 2 + int(math.log(num_components))
-    for k in range(num_components):
-        best_potential = torch.full((C,), math.inf, dtype=torch.float64, device=x.device)
-        best_row = torch.zeros(C, dtype=torch.int64, device=x.device)
-        best_distance = nearest
-        mass = torch.ones(N, dtype=torch.float64, device=x.device) if k == 0 else nearest.double()
-        for _ in range(1 if k == 0 else trials):
-            row = draw(mass)
-            distance = torch.minimum(nearest, squared_distance(x, x[row], labels))
-            potential = torch.zeros_like(best_potential).index_add_(0, labels, distance.double())
-            better = potential < best_potential
-            best_potential = torch.where(better, potential, best_potential)
-            best_row = torch.where(better, row, best_row)
-            best_distance = torch.where(better[labels], distance, best_distance)
-        means[:, k] = x[best_row] * (sizes > 0).unsqueeze(-1)
-        nearest = best_distance
-    return means
-
-
-def _reseed_empty(x: Tensor, labels: Tensor, means: Tensor, counts: Tensor, assignment: Tensor) -> Tensor:
-    """Moves the first empty component of each class onto the class's row that is farthest from its own mean."""
-    empty = (counts == 0) & (counts.sum(1, keepdim=True) > 1)
-    needy = empty.any(1)
-    if not bool(needy.any()):
-        return means
-    distance = (x - means[labels, assignment]).square().sum(1)
-    farthest = torch.zeros(len(means), dtype=x.dtype, device=x.device).scatter_reduce_(0, labels, distance, "amax")
-    is_farthest = (distance == farthest[labels]) & (distance > 0)
-    rows = torch.where(is_farthest, torch.arange(len(x), device=x.device), len(x))
-    row = torch.full((len(means),), len(x), device=x.device).scatter_reduce_(0, labels, rows, "amin")
-    filled = needy & (row < len(x))
-    slot = empty.int().argmax(1)
-    classes = filled.nonzero().squeeze(1)
-    means = means.clone()
-    means[classes, slot[classes]] = x[row[classes]]
-    return means
-
-
-def _better_of(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keeps, for each class, the fit with the higher score."""
-    better = second["score"] > first["score"]
-    return {
-        name: torch.where(better.view(-1, *[1] * (value.dim() - 1)), second[name], value)
-        for name, value in first.items()
-    }
+def _shape_of_spread(covariance_type: str, classes: int, components: int, dimension: int) -> tuple[int, ...]:
+    C, K, D = classes, components, dimension
+    return {"spherical": (C, K), "diag": (C, K, D), "tied": (C, D, D), "full": (C, K, D, D)}[covariance_type]

@@ -183,6 +183,8 @@ def test_official_reads_the_weights_of_the_right_class():
         (dict(variant="theirs"), ValueError, "variant must be one of paper, official"),
         (dict(variant="official", reduction="sum"), ValueError, "reduction must be mean, got 'sum'"),
         (dict(variant="official", covariance_type="diag"), ValueError, "spherical variances only"),
+        (dict(noise_std=1e-200), ValueError, "noise_std must be a positive number"),
+        (dict(noise_std="loud"), TypeError, "noise_std must be a number or a .* tensor, got 'loud'"),
         (dict(gamma=0.0), ValueError, "gamma must be positive and finite, got 0.0"),
         (dict(boost=-1.0), ValueError, "boost must be positive and finite, got -1.0"),
     ],
@@ -244,3 +246,38 @@ def test_schedules():
         CEMSchedule(-1)
     with pytest.raises(ValueError, match="kind must be one of constant, official, got 'linear'"):
         CEMSchedule(1, kind="linear")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(variances=-torch.ones(2, 1)), "variances must be positive, got -1.0"),
+        (dict(weights=torch.full((2, 1), 9.0)), "weights must sum to 1, got a sum that is off by 8"),
+        (dict(class_prior=torch.full((2,), 7.0)), "class_prior must sum to 1, got a sum that is off by 13"),
+        (dict(num_samples=0), "num_samples must be positive, got 0"),
+    ],
+)
+def test_a_mixture_that_is_none_is_refused(change, message):
+    given = dict(
+        means=torch.zeros(2, 1, 3),
+        variances=torch.ones(2, 1),
+        weights=torch.ones(2, 1),
+        class_prior=torch.full((2,), 0.5),
+        num_samples=10,
+    )
+    with pytest.raises(ValueError, match=message):
+        CEMLoss(num_classes=2, num_components=1).load_mixture(**given | change)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(max_iter=0), "max_iter must be a positive integer, got 0"),
+        (dict(tol=float("nan")), "tol must not be negative, got nan"),
+    ],
+)
+def test_bad_fits(options, message):
+    with pytest.raises(ValueError, match=message):
+        CEMLoss(num_classes=1).fit(torch.rand(9, 2), **options)
+    with pytest.raises(TypeError, match=r"features must be a tensor of shape \[N, ...\], got list"):
+        CEMLoss(num_classes=1).fit([[1.0, 2.0]])

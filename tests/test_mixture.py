@@ -1,11 +1,13 @@
 """GaussianMixture: fits, hard cases and scikit-learn's meanings."""
 
+import warnings
+
 import pytest
 import torch
 from definitions import Mixture, log_prob
 
-from cem_fast import GaussianMixture
-from cem_fast.mixture import kmeans_plus_plus, squared_distance
+from cem_fast import CEMLoss, GaussianMixture
+from cem_fast.fitting import Rows, kmeans_plus_plus, squared_distance
 
 
 def blobs(rows=600, dimension=5, classes=3, components=2, spread=0.05, seed=0):
@@ -183,7 +185,7 @@ def test_an_empty_cluster_is_reseeded():
 
 def test_kmeans_plus_plus_picks_rows_of_the_class_far_from_each_other():
     x, labels, _, centers = blobs(components=4, spread=0.01)
-    means = kmeans_plus_plus(x, labels, 3, 4)
+    means = kmeans_plus_plus(Rows([(x, labels)]), 3, 4, like=x[0])
     for c in range(3):
         assert all((x[labels == c] == mean).all(1).any() for mean in means[c])
         assert torch.cdist(centers[c], means[c]).min(1).values.max() < 0.2
@@ -213,7 +215,12 @@ def test_float64_rows_give_a_float64_mixture_and_state_round_trips():
             ValueError,
             "covariance_type must be one of diag, spherical, tied, full, got 'banded'",
         ),
-        (dict(covariance_type="full"), NotImplementedError, "covariance_type='full' cannot be fitted yet"),
+        (
+            dict(covariance_type="full", algorithm="kmeans"),
+            ValueError,
+            "estimates spherical or diag covariances, got 'full'",
+        ),
+        (dict(num_components=True), ValueError, "num_components must be a positive integer, got True"),
         (dict(algorithm="vb"), ValueError, "algorithm must be one of em, kmeans, got 'vb'"),
         (dict(init="random"), ValueError, r"init must be 'k-means\+\+' or a tensor"),
         (dict(tol=-1.0), ValueError, "tol and reg_covar must not be negative, got -1.0"),
@@ -222,6 +229,126 @@ def test_float64_rows_give_a_float64_mixture_and_state_round_trips():
 def test_bad_settings(options, error, message):
     with pytest.raises(error, match=message):
         GaussianMixture(**(dict(num_components=2) | options))
+
+
+IDENTITY = {
+    "spherical": torch.ones(1, 3),
+    "diag": torch.ones(1, 3, 4),
+    "tied": torch.eye(4).unsqueeze(0),
+    "full": torch.eye(4).expand(1, 3, 4, 4),
+}
+
+
+def correlated(rows=400):
+    g = torch.Generator().manual_seed(0)
+    mix = torch.randn(4, 4, generator=g, dtype=torch.float64)
+    x = torch.randn(rows, 4, generator=g, dtype=torch.float64) @ mix
+    return x + 4 * torch.randint(0, 2, (rows, 1), generator=g)
+
+
+@pytest.mark.parametrize("kind", sorted(IDENTITY))
+def test_em_has_the_meaning_of_scikit_learn(kind):
+    sklearn = pytest.importorskip("sklearn.mixture")
+    x = correlated()
+    start = dict(init=x[:3].unsqueeze(0), init_variances=IDENTITY[kind], init_weights=torch.full((1, 3), 1 / 3))
+    ours = GaussianMixture(num_components=3, covariance_type=kind, max_iter=20, tol=0.0, **start).fit(x)
+    precisions = IDENTITY[kind][0].numpy()
+    theirs = sklearn.GaussianMixture(
+        3, covariance_type=kind, means_init=x[:3], precisions_init=precisions, weights_init=[1 / 3] * 3
+    )
+    theirs.set_params(max_iter=20, tol=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # twenty iterations are no convergence
+        theirs.fit(x.numpy())
+    torch.testing.assert_close(ours.means[0], torch.from_numpy(theirs.means_), rtol=1e-9, atol=1e-9)
+    spread = getattr(ours, "variances" if kind in ("spherical", "diag") else "covariances")[0]
+    torch.testing.assert_close(spread, torch.from_numpy(theirs.covariances_), rtol=1e-8, atol=1e-10)
+    assert ours.lower_bound_ == pytest.approx(theirs.lower_bound_, rel=1e-10)
+    assert (ours.aic(x), ours.bic(x)) == pytest.approx((theirs.aic(x.numpy()), theirs.bic(x.numpy())), rel=1e-10)
+    converted = ours.to_sklearn()
+    torch.testing.assert_close(torch.from_numpy(converted.score_samples(x.numpy())), ours.score_samples(x))
+    assert torch.equal(torch.from_numpy(converted.predict(x.numpy())), ours.predict(x))
+    back = GaussianMixture.from_sklearn(converted)
+    torch.testing.assert_close(back.predict_proba(x), ours.predict_proba(x))
+    with pytest.raises(ValueError, match="not fitted"):
+        GaussianMixture.from_sklearn(sklearn.GaussianMixture(2))
+
+
+@pytest.mark.parametrize("kind", ["tied", "full"])
+def test_covariances_of_several_classes(kind):
+    x, labels, _, _ = blobs(spread=1.0)
+    x = x.double() @ torch.randn(5, 5, generator=torch.Generator().manual_seed(3)).double()
+    start = torch.stack([x[labels == c][:2] for c in range(3)])
+    options = dict(num_components=2, covariance_type=kind, max_iter=7, tol=0.0)
+    together = GaussianMixture(num_classes=3, init=start, **options).fit(x, labels)
+    for c in range(3):
+        rows = x[labels == c]
+        alone = GaussianMixture(init=start[c : c + 1], **options).fit(rows)
+        torch.testing.assert_close(together.covariances[c], alone.covariances[0])
+        torch.testing.assert_close(together.score_samples(x, labels)[labels == c], alone.score_samples(rows))
+    marginal = torch.stack(
+        [together.score_samples(x, torch.full_like(labels, c)) + together.class_prior[c].log() for c in range(3)], 1
+    )
+    torch.testing.assert_close(together.score_samples(x), marginal.logsumexp(1))
+    drawn, component = together.sample(20_000, generator=torch.Generator().manual_seed(0))
+    first = drawn[component == 0]
+    torch.testing.assert_close(
+        torch.cov(first.T),
+        together.covariances[0, 0] if kind == "full" else together.covariances[0],
+        rtol=0.2,
+        atol=0.3,
+    )
+    leaf = x[:5].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda rows: together.score_samples(rows, labels[:5]), leaf)
+    assert torch.equal(together.predict(x, labels), together.predict_proba(x, labels).argmax(1))
+    with pytest.raises(ValueError, match=f"partial_fit needs spherical or diag covariances, got '{kind}'"):
+        together.partial_fit(x, labels)
+
+
+@pytest.mark.parametrize("kind", sorted(IDENTITY))
+def test_a_file_brings_the_mixture_back(kind, tmp_path):
+    x, labels, _, _ = blobs(spread=1.0)
+    mixture = GaussianMixture(num_components=2, num_classes=3, covariance_type=kind).fit(x.double(), labels)
+    mixture.save(tmp_path / "mixture.safetensors")
+    loaded = GaussianMixture.load(tmp_path / "mixture.safetensors")
+    assert torch.equal(loaded.score_samples(x.double(), labels), mixture.score_samples(x.double(), labels))
+    assert loaded.covariance_type == kind
+    (tmp_path / "broken").write_bytes(b"PK not a mixture")
+    with pytest.raises(ValueError, match="path must be a file that GaussianMixture.save wrote"):
+        GaussianMixture.load(tmp_path / "broken")
+    with pytest.raises(FileNotFoundError, match="path must be a file that GaussianMixture.save wrote"):
+        GaussianMixture.load(tmp_path / "missing")
+
+
+def test_without_labels_classes_without_rows_take_none():
+    x = torch.cat([torch.randn(50, 2) * 0.01 + 5, torch.randn(50, 2) * 0.01 - 5])
+    labels = torch.arange(100) // 50
+    for algorithm in ("kmeans", "em"):
+        mixture = GaussianMixture(num_components=2, num_classes=3, algorithm=algorithm).fit(x, labels)
+        assert (mixture.predict(torch.zeros(1, 2)) < 4).all()  # class 2 lies there
+        assert (mixture.predict(x) // 2 == labels).all()
+
+
+def test_information_criteria_without_labels_count_the_class_priors():
+    x, labels, _, _ = blobs(spread=1.0)
+    mixture = GaussianMixture(num_components=2, num_classes=3).fit(x, labels)
+    log_likelihood = float(mixture.score_samples(x).double().sum())
+    assert mixture.aic(x) == pytest.approx(2 * (3 * 2 * 5 * 2 + 3 * 2 - 1) - 2 * log_likelihood)
+
+
+def test_a_state_of_another_shape_leaves_everything_as_it_was():
+    x, labels, _, _ = blobs(spread=1.0)
+    loss, other = (CEMLoss(num_classes=3, num_components=k, noise_std=0.1) for k in (2, 5))
+    loss.fit(x, labels)
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    other.fit(x[:, :4], labels)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        loss.load_state_dict(other.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+    fresh = CEMLoss(num_classes=3, num_components=2)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fresh.load_state_dict(other.state_dict())
+    assert not fresh.is_fitted
 
 
 def test_bad_rows():

@@ -1,13 +1,15 @@
-"""What each of two gloo ranks runs in test_distributed.py; in its own module so that a spawned process can import it."""
+"""What each of two gloo ranks runs in the tests; in its own module so that a spawned process can import it."""
 
 from __future__ import annotations
+
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from definitions import draw
 from torch.nn.parallel import DistributedDataParallel
 
-from cem_fast import CEMLoss
+from cem_fast import CEMLoss, GaussianMixture
 
 
 def model_and_loss(group, covariance_type, variant):
@@ -53,3 +55,63 @@ def train(rank: int, folder: str) -> None:
         torch.save(results, f"{folder}/rank0.pt")
     dist.barrier()  # a rank that leaves while the other still talks to it would abort it
     dist.destroy_process_group()
+
+
+FITS = [
+    (sizes, algorithm, covariance_type, init)
+    for sizes in ((150, 150), (271, 29), (300, 0))
+    for algorithm, covariance_type in (("kmeans", "spherical"), ("kmeans", "diag"), ("em", "diag"))
+    for init in ("given", "k-means++")
+]
+
+
+def fit_problem(group, sizes, algorithm, covariance_type, init):
+    """Rows of three classes with two components each, and a mixture to fit; float64."""
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 3, (sum(sizes),), generator=generator)
+    component = torch.randint(0, 2, labels.shape, generator=generator)
+    centers = torch.randn(3, 2, 4, generator=generator).double() * 2
+    x = centers[labels, component] + torch.randn(len(labels), 4, generator=generator).double()
+    start = centers.clone()
+    if algorithm == "kmeans":
+        start[1, 1] = 100  # no row is near
+    mixture = GaussianMixture(
+        num_components=2,
+        num_classes=3,
+        algorithm=algorithm,
+        covariance_type=covariance_type,
+        init=start if init == "given" else init,
+        max_iter=8,
+        generator=torch.Generator().manual_seed(2),
+        process_group=group,
+    ).double()
+    return x, labels, mixture
+
+
+def fit(rank: int, folder: str) -> None:
+    """Fits every case to this rank's shard and saves what came of it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    results = []
+    for sizes, *options in FITS:
+        x, labels, mixture = fit_problem(dist.group.WORLD, sizes, *options)
+        shard = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], sum(sizes))
+        mixture.fit(x[shard], labels[shard])
+        results.append(dict(mixture.state_dict()))
+    torch.save(results, f"{folder}/rank{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def lose_a_rank(rank: int, folder: str, answers) -> None:
+    """Rank 1 leaves without a word; rank 0 says what became of its fit."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+    )
+    x, labels, mixture = fit_problem(dist.group.WORLD, (300, 0), "kmeans", "diag", "given")
+    if rank == 0:
+        try:
+            mixture.fit(x, labels)
+        except RuntimeError as error:
+            answers.put(str(error))

@@ -97,7 +97,7 @@ def _load_triton(requested: str) -> tuple[str | None, str]:
     if reason is not None:
         raise RuntimeError(f"CEM_FAST_BACKEND=triton: {reason}")
     key = "CPU" if interpreting else "CUDA"
-    for name in library.SCHEMAS:
+    for name in library.SCHEMAS.keys() - library.CPU_ONLY:
         library.LIBRARY.impl(name, _triton_launcher(name), key)
     return key, "TRITON_INTERPRET=1" if interpreting else "compiled at first use"
 

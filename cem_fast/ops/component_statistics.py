@@ -102,7 +102,7 @@ def component_statistics(
     Source: Algorithm 1 of Xia et al., CVPR 2025.
     """
     validate.features(x, means)
-    labels = validate.labels_in_range(labels, x.shape[0], means.shape[0], x.device)
+    labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
     if assignment not in ASSIGNMENTS:
         raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
     if assignment == "posterior":

@@ -145,7 +145,7 @@ def conditional_entropy_bound(
     """
     validate.features(x, means)
     validate.spread_and_weights(means, variances, weights)
-    labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
+    labels = validate.integer_labels(labels, x.shape[0], means.shape[0], x.device)
     validate.tensor("class_prior", class_prior, "[C]", 1)
     validate.same_shape("class_prior", class_prior, tuple(means.shape[:1]), "[C]")
     validate.noise_variance(noise_variance, means.shape[2])

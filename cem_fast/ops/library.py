@@ -28,6 +28,8 @@ SCHEMAS = {
     " bool per_dimension, bool sums) -> (Tensor counts, Tensor scatter, Tensor sums, Tensor assignment)",
     "component_statistics_bwd": "(Tensor grad_scatter, Tensor? scale, Tensor x, Tensor means, Tensor? labels,"
     " Tensor assignment) -> Tensor",
+    "kmeans": "(Tensor x, Tensor means, Tensor? labels, int max_iter, float tol, bool per_dimension)"
+    " -> (Tensor means_out, Tensor counts, Tensor scatter, Tensor iterations, Tensor converged)",
     "entropy_bound": f"(Tensor counts, Tensor scatter, int dimension, {_PRIORS}, {_CEM_OPTIONS})"
     " -> (Tensor value, Tensor grad_scatter)",
     "cem_fwd": f"(Tensor x, Tensor means, Tensor? labels, {_PRIORS}, {_CEM_OPTIONS})"
@@ -71,6 +73,18 @@ def _fake_statistics_bwd(grad_scatter: Tensor, scale: Tensor | None, x: Tensor, 
     return x.new_empty(x.shape)
 
 
+def _fake_kmeans(
+    x: Tensor, means: Tensor, labels: Tensor | None, max_iter: int, tol: float, per_dimension: bool
+) -> tuple[Tensor, ...]:
+    return (
+        means.new_empty(means.shape),
+        means.new_empty(means.shape[:2]),
+        means.new_empty(means.shape if per_dimension else means.shape[:2]),
+        means.new_empty(means.shape[0], dtype=torch.int64),
+        means.new_empty(means.shape[0], dtype=torch.int64),
+    )
+
+
 def _fake_entropy_bound(
     counts: Tensor, scatter: Tensor, dimension: int, variances: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
@@ -89,9 +103,13 @@ FAKES = {
     "mixture_moments": _fake_moments,
     "component_statistics_fwd": _fake_statistics_fwd,
     "component_statistics_bwd": _fake_statistics_bwd,
+    "kmeans": _fake_kmeans,
     "entropy_bound": _fake_entropy_bound,
     "cem_fwd": _fake_cem_fwd,
 }
+
+# One thread does all iterations of a class while its rows are in a cache: a way to go about it that is a processor's own.
+CPU_ONLY = ("kmeans",)
 
 OPERATORS: dict[str, torch._ops.OpOverload] = {}
 

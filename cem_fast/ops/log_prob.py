@@ -77,7 +77,7 @@ class _MixtureLogProb(FirstOutput):
             else:
                 dmeans = s1 / variances.unsqueeze(-1)
                 dvariances = 0.5 * (s2 / variances - means.shape[2] * s0) / variances
-            dweights = s0 / weights
+            dweights = torch.where(weights > 0, s0 / weights, 0.0)
         return dx, dmeans, dvariances, dweights, None, None
 
 
@@ -88,8 +88,8 @@ def mixture_log_prob(
 
     ``log p(x_n | c = y_n) = logsumexp_k( log w_ck - 1/2 sum_d [ (x_nd - mu_ckd)^2 / v_ckd + log(2 pi v_ckd) ] )``
 
-    Differentiable once, in x, means, variances and weights. A label out of range is a ValueError in eager CPU calls and
-    gives NaN elsewhere (checking would wait for the device).
+    Differentiable once, in x, means, variances and weights; a component of weight 0 takes no part, its gradients are 0.
+    A label out of range is a ValueError in eager CPU calls and gives NaN elsewhere (checking would wait for the device).
 
     Args:
         x: features ``[N, D]``; float32 or float64 like the means, or float16/bfloat16 with float32 means.
@@ -110,7 +110,7 @@ def mixture_log_prob(
     """
     validate.features(x, means)
     validate.spread_and_weights(means, variances, weights)
-    labels = validate.labels_in_range(labels, x.shape[0], means.shape[0], x.device)
+    labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, means, variances, weights))
     keep = wanted and means.shape[1] <= MAX_KEPT_COMPONENTS
     return _MixtureLogProb.call(x, means, variances, weights, labels, keep)

@@ -167,11 +167,15 @@ def component_statistics_fwd(
             best = _log_joint(block, means, variances, weights, classes[rows]).argmax(1)
         assignment[rows] = best.where(valid[rows], -1)
         index = classes[rows] * K + best
-        square = (block - means.reshape(C * K, D)[index]).square()
+        deviation = block - means.reshape(C * K, D)[index]
+        square = deviation.square()
         counts.index_add_(0, index, valid[rows].to(means.dtype))
         scatter.index_add_(0, index, square if per_dimension else square.sum(-1))
         if sums:
-            totals.index_add_(0, index, block)
+            totals.index_add_(0, index, deviation)
+    if sums:
+        # added up as deviations, because raw values of a common offset drown a small spread
+        totals += counts.unsqueeze(-1) * means.reshape(C * K, D)
     poison = torch.where(valid.all(), 0.0, math.nan).to(means.dtype)
     return (
         (counts + poison).view(C, K),
@@ -179,6 +183,61 @@ def component_statistics_fwd(
         (totals + poison).view(C, K, D) if sums else totals.view(0),
         assignment,
     )
+
+
+def kmeans(
+    x: Tensor, means: Tensor, labels: Tensor | None, max_iter: int, tol: float, per_dimension: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Lloyd's iterations from the given means: returns means ``[C, K, D]``, counts and scatter about them, and for each class
+    the number of iterations ``[C]`` and whether it came to rest ``[C]`` (0 or 1).
+
+    A class rests when its means move, squared, no more than ``tol`` times the mean variance of its features. A component
+    without rows moves onto the row of its class that is farthest from its own mean, one in an iteration."""
+    C, _, D = means.shape
+    start, double = means, torch.float64
+    classes, valid = _classes(x, means, labels)
+    iterations = torch.zeros(C, dtype=torch.int64, device=x.device)
+    rows = torch.zeros(C, dtype=double, device=x.device).index_add_(0, classes, valid.to(double))
+    active, limit = rows > 0, torch.zeros_like(rows)
+    for iteration in range(max_iter):
+        counts, scatter, sums, assignment = component_statistics_fwd(x, means, labels, None, None, False, True)
+        n, total, mu = counts.to(double), sums.to(double), means.to(double)
+        if iteration == 0:
+            center = total.sum(1) / rows.clamp_min(1).unsqueeze(1)
+            away, moved = mu - center.unsqueeze(1), total - n.unsqueeze(-1) * mu
+            spread = scatter.to(double).sum(1) + (away * (2 * moved + n.unsqueeze(-1) * away)).sum((1, 2))
+            limit = tol * spread / (rows.clamp_min(1) * D)
+        target = torch.where(n.unsqueeze(-1) > 0, total / n.clamp_min(1).unsqueeze(-1), mu).to(means.dtype)
+        target = _reseeded(x, classes, assignment, valid, target, n)
+        shift = (target.to(double) - mu).square().sum((1, 2))
+        means = torch.where(active[:, None, None], target, means)
+        iterations += active
+        active = active & (shift > limit)
+    counts, scatter, _, _ = component_statistics_fwd(x, means, labels, None, None, per_dimension, False)
+    poison = torch.where(valid.all(), 0.0, math.nan).to(means.dtype)
+    return (means if max_iter else start.clone()) + poison, counts, scatter, iterations, (~active).long()
+
+
+def _reseeded(x: Tensor, classes: Tensor, assignment: Tensor, valid: Tensor, means: Tensor, counts: Tensor) -> Tensor:
+    """Puts the first component without rows of each class onto the row that is farthest from its own mean."""
+    C, K, D = means.shape
+    if x.shape[0] == 0:
+        return means
+    index = classes * K + assignment.clamp_min(0)
+    distance = torch.cat(
+        [
+            (x[rows].to(means.dtype) - means.reshape(C * K, D)[index[rows]]).square().sum(-1)
+            for rows in _row_blocks(x, means)
+        ]
+    ).where(valid, 0.0)
+    farthest = torch.zeros(C, dtype=means.dtype, device=x.device).scatter_reduce_(0, classes, distance, "amax")
+    every = torch.arange(x.shape[0], device=x.device)
+    first = torch.where(distance == farthest[classes], every, x.shape[0] - 1)
+    row = torch.full((C,), x.shape[0] - 1, device=x.device).scatter_reduce_(0, classes, first, "amin")
+    empty = counts == 0
+    needed = empty.any(1) & (counts.sum(1) > 1) & (farthest > 0)
+    slot = torch.nn.functional.one_hot(empty.int().argmax(1), K).bool() & needed.unsqueeze(1)
+    return torch.where(slot.unsqueeze(-1), x[row].to(means.dtype).unsqueeze(1), means)
 
 
 def component_statistics_bwd(

@@ -65,7 +65,7 @@ def noise_variance(value: Tensor, dimension: int) -> None:
         raise ValueError(f"noise_variance must have shape [1] or [{dimension}], got {tuple(value.shape)}")
 
 
-def labels(value: Tensor | None, num_rows: int, num_classes: int, device: torch.device) -> Tensor | None:
+def integer_labels(value: Tensor | None, num_rows: int, num_classes: int, device: torch.device) -> Tensor | None:
     """Requires integer labels ``[N]`` and returns them as int64; None is allowed for a single class."""
     if value is None:
         if num_classes != 1:
@@ -82,9 +82,9 @@ def labels(value: Tensor | None, num_rows: int, num_classes: int, device: torch.
     return value
 
 
-def labels_in_range(value: Tensor | None, num_rows: int, num_classes: int, device: torch.device) -> Tensor | None:
-    """Requires labels as ``labels`` does, and their range where looking costs no wait."""
-    value = labels(value, num_rows, num_classes, device)
+def labels(value: Tensor | None, num_rows: int, num_classes: int, device: torch.device) -> Tensor | None:
+    """Requires labels as ``integer_labels`` does, and their range where looking costs no wait."""
+    value = integer_labels(value, num_rows, num_classes, device)
     if value is not None and is_readable(value):
         label_range(value, num_classes)
     return value

@@ -21,19 +21,83 @@ struct Nearest {
   }
 };
 
-// scatter[d] += (x - mean)^2, sums[d] += x over [0, length).
+// scatter[d] += sum_r (x_r - mean)^2, sums[d] += sum_r (x_r - mean) over [0, length).
 template <class X, class T>
-void accumulate_row(const X* x, const T* mean, int64_t length, T* scatter, T* sums) {
+void accumulate_rows(const X* const* x, int64_t rows, const T* mean, int64_t length, T* scatter, T* sums) {
   int64_t d = 0;
   for (; d + kLanes<T> <= length; d += kLanes<T>) {
-    const Vector<T> value = load(x + d), deviation = value - load(mean + d);
-    if (scatter != nullptr) store(scatter + d, load(scatter + d) + deviation * deviation);
-    if (sums != nullptr) store(sums + d, load(sums + d) + value);
+    const Vector<T> m = load(mean + d);
+    Vector<T> first{}, second{};
+    for (int64_t r = 0; r < rows; ++r) {
+      const Vector<T> deviation = load(x[r] + d) - m;
+      first += deviation;
+      second += deviation * deviation;
+    }
+    if (scatter != nullptr) store(scatter + d, load(scatter + d) + second);
+    if (sums != nullptr) store(sums + d, load(sums + d) + first);
   }
   for (; d < length; ++d) {
-    const T value = widen(x[d]), deviation = value - mean[d];
-    if (scatter != nullptr) scatter[d] += deviation * deviation;
-    if (sums != nullptr) sums[d] += value;
+    for (int64_t r = 0; r < rows; ++r) {
+      const T deviation = widen(x[r][d]) - mean[d];
+      if (scatter != nullptr) scatter[d] += deviation * deviation;
+      if (sums != nullptr) sums[d] += deviation;
+    }
+  }
+}
+
+// Calls f(component, rows, count) for every component of up to kStatisticsRows rows.
+template <class X, class F>
+CEM_FAST_INLINE void for_each_component(const RowPointers<X>& rows, const int32_t* component, const F& f) {
+  uint64_t left = rows.count < 64 ? (uint64_t{1} << rows.count) - 1 : ~uint64_t{0};
+  static_assert(kStatisticsRows <= 64);
+  while (left != 0) {
+    const int32_t k = component[__builtin_ctzll(left)];
+    const X* members[kStatisticsRows];
+    int64_t count = 0;
+    for (uint64_t seen = left; seen != 0; seen &= seen - 1) {
+      const int i = __builtin_ctzll(seen);
+      if (component[i] != k) continue;
+      members[count++] = rows.row[i];
+      left &= ~(uint64_t{1} << i);
+    }
+    f(k, members, count);
+  }
+}
+
+// sums[d] += rows * mean[d]: what was added up as deviations, because raw values of a common offset drown a small
+// spread.
+template <class T>
+void add_mean(T rows, const T* mean, int64_t length, T* sums) {
+  if (rows == 0) return;
+  for (int64_t d = 0; d < length; ++d) sums[d] += rows * mean[d];
+}
+
+// The best component of each of up to kBlockRows rows of class c: the nearest mean or, with normalizers, the highest
+// posterior. `packed` is room for packed_size of a block of components where distances are weighted by diagonal
+// variances, `distance` for kBlockRows times that number.
+template <class X, class T>
+void best_components(const RowPointers<X>& rows, const Mixture& mixture, int64_t c, int64_t next_class,
+                     int64_t dimension, const double* normalizers, T* packed, double* distance, Nearest* best) {
+  const int64_t K = mixture.components, D = dimension;
+  const T* means = static_cast<const T*>(mixture.means);
+  const T* variances = static_cast<const T*>(mixture.variances);
+  const bool posterior = normalizers != nullptr, weighted = posterior && mixture.diagonal;
+  for (int64_t k = 0; k < K; k += kBlockComponents) {
+    const int64_t size = smaller<int64_t>(kBlockComponents, K - k);
+    const int64_t at = c * K + k, next = next_class * K + k;
+    const Components<T> components{means + at * D, weighted ? variances + at * D : nullptr, means + next * D,
+                                   weighted ? variances + next * D : nullptr};
+    distances<X, T>(rows, D, components, size, packed, distance);
+    for (int64_t i = 0; i < rows.count; ++i) {
+      for (int64_t q = 0; q < size; ++q) {
+        double score = distance[i * size + q];
+        if (posterior) {
+          const double precision = mixture.diagonal ? 1.0 : 1 / static_cast<double>(variances[at + q]);
+          score = 0.5 * score * precision - normalizers[at + q];
+        }
+        best->offer(i, score, k + q);
+      }
+    }
   }
 }
 
@@ -42,7 +106,6 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
   using T = typename ParameterOf<X>::Type;
   const int64_t N = p.x.rows, D = p.x.dimension, C = p.mixture.classes, K = p.mixture.components;
   const T* means = static_cast<const T*>(p.mixture.means);
-  const T* variances = static_cast<const T*>(p.mixture.variances);
   T* counts = static_cast<T*>(p.counts);
   T* scatter = static_cast<T*>(p.scatter);
   T* per_dimension = p.per_dimension ? scatter : nullptr;
@@ -63,7 +126,7 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
   Scratch<T> scatter_slots(per_dimension != nullptr ? blocks.slots() * slot_size : 0);
   Scratch<T> sums_slots(sums != nullptr ? blocks.slots() * slot_size : 0);
 
-  const bool posterior = variances != nullptr;
+  const bool posterior = p.mixture.variances != nullptr;
   const bool weighted = posterior && p.mixture.diagonal;
   Scratch<double> normalizers(posterior ? C * K : 0);
   if (posterior) log_normalizers<T>(p.mixture, D, groups, parallel_for, normalizers);
@@ -92,37 +155,22 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
       for (int64_t begin = block.begin; begin < block.end; begin += kStatisticsRows) {
         const RowPointers<X> rows(p.x, groups, begin, smaller(begin + kStatisticsRows, block.end));
         Nearest best;
-        for (int64_t k = 0; k < K; k += kBlockComponents) {
-          const int64_t size = smaller<int64_t>(kBlockComponents, K - k);
-          const int64_t at = c * K + k;
-          const int64_t next = next_class * K + k;
-          const Components<T> components{means + at * D, weighted ? variances + at * D : nullptr, means + next * D,
-                                         weighted ? variances + next * D : nullptr};
-          distances<X, T>(rows, D, components, size, packed, distance);
-          for (int64_t i = 0; i < rows.count; ++i) {
-            for (int64_t q = 0; q < size; ++q) {
-              double score = distance[i * size + q];
-              if (posterior) {
-                const double precision = p.mixture.diagonal ? 1.0 : 1 / static_cast<double>(variances[at + q]);
-                score = 0.5 * score * precision - normalizers[at + q];
-              }
-              best.offer(i, score, k + q);
-            }
-          }
-        }
+        best_components<X, T>(rows, p.mixture, c, next_class, D,
+                              posterior ? static_cast<const double*>(normalizers) : nullptr, packed, distance, &best);
         for (int64_t i = 0; i < rows.count; ++i) {
           const int64_t k = best.component[i];
           p.assignment[groups.row(begin + i)] = k;
-          const T* mean = means + (c * K + k) * D;
-          if (fused) {
-            accumulate_row(rows.row[i], mean, D, block_scatter != nullptr ? block_scatter + k * D : nullptr,
-                           block_sums != nullptr ? block_sums + k * D : nullptr);
-          }
           if (per_dimension != nullptr) continue;
           double squared = best.score[i];
-          if (posterior) squared = squared_distance(rows.row[i], mean, D);
+          if (posterior) squared = squared_distance(rows.row[i], means + (c * K + k) * D, D);
           nearest_distance[begin + i] = static_cast<T>(squared);
         }
+        if (!fused) continue;
+        for_each_component(rows, best.component, [&](int64_t k, const X* const* members, int64_t count) {
+          accumulate_rows(members, count, means + (c * K + k) * D, D,
+                          block_scatter != nullptr ? block_scatter + k * D : nullptr,
+                          block_sums != nullptr ? block_sums + k * D : nullptr);
+        });
       }
     }
   });
@@ -155,8 +203,13 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
         }
         for (int64_t i = groups.begin(c); i < groups.end(c); ++i) {
           const int64_t n = groups.row(i), at = (c * K + p.assignment[n]) * D + start;
-          accumulate_row(static_cast<const X*>(p.x.data) + n * p.x.stride + start, means + at, length,
-                         per_dimension != nullptr ? scatter + at : nullptr, sums != nullptr ? sums + at : nullptr);
+          const X* row = static_cast<const X*>(p.x.data) + n * p.x.stride + start;
+          accumulate_rows(&row, 1, means + at, length, per_dimension != nullptr ? scatter + at : nullptr,
+                          sums != nullptr ? sums + at : nullptr);
+        }
+        for (int64_t k = 0; k < K && sums != nullptr; ++k) {
+          const int64_t at = (c * K + k) * D + start;
+          add_mean(counts[c * K + k], means + at, length, sums + at);
         }
       }
     });
@@ -173,6 +226,9 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
           const int64_t slot = blocks[b].slot * slot_size;
           if (per_dimension != nullptr) add(scatter_slots + slot, K * D, scatter + at);
           if (sums != nullptr) add(sums_slots + slot, K * D, sums + at);
+        }
+        for (int64_t k = 0; k < K && sums != nullptr; ++k) {
+          add_mean(counts[c * K + k], means + at + k * D, D, sums + at + k * D);
         }
       }
     });

@@ -116,6 +116,11 @@ void pack_chunk(const T* means, const T* variances, int64_t dimension, int64_t c
   }
 }
 
+template <class X>
+CEM_FAST_INLINE const X* row_at(const Features& x, const RowsByClass& groups, int64_t position) {
+  return static_cast<const X*>(x.data) + groups.row(position) * x.stride;
+}
+
 // The pointers of up to kBlockRows rows, the last one repeated until the last tile is whole, and those of the tiles
 // that follow.
 template <class X>
@@ -126,7 +131,7 @@ struct RowPointers {
 
   RowPointers(const Features& x, const RowsByClass& groups, int64_t begin, int64_t end)
       : count(end - begin), tiles(divide_up(count, kTileRows)) {
-    const auto at = [&](int64_t position) { return static_cast<const X*>(x.data) + groups.row(position) * x.stride; };
+    const auto at = [&](int64_t position) { return row_at<X>(x, groups, position); };
     const int64_t padded = tiles * kTileRows;
     for (int64_t i = 0; i < padded; ++i) row[i] = at(begin + smaller(i, count - 1));
     for (int64_t i = 0; i < kTilesAhead * kTileRows; ++i) row[padded + i] = at(smaller(end + i, x.rows - 1));

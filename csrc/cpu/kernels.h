@@ -10,6 +10,7 @@ namespace CEM_FAST_CAPABILITY {
 #include "mixture_log_prob.h"
 #include "mixture_moments.h"
 #include "component_statistics.h"
+#include "kmeans.h"
 #include "entropy_bound.h"
 
 // Calls f with a null pointer to the features' element type.
@@ -35,6 +36,10 @@ void statistics_backward(const StatisticsBackward& p, ParallelFor f) {
   for_element(p.x.element, [&]<class X>(const X*) { statistics_backward_of<X>(p, f); });
 }
 
+void kmeans(const KMeans& p, ParallelFor f) {
+  for_element(p.x.element, [&]<class X>(const X*) { kmeans_of<X>(p, f); });
+}
+
 void log_prob_forward(const LogProbForward& p, ParallelFor f) {
   for_element(p.x.element, [&]<class X>(const X*) { log_prob_forward_of<X>(p, f); });
 }
@@ -47,8 +52,9 @@ void mixture_moments(const MixtureMoments& p, ParallelFor f) {
   for_element(p.x.element, [&]<class X>(const X*) { mixture_moments_of<X>(p, f); });
 }
 
-extern const Kernels kernels = {CEM_FAST_CAPABILITY_NAME, statistics_forward, statistics_backward, entropy_bound,
-                                log_prob_forward,         log_prob_backward,  mixture_moments};
+extern const Kernels kernels = {
+    CEM_FAST_CAPABILITY_NAME, statistics_forward, statistics_backward, kmeans, entropy_bound,
+    log_prob_forward,         log_prob_backward,  mixture_moments};
 
 }  // namespace CEM_FAST_CAPABILITY
 }  // namespace cem_fast

@@ -259,11 +259,20 @@ void log_prob_forward_of(const LogProbForward& p, ParallelFor parallel_for) {
 }
 
 // out[r] (+)= sum_k a_rk (mu_k - x_r) (/ v_k) over one chunk, for a tile of rows; components as in distance_tile.
-// Meanwhile fetches the rows at `upcoming`. `streaming`: out is aligned to vectors and too large for the caches.
+// Components with a share in no row of the tile add exactly nothing and are left out: posteriors are often zero but for
+// one; `pulling` is room for the others. Meanwhile fetches the rows at `upcoming`. `streaming`: out is aligned to
+// vectors and too large for the caches.
 template <bool kWeighted, bool kAdd, class X, class T, class Out>
 void pull_tile(const X* const* x, const X* const* upcoming, const T* a, const T* means, int64_t stride,
-               int64_t components, int64_t length, bool wide, bool streaming, Out* const* out) {
+               int64_t components, int64_t length, bool wide, bool streaming, int32_t* pulling, Out* const* out) {
   constexpr int R = kTileRows, U = 2, L = kLanes<T>;
+  int64_t active = 0;
+  for (int64_t k = 0; k < components; ++k) {
+    bool any = false;
+    for (int r = 0; r < R; ++r) any |= a[r * components + k] != 0;
+    pulling[active] = static_cast<int32_t>(k);
+    active += any;
+  }
   int64_t d = 0;
   for (; d + U * L <= length; d += U * L) {
     Vector<T> row[R][U], sum[R][U] = {};
@@ -276,7 +285,8 @@ void pull_tile(const X* const* x, const X* const* upcoming, const T* a, const T*
         pin(row[r][u]);
       }
     }
-    for (int64_t k = 0; k < components; ++k) {
+    for (int64_t j = 0; j < active; ++j) {
+      const int64_t k = pulling[j];
 #pragma GCC unroll 2
       for (int u = 0; u < U; ++u) {
         const Vector<T> mean = load(means + k * stride + d + u * L);
@@ -314,7 +324,8 @@ void pull_tile(const X* const* x, const X* const* upcoming, const T* a, const T*
     const int rest = static_cast<int>(smaller<int64_t>(L, length - d));
     Vector<T> row[R], sum[R] = {};
     for (int r = 0; r < R; ++r) row[r] = load_last(x[r] + d, rest, wide || d > 0);
-    for (int64_t k = 0; k < components; ++k) {
+    for (int64_t j = 0; j < active; ++j) {
+      const int64_t k = pulling[j];
       const Vector<T> mean = load_last(means + k * stride + d, rest, d > 0 || (wide && !kWeighted));
       [[maybe_unused]] Vector<T> inverse;
       if constexpr (kWeighted) inverse = load_last(means + k * stride + kChunk + d, rest, d > 0);
@@ -338,6 +349,7 @@ void pull_tile(const X* const* x, const X* const* upcoming, const T* a, const T*
 template <bool kAdd, class X, class T, class Out>
 void pull(const RowPointers<X>& rows, bool diagonal, const T* means, int64_t stride, int64_t size, int64_t start,
           int64_t length, bool streaming, const T* a, Out* const* out) {
+  Scratch<int32_t> pulling(size);
   for (int64_t tile = 0; tile < rows.tiles; ++tile) {
     const X* x[kTileRows];
     const X* upcoming[kTileRows];
@@ -349,9 +361,9 @@ void pull(const RowPointers<X>& rows, bool diagonal, const T* means, int64_t str
     }
     const T* share = a + tile * kTileRows * size;
     if (diagonal) {
-      pull_tile<true, kAdd>(x, upcoming, share, means, stride, size, length, start > 0, streaming, to);
+      pull_tile<true, kAdd>(x, upcoming, share, means, stride, size, length, start > 0, streaming, pulling, to);
     } else {
-      pull_tile<false, kAdd>(x, upcoming, share, means, stride, size, length, start > 0, streaming, to);
+      pull_tile<false, kAdd>(x, upcoming, share, means, stride, size, length, start > 0, streaming, pulling, to);
     }
   }
 }

@@ -2,6 +2,9 @@
 
 constexpr int kMomentRows = 2 * kTileRows;
 
+// Rows of a block where blocks are to be many.
+constexpr int64_t kMomentBlock = 1024;
+
 // Dimensions of a chunk: with ten components its sums stay in the first-level cache.
 constexpr int64_t kMomentChunk = 256;
 
@@ -59,16 +62,17 @@ void mixture_moments_of(const MixtureMoments& p, ParallelFor parallel_for) {
   T* s2 = static_cast<T*>(p.s2);
   const RowsByClass groups(p.mixture.labels, N, C);
 
-  // Saved responsibilities: an item is a block of rows and a range of dimensions. Else it is a block of rows and of
-  // components, over all dimensions, so that the responsibilities are computed once.
+  // Saved responsibilities: an item is a block of rows and, where rows are too few to share, a range of dimensions.
+  // Else it is a block of rows and of components, over all dimensions, so that the responsibilities are computed once.
   const int64_t size = saved != nullptr ? larger<int64_t>(K, 1) : kManyComponents,
                 component_blocks = divide_up(K, size);
-  const int64_t chunk = saved != nullptr ? smaller(D, kMomentChunk) : D, chunks = divide_up(D, chunk);
+  const bool few_rows = N < 16 * kMomentBlock;
+  const int64_t chunk = saved != nullptr && few_rows ? smaller(D, kMomentChunk) : D, chunks = divide_up(D, chunk);
   int64_t present = 0;
   for (int64_t c = 0; c < C; ++c) present += groups.end(c) > groups.begin(c);
   // Rows are split when there is too little else to share, and before sums grow too long; never below what pays for the
   // partial sums.
-  const int64_t longest = present * component_blocks * chunks >= 16 ? 2048 : 256;
+  const int64_t longest = present * component_blocks * chunks >= 16 ? 2048 : kMomentBlock;
   const RowBlocks blocks(groups, larger<int64_t>(longest, 4 * K));
   Scratch<T> s1_slots(blocks.slots() * K * D), s2_slots(diagonal ? blocks.slots() * K * D : 0);
   Scratch<double> s0_parts(blocks.count() * K), s2_parts(diagonal ? 0 : blocks.count() * chunks * K);
@@ -84,7 +88,10 @@ void mixture_moments_of(const MixtureMoments& p, ParallelFor parallel_for) {
   const int64_t rows_of_block = divide_up(larger<int64_t>(N, 1), larger<int64_t>(blocks.count(), 1));
   parallel(parallel_for, items, 2 * rows_of_block * size * chunk, [&](int64_t first, int64_t last) {
     Scratch<double> joint(saved != nullptr ? 0 : kBlockRows * size);
-    Scratch<T> a((kBlockRows + kMomentRows) * size);  // [component, row]: a tile's rows lie side by side
+    // For each component, the rows that have a share in it and the shares: posteriors are often zero but for one.
+    Scratch<T> a(kBlockRows * size);
+    Scratch<int32_t> sharing(kBlockRows * size);
+    Scratch<int64_t> number(size);
     for (int64_t item = first; item < last; ++item) {
       const int64_t b = item / (component_blocks * chunks), k0 = item / chunks % component_blocks * size;
       const int64_t start = item % chunks * chunk, end = smaller(start + chunk, D), count = smaller(size, K - k0);
@@ -106,30 +113,42 @@ void mixture_moments_of(const MixtureMoments& p, ParallelFor parallel_for) {
           log_joint(rows, c, k0, count, c, joint);
           posterior(joint, rows.count, count, exact + begin);
         }
-        const int64_t tiles = divide_up(rows.count, kMomentRows);
-        fill<T>(a, tiles * kMomentRows * count, 0);
+        fill<int64_t>(number, count, 0);
         for (int64_t i = 0; i < rows.count; ++i) {
           const int64_t n = groups.row(begin + i);
-          T* column = a + i / kMomentRows * kMomentRows * count + i % kMomentRows;
           for (int64_t q = 0; q < count; ++q) {
             const T posterior = saved != nullptr ? saved[n * K + q] : static_cast<T>(joint[i * count + q]);
-            column[q * kMomentRows] = row_weights[n] * posterior;
-            if (start == 0) s0_parts[b * K + k0 + q] += static_cast<double>(column[q * kMomentRows]);
+            const T share = row_weights[n] * posterior;
+            if (start == 0) s0_parts[b * K + k0 + q] += static_cast<double>(share);
+            const int64_t at = q * kBlockRows + number[q];
+            a[at] = share;
+            sharing[at] = static_cast<int32_t>(i);
+            number[q] += share != 0;
           }
         }
         for (int64_t low = start; low < end; low += kMomentChunk) {
           const int64_t length = smaller(kMomentChunk, end - low);
-          for (int64_t tile = 0; tile < tiles; ++tile) {
-            const X* x[kMomentRows];
-            for (int64_t r = 0; r < kMomentRows; ++r) {
-              x[r] = rows.row[smaller(tile * kMomentRows + r, rows.count - 1)] + low;
-              const X* upcoming = rows.row[smaller((tile + 1) * kMomentRows + r, rows.count - 1)] + low;
-              for (int64_t d = 0; d < length; d += 64 / static_cast<int64_t>(sizeof(X))) prefetch_far(upcoming + d);
+          // while components take their shares, a part of what comes next is fetched: these rows' next dimensions, or
+          // the first of the rows that follow
+          const bool more = low + length < end;
+          const int64_t next_start = more ? low + length : start, next_length = smaller(kMomentChunk, end - next_start);
+          for (int64_t q = 0; q < count; ++q) {
+            for (int64_t i = kBlockRows * q / count; i < kBlockRows * (q + 1) / count; ++i) {
+              const int64_t position = smaller(more ? begin + i : begin + kBlockRows + i, groups.rows() - 1);
+              const X* row = row_at<X>(p.x, groups, position) + next_start;
+              for (int64_t d = 0; d < next_length; d += 64 / static_cast<int64_t>(sizeof(X))) prefetch_far(row + d);
             }
-            for (int64_t q = 0; q < count; ++q) {
-              const T* share = a + (tile * count + q) * kMomentRows;
-              const int64_t at = (k0 + q) * D + low;
-              const T* mean = means + c * K * D + at;
+            const int64_t at = (k0 + q) * D + low;
+            const T* mean = means + c * K * D + at;
+            for (int64_t tile = 0; tile < number[q]; tile += kMomentRows) {
+              // the last tile is filled up with rows that share nothing
+              const X* x[kMomentRows];
+              T share[kMomentRows] = {};
+              for (int64_t r = 0; r < kMomentRows; ++r) {
+                const int64_t i = q * kBlockRows + smaller(tile + r, number[q] - 1);
+                x[r] = rows.row[sharing[i]] + low;
+                if (tile + r < number[q]) share[r] = a[i];
+              }
               if (diagonal) {
                 moment_tile<true>(x, share, mean, length, first_moment + at, second_moment + at);
               } else {

@@ -42,6 +42,21 @@ struct StatisticsForward {
   int64_t* assignment;  // [rows]
 };
 
+// Lloyd's iterations from mixture.means, until a class's means move, squared, no more than `tol` times the mean
+// variance of its features.
+struct KMeans {
+  Features x;
+  Mixture mixture;
+  int64_t max_iter;
+  double tol;
+  bool per_dimension;
+  void* means;          // [classes, components, dimension]
+  void* counts;         // [classes, components], about the last means
+  void* scatter;        // [classes, components] or, per dimension, [classes, components, dimension], about them
+  int64_t* iterations;  // [classes]
+  int64_t* converged;   // [classes], 0 or 1
+};
+
 struct StatisticsBackward {
   Features x;
   Mixture mixture;           // means and labels
@@ -106,6 +121,7 @@ struct Kernels {
   const char* capability;
   void (*statistics_forward)(const StatisticsForward&, ParallelFor);
   void (*statistics_backward)(const StatisticsBackward&, ParallelFor);
+  void (*kmeans)(const KMeans&, ParallelFor);
   void (*entropy_bound)(const EntropyBound&, ParallelFor);
   void (*log_prob_forward)(const LogProbForward&, ParallelFor);
   void (*log_prob_backward)(const LogProbBackward&, ParallelFor);

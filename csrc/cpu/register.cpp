@@ -158,6 +158,20 @@ class Arguments {
 
 void* data(const Tensor& t) { return t.mutable_data_ptr(); }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kmeans(const Tensor& x, const Tensor& means,
+                                                          const OptionalTensor& labels, int64_t max_iter, double tol,
+                                                          bool per_dimension) {
+  Arguments a(x, means, labels);
+  const int64_t C = a.mixture.classes, K = a.mixture.components, D = a.x.dimension;
+  Tensor moved = a.parameter({C, K, D}), counts = a.parameter({C, K});
+  Tensor scatter = per_dimension ? a.parameter({C, K, D}) : a.parameter({C, K});
+  Tensor iterations = empty({C}, ScalarType::Long), converged = empty({C}, ScalarType::Long);
+  cem_fast::kernels().kmeans({a.x, a.mixture, max_iter, tol, per_dimension, data(moved), data(counts), data(scatter),
+                              static_cast<int64_t*>(data(iterations)), static_cast<int64_t*>(data(converged))},
+                             parallel_for);
+  return {moved, counts, scatter, iterations, converged};
+}
+
 std::tuple<Tensor, Tensor> mixture_log_prob_fwd(const Tensor& x, const Tensor& means, const Tensor& variances,
                                                 const Tensor& weights, const OptionalTensor& labels,
                                                 bool with_responsibilities) {
@@ -318,6 +332,7 @@ STABLE_TORCH_LIBRARY_IMPL(cem_fast, CPU, m) {
   m.impl("mixture_moments", TORCH_BOX(&mixture_moments));
   m.impl("component_statistics_fwd", TORCH_BOX(&component_statistics_fwd));
   m.impl("component_statistics_bwd", TORCH_BOX(&component_statistics_bwd));
+  m.impl("kmeans", TORCH_BOX(&kmeans));
   m.impl("entropy_bound", TORCH_BOX(&entropy_bound));
   m.impl("cem_fwd", TORCH_BOX(&cem_fwd));
 }

@@ -225,3 +225,16 @@ def test_bad_input(change, error, message):
     arguments = dict(x=x, **mixture._asdict(), labels=labels) | change
     with pytest.raises(error, match=message):
         mixture_log_prob(**arguments)
+
+
+def test_a_component_of_weight_zero_has_no_gradient():
+    x, labels, mixture = draw(20, 6, 2, 3, diag=False)
+    weights = mixture.weights.clone()
+    weights[:, 1] = 0
+    weights = (weights / weights.sum(1, keepdim=True)).requires_grad_()
+    means, variances = (t.clone().requires_grad_() for t in (mixture.means, mixture.variances))
+    mixture_log_prob(x, means, variances, weights, labels).sum().backward()
+    for t in (means, variances, weights):
+        assert t.grad.isfinite().all()
+        assert not t.grad[:, 1].any()
+        assert t.grad[:, 0].any()

@@ -119,6 +119,12 @@ void problem(const Kernels& kernels, Element element, const Shape& s, bool diago
     m.diagonal = per_dimension;
     twice("statistics_backward", {&dx},
           [&](ParallelFor run) { kernels.statistics_backward({f, m, scatter.get(), 0.5, assigned, dx.get()}, run); });
+    Buffer moved(CK * D * size), iterations(8 * C), converged(8 * C);
+    twice("kmeans", {&moved, &counts, &scatter, &iterations, &converged}, [&](ParallelFor run) {
+      kernels.kmeans({f, nearest, 3, 1e-4, per_dimension, moved.get(), counts.get(), scatter.get(),
+                      static_cast<int64_t*>(iterations.get()), static_cast<int64_t*>(converged.get())},
+                     run);
+    });
     if (per_dimension != diagonal) continue;
     Buffer value(size), slope((diagonal ? CK * D : CK) * size);
     const std::vector<double> noise(D, 0.01);
@@ -173,8 +179,8 @@ void problem(const Kernels& kernels, Element element, const Shape& s, bool diago
 
 int main(int argc, char** argv) {
   if (argc != 2 || cem_fast_cpu_select(argv[1]) != 0) return 2;
-  const Shape shapes[] = {{0, 3, 2, 2},   {1, 1, 1, 1},    {7, 3, 2, 5},    {33, 17, 3, 2},
-                          {70, 65, 2, 7}, {40, 641, 1, 3}, {12, 31, 1, 70}, {700, 5, 1, 2}};
+  const Shape shapes[] = {{0, 3, 2, 2},    {1, 1, 1, 1},    {7, 3, 2, 5},   {33, 17, 3, 2}, {70, 65, 2, 7},
+                          {40, 641, 1, 3}, {12, 31, 1, 70}, {700, 5, 1, 2}, {90, 6, 9, 3}};
   int problems = 0;
   for (const Shape& shape : shapes) {
     for (const bool diagonal : {false, true}) {

@@ -1,0 +1,493 @@
+"""Fits of Gaussian mixtures by k-means and expectation maximization: iterations on sufficient statistics, all classes at once.
+
+Rows come in chunks and, in distributed work, in shards: every iteration adds the statistics of the chunks up, sums them over the
+ranks, and moves the parameters. Sums are kept in double precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from cem_fast import covariance
+from cem_fast.ops.library import OPERATORS
+
+_STATISTICS = OPERATORS["component_statistics_fwd"]
+_KMEANS = OPERATORS["kmeans"]
+_LOG_PROB = OPERATORS["mixture_log_prob_fwd"]
+_MOMENTS = OPERATORS["mixture_moments"]
+
+Chunk = tuple[Tensor, Tensor | None]
+
+# Responsibilities that one call of the E-step may hold.
+RESPONSIBILITY_BYTES = 1 << 28
+
+# Rows of classes that still move are copied together once they are no more than this share of all rows.
+ACTIVE_SHARE = 0.25
+
+
+@dataclass
+class Estimate:
+    """Parameters ``[C, ...]`` of a fit, and how each class got there: score, iterations, and whether it converged, ``[C]``.
+
+    ``variances`` are ``[C, K]`` or ``[C, K, D]``, or covariances ``[C, D, D]`` (tied) or ``[C, K, D, D]`` (full)."""
+
+    means: Tensor
+    variances: Tensor
+    weights: Tensor
+    counts: Tensor
+    score: Tensor
+    n_iter: Tensor
+    converged: Tensor
+
+    def better(self, other: Estimate | None) -> Estimate:
+        """The fit with the higher score, class by class."""
+        if other is None:
+            return self
+        choice = self.score > other.score
+        return Estimate(
+            *(torch.where(choice.view(-1, *[1] * (a.dim() - 1)), a, b) for a, b in zip(_values(self), _values(other)))
+        )
+
+
+def _values(estimate: Estimate) -> list[Tensor]:
+    return list(vars(estimate).values())
+
+
+class Rows:
+    """Chunks of ``(x [n, D], labels [n])`` that can be gone through any number of times: this rank's shard of all rows.
+
+    Args:
+        chunks: re-iterable; labels are int64 in range, or None for one class.
+        group: torch.distributed group that holds the other shards; None for a single process.
+    """
+
+    def __init__(self, chunks: Iterable[Chunk], group: Any = None):
+        self.chunks, self.group = chunks, group
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return iter(self.chunks)
+
+    @property
+    def in_one_piece(self) -> bool:
+        return self.group is None and isinstance(self.chunks, list) and len(self.chunks) == 1
+
+    @property
+    def ranks(self) -> int:
+        return 1 if self.group is None else distributed.get_world_size(self.group)
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.group is None else distributed.get_rank(self.group)
+
+    def reduce(self, value: Tensor, operation: Any = distributed.ReduceOp.SUM) -> Tensor:
+        """The sum (or another reduction) of every rank's value, the same bits on all of them.
+
+        Raises:
+            RuntimeError: a rank has ended or does not answer in time.
+        """
+        if self.group is not None:
+            value = value.contiguous()
+            try:
+                distributed.all_reduce(value, operation, group=self.group)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"rank {self.rank} of {self.ranks} cannot sum its statistics with the others: a rank has ended, "
+                    f"or did not answer within the process group's timeout ({error})"
+                ) from error
+        return value
+
+    def add_up(self, values: Iterable[tuple[Tensor, ...]], like: tuple[Tensor, ...]) -> list[Tensor]:
+        """Sums tuples of statistics over chunks and ranks, in double precision; ``like`` gives their shapes."""
+        total = torch.zeros(sum(t.numel() for t in like), dtype=torch.float64, device=like[0].device)
+        for parts in values:
+            total += torch.cat([part.double().flatten() for part in parts])
+        sums = self.reduce(total).split([t.numel() for t in like])
+        return [part.view(t.shape) for part, t in zip(sums, like)]
+
+    def of(self, classes: Tensor) -> Rows:
+        """The rows of some classes ``[C]`` (bool), copied if they are few; otherwise all rows."""
+        if not isinstance(self.chunks, list):
+            return self
+        kept = []
+        for x, labels in self.chunks:
+            if labels is None:
+                return self
+            rows = classes[labels].nonzero().squeeze(1)
+            if len(rows) > ACTIVE_SHARE * len(x):
+                return self
+            kept.append((x[rows], labels[rows]))
+        return Rows(kept, self.group)
+
+
+class Stream:
+    """Chunks that are read anew for every pass; ``on_pass`` hears of each one's number and rows when it is over."""
+
+    def __init__(self, read: Callable[[], Iterator[Chunk]], on_pass: Callable[[int, int], None] | None = None):
+        self.read, self.on_pass, self.passes = read, on_pass, 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        self.passes += 1
+        count = 0
+        for chunk in self.read():
+            count += len(chunk[0])
+            yield chunk
+        if self.on_pass is not None:
+            self.on_pass(self.passes, count)
+
+
+def draw_sample(
+    stream: Stream, num_classes: int, memory_budget: int, generator: torch.Generator | None
+) -> tuple[list[Chunk], Tensor, bool]:
+    """Keeps rows of one pass: all of them in half the memory budget, or else as many of each class, drawn uniformly.
+
+    Returns:
+        The rows as chunks, the number ``[C]`` of rows of each class that went by, and whether all were kept.
+    """
+    held: list[tuple[Tensor, Tensor, Tensor]] = []
+    sizes, complete, size = torch.zeros(num_classes, dtype=torch.float64), True, 0
+    device = "cpu" if generator is None else generator.device
+
+    def shrink() -> None:
+        x, labels, keys = (torch.cat(part) for part in zip(*held))
+        order = keys.argsort()
+        order = order[labels[order].argsort(stable=True)]
+        counts = torch.bincount(labels, minlength=num_classes)
+        place = torch.arange(len(x), device=x.device) - (counts.cumsum(0) - counts)[labels[order]]
+        quota = max(1, memory_budget // (4 * num_classes * x.shape[1] * x.element_size()))
+        order = order[place < quota]
+        held[:] = [(x[order], labels[order], keys[order])]
+
+    for x, labels in stream:
+        labels = torch.zeros(len(x), dtype=torch.int64, device=x.device) if labels is None else labels
+        held.append((x, labels, torch.rand(len(x), generator=generator, device=device).to(x.device)))
+        sizes += torch.bincount(labels, minlength=num_classes).double().cpu()
+        size += x.numel() * x.element_size()
+        if size > memory_budget // 2:
+            shrink()
+            complete, size = False, held[0][0].numel() * x.element_size()
+    if not complete:
+        shrink()  # rows since the last time are as likely to stay as those before
+    return [(x, labels) for x, labels, _ in held], sizes, complete
+
+
+def squared_distance(x: Tensor, means: Tensor, labels: Tensor | None) -> Tensor:
+    """Squared distance ``[N]`` of each row to the one mean ``[C, D]`` of its class.
+
+    A Gaussian of variance ``1 / (2 pi)`` has no normalizing constant, so its log-likelihood is ``-pi |x - mu|^2``.
+    """
+    C = means.shape[0]
+    variances = means.new_full((C, 1), 1 / (2 * math.pi))
+    log_prob, _ = _LOG_PROB(x, means.unsqueeze(1), variances, means.new_ones(C, 1), labels, False)
+    return (log_prob / -math.pi).clamp_min(0)
+
+
+def class_sizes(rows: Rows, num_classes: int, device: torch.device) -> Tensor:
+    """Rows of each class in this shard ``[C]``, float64."""
+    sizes = torch.zeros(num_classes, dtype=torch.float64, device=device)
+    for x, labels in rows:
+        if labels is None:
+            sizes += len(x)
+        else:
+            sizes.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+    return sizes
+
+
+# ---- k-means
+
+
+def hard_statistics(rows: Rows, means: Tensor, *, per_dimension: bool, sums: bool) -> list[Tensor]:
+    """Counts, scatter and (if asked for) sums of every component, each row assigned to its nearest mean."""
+    shapes = means[:, :, 0], means if per_dimension else means[:, :, 0], means if sums else means[:0]
+    chunks = (_STATISTICS(x, means, labels, None, None, per_dimension, sums)[:3] for x, labels in rows)
+    return rows.add_up(chunks, shapes)
+
+
+def lloyd(
+    rows: Rows, means: Tensor, *, diag: bool, max_iter: int, tol: float, reg_covar: float, dtype: torch.dtype
+) -> Estimate:
+    """k-means from the given means ``[C, K, D]``. A class whose means rest is left alone, whatever the others do."""
+    if rows.in_one_piece and means.device.type == "cpu":
+        ((x, labels),) = rows
+        means, counts, scatter, n_iter, rests = _KMEANS(x, means, labels, max_iter, tol, diag)
+        counts, scatter, converged = counts.double(), scatter.double(), rests > 0
+        require_finite(rows, scatter)
+    else:
+        means, n_iter, converged = _lloyd_in_pieces(rows, means, max_iter, tol)
+        counts, scatter, _ = hard_statistics(rows, means, per_dimension=diag, sums=False)
+    n, per_class = counts.clamp_min(1), counts.sum(1)
+    variances = scatter / n.unsqueeze(-1) if diag else scatter / (n * means.shape[2])
+    inertia = scatter.sum((1, 2)) if diag else scatter.sum(1)
+    return Estimate(
+        means,
+        (variances + reg_covar).to(dtype),
+        (counts / per_class.clamp_min(1).unsqueeze(1)).to(dtype),
+        counts,
+        -inertia / per_class.clamp_min(1),
+        n_iter,
+        converged,
+    )
+
+
+def _lloyd_in_pieces(rows: Rows, means: Tensor, max_iter: int, tol: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The iterations over chunks and shards: means, and iterations ``[C]`` and rest ``[C]`` of every class."""
+    active = torch.ones(len(means), dtype=torch.bool, device=means.device)
+    n_iter = torch.zeros(len(means), dtype=torch.int64, device=means.device)
+    limit, moving = None, rows
+    for _ in range(max_iter):
+        counts, scatter, sums = hard_statistics(moving, means, per_dimension=False, sums=True)
+        if limit is None:
+            require_finite(rows, scatter)
+            limit = tol * _mean_variance(means, counts, scatter, sums)
+            active = counts.sum(1) > 0
+        filled = counts.unsqueeze(-1) > 0
+        target = torch.where(filled, sums / counts.clamp_min(1).unsqueeze(-1), means.double()).to(means.dtype)
+        target = _reseed_empty(moving, means, target, counts)
+        shift = (target.double() - means.double()).square().sum((1, 2))
+        means = torch.where(active[:, None, None], target, means)
+        n_iter += active
+        still = active & (shift > limit)
+        if bool((still != active).any()):
+            moving = moving.of(still)
+        active = still
+        if not bool(active.any()):
+            break
+    return means, n_iter, ~active
+
+
+def _mean_variance(means: Tensor, counts: Tensor, scatter: Tensor, sums: Tensor) -> Tensor:
+    """Mean variance of the features of each class ``[C]``, from the statistics of its components."""
+    mu, n = means.double(), counts.sum(1).clamp_min(1)
+    center = sums.sum(1) / n.unsqueeze(1)
+    away = mu - center.unsqueeze(1)
+    moved = sums - counts.unsqueeze(-1) * mu
+    total = scatter.sum(1) + (2 * moved * away + counts.unsqueeze(-1) * away.square()).sum((1, 2))
+    return total.clamp_min(0) / (n * means.shape[2])
+
+
+def require_finite(rows: Rows, statistic: Tensor) -> None:
+    """Requires finite rows, looking at them only if a statistic of them is not finite.
+
+    Raises:
+        ValueError: how many rows have NaN or infinity, or that finite ones are too large.
+    """
+    if bool(statistic.isfinite().all()):
+        return
+    bad = sum(int((~torch.isfinite(x)).any(1).sum()) for x, _ in rows)
+    bad = int(rows.reduce(torch.tensor(bad, device=statistic.device)))
+    if bad:
+        raise ValueError(f"x must be finite, got {bad} rows with NaN or infinity")
+    raise ValueError("x must be small enough that squared distances are finite; scale the features down")
+
+
+def _reseed_empty(rows: Rows, means: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+    """Moves the first empty component of each class onto the class's row that is farthest from its own mean."""
+    empty = (counts == 0) & (counts.sum(1, keepdim=True) > 1)
+    needy = empty.any(1)
+    if not bool(needy.any()):
+        return target
+    C, K, D = means.shape
+    best = torch.zeros(C, dtype=torch.float64, device=means.device)
+    found = torch.zeros(C, D, dtype=torch.float64, device=means.device)
+    for x, labels in rows:
+        if not len(x):
+            continue
+        labels = torch.zeros(len(x), dtype=torch.int64, device=x.device) if labels is None else labels
+        assignment = _STATISTICS(x, means, labels, None, None, False, False)[3]
+        distance = squared_distance(x, target.flatten(0, 1), labels * K + assignment).double()
+        farthest = torch.zeros_like(best).scatter_reduce_(0, labels, distance, "amax")
+        index = torch.where(distance == farthest[labels], torch.arange(len(x), device=x.device), len(x))
+        row = torch.full((C,), len(x), device=x.device).scatter_reduce_(0, labels, index, "amin")
+        improved = (farthest > best) & (row < len(x))
+        best = torch.where(improved, farthest, best)
+        found = torch.where(improved.unsqueeze(1), x[row.clamp_max(len(x) - 1)].double(), found)
+    found = _from_one_rank(rows, found, best == rows.reduce(best.clone(), distributed.ReduceOp.MAX))
+    filled = needy & (rows.reduce(best, distributed.ReduceOp.MAX) > 0)
+    slot = torch.nn.functional.one_hot(empty.int().argmax(1), K).bool() & filled.unsqueeze(1)
+    return torch.where(slot.unsqueeze(-1), found.unsqueeze(1).to(target.dtype), target)
+
+
+def _from_one_rank(rows: Rows, values: Tensor, claimed: Tensor) -> Tensor:
+    """Entries ``[C, D]`` of the lowest rank that claims them ``[C]``, on all ranks."""
+    if rows.group is None:
+        return values
+    owner = torch.where(claimed, rows.rank, rows.ranks)
+    owner = rows.reduce(owner, distributed.ReduceOp.MIN)
+    return rows.reduce(torch.where((owner == rows.rank).unsqueeze(1), values, 0.0))
+
+
+# ---- k-means++
+
+
+@torch.no_grad()
+def kmeans_plus_plus(
+    rows: Rows, num_classes: int, num_components: int, *, like: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Initial means ``[C, K, D]`` of all classes at once, by greedy k-means++ on squared distances.
+
+    Each new mean is the best of ``2 + log K`` rows drawn with probability proportional to the squared distance to the
+    nearest mean so far. A class with fewer distinct rows than components repeats a row; one without rows gets zeros.
+
+    Args:
+        rows: chunks of all ranks; a draw does not depend on how rows are divided.
+        num_classes: classes C.
+        num_components: components K of each class.
+        like: a tensor of the means' dtype and device, ``[D]``.
+        generator: source of randomness; the first rank's numbers count.
+
+    Source: Arthur and Vassilvitskii, "k-means++: The advantages of careful seeding", SODA 2007, section 4.
+    """
+    C, D, device = num_classes, like.shape[0], like.device
+    labels_of = [torch.zeros(len(x), dtype=torch.int64, device=device) if y is None else y for x, y in rows]
+    chunks = [(x, labels) for (x, _), labels in zip(rows, labels_of)]
+    labels = torch.cat([like.new_empty(0, dtype=torch.int64), *labels_of])
+    order = labels.argsort(stable=True)
+    sizes = torch.zeros(C, dtype=torch.int64, device=device).index_add_(0, labels, torch.ones_like(labels))
+    ends = sizes.cumsum(0)
+    starts = ends - sizes
+    chunk_ends = [0]
+    for x, _ in chunks:
+        chunk_ends.append(chunk_ends[-1] + len(x))
+
+    def total_of(mass: Tensor) -> Tensor:
+        return torch.zeros(C, dtype=torch.float64, device=device).index_add_(0, labels, mass)
+
+    def distances(means: Tensor) -> Tensor:
+        return torch.cat([like.new_empty(0), *(squared_distance(x, means, y) for x, y in chunks)])
+
+    def pick(index: Tensor, mine: Tensor) -> Tensor:
+        """The rows at ``index [C]`` where they are this rank's, from whichever rank has them."""
+        values = torch.zeros(C, D, dtype=torch.float64, device=device)
+        for (x, _), begin, end in zip(chunks, chunk_ends, chunk_ends[1:]):
+            if begin < end:
+                here = mine & (index >= begin) & (index < end)
+                values = torch.where(here.unsqueeze(1), x[(index - begin).clamp(0, len(x) - 1)].double(), values)
+        return rows.reduce(values).to(like.dtype)
+
+    def draw(mass: Tensor) -> Tensor:
+        """One row of each class with probability proportional to its mass; uniform where a class has none left."""
+        everywhere = rows.reduce(total_of(mass))
+        mass = torch.where(everywhere[labels] > 0, mass, 1.0)
+        table = torch.zeros(rows.ranks, C, dtype=torch.float64, device=device)
+        table[rows.rank] = total_of(mass)
+        table = rows.reduce(table).cumsum(0)  # the ranks' shares of each class, end to end
+        after, everywhere = table[rows.rank], table[-1]
+        before = table[rows.rank - 1] if rows.rank else torch.zeros_like(after)
+        u = torch.rand(C, dtype=torch.float64, device=device, generator=generator)
+        if rows.group is not None:
+            u = rows.reduce(u if rows.rank == 0 else torch.zeros_like(u))
+        target = u * everywhere
+        mine = (sizes > 0) & (target >= before) & (target < after)
+        if not len(labels):
+            return pick(starts, mine)
+        cumulative = mass[order].cumsum(0)
+        start = torch.where(starts > 0, cumulative[(starts - 1).clamp_min(0)], 0.0)
+        position = torch.searchsorted(cumulative, start + (target - before), right=True)
+        position = torch.minimum(torch.maximum(position, starts), ends - 1).clamp(0, len(labels) - 1)
+        return pick(order[position], mine)
+
+    means = like.new_zeros(C, num_components, D)
+    nearest = torch.full((len(labels),), math.inf, dtype=like.dtype, device=device)
+    for k in range(num_components):
+        best_potential = torch.full((C,), math.inf, dtype=torch.float64, device=device)
+        best, best_distance = means[:, k], nearest
+        mass = torch.ones(len(labels), dtype=torch.float64, device=device) if k == 0 else nearest.double()
+        for _ in range(1 if k == 0 else 2 + int(math.log(num_components))):
+            candidate = draw(mass)
+            distance = torch.minimum(nearest, distances(candidate))
+            potential = rows.reduce(total_of(distance.double()))
+            better = potential < best_potential
+            best_potential = torch.where(better, potential, best_potential)
+            best = torch.where(better.unsqueeze(1), candidate, best)
+            best_distance = torch.where(better[labels], distance, best_distance)
+        means[:, k] = best
+        nearest = best_distance
+    return means
+
+
+# ---- expectation maximization
+
+
+def soft_statistics(
+    rows: Rows, means: Tensor, variances: Tensor, weights: Tensor, *, matrices: bool = False
+) -> list[Tensor]:
+    """``sum r``, ``sum r (x - mu)``, ``sum r (x - mu)^2`` of every component, and the log-likelihood of each class.
+
+    ``matrices``: ``variances`` are covariances, and the squares outer products of their shape.
+    """
+    C, K, _ = means.shape
+    size = max(1, RESPONSIBILITY_BYTES // (K * means.element_size()))
+
+    def moments() -> Iterator[tuple[Tensor, ...]]:
+        for x, labels in rows:
+            for begin in range(0, len(x), size):
+                part = x[begin : begin + size]
+                y = None if labels is None else labels[begin : begin + size]
+                if matrices:
+                    yield covariance.moments(part, y, means, variances, weights)
+                    continue
+                log_prob, r = _LOG_PROB(part, means, variances, weights, y, True)
+                ones = means.new_ones(len(part))
+                s = _MOMENTS(ones, part, means, variances, weights, y, log_prob, r)
+                of_class = torch.zeros(C, dtype=torch.float64, device=x.device)
+                yield (
+                    *s,
+                    of_class + log_prob.double().sum() if y is None else of_class.index_add_(0, y, log_prob.double()),
+                )
+
+    return rows.add_up(moments(), (means[:, :, 0], means, variances, means[:, 0, 0]))
+
+
+def expectation_maximization(
+    rows: Rows,
+    start: Estimate,
+    *,
+    max_iter: int,
+    tol: float,
+    reg_covar: float,
+    dtype: torch.dtype,
+    matrices: bool = False,
+) -> Estimate:
+    """EM from the given parameters. A class whose likelihood rests is left alone, whatever the others do."""
+    means, variances, weights, counts = start.means, start.variances, start.weights, start.counts.double()
+    active = torch.ones(len(means), dtype=torch.bool, device=means.device)
+    n_iter = torch.zeros(len(means), dtype=torch.int64, device=means.device)
+    bound = torch.full((len(means),), -math.inf, dtype=torch.float64, device=means.device)
+    tiny, moving, looked = torch.finfo(dtype).tiny, rows, False
+    for _ in range(max_iter):
+        s0, s1, s2, log_likelihood = soft_statistics(moving, means, variances, weights, matrices=matrices)
+        if not looked:
+            require_finite(rows, log_likelihood)
+            looked = True
+        n = s0.sum(1)
+        share = s0.clamp_min(tiny)
+        shift = s1 / share.unsqueeze(-1) * (s0 > 0).unsqueeze(-1)
+        if matrices:
+            spread = covariance.estimate(s0, shift, s2, reg_covar=reg_covar)
+        elif variances.dim() == 3:
+            spread = (s2 / share.unsqueeze(-1) - shift.square()).clamp_min(0) + reg_covar
+        else:
+            spread = ((s2 / share - shift.square().sum(-1)) / means.shape[2]).clamp_min(0) + reg_covar
+        gain = log_likelihood / n.clamp_min(1) - bound
+
+        def moved(new: Tensor, old: Tensor, classes: Tensor = active) -> Tensor:
+            return torch.where(classes.view(-1, *[1] * (old.dim() - 1)), new.to(old.dtype), old)
+
+        means = moved(means.double() + shift, means)
+        variances = moved(spread, variances)
+        weights = moved(s0 / n.clamp_min(1).unsqueeze(-1), weights)
+        counts, bound = moved(s0, counts), moved(log_likelihood / n.clamp_min(1), bound)
+        n_iter += active
+        still = active & (gain >= tol) & (n > 0)
+        if not bool(still.any()):
+            active = still
+            break
+        if bool((still != active).any()):
+            moving = moving.of(still)
+        active = still
+    return Estimate(means, variances, weights, counts, bound, n_iter, ~active)

@@ -1,0 +1,255 @@
+"""Fits in pieces: streams, more rows later, gathered statistics, and shards of several processes."""
+
+import multiprocessing
+
+import pytest
+import torch
+import two_ranks
+from test_mixture import blobs
+
+import cem_fast
+from cem_fast import CEMLoss, GaussianMixture
+from cem_fast.fitting import Stream, draw_sample
+
+OPS = torch.ops.cem_fast
+
+
+def same_mixture(a, b, rtol=1e-10):
+    for name in ("means", "variances", "weights", "class_prior", "counts"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=rtol, atol=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 12])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("per_dimension", [False, True])
+def test_compiled_kmeans_equals_the_reference(classes, dtype, per_dimension):
+    if cem_fast.backends()["on CPU tensors"].startswith("reference"):
+        pytest.skip("compares the compiled operator")
+    x, labels, _, _ = blobs(rows=700, dimension=37, classes=classes, components=4, spread=2.0)
+    x = x.to(dtype)
+    means = torch.stack([x[labels == c][:4] for c in range(classes)]).to(torch.promote_types(dtype, torch.float32))
+    means[1, 2] = 1e4  # no row is near: put onto the farthest one
+    got = OPS.kmeans(x, means, labels, 5, 1e-3, per_dimension)
+    truth = cem_fast.ops.reference.kmeans(x.double(), means.double(), labels, 5, 1e-3, per_dimension)
+    rtol = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-4}[dtype]
+    for a, b in zip(got, truth):
+        torch.testing.assert_close(a.double(), b.double(), rtol=rtol, atol=rtol)
+    assert (got[1] > 0).all()
+
+
+def test_kmeans_lets_each_class_rest_by_itself():
+    x, labels, _, _ = blobs(rows=900, classes=9, components=3, spread=1.5)
+    together = GaussianMixture(num_components=3, num_classes=9, algorithm="kmeans", max_iter=40)
+    together.init = torch.stack([x[labels == c][:3] for c in range(9)])
+    together.fit(x, labels)
+    for c in range(9):
+        alone = GaussianMixture(num_components=3, algorithm="kmeans", max_iter=40, init=together.init[c : c + 1])
+        alone.fit(x[labels == c])
+        torch.testing.assert_close(alone.means[0], together.means[c], rtol=1e-5, atol=1e-6)
+    iterations = OPS.kmeans(x, together.init, labels, 40, 1e-3, False)[3]
+    assert len(set(iterations.tolist())) > 1
+
+
+def test_bad_labels_poison_the_operator():
+    x, labels, _, centers = blobs()
+    labels[3] = 9
+    means, counts, scatter, _, _ = OPS.kmeans(x, centers.contiguous(), labels, 3, 0.0, False)
+    assert all(t.isnan().all() for t in (means, counts, scatter))
+
+
+def batches_of(x, labels, size):
+    return [(x[i : i + size], labels[i : i + size]) for i in range(0, len(x), size)]
+
+
+@pytest.mark.parametrize("algorithm", ["kmeans", "em"])
+@pytest.mark.parametrize("covariance_type", ["spherical", "diag"])
+def test_a_stream_gives_the_fit_of_all_its_rows(algorithm, covariance_type):
+    x, labels, _, centers = blobs(spread=1.0)
+    x = x.double()
+    options = dict(num_components=2, num_classes=3, algorithm=algorithm, covariance_type=covariance_type)
+    start = centers.double() + 0.1
+    whole = GaussianMixture(**options, init=start, max_iter=6, tol=0.0).fit(x, labels)
+    for budget in (1 << 30, 2000):  # all rows fit; a small sample does
+        streamed = GaussianMixture(**options, init=start, max_iter=6, tol=0.0).double()
+        passes = []
+        streamed.fit_stream(
+            batches_of(x, labels, 64), memory_budget=budget, on_pass=lambda *seen, to=passes: to.append(seen)
+        )
+        assert passes[0] == (1, 600)
+        assert (len(passes) > 1) == (budget == 2000)
+        if algorithm == "kmeans" or budget > 2000:
+            same_mixture(streamed, whole, rtol=1e-9)
+        assert streamed.num_rows_ == 600
+        assert streamed.counts.sum() == pytest.approx(600)
+
+
+def test_a_sample_is_uniform_and_keeps_to_its_budget():
+    x = torch.arange(9000, dtype=torch.float64).unsqueeze(1).expand(9000, 4)
+    labels = (torch.arange(9000) % 10 == 0).long()  # 900 rows of class 1
+    stream = Stream(lambda: iter(batches_of(x, labels, 500)))
+    held, sizes, complete = draw_sample(stream, 2, 16_000, torch.Generator().manual_seed(0))
+    assert not complete
+    assert sizes.tolist() == [8100, 900]
+    kept, of = (torch.cat(part) for part in zip(*held))
+    assert kept.numel() * 8 <= 16_000
+    for c in (0, 1):
+        rows = kept[of == c][:, 0]
+        assert len(rows) == 62
+        assert len(rows.unique()) == len(rows)
+        assert rows.mean() == pytest.approx(4500, abs=900)
+
+
+def test_a_stream_must_be_iterable_again_and_hold_rows():
+    mixture = GaussianMixture(num_components=1)
+    with pytest.raises(TypeError, match="batches must be iterable more than once .* got an iterator"):
+        mixture.fit_stream(iter([(torch.rand(4, 2), None)]))
+    with pytest.raises(ValueError, match="batches must hold at least one batch, got none"):
+        mixture.fit_stream([])
+
+
+@pytest.mark.parametrize("covariance_type", ["spherical", "diag"])
+def test_later_rows_update_a_single_gaussian_exactly(covariance_type):
+    x = torch.randn(500, 4, dtype=torch.float64) * 3 + 100
+    options = dict(num_components=1, covariance_type=covariance_type)
+    whole = GaussianMixture(**options).fit(x)
+    pieces = GaussianMixture(**options)
+    for part in x.split([7, 200, 1, 292]):
+        pieces.partial_fit(part)
+    same_mixture(pieces, whole)
+    assert pieces.num_rows_ == 500
+
+
+@pytest.mark.parametrize("algorithm", ["kmeans", "em"])
+def test_later_rows_may_bring_new_classes(algorithm):
+    x, labels, _, centers = blobs(spread=0.05)
+    mixture = GaussianMixture(num_components=2, num_classes=3, algorithm=algorithm)
+    first = labels < 2
+    mixture.fit(x[first], labels[first])
+    assert mixture.class_prior[2] == 0
+    for part, of in batches_of(x, labels, 100):
+        mixture.partial_fit(part, of)
+    assert torch.cdist(mixture.means, centers).min(2).values.max() < 0.05
+    torch.testing.assert_close(mixture.weights.sum(1), torch.ones(3))
+    assert mixture.num_rows_ == int(first.sum()) + 600
+
+
+def test_gathered_statistics_make_one_iteration():
+    x, labels, _, centers = blobs(spread=1.0)
+    x = x.double()
+    options = dict(num_components=2, num_classes=3, covariance_type="diag")
+    for algorithm in ("kmeans", "em"):
+        start = GaussianMixture(**options, algorithm=algorithm, init=centers.double(), max_iter=1, tol=0.0)
+        start.fit(x, labels)
+        given = {}
+        if algorithm == "em":
+            given = dict(init_variances=start.variances.clone(), init_weights=start.weights.clone())
+        one = GaussianMixture(
+            **options, algorithm=algorithm, init=start.means.clone(), max_iter=1, tol=0.0, **given
+        ).fit(x, labels)
+        for part, of in batches_of(x, labels, 50):
+            start.gather(part, of)
+        start.step()
+        torch.testing.assert_close(start.means, one.means, rtol=1e-10, atol=1e-12)
+        if algorithm == "em":
+            torch.testing.assert_close(start.variances, one.variances, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(start.weights, one.weights, rtol=1e-10, atol=1e-12)
+        with pytest.raises(RuntimeError, match="call gather"):
+            start.step()
+
+
+def test_loss_refits_from_gathered_features():
+    x, labels, _, _ = blobs(spread=1.0)
+    loss = CEMLoss(num_classes=3, num_components=2, noise_std=0.1)
+    with pytest.raises(RuntimeError, match="not fitted"):
+        loss.gather(x, labels)
+    loss.fit(x, labels)
+    before = loss.mixture.means.clone()
+    loss.gather(x[:400] + 0.5, labels[:400])
+    loss.refit()
+    assert loss.num_samples == 400
+    assert not torch.equal(before, loss.mixture.means)
+    assert loss(x, labels).isfinite()
+
+
+class Interrupted:
+    """Batches that break off in a later pass."""
+
+    def __init__(self, batches, passes):
+        self.batches, self.passes = batches, passes
+
+    def __iter__(self):
+        self.passes -= 1
+        yield self.batches[0]
+        if self.passes < 0:
+            raise KeyboardInterrupt
+        yield from self.batches[1:]
+
+
+def test_an_interrupted_fit_keeps_the_previous_mixture():
+    x, labels, _, _ = blobs(spread=1.0)
+    encoder = torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.Dropout())
+    encoder.train()[0].eval()
+    loss = CEMLoss(num_classes=3, num_components=2)
+    loss.fit_loader(encoder, batches_of(x, labels, 100))
+    assert encoder.training
+    assert encoder[1].training
+    assert not encoder[0].training
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        loss.fit_loader(
+            encoder,
+            Interrupted(batches_of(x + 1, labels, 100), passes=4),
+            memory_budget=1000,
+            on_pass=lambda *args: seen.append(args),
+        )
+    assert seen[0] == (1, 600)
+    for name, value in loss.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert encoder[1].training
+
+
+@pytest.mark.parametrize("magnitude", [1e-6, 1e4, 1e15])
+@pytest.mark.parametrize("algorithm", ["kmeans", "em"])
+def test_magnitudes(magnitude, algorithm):
+    x, labels, _, centers = blobs(spread=0.05)
+    mixture = GaussianMixture(num_components=2, num_classes=3, algorithm=algorithm, reg_covar=0.0)
+    mixture.fit(x * magnitude, labels)
+    assert torch.cdist(mixture.means / magnitude, centers).min(2).values.max() < 0.05
+    assert mixture.score_samples(x * magnitude, labels).isfinite().all()
+
+
+def test_magnitudes_whose_squares_overflow_are_refused():
+    x, labels, _, _ = blobs()
+    for algorithm in ("kmeans", "em"):
+        with pytest.raises(ValueError, match="x must be small enough that squared distances are finite"):
+            GaussianMixture(num_components=2, num_classes=3, algorithm=algorithm).fit(x * 1e37, labels)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    torch.multiprocessing.spawn(two_ranks.fit, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", range(len(two_ranks.FITS)), ids=[str(c) for c in two_ranks.FITS])
+def test_shards_give_the_fit_of_one_process(shards, case):
+    sizes, algorithm, covariance_type, init = two_ranks.FITS[case]
+    x, labels, mixture = two_ranks.fit_problem(None, sizes, algorithm, covariance_type, init)
+    mixture.fit(x, labels)
+    for name, value in shards[0][case].items():
+        assert torch.equal(value, shards[1][case][name]), f"the ranks differ in {name}"
+        torch.testing.assert_close(value, mixture.state_dict()[name], rtol=1e-10, atol=1e-12)
+
+
+def test_a_rank_that_ends_is_reported(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    ranks = [context.Process(target=two_ranks.lose_a_rank, args=(r, str(tmp_path), answers)) for r in (0, 1)]
+    for process in ranks:
+        process.start()
+    message = answers.get(timeout=60)
+    for process in ranks:
+        process.join(30)
+    assert "rank 0 of 2 cannot sum its statistics with the others: a rank has ended" in message

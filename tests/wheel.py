@@ -1,0 +1,73 @@
+"""Builds a wheel and runs the tests of the operations on it, away from the source tree.
+
+usage: python tests/wheel.py [--torch REQUIREMENT]
+
+With ``--torch torch==X`` the same wheel is also installed into a new environment with that release of torch, to show that one
+binary serves several.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTED = ["ops", "test_loss.py", "test_mixture.py", "test_bounds.py"]
+LOCATE = """
+import sys, torch, cem_fast
+serving = cem_fast.backends()["on CPU tensors"]
+print("torch", torch.__version__, "| cem_fast", cem_fast.__file__, "|", serving)
+sys.exit(not (cem_fast.__file__.startswith(sys.argv[1]) and serving.startswith("compiled")))
+"""
+
+
+def call(*command: str | Path, **options: object) -> None:
+    subprocess.run([str(part) for part in command], check=True, **options)  # type: ignore[call-overload]
+
+
+def run_tests(python: str | Path, tests: Path, site: Path | None = None) -> None:
+    """Runs the copied tests with the package installed for ``python``, or in ``site``."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("CEM_FAST", "PYTHON"))}
+    if site is not None:
+        environment["PYTHONPATH"] = str(site)
+    call(python, "-c", LOCATE, tests.parent, cwd=tests, env=environment)
+    call(python, "-m", "pytest", "-q", *TESTED, cwd=tests, env=environment)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--torch", help="also run the wheel under this release, for example torch==2.11.0")
+    torch_requirement = parser.parse_args().torch
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder).resolve()
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        source = place / "source"
+        shutil.copytree(
+            ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "runs", "*.so", "*.egg-info", "__pycache__")
+        )
+        must_build = {**os.environ, "CEM_FAST_CPP": "1"}
+        call(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", place / "dist", source, env=must_build)
+        (wheel,) = (place / "dist").glob("*.whl")
+        print(wheel.name, f"{wheel.stat().st_size / 1e6:.1f} MB", flush=True)
+        tests = place / "tests"
+        shutil.copytree(ROOT / "tests", tests)
+        # the tests' own settings, without the repository around them
+        shutil.copy(ROOT / "pyproject.toml", place / "pyproject.toml")
+        call(*pip, "install", "--no-deps", "--target", place / "site", wheel)
+        run_tests(sys.executable, tests, place / "site")
+        if torch_requirement:
+            venv.create(place / "env", with_pip=True)
+            python = place / "env/bin/python"
+            packages = [wheel, torch_requirement, "pytest", "pytest-timeout", "hypothesis"]
+            call(python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", *packages)
+            run_tests(python, tests)
+
+
+if __name__ == "__main__":
+    main()
