@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 DESCRIPTION = "run.json"
+MARK = f'{{\n "schema": {SCHEMA},\n "config": {{'.encode()  # what the run.json of a run begins with
+TENSORS = r"(weights|measurements)-[0-9a-f]{16}\.safetensors"
+OWN = re.compile(rf"{TENSORS}|\.({TENSORS}|{re.escape(DESCRIPTION)})\.\d+\.tmp")
 
 
 def build_parts(
@@ -114,6 +120,8 @@ def save_run(
 ) -> None:
     """Saves a run; whenever the process dies, the folder holds either the whole old run or the whole new one.
 
+    Other files in the folder are left alone; of several processes that save to one folder at once, the last one counts.
+
     Args:
         folder: where to; created if needed.
         config: the run's settings.
@@ -122,22 +130,27 @@ def save_run(
         loss: the fitted CEM loss, or None.
         measurements: name -> tensor, what the run measured per image.
         description: what else ``run.json`` shall hold; ``image_shape`` and ``num_classes`` are needed to load the run.
+
+    Raises:
+        ValueError: the folder cannot be written to, or holds a ``run.json`` that is not of a run.
     """
     from safetensors.torch import save
 
+    check_target(folder, DESCRIPTION, MARK)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {f"{part}.{key}": value for part, module in _parts(model, defense, loss) for key, value in _state(module)}
     names = {}
-    for kind, tensors in {"weights": weights, "measurements": dict(measurements)}.items():
-        content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-        names[kind] = f"{kind}-{_digest(content)}.safetensors"
-        write_atomically(folder / names[kind], content)
-    document = {"schema": SCHEMA, "config": config.to_json(), **description, "files": names}
-    write_atomically(folder / DESCRIPTION, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
-    for path in [*folder.glob("*.safetensors"), *folder.glob(".*.tmp")]:
-        if path.name not in names.values():
-            path.unlink()
+    with _locked(folder):
+        for kind, tensors in {"weights": weights, "measurements": dict(measurements)}.items():
+            content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+            names[kind] = f"{kind}-{_digest(content)}.safetensors"
+            write_atomically(folder / names[kind], content)
+        document = {"schema": SCHEMA, "config": config.to_json(), **description, "files": names}
+        write_atomically(folder / DESCRIPTION, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+        for path in folder.iterdir():
+            if OWN.fullmatch(path.name) and path.name not in names.values():
+                path.unlink()
 
 
 def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
@@ -206,6 +219,38 @@ def read_measurements(folder: str | Path) -> dict[str, Tensor]:
     return _read_tensors(Path(folder), read_description(folder), "measurements")[0]
 
 
+def check_target(folder: str | Path, name: str, mark: bytes) -> None:
+    """Raises now what would keep a file from being written after hours of training; leaves nothing behind.
+
+    Args:
+        folder: where the file is to go; it need not exist.
+        name: the file.
+        mark: what the head of an older such file holds; a file of the same name without it is somebody else's.
+
+    Raises:
+        ValueError: the folder cannot be made or written to, or holds somebody else's file of that name.
+    """
+    if not str(folder):
+        raise ValueError("folder must be the path of a folder, got ''")
+    folder = Path(folder)
+    try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            if missing:
+                folder.mkdir(parents=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        finally:
+            for path in missing:
+                with suppress(OSError):
+                    path.rmdir()
+        foreign = (folder / name).exists() and mark not in (folder / name).read_bytes()[:1000]
+    except OSError as error:
+        raise ValueError(f"folder must be one that can be written to, got {str(folder)!r} ({error.strerror})") from None
+    if foreign:
+        raise ValueError(f"{folder / name} was not written by cem_fast and is left alone: choose another folder")
+
+
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Writes a file so that it appears whole or not at all, and survives a power cut once this returns.
 
@@ -229,6 +274,23 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lets one process at a time save to a folder: the next one would take the files of an unfinished save for leftovers."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _parts(model: SplitModel, defense: nn.Module, loss: nn.Module | None) -> list[tuple[str, nn.Module]]:

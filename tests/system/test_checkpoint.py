@@ -175,3 +175,71 @@ def test_kill_during_a_save_leaves_the_old_run(saved):
     parts = {"model": run.model, "defense": run.defense, "loss": run.loss}
     checkpoint.save_run(saved, config=run.config, **parts, measurements=run.measurements, description=run.description)
     assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".safetensors", ".safetensors"]
+
+
+def save_again(run, folder):
+    parts = {"model": run.model, "defense": run.defense, "loss": run.loss}
+    checkpoint.save_run(folder, config=run.config, **parts, measurements=run.measurements, description=run.description)
+
+
+def test_other_files_in_the_folder_are_left_alone(saved):
+    others = ["llama.safetensors", "weights-mine.safetensors", ".notes.tmp", ".run.json.tmp"]
+    leftovers = [f"weights-{16 * 'a'}.safetensors", ".run.json.123.tmp"]
+    before = {path.name for path in saved.iterdir()}
+    for name in others + leftovers:
+        (saved / name).write_text("precious")
+    save_again(checkpoint.load_run(saved), saved)
+    assert {path.name for path in saved.iterdir()} == before | set(others)
+    assert all((saved / name).read_text() == "precious" for name in others)
+
+
+def test_a_foreign_description_is_never_overwritten(saved, tmp_path):
+    run, folder = checkpoint.load_run(saved), tmp_path / "mine"
+    folder.mkdir()
+    (folder / "run.json").write_text("keep")
+    with pytest.raises(ValueError, match=r"mine/run\.json was not written by cem_fast and is left alone"):
+        save_again(run, folder)
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+    assert (folder / "run.json").read_text() == "keep"
+    with pytest.raises(ValueError, match="folder must be the path of a folder, got ''"):
+        save_again(run, "")
+
+
+@pytest.mark.parametrize("target", ["file", "file/below", "/proc/nope"])
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, target):
+    (tmp_path / "file").write_text("keep")
+    with pytest.raises(ValueError, match=f"folder must be one that can be written to, got '.*{target}'"):
+        checkpoint.check_target(tmp_path / target, checkpoint.DESCRIPTION, checkpoint.MARK)
+    checkpoint.check_target(tmp_path / "a/b", checkpoint.DESCRIPTION, checkpoint.MARK)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+SAVED_AT_ONCE = """
+import os, sys
+import torch
+from cem_fast import checkpoint
+
+torch.set_num_threads(1)  # a fork does not inherit a pool of threads
+os.fsync = lambda _: None  # slow, and nothing here outlives the machine
+run, folder = checkpoint.load_run(sys.argv[1]), sys.argv[1]
+parts = {"model": run.model, "defense": run.defense, "loss": run.loss}
+children = []
+for child in range(3):
+    children.append(os.fork())
+    if children[-1] == 0:
+        for step in range(20):
+            measured = {k: v + child + 10 * step for k, v in run.measurements.items()}
+            checkpoint.save_run(folder, config=run.config, **parts, measurements=measured, description=run.description)
+        os._exit(0)
+assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+checkpoint.load_run(folder).measurements
+print("intact")
+"""
+
+
+def test_saves_to_one_folder_at_once_do_not_remove_each_others_files(saved):
+    done = subprocess.run(
+        [sys.executable, "-c", SAVED_AT_ONCE, str(saved)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "intact", done.stderr
+    assert len(list(saved.iterdir())) == 3
