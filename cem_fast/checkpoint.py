@@ -99,8 +99,24 @@ class Run:
 
     @cached_property
     def data(self) -> Splits:
-        """The images the run was trained and tested on, read when first asked for."""
-        return data.load(self.config.data, fold=self.config.fold, image_size=self.config.image_size)
+        """The images the run was trained and tested on, read when first asked for.
+
+        Raises:
+            FileNotFoundError: their folder is not where it was, seen from the current directory.
+            ValueError: they have changed since: what is a test image now may have been trained on.
+        """
+        name = self.config.data
+        if name not in data.names() and not Path(name).expanduser().is_dir():
+            raise FileNotFoundError(
+                f"{self.path} was trained on the images in {name!r}, and there is no such folder below {Path.cwd()}"
+            )
+        splits = data.load(name, fold=self.config.fold, image_size=self.config.image_size)
+        expected, found = entry(self.path, self.description, dict, "identity").get("images"), splits.digest()
+        if found != expected:
+            raise ValueError(
+                f"{self.path} was trained on other images than {name!r} holds now: expected digest {expected}, got {found}"
+            )
+        return splits
 
     @cached_property
     def measurements(self) -> dict[str, Tensor]:
@@ -170,15 +186,18 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
     """
     folder = Path(path)
     description = read_description(folder)
+    shape, num_classes = entry(folder, description, list, "image_shape"), entry(folder, description, int, "num_classes")
+    settings = entry(folder, description, dict, "config")
     try:
-        config = RunConfig.from_json(description["config"])
-        shape, num_classes = tuple(description["image_shape"]), description["num_classes"]
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"lacks {error}" if isinstance(error, KeyError) else error
+        config = RunConfig.from_json(settings)
+        if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
+            raise ValueError(f"image_shape must be three positive sizes, got {shape}")
+        model, defense, loss = build_parts(config, image_shape=tuple(shape), num_classes=num_classes)
+        # A defense builds its own networks from the shape of the images alone, so blank ones do.
+        defense.start(model, torch.zeros(2, *shape))
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's own complaint about a size is a RuntimeError
+        reason = str(error).splitlines()[0]
         raise ValueError(f"{folder / DESCRIPTION}: not the description of a run: {reason}") from error
-    model, defense, loss = build_parts(config, image_shape=shape, num_classes=num_classes)
-    # A defense builds its own networks from the shape of the images alone, so blank ones do.
-    defense.start(model, torch.zeros(2, *shape))
     weights, source = _read_tensors(folder, description, "weights")
     for part, module in _parts(model, defense, loss):
         prefix = part + "."
@@ -207,6 +226,27 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         found = document.get("schema") if isinstance(document, dict) else type(document).__name__
         raise ValueError(f"{path}: expected a run of schema {SCHEMA}, got {found!r}")
     return document
+
+
+def entry(folder: Path, description: Mapping[str, Any], kind: type, *keys: str) -> Any:
+    """``description[key][...]`` of a ``run.json``, which anyone may have edited.
+
+    Args:
+        folder: the run's folder, for the error.
+        description: what its ``run.json`` holds.
+        kind: what the entry must be an instance of.
+        keys: where it is.
+
+    Raises:
+        ValueError: it is missing or of another kind.
+    """
+    value: Any = description
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, kind):
+        names = {dict: "an object", list: "a list", str: "a string", int: "an integer", float: "a number"}
+        raise ValueError(f"{folder / DESCRIPTION}: {'.'.join(keys)} must be {names[kind]}, got {value!r}")
+    return value
 
 
 def read_measurements(folder: str | Path) -> dict[str, Tensor]:
@@ -310,11 +350,7 @@ def _read_tensors(folder: Path, description: Mapping[str, Any], kind: str) -> tu
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        name = description["files"][kind]
-    except (KeyError, TypeError):
-        raise ValueError(f"{folder / DESCRIPTION}: names no file of {kind}") from None
-    path = folder / Path(name).name
+    path = folder / Path(entry(folder, description, str, "files", kind)).name
     try:
         content = path.read_bytes()
     except OSError as error:

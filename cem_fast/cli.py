@@ -126,27 +126,28 @@ def attack(settings: Namespace) -> int:
     config = replace(run.config, **{key: value for key, value in asked.items() if value is not None})
     for name in config.attacks:
         lookup("attack", name, dict.fromkeys(attacks.names()))
+    found = partial(checkpoint.entry, run.path, run.description)
+    saved = {name: found(float, "record", "attacks", name, "mse") for name in found(dict, "record", "attacks")}
+    baseline = {key: found(float, "baseline", key) for key in ("class_mean_mse", "mean_image_mse")}
     console = _console()
     table = Table(title=f"{_escape(config)}: {len(run.data.test)} test images", title_justify="left")
     for column in ("attack", "MSE", "half the budget", "PSNR, dB", "SSIM", "when trained"):
         table.add_column(column, justify="left" if column == "attack" else "right")
-    saved = run.description["record"]["attacks"]
     with _watch(console) as watch:
         for name in config.attacks:
-            found, _, _ = experiment.attack_model(
+            outcome, _, _ = experiment.attack_model(
                 name, run.model, run.defense, run.data, config, on_stage=partial(watch.stage, 0)
             )
-            half, before = found["mse_half_budget"], saved.get(name, {}).get("mse")
+            half, before = outcome["mse_half_budget"], saved.get(name)
             table.add_row(
                 name,
-                f"{found['mse']:.5f}",
+                f"{outcome['mse']:.5f}",
                 "-" if half is None else f"{half:.5f}",
-                f"{found['psnr']:.2f}",
-                f"{found['ssim']:.3f}",
+                f"{outcome['psnr']:.2f}",
+                f"{outcome['ssim']:.3f}",
                 "-" if before is None else f"{before:.5f}",
             )
     console.print(table)
-    baseline = run.description["baseline"]
     console.print(f"class mean {baseline['class_mean_mse']:.5f}, mean image {baseline['mean_image_mse']:.5f}")
     return 0
 

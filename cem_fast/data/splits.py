@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -63,6 +64,14 @@ class Splits:
     def image_shape(self) -> tuple[int, int, int]:
         """``(channels, height, width)`` of every image."""
         return tuple(self.train.images.shape[1:])
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with any image, label or group, and with the part that it is in."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.attacker, self.test):
+            for tensor in (part.images, part.labels, part.groups):
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @classmethod
     def from_datasets(

@@ -243,3 +243,18 @@ def test_saves_to_one_folder_at_once_do_not_remove_each_others_files(saved):
     )
     assert done.stdout.strip() == "intact", done.stderr
     assert len(list(saved.iterdir())) == 3
+
+
+def test_only_the_images_of_the_run_are_its_data(saved, tiny_images, tmp_path, monkeypatch):
+    images = shutil.copytree(tiny_images, tmp_path / "images")
+    path = saved / checkpoint.DESCRIPTION
+    description = json.loads(path.read_text())
+    description["config"]["data"] = "images"
+    path.write_text(json.dumps(description))
+    with pytest.raises(FileNotFoundError, match="was trained on the images in 'images', and there is no such folder"):
+        _ = checkpoint.load_run(saved).data
+    monkeypatch.chdir(tmp_path)
+    assert len(checkpoint.load_run(saved).data.test) == 6
+    shutil.copy(images / "left" / "0.png", images / "right" / "new.png")
+    with pytest.raises(ValueError, match="was trained on other images than 'images' holds now"):
+        _ = checkpoint.load_run(saved).data
