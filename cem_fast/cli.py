@@ -216,7 +216,10 @@ def _described(config: type[SharedConfig]) -> dict[str, tuple[Any, Any, str]]:
 
 
 def _build(config: type[RunConfig] | type[GridConfig], settings: Namespace) -> Any:
-    return config(**{field.name: getattr(settings, field.name) for field in fields(config)})
+    try:
+        return config(**{field.name: getattr(settings, field.name) for field in fields(config)})
+    except TypeError as error:  # a null in the YAML file, which the parser lets pass
+        raise ValueError(str(error)) from None
 
 
 def _normalized(arguments: Sequence[str]) -> list[str]:

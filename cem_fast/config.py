@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from cem_fast.names import lookup
+
+MAX_SEED = 2**63 - 1  # what every generator of torch takes
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ class SharedConfig:
     noise_draws: int = 20
 
     def __post_init__(self) -> None:
+        for key, kind in _kinds(type(self)).items():
+            if not _is_of(kind, getattr(self, key)):
+                raise TypeError(f"{key} must be {_described(kind)}, got {getattr(self, key)!r}")
         choices = {
             "protocol": ("inference",),
             "cem_covariance": ("spherical", "diag"),
@@ -72,6 +78,8 @@ class SharedConfig:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if self.image_size is not None:
             _require("image_size", self.image_size, at_least=1)
+        if not self.attacks:
+            raise ValueError("attacks must list at least one value, got none")
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,8 @@ class RunConfig(SharedConfig):
         super().__post_init__()
         for key in ("cem_weight", "seed", "fold"):
             _require(key, getattr(self, key), at_least=0)
+        if self.seed > MAX_SEED:
+            raise ValueError(f"seed must be at most {MAX_SEED}, got {self.seed}")
         if self.cem_weight > 0 and self.noise_std == 0:
             raise ValueError(f"noise_std must be positive where cem_weight is, got 0 with cem_weight {self.cem_weight}")
 
@@ -116,7 +126,8 @@ class RunConfig(SharedConfig):
         """Rebuilds the settings that :meth:`to_json` wrote.
 
         Raises:
-            ValueError: a key is unknown or missing.
+            TypeError: a setting is of the wrong kind.
+            ValueError: a key is unknown or missing, or a setting is out of range.
         """
         settings = dict(settings)
         if "lambda" in settings:
@@ -125,7 +136,8 @@ class RunConfig(SharedConfig):
         if settings.keys() != known:
             unknown, missing = sorted(settings.keys() - known), sorted(known - settings.keys())
             raise ValueError(f"run settings do not match this version: unknown keys {unknown}, missing keys {missing}")
-        settings["attacks"] = tuple(settings["attacks"])
+        if isinstance(settings["attacks"], list):
+            settings["attacks"] = tuple(settings["attacks"])
         return cls(**settings)
 
 
@@ -182,8 +194,28 @@ class GridConfig(SharedConfig):
         return list(dict.fromkeys(runs))
 
 
+def _described(kind: Any) -> str:
+    """A type for people: ``int or null``, ``tuple of str``."""
+    if get_origin(kind) is tuple:
+        return f"tuple of {_described(get_args(kind)[0])}"
+    if get_args(kind):
+        return " or ".join(_described(option) for option in get_args(kind))
+    return "null" if kind is type(None) else kind.__name__
+
+
+@cache
+def _kinds(config: type) -> dict[str, Any]:
+    return get_type_hints(config)
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_of(get_args(kind)[0], each) for each in value)
+    if get_args(kind):
+        return any(_is_of(option, value) for option in get_args(kind))
+    return isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+
+
 def _require(key: str, value: float, *, at_least: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{key} must be a number, got {value!r}")
     if not (math.isfinite(value) and value >= at_least):
         raise ValueError(f"{key} must be at least {at_least}, got {value}")

@@ -41,7 +41,7 @@ def run_all(
         ``("started", number, ())``, ``("stage", number, (name, done, total))`` and ``("finished", number, ())`` as it happens.
 
     Raises:
-        RuntimeError: a process died.
+        ChildProcessError: a process died.
         Exception: what went wrong in a run.
     """
     context = multiprocessing.get_context("spawn")
@@ -65,7 +65,8 @@ def run_all(
             except queue.Empty:
                 dead = [worker.exitcode for worker in workers if worker.exitcode]
                 if dead:
-                    raise RuntimeError(f"a process of the grid died with exit status {dead[0]}") from None
+                    how = f"was killed by signal {-dead[0]}" if dead[0] < 0 else f"died with exit status {dead[0]}"
+                    raise ChildProcessError(f"a process of the grid {how}") from None
                 continue
             if kind == "failed":
                 raise details[0]

@@ -258,3 +258,24 @@ def test_only_the_images_of_the_run_are_its_data(saved, tiny_images, tmp_path, m
     shutil.copy(images / "left" / "0.png", images / "right" / "new.png")
     with pytest.raises(ValueError, match="was trained on other images than 'images' holds now"):
         _ = checkpoint.load_run(saved).data
+
+
+@pytest.mark.parametrize("wrong", [None, True, -1, 2, 1.5, "2", [], [1], {}, {"a": 1}])
+def test_whatever_a_description_says_a_run_loads_or_is_refused(saved, wrong):
+    path = saved / checkpoint.DESCRIPTION
+    description = json.loads(path.read_text())
+    places = [(key,) for key in ("config", "image_shape", "num_classes", "files", "identity", "schema")]
+    places += [("config", key) for key in description["config"]]
+    places += [("files", kind) for kind in description["files"]]
+    refusals = []
+    for *above, key in places:
+        changed = json.loads(json.dumps(description))
+        (changed[above[0]] if above else changed)[key] = wrong
+        path.write_text(json.dumps(changed))
+        try:
+            run = checkpoint.load_run(saved)
+            _ = run.measurements, run.data
+        except (ValueError, FileNotFoundError) as error:
+            refusals.append(str(error))
+    assert len(refusals) > len(places) / 2
+    assert not [message for message in refusals if "\n" in message]

@@ -63,6 +63,8 @@ def status(*arguments: str) -> int:
         (["train", "--data", "fases"], "the nearest is 'faces'"),
         (["train", "--cem-weight", "1", "--noise-std", "0"], "noise_std must be positive where cem_weight is"),
         (["train", "--device", "tpu"], "device must be cpu, cuda or cuda:<index>, got 'tpu'"),
+        (["train", "--seed", "9" * 23], f"seed must be at most {2**63 - 1}, got {'9' * 23}"),
+        (["evaluate", "--attacks", "[]"], "attacks must list at least one value, got none"),
         (["attack", "nowhere"], "nowhere: no finished run here"),
         (["evaluate", "--config", "missing.yaml"], "missing.yaml"),
     ],
@@ -84,6 +86,8 @@ def test_bad_input_exits_with_2_and_one_line(arguments, message, capfd, tmp_path
         ("noise_sdt: 3\n", "unknown setting 'noise_sdt'; did you mean 'noise_std'?"),
         ("noise_std: [3\n", "the file given as --config is not YAML"),
         ("seeds: 3\n", "seeds must be list, got 3"),
+        ("epochs: null\n", "epochs must be int, got None"),
+        ("name: null\n", "name must be str, got None"),
     ],
 )
 def test_bad_yaml_exits_with_2_and_one_line(text, message, capfd, tmp_path):
@@ -247,3 +251,18 @@ def test_doctor_says_what_is_in_force_and_finds_a_wrong_operation(capfd, monkeyp
     wrong = [line for line in capfd.readouterr().out.splitlines() if line.startswith("WRONG")]
     assert len(wrong) == 3
     assert all("mixture_log_prob_bwd" in line for line in wrong)
+
+
+def test_a_run_without_its_record_cannot_be_attacked(finished, tmp_path, capfd):
+    folder = shutil.copytree(finished.run(cem=True), tmp_path / "run")
+    path = folder / checkpoint.DESCRIPTION
+    description = json.loads(path.read_text())
+    for key, message in (
+        ("record", "record.attacks must be an object"),
+        ("baseline", "baseline.class_mean_mse must be"),
+    ):
+        path.write_text(json.dumps({k: v for k, v in description.items() if k != key}))
+        assert status("attack", str(folder)) == 2
+        err = capfd.readouterr().err
+        assert err.startswith(f"cem-fast: {path}: {message}")
+        assert err.count("\n") == 1

@@ -231,3 +231,15 @@ def test_a_failing_run_stops_the_jobs_and_leaves_no_half_written_file(tiny_grid,
         experiment.evaluate(broken, tmp_path, jobs=2)
     assert not multiprocessing.active_children()
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_killed_worker_is_named(tiny_grid, tmp_path):
+    from cem_fast import workers
+
+    (config, *_) = replace(tiny_grid, attack_epochs=10**6).runs()
+    with pytest.raises(
+        ChildProcessError, match="a process of the grid was killed by signal 9"
+    ):  # an OSError, so one line
+        for kind, *_ in workers.run_all([(0, config, tmp_path / "run")], jobs=1, device="cpu"):
+            if kind == "started":
+                multiprocessing.active_children()[0].kill()
