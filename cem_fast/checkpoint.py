@@ -152,7 +152,7 @@ def save_run(
     """
     from safetensors.torch import save
 
-    check_target(folder, DESCRIPTION, MARK)
+    check_target(folder, {DESCRIPTION: MARK})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {f"{part}.{key}": value for part, module in _parts(model, defense, loss) for key, value in _state(module)}
@@ -259,16 +259,16 @@ def read_measurements(folder: str | Path) -> dict[str, Tensor]:
     return _read_tensors(Path(folder), read_description(folder), "measurements")[0]
 
 
-def check_target(folder: str | Path, name: str, mark: bytes) -> None:
-    """Raises now what would keep a file from being written after hours of training; leaves nothing behind.
+def check_target(folder: str | Path, marks: Mapping[str, bytes]) -> None:
+    """Raises now what would keep files from being written after hours of training; leaves nothing behind.
 
     Args:
-        folder: where the file is to go; it need not exist.
-        name: the file.
-        mark: what the head of an older such file holds; a file of the same name without it is somebody else's.
+        folder: where the files are to go; it need not exist.
+        marks: by the path of a file inside the folder, what the head of an older such file holds: without it, the file is somebody
+            else's.
 
     Raises:
-        ValueError: the folder cannot be made or written to, or holds somebody else's file of that name.
+        ValueError: the folder cannot be made or written to, or one of the files is somebody else's.
     """
     if not str(folder):
         raise ValueError("folder must be the path of a folder, got ''")
@@ -284,11 +284,18 @@ def check_target(folder: str | Path, name: str, mark: bytes) -> None:
             for path in missing:
                 with suppress(OSError):
                     path.rmdir()
-        foreign = (folder / name).exists() and mark not in (folder / name).read_bytes()[:1000]
     except OSError as error:
         raise ValueError(f"folder must be one that can be written to, got {str(folder)!r} ({error.strerror})") from None
-    if foreign:
-        raise ValueError(f"{folder / name} was not written by cem_fast and is left alone: choose another folder")
+    for path, mark in ((folder / name, mark) for name, mark in marks.items()):
+        try:
+            with open(path, "rb") as file:
+                head = file.read(1000)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}): choose another folder") from None
+        if mark not in head:
+            raise ValueError(f"{path} was not written by cem_fast and is left alone: choose another folder")
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

@@ -99,12 +99,13 @@ def evaluate(settings: Namespace) -> int:
 
 def train(settings: Namespace) -> int:
     """Trains one model and saves it."""
-    from cem_fast import experiment
+    from cem_fast import checkpoint, experiment
 
     config, device = _build(RunConfig, settings), _device(settings.device)
     experiment.check([config])
+    checkpoint.check_target(settings.folder, {checkpoint.DESCRIPTION: checkpoint.MARK})
     if settings.dry_run:
-        return _show_plan(config, [config])
+        return _show_plan(config, [config], settings.folder)
     console = _console()
     with _watch(console) as watch:
         watch.started(0, 1, config)
@@ -244,13 +245,15 @@ def _as_list(text: str) -> str:
 
 
 def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:
-    from cem_fast import experiment, report, workers
+    from cem_fast import checkpoint, experiment, report, workers
 
     device = _device(settings.device)
-    folder = Path(settings.folder or f"runs/{grid.name}")
+    folder = f"runs/{grid.name}" if settings.folder is None else settings.folder
+    checkpoint.check_target(folder, {report.PAGE: report.MARK})
     if settings.dry_run:
         experiment.check(grid.runs())
-        return _show_plan(grid, grid.runs())
+        experiment.check_folder(folder, grid.runs())
+        return _show_plan(grid, grid.runs(), folder)
     # a second thread hardly speeds up one small run on the CPU; a second run does
     jobs = settings.jobs or (workers.num_cores() if device.type == "cpu" else 1)
     console = _console()
@@ -264,7 +267,7 @@ def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:
     return 0
 
 
-def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig]) -> int:
+def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str) -> int:
     """Prints the settings and what the runs will do, in counts: how long that takes depends on the machine."""
     from dataclasses import asdict
 
@@ -286,6 +289,7 @@ def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig]) -> int:
     print(
         f"in all {trained:,} images to train on and {attacked:,} for the decoder attacks, counting every epoch; nothing was run"
     )
+    print(f"the results would go to {folder}")
     return 0
 
 

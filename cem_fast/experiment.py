@@ -28,6 +28,8 @@ from cem_fast.seeding import seeded
 from cem_fast.split import SplitModel
 
 RESULTS = "results.json"
+RUNS = "runs"
+MARK = f'{{\n "schema": {checkpoint.SCHEMA},\n "command": '.encode()  # what the results.json of a grid begins with
 NUM_PICTURES = 6
 NUM_WATCHED = 12  # epochs of a training run after which accuracy and leakage are measured for the curves of the report
 
@@ -76,6 +78,30 @@ def check(plan: list[RunConfig]) -> None:
             _build_attack(attack, config, splits)
 
 
+def check_folder(folder: str | Path, plan: list[RunConfig]) -> None:
+    """Raises before anything is trained if a grid's results cannot go to a folder, or would take the place of others.
+
+    Args:
+        folder: where ``results.json`` and the runs are to go; it need not exist.
+        plan: the runs to come.
+
+    Raises:
+        ValueError: the folder cannot be written to, or holds somebody else's files or the results of runs that are not planned.
+    """
+    runs = {f"{run_path(config)}/{checkpoint.DESCRIPTION}": checkpoint.MARK for config in plan}
+    checkpoint.check_target(folder, {RESULTS: MARK, **runs})
+    checkpoint.check_target(Path(folder) / RUNS, {})
+    path, planned = Path(folder) / RESULTS, [config.to_json() for config in plan]
+    try:
+        held = [record["config"] for record in json.loads(path.read_bytes())["runs"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing there, or nothing that can be read any more
+        return
+    if others := sum(config not in planned for config in held):
+        raise ValueError(
+            f"{path} holds the results of {others} runs that this grid does not plan: give it a --name or --folder of its own"
+        )
+
+
 @lru_cache(maxsize=4)
 def load_data(name_or_path: str, fold: int, image_size: int | None) -> Splits:
     """The splits of one fold, read once for the runs that share it; every seed sees the same split."""
@@ -110,13 +136,16 @@ def run(
 
     Raises:
         FileNotFoundError: the data set is missing.
-        ValueError: a setting does not fit.
+        ValueError: a setting does not fit, or the folder cannot be written to; nothing was trained.
     """
     on_stage = on_stage or partial(Watch().stage, 0)
+    checkpoint.check_target(folder, {checkpoint.DESCRIPTION: checkpoint.MARK})
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     if splits is None:
         splits = load_data(config.data, config.fold, config.image_size)
+    if len(splits.test) < 2:
+        raise ValueError(f"the test part must hold at least 2 images, got {len(splits.test)}")
     torch.manual_seed(config.seed)
     model, defense, loss = checkpoint.build_parts(
         config, image_shape=splits.image_shape, num_classes=splits.num_classes
@@ -271,10 +300,12 @@ def evaluate(
 
     Raises:
         FileNotFoundError: a data set is missing.
-        ValueError: a setting does not fit; nothing was written.
+        ValueError: a setting does not fit, or the results cannot go to the folder (see :func:`check_folder`); nothing was written.
     """
-    folder, plan, watch = Path(folder), grid.runs(), watch or Watch()
+    plan, watch = grid.runs(), watch or Watch()
     check(plan)
+    check_folder(folder, plan)
+    folder = Path(folder)
     made_with = {
         "command": command or provenance.command_line(),
         "git": provenance.commit(),
@@ -367,7 +398,7 @@ def run_path(config: RunConfig) -> str:
         f"seed{config.seed}",
         f"fold{config.fold}",
     ]
-    return f"runs/{'-'.join(parts)}-{digest}"
+    return f"{RUNS}/{'-'.join(parts)}-{digest}"
 
 
 def identity(splits: Splits) -> dict[str, str]:

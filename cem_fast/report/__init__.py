@@ -17,6 +17,7 @@ from cem_fast.experiment import RESULTS, load_runs
 from cem_fast.report import figures
 
 PAGE = "report.html"
+MARK = b"<title>cem_fast: "
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ def write(folder: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no results.json, or a run that it names is missing.
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or a ``report.html`` is there that is not a report of cem_fast.
     """
+    checkpoint.check_target(folder, {PAGE: MARK})
     folder = Path(folder)
     path = folder / RESULTS
     try:

@@ -209,8 +209,8 @@ def test_a_foreign_description_is_never_overwritten(saved, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, target):
     (tmp_path / "file").write_text("keep")
     with pytest.raises(ValueError, match=f"folder must be one that can be written to, got '.*{target}'"):
-        checkpoint.check_target(tmp_path / target, checkpoint.DESCRIPTION, checkpoint.MARK)
-    checkpoint.check_target(tmp_path / "a/b", checkpoint.DESCRIPTION, checkpoint.MARK)
+        checkpoint.check_target(tmp_path / target, {checkpoint.DESCRIPTION: checkpoint.MARK})
+    checkpoint.check_target(tmp_path / "a/b", {checkpoint.DESCRIPTION: checkpoint.MARK})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

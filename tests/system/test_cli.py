@@ -186,7 +186,8 @@ def test_interruption_keeps_finished_runs_and_the_old_report(config, tmp_path, n
     arguments = ["evaluate", "--config", str(config), "--attacks", "ridge", "--seeds", ",".join(map(str, range(200)))]
     folder = tmp_path / "runs" / "small"
     folder.mkdir(parents=True)
-    (folder / "report.html").write_text("an older report")
+    older = "<title>cem_fast: an older report"
+    (folder / "report.html").write_text(older)
     process = subprocess.Popen(
         [sys.executable, "-m", "cem_fast", *arguments],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -202,8 +203,9 @@ def test_interruption_keeps_finished_runs_and_the_old_report(config, tmp_path, n
     assert "every run that had finished is kept" in err
     records = json.loads((folder / experiment.RESULTS).read_text())["runs"]
     assert len(records) >= 2
-    assert checkpoint.load_run(folder / records[0]["checkpoint"]).loss is None
-    assert (folder / "report.html").read_text() == "an older report"
+    loss = checkpoint.load_run(folder / records[0]["checkpoint"]).loss
+    assert (loss is None) == (records[0]["config"]["noise_std"] == 0)
+    assert (folder / "report.html").read_text() == older
     assert not list(folder.rglob("*.tmp"))
 
 
@@ -266,3 +268,26 @@ def test_a_run_without_its_record_cannot_be_attacked(finished, tmp_path, capfd):
         err = capfd.readouterr().err
         assert err.startswith(f"cem-fast: {path}: {message}")
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_folder_that_the_results_cannot_go_to_is_named_first(command, dry, tiny_images, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("cem_fast.training.train", None)
+    arguments = [command, "--data", str(tiny_images), "--image-size", "16", *dry]
+    (tmp_path / "file").write_text("keep")
+    for name in ("run.json", "results.json", "report.html"):
+        (tmp_path / name).write_text("keep")
+    for folder in ("", str(tmp_path / "file"), str(tmp_path), "/proc/nope"):
+        assert status(*arguments, "--folder", folder) == 2
+        out, err = capfd.readouterr()
+        assert "started" not in out
+        assert err.startswith("cem-fast: ")
+        assert err.count("\n") == 1
+    assert all(path.read_text() == "keep" for path in tmp_path.iterdir())
+
+
+def test_a_folder_named_in_the_settings_is_shown(config, tmp_path, capfd):
+    config.write_text(config.read_text() + f"folder: {tmp_path / 'elsewhere'}\n")
+    assert status("evaluate", "--config", str(config), "--dry-run") == 0
+    assert capfd.readouterr().out.endswith(f"the results would go to {tmp_path / 'elsewhere'}\n")

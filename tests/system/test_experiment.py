@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -71,12 +72,14 @@ def test_finished_runs_are_not_repeated_and_changed_ones_are(tiny_grid, tmp_path
     assert len(trained) == 3
     assert experiment.evaluate(grid, tmp_path)["runs"] == first["runs"]
     assert len(trained) == 3
-    experiment.evaluate(replace(grid, cem_weights=(0.0, 2.0)), tmp_path)
+    larger = replace(grid, cem_weights=(0.0, 0.35, 2.0))
+    experiment.evaluate(larger, tmp_path)
     assert len(trained) == 4
     description = tmp_path / first["runs"][0]["checkpoint"] / checkpoint.DESCRIPTION
     description.write_text(description.read_text()[:100])
-    experiment.evaluate(grid, tmp_path)
+    experiment.evaluate(larger, tmp_path)
     assert len(trained) == 5
+    (tmp_path / experiment.RESULTS).unlink()
     again = experiment.evaluate(replace(grid, undefended=(), cem_weights=(0.0,)), tmp_path, fresh=True)
     assert len(trained) == 6
     assert again["runs"][0]["attacks"] == first["runs"][1]["attacks"]
@@ -237,9 +240,37 @@ def test_a_killed_worker_is_named(tiny_grid, tmp_path):
     from cem_fast import workers
 
     (config, *_) = replace(tiny_grid, attack_epochs=10**6).runs()
-    with pytest.raises(
-        ChildProcessError, match="a process of the grid was killed by signal 9"
-    ):  # an OSError, so one line
-        for kind, *_ in workers.run_all([(0, config, tmp_path / "run")], jobs=1, device="cpu"):
-            if kind == "started":
-                multiprocessing.active_children()[0].kill()
+    events = workers.run_all([(0, config, tmp_path / "run")], jobs=1, device="cpu")
+    assert next(events)[0] == "started"
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(ChildProcessError, match="was killed by signal 9"):  # an OSError, so one line
+        list(events)
+
+
+def test_results_of_other_runs_are_not_replaced(finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    results = (folder / experiment.RESULTS).read_text()
+    with pytest.raises(ValueError, match=r"results\.json holds the results of 4 runs .*: give it a --name or --folder"):
+        experiment.evaluate(replace(finished.grid, noise_std=0.3), folder)
+    assert (folder / experiment.RESULTS).read_text() == results
+    experiment.check_folder(folder, finished.grid.runs())
+    experiment.check_folder(folder, replace(finished.grid, seeds=(0, 1, 2)).runs())  # nothing is lost
+    (folder / experiment.RESULTS).write_text('{"accuracy": 1}')
+    with pytest.raises(ValueError, match=r"results\.json was not written by cem_fast and is left alone"):
+        experiment.evaluate(finished.grid, folder)
+    assert (folder / experiment.RESULTS).read_text() == '{"accuracy": 1}'
+
+
+def test_nothing_is_trained_for_a_folder_that_cannot_be_written_to(tiny_grid, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "train", None)
+    (tmp_path / "file").write_text("keep")
+    config = tiny_grid.runs()[0]
+    for folder in (tmp_path / "file", tmp_path / "file/below", "/proc/nope", ""):
+        with pytest.raises(ValueError, match="folder must be"):
+            experiment.run(config, folder)
+        with pytest.raises(ValueError, match="folder must be"):
+            experiment.evaluate(tiny_grid, folder)
+    splits = experiment.load_data(config.data, config.fold, config.image_size)
+    with pytest.raises(ValueError, match="the test part must hold at least 2 images, got 1"):
+        experiment.run(config, tmp_path / "run", splits=replace(splits, test=splits.test[torch.arange(1)]))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

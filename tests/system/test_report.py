@@ -35,6 +35,7 @@ def page(finished) -> str:
 
 
 def test_page_carries_its_own_pictures_and_fetches_nothing(page):
+    assert report.MARK in page.encode()[:1000]
     links = Links()
     links.feed(page)
     assert links.open == []
@@ -66,10 +67,12 @@ def test_page_says_what_a_grid_without_a_sweep_does_not_measure(tiny_grid, finis
     from dataclasses import replace
 
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    (folder / experiment.RESULTS).unlink()
     experiment.evaluate(replace(tiny_grid, noise_levels=()), folder)
     text = report.write(folder).read_text()
     assert "Whether more plain noise would do as well at equal accuracy is not measured in this grid" in text
     assert "not measured</b>" in text
+    (folder / experiment.RESULTS).unlink()
     experiment.evaluate(replace(tiny_grid, noise_levels=(), cem_weights=(0.0,)), folder)
     assert "says nothing about what CEM gains" in report.write(folder).read_text()
 
@@ -79,6 +82,14 @@ def test_user_text_is_escaped(finished, tmp_path):
     path = folder / experiment.RESULTS
     path.write_text(path.read_text().replace('"cem-fast evaluate"', '"cem-fast <script>alert(1)</script>"'))
     assert "<script>" not in report.write(folder).read_text()
+
+
+def test_a_foreign_page_is_left_alone(finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    (folder / report.PAGE).write_text("<title>mine</title>")
+    with pytest.raises(ValueError, match=r"report\.html was not written by cem_fast and is left alone"):
+        report.write(folder)
+    assert (folder / report.PAGE).read_text() == "<title>mine</title>"
 
 
 def test_missing_and_damaged_results_are_named(tmp_path):
