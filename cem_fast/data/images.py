@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 
@@ -25,7 +28,7 @@ def package_folder(package: str) -> Path:
 
 
 def read(path: Path, size: int, mode: str) -> Tensor:
-    """Reads one image file, resized to a square with antialiasing.
+    """Reads one image file, upright, resized to a square with antialiasing.
 
     Args:
         path: the file.
@@ -36,14 +39,57 @@ def read(path: Path, size: int, mode: str) -> Tensor:
         ``[1 or 3, size, size]`` float32 in [0, 1].
 
     Raises:
-        ValueError: the file is corrupt or is not an image; the error names it.
+        ValueError: the file is corrupt, is not an image, or holds numbers of which nobody can tell what is white; the error names it.
     """
-    from PIL import Image
+    with opened(path) as image:
+        return pixels(ImageOps.exif_transpose(image), mode, size)
 
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether a PIL image is stored without color."""
+    return image.mode.partition(";")[0] in ("1", "L", "LA", "I", "F")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Opens an image file.
+
+    Raises:
+        ValueError: something went wrong inside the block; the error names the file.
+    """
     try:
         with Image.open(path) as image:
-            resized = image.convert(mode).resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            yield image
+    except Exception as error:  # what the decoders raise on damaged files has no common class
         raise ValueError(f"cannot read {path} as an image: {error}") from error
-    pixels = torch.from_numpy(np.array(resized)).float() / 255
-    return pixels[None] if mode == "L" else pixels.permute(2, 0, 1)
+
+
+def pixels(image: Image.Image, mode: str, size: int | None = None) -> Tensor:
+    """The pixels of a PIL image.
+
+    Args:
+        image: with 8 bits a channel or fewer, a palette, 16-bit grey, or floating-point grey in [0, 1].
+        mode: ``L`` for grey, ``RGB`` for color.
+        size: side of the square that it is resized to with antialiasing; None keeps its own size.
+
+    Returns:
+        ``[1 or 3, H, W]`` float32 in [0, 1].
+
+    Raises:
+        ValueError: it holds numbers outside that range.
+    """
+    deep = image.mode.partition(";")[0] in ("I", "F")  # PIL would clip these to 8 bits
+    if deep:
+        white = 1.0 if image.mode == "F" else 65535.0
+        values = np.asarray(image, dtype=np.float32)
+        if not 0 <= values.min() <= values.max() <= white:
+            raise ValueError(f"its pixels must lie between 0 and {white:g}, got {values.min():g} to {values.max():g}")
+        image = Image.fromarray(values / white)
+    else:
+        image = image.convert(mode)
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    found = torch.from_numpy(np.array(image)).float()
+    if deep:
+        return found.expand(3 if mode == "RGB" else 1, -1, -1)
+    return found[None] / 255 if mode == "L" else found.permute(2, 0, 1) / 255

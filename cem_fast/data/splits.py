@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
+
+from cem_fast.data.images import is_grey, pixels
 
 NUM_FOLDS = 5
 
@@ -86,7 +90,7 @@ class Splits:
 
         Returns:
             The splits, all images in memory. An image may be a tensor ``[C, H, W]`` or ``[H, W]``, an array ``[H, W]`` or
-            ``[H, W, C]``, or a PIL image; float in [0, 1] or uint8.
+            ``[H, W, C]``, float in [0, 1] or uint8, or a PIL image.
 
         Raises:
             TypeError: an item is not a pair of an image and an integer label.
@@ -138,7 +142,7 @@ def by_fold(
         The splits.
 
     Raises:
-        ValueError: ``fold`` is out of range, or a class has fewer than two images.
+        ValueError: ``fold`` is out of range, a class has fewer than two images, or a fold would have.
     """
     if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < NUM_FOLDS:
         raise ValueError(f"fold must be an integer from 0 to {NUM_FOLDS - 1}, got {fold!r}")
@@ -146,6 +150,8 @@ def by_fold(
     if int(counts.min()) < 2:
         scarce = class_names[int(counts.argmin())]
         raise ValueError(f"every class needs at least 2 images to be split, {scarce!r} has {int(counts.min())}")
+    if len(labels) < 2 * NUM_FOLDS:
+        raise ValueError(f"{2 * NUM_FOLDS} images are needed for {NUM_FOLDS} folds of at least 2, got {len(labels)}")
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
     by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
@@ -166,8 +172,8 @@ def _read(dataset: torch.utils.data.Dataset, argument: str) -> Part:
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise TypeError(f"{argument}[{index}] must be a pair (image, label), got {type(item).__name__}")
         try:
-            label = int(item[1])
-        except (TypeError, ValueError):
+            label = operator.index(item[1])
+        except TypeError:
             raise TypeError(f"the label of {argument}[{index}] must be an integer, got {item[1]!r}") from None
         if label < 0:
             raise ValueError(f"the label of {argument}[{index}] must not be negative, got {label}")
@@ -182,8 +188,13 @@ def _read(dataset: torch.utils.data.Dataset, argument: str) -> Part:
 
 
 def _to_tensor(image: object, where: str) -> Tensor:
+    if isinstance(image, Image):
+        try:
+            return pixels(image, "L" if is_grey(image) else "RGB")
+        except ValueError as error:
+            raise ValueError(f"cannot read the image of {where}: {error}") from None
     if not isinstance(image, Tensor):
-        array = np.asarray(image)  # a PIL image gives [H, W] or [H, W, C]
+        array = np.asarray(image)
         if array.dtype == object or array.ndim not in (2, 3):
             raise TypeError(
                 f"the image of {where} must be a tensor, an array or a PIL image, got {type(image).__name__}"
