@@ -1,5 +1,10 @@
 """Conditional entropy maximization for split inference: fused operations, defenses, attacks and honest reports."""
 
+from cem_fast import interruption
+
+interruption.expect()  # before the first import that takes its time
+
+# ruff: noqa: E402
 from cem_fast import bounds, functional
 from cem_fast.checkpoint import load_run
 from cem_fast.loss import CEMLoss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import shlex
@@ -13,11 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt
 
+from cem_fast import interruption
 from cem_fast.config import GridConfig, RunConfig, SharedConfig
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ class Parser(ArgumentParser):
             line = f"{wrong[1]} must be {_kinds(wrong[2] or wrong[3])}, got {wrong[4]}"
         elif line.startswith("Problems parsing config:"):
             line = f"the file given as --config is not YAML:{line.partition(':')[2]}"
+        elif line.startswith("Unexpected config:"):
+            found = line.partition(":")[2].strip() or "nothing"
+            line = f"the file given as --config must hold settings, one 'name: value' a line, got {found}"
         _fail(line)
         sys.exit(2)
 
@@ -64,10 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 when something went wrong on the way; 2 for a bad setting or bad input; 130 after Ctrl-C and 143 after
         SIGTERM, with finished runs kept.
     """
+    interruption.over()
     signal.signal(signal.SIGTERM, _terminate)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        parsed = _parser().parse_args(_normalized(arguments))
+        try:
+            parsed = _parser().parse_args(_normalized(arguments))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the file given as --config is not UTF-8 text: {error}") from error
         settings = parsed[parsed.subcommand]
         settings.command = shlex.join(["cem-fast", *arguments])
         return COMMANDS[parsed.subcommand](settings)
@@ -226,22 +235,28 @@ def _build(config: type[RunConfig] | type[GridConfig], settings: Namespace) -> A
 def _normalized(arguments: Sequence[str]) -> list[str]:
     """Accepts ``--noise_std`` for ``--noise-std``, and ``--seeds 0,1`` or ``--seeds 0`` for ``--seeds [0,1]``."""
     hints = get_type_hints(RunConfig if arguments[:1] in (["train"], ["attack"]) else GridConfig)
-    lists = {f"--{key.replace('_', '-')}" for key, hint in hints.items() if get_origin(hint) is tuple}
+    lists = {
+        f"--{key.replace('_', '-')}": get_args(hint)[0] for key, hint in hints.items() if get_origin(hint) is tuple
+    }
     found: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if flag.startswith("--") and not flag.startswith("--print"):
             flag = flag.replace("_", "-")
         if equals and flag in lists:
-            value = _as_list(value)
+            value = _as_list(value, lists[flag])
         if not equals and found and found[-1] in lists:
-            flag = _as_list(argument)
+            flag = _as_list(argument, lists[found[-1]])
         found.append(flag + equals + value)
     return found
 
 
-def _as_list(text: str) -> str:
-    return text if text.startswith("[") else f"[{text}]"
+def _as_list(text: str, kind: type) -> str:
+    if text.startswith("["):
+        return text
+    if kind is str and text:  # quoted, because YAML reads a folder called 2024 as a number
+        text = ",".join(json.dumps(item.strip(), ensure_ascii=False) for item in text.split(","))
+    return f"[{text}]"
 
 
 def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:

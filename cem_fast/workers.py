@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,9 @@ def run_all(
     workers = [
         context.Process(target=_work, args=(waiting, events, str(device), threads), daemon=True) for _ in range(jobs)
     ]
-    for worker in workers:
-        worker.start()
+    with _deaf_to_interruptions():
+        for worker in workers:
+            worker.start()
     try:
         unfinished = len(tasks)
         while unfinished:
@@ -81,8 +83,21 @@ def run_all(
             worker.join()
 
 
+@contextmanager
+def _deaf_to_interruptions() -> Iterator[None]:
+    """Processes that are started here inherit that Ctrl-C is the parent's to handle, before they have imported anything."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(waiting: Any, events: Any, device: str, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where the start could not see to it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that half-written files are removed on the way out
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # do not outlive it

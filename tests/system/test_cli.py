@@ -13,7 +13,7 @@ import time
 import pytest
 import yaml
 
-from cem_fast import checkpoint, cli, experiment
+from cem_fast import checkpoint, cli, experiment, interruption
 from cem_fast.config import GridConfig
 
 
@@ -86,13 +86,16 @@ def test_bad_input_exits_with_2_and_one_line(arguments, message, capfd, tmp_path
         ("noise_sdt: 3\n", "unknown setting 'noise_sdt'; did you mean 'noise_std'?"),
         ("noise_std: [3\n", "the file given as --config is not YAML"),
         ("seeds: 3\n", "seeds must be list, got 3"),
+        ("", "the file given as --config must hold settings, one 'name: value' a line, got nothing"),
+        ("only text\n", "must hold settings, one 'name: value' a line, got only text"),
+        ("name: caf\xe9\n", "the file given as --config is not UTF-8 text: "),
         ("epochs: null\n", "epochs must be int, got None"),
         ("name: null\n", "name must be str, got None"),
     ],
 )
 def test_bad_yaml_exits_with_2_and_one_line(text, message, capfd, tmp_path):
     path = tmp_path / "bad.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     assert status("evaluate", "--config", str(path)) == 2
     err = capfd.readouterr().err
     assert err.count("\n") == 1
@@ -291,3 +294,31 @@ def test_a_folder_named_in_the_settings_is_shown(config, tmp_path, capfd):
     config.write_text(config.read_text() + f"folder: {tmp_path / 'elsewhere'}\n")
     assert status("evaluate", "--config", str(config), "--dry-run") == 0
     assert capfd.readouterr().out.endswith(f"the results would go to {tmp_path / 'elsewhere'}\n")
+
+
+@pytest.mark.parametrize("name", ["2024", "sp ace: x#1", "yes", "a'b", 'a"b\\', "münchen"])
+@pytest.mark.parametrize("joint", [" ", "="])
+def test_any_name_of_a_folder_is_taken_as_it_is(name, joint):
+    flag = ["--data", name] if joint == " " else [f"--data={name}"]
+    found = cli._parser().parse_args(cli._normalized(["evaluate", *flag, "--attacks", "ridge, decoder"])).evaluate
+    assert (found.data, found.attacks) == ((name,), ("ridge", "decoder"))
+
+
+@pytest.mark.parametrize("module", ["torch", "numpy"])
+def test_interruption_during_the_imports_is_one_line(module, tmp_path):
+    (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = run("train", env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
+    assert (done.returncode, done.stderr) == (130, "cem-fast: interrupted before anything was started\n")
+
+
+def test_only_the_command_line_answers_to_interruptions(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "argv", ["-m"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "other"])
+    interruption.expect()
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "cem_fast", "demo"])
+    interruption.expect()
+    assert signal.getsignal(signal.SIGINT) is not before
+    interruption.over()
+    assert signal.getsignal(signal.SIGINT) is before

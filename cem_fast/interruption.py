@@ -1,0 +1,30 @@
+"""Ctrl-C while the command line still imports its packages, of which torch alone takes seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+
+def expect() -> None:
+    """From now on Ctrl-C is one line and exit status 130, where this process is the command line; elsewhere it is not ours.
+
+    It is not an exception, because the middle of an import turns one into anything at all.
+    """
+    ours = Path(sys.argv[0]).stem == "cem-fast" or ("-m", "cem_fast") in zip(sys.orig_argv, sys.orig_argv[1:])
+    if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
+
+
+def over() -> None:
+    """From now on Ctrl-C is an exception again, so that finished work can be kept."""
+    if signal.getsignal(signal.SIGINT) is _stop:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _stop(*_: object) -> NoReturn:
+    os.write(2, b"cem-fast: interrupted before anything was started\n")
+    os._exit(130)
