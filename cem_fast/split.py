@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +48,8 @@ class SplitModel(nn.Module):
 
         Raises:
             TypeError: ``network`` is not an ``nn.Sequential``.
-            ValueError: ``cut`` is out of range, or a bottleneck is asked for where the encoder has no convolution.
+            ValueError: ``cut`` is out of range, or a bottleneck is asked for where the encoder does not end in feature maps
+                ``[N, C, H, W]`` of a convolution.
         """
         if not isinstance(network, nn.Sequential):
             raise TypeError(f"network must be an nn.Sequential, got {type(network).__name__}")
@@ -57,10 +61,41 @@ class SplitModel(nn.Module):
 
         encoder, decoder = list(network[:cut]), list(network[cut:])
         if bottleneck:
-            convolutions = [m for part in encoder for m in part.modules() if isinstance(m, nn.Conv2d)]
-            if not convolutions:
-                raise ValueError(f"a bottleneck needs a Conv2d before the cut, got none in the first {cut} modules")
-            channels = convolutions[-1].out_channels
+            channels = _channels(encoder)
             encoder.append(Compress(channels, bottleneck))
             decoder.insert(0, Expand(bottleneck, channels))
         return cls(nn.Sequential(*encoder), nn.Sequential(*decoder))
+
+
+@contextmanager
+def in_eval_mode(*networks: nn.Module) -> Iterator[None]:
+    """Puts networks into eval mode and every module of them back into its own: a frozen normalization stays frozen."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _channels(encoder: Sequence[nn.Module]) -> int:
+    """Channels of the feature maps that an encoder ends in."""
+    channels, flattened = 0, None
+    for module in (m for part in encoder for m in part.modules()):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            channels, flattened = module.out_channels, None
+        elif isinstance(module, nn.PixelShuffle):
+            channels //= module.upscale_factor**2
+        elif isinstance(module, nn.PixelUnshuffle):
+            channels *= module.downscale_factor**2
+        elif isinstance(module, nn.Flatten | nn.Linear):
+            flattened = type(module).__name__
+    if flattened:
+        raise ValueError(
+            f"a bottleneck needs feature maps [N, C, H, W] at the cut, got a {flattened} after the last Conv2d"
+        )
+    if not channels:
+        raise ValueError(f"a bottleneck needs a Conv2d before the cut, got none in the first {len(encoder)} modules")
+    return channels

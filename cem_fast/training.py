@@ -15,7 +15,7 @@ from cem_fast.data.splits import Part, Splits
 from cem_fast.defenses.base import Defense
 from cem_fast.rates import one_cycle
 from cem_fast.seeding import seeded
-from cem_fast.split import SplitModel
+from cem_fast.split import SplitModel, in_eval_mode
 
 if TYPE_CHECKING:
     from cem_fast.loss import CEMLoss, CEMSchedule
@@ -55,7 +55,7 @@ def train(
 
     Raises:
         ValueError: ``cem`` comes without ``schedule``.
-        FloatingPointError: the loss is not finite; training stops at that step.
+        FloatingPointError: the loss is not finite, and training stops at that step, or the features that CEM is fitted to are not.
 
     Source:
         Xia et al., CVPR 2025, Algorithm 1.
@@ -135,11 +135,17 @@ def clean_features(model: SplitModel, images: Tensor) -> Tensor:
 
     Returns:
         ``[N, ...]``.
+
+    Raises:
+        FloatingPointError: a feature is not finite.
     """
-    was_training = model.training
-    model.eval()
-    features = torch.cat([model.encoder(part.to(model.device)) for part in images.split(CHUNK)])
-    model.train(was_training)
+    with in_eval_mode(model):
+        features = torch.cat([model.encoder(part.to(model.device)) for part in images.split(CHUNK)])
+    if not torch.isfinite(features).all():
+        raise FloatingPointError(
+            "the features are not finite: the images are not, or training diverged, and a lower learning_rate or lower weights of the "
+            "defense and of CEM may help"
+        )
     return features
 
 
@@ -157,6 +163,8 @@ def observer(model: SplitModel, defense: Defense) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def observe(images: Tensor) -> Tensor:
         nonlocal last
+        if images.is_inference():  # nobody counts its changes
+            return defense.release(clean_features(model, images))
         if last is None or last[0] is not images or last[1] != images._version:
             last = (images, images._version, clean_features(model, images))
         return defense.release(last[2])
@@ -185,18 +193,13 @@ def correctness(model: SplitModel, defense: Defense, part: Part, *, draws: int, 
         raise ValueError(f"draws must be at least 1, got {draws}")
     if not len(part):
         raise ValueError("part must hold at least one image, got none")
-    modes = [(network, network.training) for network in (model, defense)]
-    for network, _ in modes:
-        network.eval()
     features, labels = clean_features(model, part.images), part.labels.to(model.device)
     hits = torch.zeros(len(part), dtype=torch.float64, device=model.device)
-    with seeded(seed, "accuracy"):
+    with in_eval_mode(model, defense), seeded(seed, "accuracy"):
         for _ in range(draws):
             released = defense.release(features)
             predicted = torch.cat([model.decoder(rows).argmax(1) for rows in released.split(CHUNK)])
             hits += predicted == labels
-    for network, mode in modes:
-        network.train(mode)
     return hits.cpu() / draws
 
 

@@ -29,7 +29,11 @@ class Attack(Protocol):
         """
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """Returns the images rebuilt from released features, ``[N, C, H, W]`` in [0, 1]."""
+        """Returns the images rebuilt from released features, ``[N, C, H, W]`` in [0, 1].
+
+        Raises:
+            RuntimeError: ``fit`` was not called.
+        """
 
     def half_budget(self) -> Attack | None:
         """Returns an unfitted twin with half the budget, to show that the attack has converged; None where there is no budget."""

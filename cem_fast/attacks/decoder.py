@@ -52,6 +52,8 @@ class Decoder:
         lookup("decoder", decoder, DECODERS)
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
+        if batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, for batch normalization, got {batch_size}")
         self.image_shape = tuple(image_shape)
         self.epochs = epochs
         self.decoder = decoder
@@ -72,14 +74,20 @@ class Decoder:
         """Trains the decoder; see :meth:`cem_fast.attacks.base.Attack.fit`.
 
         Raises:
-            ValueError: there are fewer than 2 images, too few to normalize a batch.
+            ValueError: there are fewer than 2 images, too few to normalize a batch, or the features are not maps ``[N, C, H, W]``.
         """
         if len(images) < 2:
             raise ValueError(f"the decoder attack needs at least 2 images, got {len(images)}")
         with seeded(self.seed, "decoder attack"):
             self._standardize(observe(images))
+            if self.mean.dim() != 3:
+                raise ValueError(
+                    "the decoder attack needs features that are maps [N, C, H, W], got [N, "
+                    f"{', '.join(map(str, self.mean.shape))}]: cut the network before it flattens them, or attack it with ridge"
+                )
             self.network = DECODERS[self.decoder](tuple(self.mean.shape), images).to(images.device)
-            steps_per_epoch = -(-len(images) // self.batch_size)
+            # no batch of a single image: it cannot be normalized
+            steps_per_epoch = min(-(-len(images) // self.batch_size), len(images) // 2)
             optimizer = torch.optim.Adam(self.network.parameters(), lr=self.network.learning_rate)
             rates = one_cycle(optimizer, steps=self.epochs * steps_per_epoch, warmup=0.1)
             self.network.train()
@@ -95,6 +103,8 @@ class Decoder:
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:
+        if not hasattr(self, "network"):
+            raise RuntimeError("this decoder attack has learned nothing yet: call fit(observe, images, labels) first")
         return torch.cat([self.network(self._standardized(part)).clamp(0, 1) for part in features.split(256)])
 
     def _standardize(self, features: Tensor) -> None:

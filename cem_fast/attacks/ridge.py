@@ -75,6 +75,8 @@ class Ridge:
         self.weights, self.intercept = solution.weights(self.penalty), solution.intercept
 
     def reconstruct(self, features: Tensor) -> Tensor:
+        if not hasattr(self, "weights"):
+            raise RuntimeError("this ridge attack has learned nothing yet: call fit(observe, images, labels) first")
         standardized = (features.flatten(1).double() - self.mean) / self.scale
         pixels = self.intercept + standardized @ self.weights
         return pixels.float().clamp(0, 1).unflatten(1, self.image_shape)

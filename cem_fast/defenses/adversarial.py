@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cem_fast.defenses.base import Defense
 from cem_fast.seeding import seeded
-from cem_fast.split import SplitModel
+from cem_fast.split import SplitModel, in_eval_mode
 
 
 class ProxyDecoder(nn.Module):
@@ -68,10 +68,13 @@ class AdversarialRepresentation(Defense):
         self.seed = seed
 
     def start(self, model: SplitModel, images: Tensor) -> None:
-        was_training = model.training
-        with torch.no_grad():
-            features = model.eval().encoder(images[:1])
-        model.train(was_training)
+        with torch.no_grad(), in_eval_mode(model):
+            features = model.encoder(images[:1])
+        if features.dim() != 4:
+            raise ValueError(
+                f"adversarial defenses need features that are maps [N, C, H, W], got shape {tuple(features.shape)}: "
+                "cut the network before it flattens them"
+            )
         with seeded(self.seed, "proxy decoder"):
             self.proxy = ProxyDecoder(tuple(features.shape[1:]), tuple(images.shape[1:])).to(images.device)
         self.optimizer = torch.optim.Adam(self.proxy.parameters(), lr=2e-3)

@@ -169,6 +169,7 @@ def test_res_norm_learns(faces, observe):
             "unknown decoder 'res': .*the nearest is 'res_norm'",
         ),
         (lambda: build("decoder", torch.rand(2, 1, 8, 8), epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: Decoder(image_shape=(1, 8, 8), epochs=1, batch_size=0), "batch_size must be at least 2"),
         (lambda: Ridge(image_shape=(1, 8, 8), draws=0), "draws must be at least 1, got 0"),
     ],
 )
@@ -182,3 +183,26 @@ def test_too_few_images(name, least):
     images = torch.rand(least - 1, 1, 8, 8)
     with pytest.raises(ValueError, match=f"at least {least} images, got {least - 1}"):
         build(name, images).fit(torch.clone, images, torch.zeros(least - 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", attacks.names())
+def test_an_attack_must_learn_before_it_rebuilds(name):
+    with pytest.raises(RuntimeError, match=f"this {name} attack has learned nothing yet: call fit"):
+        build(name, torch.rand(2, 1, 8, 8)).reconstruct(torch.rand(2, 1, 4, 4))
+
+
+def test_flat_features_are_for_ridge_alone():
+    images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"needs features that are maps \[N, C, H, W\], got \[N, 64\]: cut .* ridge"):
+        build("decoder", images).fit(lambda x: x.flatten(1), images, labels)
+    attack = build("ridge", images)
+    attack.fit(lambda x: x.flatten(1), images, labels)
+    assert attack.reconstruct(images.flatten(1)).shape == images.shape
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_no_batch_is_a_single_image(count):
+    images = torch.rand(count, 1, 8, 8)
+    attack = Decoder(image_shape=(1, 8, 8), epochs=2, batch_size=2)
+    attack.fit(torch.clone, images, torch.zeros(count, dtype=torch.int64))
+    assert attack.reconstruct(images).isfinite().all()

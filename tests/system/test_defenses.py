@@ -149,3 +149,12 @@ def test_bad_requests(name, changes, message):
 
 def test_a_setting_that_a_defense_does_not_use_does_not_matter():
     build("bottleneck", noise_std=0.0, adversary_weight=0.0)
+
+
+def test_an_adversary_needs_feature_maps(tiny):
+    _, images, _ = tiny
+    flat = SplitModel(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Sigmoid()), nn.Linear(8, 2))
+    with pytest.raises(
+        ValueError, match=r"need features that are maps \[N, C, H, W\], got shape \(1, 8\): cut the network"
+    ):
+        build("adversarial").start(flat, images)

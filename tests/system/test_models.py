@@ -85,4 +85,22 @@ def test_bad_cuts():
     with pytest.raises(ValueError, match="bottleneck must be a number of channels or 0, got -2"):
         SplitModel.from_sequential(own_network(), 2, -2)
     with pytest.raises(ValueError, match="needs a Conv2d before the cut, got none in the first 1 modules"):
-        SplitModel.from_sequential(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 1, 4)
+        SplitModel.from_sequential(nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)), 1, 4)
+    with pytest.raises(ValueError, match=r"needs feature maps \[N, C, H, W\] at the cut, got a Flatten after"):
+        SplitModel.from_sequential(own_network(), 4, 2)
+
+
+@pytest.mark.parametrize(
+    "last, channels",
+    [
+        (nn.ConvTranspose2d(8, 3, 2, stride=2), 3),
+        (nn.PixelShuffle(2), 2),
+        (nn.PixelUnshuffle(2), 32),
+        (nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), 8),
+    ],
+)
+def test_a_bottleneck_fits_whatever_the_maps_end_in(last, channels):
+    network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), last, nn.Flatten(), nn.LazyLinear(3))
+    model = SplitModel.from_sequential(network, cut=2, bottleneck=4)
+    assert model.encoder[2][0].in_channels == channels
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 3)

@@ -205,3 +205,32 @@ def test_augmentation_shifts_and_mirrors():
         assert made.shape == (2000, 1, 6, 6)
         assert len(torch.unique(made.flatten(1), dim=0)) == len(wanted)
         assert all((made == w).flatten(1).all(1).any() for w in wanted)
+
+
+def test_whatever_only_looks_at_a_network_keeps_the_mode_of_every_module(model, splits):
+    model.train()
+    frozen = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)).eval()
+    adversary = defense("noise_arl")
+    adversary.start(model, splits.train.images)
+    training.clean_features(model, splits.test.images)
+    training.correctness(model, adversary, splits.test, draws=1, seed=0)
+    assert [module for module in model.modules() if not module.training] == [frozen]
+
+
+def test_an_inference_tensor_is_observed(model, splits):
+    observe = training.observer(model, defenses.Bottleneck())
+    with torch.inference_mode():
+        images = splits.test.images.clone()
+        first = observe(images)
+        images.zero_()
+        assert not torch.equal(observe(images), first)
+    assert torch.equal(observe(splits.test.images), first)
+
+
+@pytest.mark.parametrize("name, weight", [("noise", 0.35), ("bottleneck", 0.0)])
+def test_features_that_are_not_finite_stop_training(model, splits, name, weight):
+    config = replace(
+        CONFIG, learning_rate=1e30, batch_size=10**6
+    )  # a single step an epoch, whose own loss is still finite
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        training.clean_features(trained(model, splits, config=config, name=name, weight=weight)[0], splits.test.images)
