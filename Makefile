@@ -23,8 +23,9 @@ test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 	@echo "the operations once more, on the plain torch reference"
 	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/test_mixture.py
 
-check: $(READY) ## the long proofs: the CPU kernels under the sanitizers
+check: $(READY) ## the long proofs: the CPU kernels under the sanitizers, the wheel outside the tree (and under OTHER_TORCH)
 	@$(PY) tests/sanitizers/run.py
+	@$(PY) tests/wheel.py $(if $(OTHER_TORCH),--torch "$(OTHER_TORCH)")
 
 lint: $(READY) ## check style, without changing anything
 	@$(PY) -m ruff check .
@@ -40,7 +41,7 @@ build: $(READY) ## compile the extension again
 	@$(PIP) install --no-build-isolation --no-deps -e .
 
 clean: ## remove what was built; the environment and runs/ stay
-	rm -rf build dist *.egg-info cem_fast/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info cem_fast/*.so .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 	rm -f "$(READY)"
 

@@ -100,6 +100,7 @@ def _cases(feature_dtype: torch.dtype) -> Iterator[tuple[str, list[Any]]]:
         kept = [t.to(dtype) for t in reference.mixture_log_prob_fwd(*(_exact(t) for t in mixture), True)]
         yield "mixture_log_prob_bwd", [uniform(N).to(dtype), *mixture, *kept]
         yield "mixture_moments", [uniform(N).to(dtype), *mixture, *kept]
+        yield "mixture_statistics", mixture
         yield "component_statistics_fwd", [x, means, labels, variances, weights, diagonal, True]
         counts, scatter, _, assignment = reference.component_statistics_fwd(
             x, means, labels, None, None, diagonal, False

@@ -19,6 +19,7 @@ from cem_fast.ops.library import OPERATORS
 
 _STATISTICS = OPERATORS["component_statistics_fwd"]
 _KMEANS = OPERATORS["kmeans"]
+_MIXTURE_STATISTICS = OPERATORS["mixture_statistics"]
 _LOG_PROB = OPERATORS["mixture_log_prob_fwd"]
 _MOMENTS = OPERATORS["mixture_moments"]
 
@@ -425,6 +426,9 @@ def soft_statistics(
 
     def moments() -> Iterator[tuple[Tensor, ...]]:
         for x, labels in rows:
+            if not matrices and means.device.type == "cpu":
+                yield _MIXTURE_STATISTICS(x, means, variances, weights, labels)
+                continue
             for begin in range(0, len(x), size):
                 part = x[begin : begin + size]
                 y = None if labels is None else labels[begin : begin + size]

@@ -12,6 +12,7 @@ from cem_fast.mixture import GaussianMixture
 from cem_fast.ops import validate
 from cem_fast.ops.entropy_bound import COVARIANCES, bound_options, evaluate
 from cem_fast.precision import FullPrecisionBuffers
+from cem_fast.split import in_eval_mode
 
 
 class CEMLoss(FullPrecisionBuffers):
@@ -161,15 +162,10 @@ class CEMLoss(FullPrecisionBuffers):
             ValueError: the loader yields no batch.
         """
         device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
-        modes = [(module, module.training) for module in encoder.modules()]
-        encoder.eval()
-        try:
+        with in_eval_mode(encoder):
             batches = _Encoded(self, encoder, loader, device)
             self._prepare(batches.dimension(), max_iter, tol)
             self.mixture.fit_stream(batches, memory_budget=memory_budget, on_pass=on_pass)
-        finally:
-            for module, mode in modes:
-                module.training = mode
         self._set_num_samples(self.mixture.num_rows_)
         return self
 

@@ -5,6 +5,7 @@ import multiprocessing
 import pytest
 import torch
 import two_ranks
+from definitions import draw
 from test_mixture import blobs
 
 import cem_fast
@@ -35,6 +36,37 @@ def test_compiled_kmeans_equals_the_reference(classes, dtype, per_dimension):
     for a, b in zip(got, truth):
         torch.testing.assert_close(a.double(), b.double(), rtol=rtol, atol=rtol)
     assert (got[1] > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("components", [3, 70])
+@pytest.mark.parametrize("diag", [False, True])
+def test_compiled_e_step_equals_the_reference(diag, components, dtype):
+    if cem_fast.backends()["on CPU tensors"].startswith("reference"):
+        pytest.skip("compares the compiled operator")
+    x, labels, mixture = draw(300, 19, 4, components, diag=diag)
+    x, parameters = x.to(dtype), [t.to(torch.promote_types(dtype, torch.float32)) for t in mixture]
+    got = OPS.mixture_statistics(x, *parameters, labels)
+    truth = cem_fast.ops.reference.mixture_statistics(x.double(), *(t.double() for t in parameters), labels)
+    rtol = 1e-10 if dtype == torch.float64 else 1e-4
+    for a, b in zip(got, truth):
+        torch.testing.assert_close(a.double(), b, rtol=rtol, atol=rtol)
+    labels[7] = -1
+    assert all(t.isnan().all() for t in OPS.mixture_statistics(x, *parameters, labels))
+
+
+def test_operators_of_the_fit_pass_opcheck_and_fold_under_vmap():
+    x, labels, mixture = draw(30, 5, 3, 2, diag=True)
+    batch = torch.stack([x, x + 1])
+    for operator, *rest in (
+        (OPS.kmeans.default, mixture.means, labels, 3, 0.0, False),
+        (OPS.mixture_statistics.default, *mixture, labels),
+    ):
+        torch.library.opcheck(operator, (x, *rest))
+        folded = torch.vmap(lambda rows, operator=operator, rest=rest: operator(rows, *rest))(batch)
+        for index, rows in enumerate(batch):
+            for a, b in zip(folded, operator(rows, *rest)):
+                torch.testing.assert_close(a[index], b)
 
 
 def test_kmeans_lets_each_class_rest_by_itself():

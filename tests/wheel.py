@@ -64,7 +64,7 @@ def main() -> None:
         if torch_requirement:
             venv.create(place / "env", with_pip=True)
             python = place / "env/bin/python"
-            packages = [wheel, torch_requirement, "pytest", "pytest-timeout", "hypothesis"]
+            packages = [wheel, torch_requirement, "pytest", "pytest-timeout"]
             call(python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", *packages)
             run_tests(python, tests)
 

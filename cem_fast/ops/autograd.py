@@ -12,7 +12,7 @@ def _is_transformed() -> bool:
 
 
 class Function(torch.autograd.Function):
-    """An autograd function in the style that transforms need (``forward`` without ctx, ``setup_context``), called by ``call``.
+    """An autograd function in the style that transforms need (``forward`` without ctx, ``setup_context``), called by :func:`call`.
 
     In that style ``apply`` inspects the signature of ``forward`` at every call, which takes longer than a small batch does. Eager
     mode therefore calls a twin in the older style.
@@ -34,13 +34,8 @@ class Function(torch.autograd.Function):
 
     @staticmethod
     def returned(output: Any) -> Any:
-        """What ``call`` returns of the output of ``forward``."""
+        """What the eager twin returns of the output of ``forward``."""
         return output
-
-    @classmethod
-    def call(cls, *args: Any) -> Any:
-        """What ``apply`` returns."""
-        return cls.apply(*args) if _is_transformed() else cls.eager.apply(*args)
 
 
 class FirstOutput(Function):
@@ -49,11 +44,6 @@ class FirstOutput(Function):
     @staticmethod
     def returned(output: Any) -> Any:
         return output[0]
-
-    @classmethod
-    def call(cls, *args: Any) -> Any:
-        """The first of what ``apply`` returns."""
-        return cls.apply(*args)[0] if _is_transformed() else cls.eager.apply(*args)
 
 
 class Gradient(Function):
@@ -70,7 +60,17 @@ class Gradient(Function):
     def backward(ctx: Any, *_: Any) -> Any:
         raise RuntimeError("operations of cem_fast are differentiable once: their gradients have no gradient")
 
-    @classmethod
-    def call(cls, *args: Any) -> Any:
-        """The gradient, as a node of the graph only where a graph of gradients is asked for."""
-        return super().call(*args) if torch.is_grad_enabled() else cls.forward(*args)
+
+def call(function: type[Function], *args: Any) -> Any:
+    """What ``function.apply`` returns."""
+    return function.apply(*args) if _is_transformed() else function.eager.apply(*args)
+
+
+def call_first(function: type[FirstOutput], *args: Any) -> Any:
+    """The first of what ``function.apply`` returns."""
+    return function.apply(*args)[0] if _is_transformed() else function.eager.apply(*args)
+
+
+def call_gradient(function: type[Gradient], *args: Any) -> Any:
+    """The gradient, as a node of the graph only where a graph of gradients is asked for."""
+    return call(function, *args) if torch.is_grad_enabled() else function.forward(*args)

@@ -19,6 +19,7 @@ AXES = {
     "mixture_log_prob_fwd": ("row class class class labels -", "row row"),
     "mixture_log_prob_bwd": ("row row class class class labels row row", "row"),
     "mixture_moments": ("row row class class class labels row row", "class class class"),
+    "mixture_statistics": ("row class class class labels", "class class class class"),
     "component_statistics_fwd": ("row class labels class class - -", "class class class row"),
     "kmeans": ("row class labels - - -", "class class class class class"),
     "component_statistics_bwd": ("class scale row class labels row", "row"),

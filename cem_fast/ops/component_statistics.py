@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from cem_fast.ops import validate
-from cem_fast.ops.autograd import Function, Gradient
+from cem_fast.ops.autograd import Function, Gradient, call, call_gradient
 from cem_fast.ops.library import OPERATORS
 
 ASSIGNMENTS = ("nearest", "posterior")
@@ -61,7 +61,15 @@ class _ComponentStatistics(Function):
 
     @staticmethod
     def backward(ctx: Any, _: Tensor, grad_scatter: Tensor, *__: Any) -> tuple[Tensor | None, ...]:
-        return ScatterGradient.call(grad_scatter, None, *ctx.saved_tensors), None, None, None, None, None, None
+        return (
+            call_gradient(ScatterGradient, grad_scatter, None, *ctx.saved_tensors),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def component_statistics(
@@ -112,7 +120,7 @@ def component_statistics(
     else:
         variances = weights = None
     fixed = [None if t is None else t.detach() for t in (variances, weights)]
-    counts, scatter, totals, assigned = _ComponentStatistics.call(
-        x, means.detach(), labels, *fixed, per_dimension, sums
+    counts, scatter, totals, assigned = call(
+        _ComponentStatistics, x, means.detach(), labels, *fixed, per_dimension, sums
     )
     return ComponentStatistics(counts, scatter, assigned, totals if sums else None)

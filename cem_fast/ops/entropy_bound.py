@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cem_fast.ops import validate
-from cem_fast.ops.autograd import FirstOutput
+from cem_fast.ops.autograd import FirstOutput, call_first, call_gradient
 from cem_fast.ops.component_statistics import ScatterGradient
 from cem_fast.ops.library import OPERATORS
 
@@ -76,7 +76,7 @@ class _EntropyBound(FirstOutput):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         slope, *rows = ctx.saved_tensors
-        return ScatterGradient.call(slope, grad, *rows), None, None, None, None, None
+        return call_gradient(ScatterGradient, slope, grad, *rows), None, None, None, None, None
 
 
 def evaluate(
@@ -86,7 +86,7 @@ def evaluate(
 
     A label out of range makes the bound NaN; where that can be seen without a wait, it is an error.
     """
-    value = _EntropyBound.call(x, labels, means, priors, options, group)
+    value = call_first(_EntropyBound, x, labels, means, priors, options, group)
     if labels is not None and validate.is_readable(value) and math.isnan(value.item()):
         validate.label_range(labels, means.shape[0])
     return value

@@ -24,6 +24,7 @@ SCHEMAS = {
     "mixture_log_prob_bwd": f"(Tensor grad, Tensor x, {_MIXTURE}, Tensor log_prob, Tensor responsibilities) -> Tensor",
     "mixture_moments": f"(Tensor row_weights, Tensor x, {_MIXTURE}, Tensor log_prob, Tensor responsibilities)"
     " -> (Tensor s0, Tensor s1, Tensor s2)",
+    "mixture_statistics": f"(Tensor x, {_MIXTURE}) -> (Tensor s0, Tensor s1, Tensor s2, Tensor log_likelihood)",
     "component_statistics_fwd": "(Tensor x, Tensor means, Tensor? labels, Tensor? variances, Tensor? weights,"
     " bool per_dimension, bool sums) -> (Tensor counts, Tensor scatter, Tensor sums, Tensor assignment)",
     "component_statistics_bwd": "(Tensor grad_scatter, Tensor? scale, Tensor x, Tensor means, Tensor? labels,"
@@ -50,6 +51,10 @@ def _fake_log_prob_bwd(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
 
 def _fake_moments(row_weights: Tensor, x: Tensor, means: Tensor, variances: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return means.new_empty(means.shape[:2]), means.new_empty(means.shape), variances.new_empty(variances.shape)
+
+
+def _fake_mixture_statistics(x: Tensor, means: Tensor, variances: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return *_fake_moments(x, x, means, variances), means.new_empty(means.shape[0], dtype=torch.float64)
 
 
 def _fake_statistics_fwd(
@@ -101,6 +106,7 @@ FAKES = {
     "mixture_log_prob_fwd": _fake_log_prob_fwd,
     "mixture_log_prob_bwd": _fake_log_prob_bwd,
     "mixture_moments": _fake_moments,
+    "mixture_statistics": _fake_mixture_statistics,
     "component_statistics_fwd": _fake_statistics_fwd,
     "component_statistics_bwd": _fake_statistics_bwd,
     "kmeans": _fake_kmeans,
@@ -108,8 +114,8 @@ FAKES = {
     "cem_fwd": _fake_cem_fwd,
 }
 
-# One thread does all iterations of a class while its rows are in a cache: a way to go about it that is a processor's own.
-CPU_ONLY = ("kmeans",)
+# Whole iterations in one call, while rows are in a cache: a way to go about it that is a processor's own.
+CPU_ONLY = ("kmeans", "mixture_statistics")
 
 OPERATORS: dict[str, torch._ops.OpOverload] = {}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cem_fast.ops import validate
-from cem_fast.ops.autograd import FirstOutput, Gradient
+from cem_fast.ops.autograd import FirstOutput, Gradient, call_first, call_gradient
 from cem_fast.ops.library import OPERATORS
 
 # Up to this many components the forward keeps the responsibilities [N, K]; beyond, the backward recomputes them.
@@ -67,10 +67,10 @@ class _MixtureLogProb(FirstOutput):
         saved = ctx.saved_tensors
         dx = dmeans = dvariances = dweights = None
         if ctx.needs_input_grad[0]:
-            dx = _FeatureGradient.call(grad, *saved)
+            dx = call_gradient(_FeatureGradient, grad, *saved)
         if any(ctx.needs_input_grad[1:4]):
             _, means, variances, weights = saved[:4]
-            s0, s1, s2 = _Moments.call(grad, *saved)
+            s0, s1, s2 = call_gradient(_Moments, grad, *saved)
             if variances.dim() == 3:
                 dmeans = s1 / variances
                 dvariances = 0.5 * (s2 / variances - s0.unsqueeze(-1)) / variances
@@ -113,4 +113,4 @@ def mixture_log_prob(
     labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, means, variances, weights))
     keep = wanted and means.shape[1] <= MAX_KEPT_COMPONENTS
-    return _MixtureLogProb.call(x, means, variances, weights, labels, keep)
+    return call_first(_MixtureLogProb, x, means, variances, weights, labels, keep)

@@ -141,6 +141,19 @@ def mixture_moments(
     return s0 + poison, s1 + poison, s2 + poison
 
 
+def mixture_statistics(
+    x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, labels: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns ``sum r``, ``sum r (x - mu)``, ``sum r (x - mu)^2`` in the shapes of weights, means and variances, and the
+    log-likelihood ``[C]`` of the rows of each class, float64: one E-step."""
+    log_prob, r = mixture_log_prob_fwd(x, means, variances, weights, labels, True)
+    moments = mixture_moments(torch.ones_like(log_prob), x, means, variances, weights, labels, log_prob, r)
+    classes, valid = _classes(x, means, labels)
+    total = torch.zeros(means.shape[0], dtype=torch.float64, device=x.device)
+    total = total.index_add_(0, classes, log_prob.double().where(valid, 0.0))
+    return *moments, total + torch.where(valid.all(), 0.0, math.nan)
+
+
 def component_statistics_fwd(
     x: Tensor,
     means: Tensor,

@@ -63,8 +63,10 @@ void mixture_moments_of(const MixtureMoments& p, ParallelFor parallel_for) {
   const RowsByClass groups(p.mixture.labels, N, C);
 
   // Saved responsibilities: an item is a block of rows and, where rows are too few to share, a range of dimensions.
-  // Else it is a block of rows and of components, over all dimensions, so that the responsibilities are computed once.
-  const int64_t size = saved != nullptr ? larger<int64_t>(K, 1) : kManyComponents,
+  // Else it is a block of rows and of components, over all dimensions, so that the responsibilities are computed once:
+  // of all components, where they are few, on the way.
+  const bool at_once = saved == nullptr && K <= kFewComponents;
+  const int64_t size = saved != nullptr || at_once ? larger<int64_t>(K, 1) : kManyComponents,
                 component_blocks = divide_up(K, size);
   const bool few_rows = N < 16 * kMomentBlock;
   const int64_t chunk = saved != nullptr && few_rows ? smaller(D, kMomentChunk) : D, chunks = divide_up(D, chunk);
@@ -79,15 +81,14 @@ void mixture_moments_of(const MixtureMoments& p, ParallelFor parallel_for) {
   Scratch<double> normalizers(saved != nullptr ? 0 : C * K);
   // the given log_prob has lost digits to its rounding, and the posterior would lose them, too
   Scratch<double> exact(saved != nullptr ? 0 : N);
-  if (saved == nullptr) {
-    log_normalizers<T>(p.mixture, D, groups, parallel_for, normalizers);
-    log_sums<X, T>(p.x, p.mixture, groups, normalizers, parallel_for, exact);
-  }
+  if (saved == nullptr) log_normalizers<T>(p.mixture, D, groups, parallel_for, normalizers);
+  if (saved == nullptr && !at_once) log_sums<X, T>(p.x, p.mixture, groups, normalizers, parallel_for, exact);
 
   const int64_t items = blocks.count() * component_blocks * chunks;
   const int64_t rows_of_block = divide_up(larger<int64_t>(N, 1), larger<int64_t>(blocks.count(), 1));
   parallel(parallel_for, items, 2 * rows_of_block * size * chunk, [&](int64_t first, int64_t last) {
     Scratch<double> joint(saved != nullptr ? 0 : kBlockRows * size);
+    const LogJoint<X, T> log_joint(p.x, p.mixture, normalizers);
     // For each component, the rows that have a share in it and the shares: posteriors are often zero but for one.
     Scratch<T> a(kBlockRows * size);
     Scratch<int32_t> sharing(kBlockRows * size);
@@ -109,16 +110,19 @@ void mixture_moments_of(const MixtureMoments& p, ParallelFor parallel_for) {
       for (int64_t begin = block.begin; begin < block.end; begin += kBlockRows) {
         const RowPointers<X> rows(p.x, groups, begin, smaller(begin + kBlockRows, block.end));
         if (saved == nullptr) {
-          const LogJoint<X, T> log_joint(p.x, p.mixture, normalizers);
           log_joint(rows, c, k0, count, c, joint);
-          posterior(joint, rows.count, count, exact + begin);
+          if (at_once) {
+            finish_rows(joint, rows.count, K, exact + begin);
+          } else {
+            posterior(joint, rows.count, count, exact + begin);
+          }
         }
         fill<int64_t>(number, count, 0);
         for (int64_t i = 0; i < rows.count; ++i) {
           const int64_t n = groups.row(begin + i);
           for (int64_t q = 0; q < count; ++q) {
             const T posterior = saved != nullptr ? saved[n * K + q] : static_cast<T>(joint[i * count + q]);
-            const T share = row_weights[n] * posterior;
+            const T share = row_weights != nullptr ? row_weights[n] * posterior : posterior;
             if (start == 0) s0_parts[b * K + k0 + q] += static_cast<double>(share);
             const int64_t at = q * kBlockRows + number[q];
             a[at] = share;
@@ -184,8 +188,16 @@ void mixture_moments_of(const MixtureMoments& p, ParallelFor parallel_for) {
       }
     }
   });
+  if (p.log_likelihood != nullptr) {
+    for (int64_t c = 0; c < C; ++c) {
+      double total = 0;
+      for (int64_t i = groups.begin(c); i < groups.end(c); ++i) total += exact[i];
+      p.log_likelihood[c] = total;
+    }
+  }
   if (groups.valid_rows() < N) {
     const T nan = static_cast<T>(__builtin_nan(""));
+    if (p.log_likelihood != nullptr) fill<double>(p.log_likelihood, C, __builtin_nan(""));
     fill(s0, C * K, nan);
     fill(s1, C * K * D, nan);
     fill(s2, diagonal ? C * K * D : C * K, nan);

@@ -109,11 +109,12 @@ struct LogProbBackward {
 struct MixtureMoments {
   Features x;
   Mixture mixture;
-  const void* row_weights;       // [rows]
+  const void* row_weights;       // [rows], or null: all 1
   const void* responsibilities;  // [rows, components], or null: computed again
   void* s0;                      // [classes, components]
   void* s1;                      // [classes, components, dimension]
   void* s2;                      // the shape of variances
+  double* log_likelihood;        // [classes], or null; needs responsibilities to be null
 };
 
 // One set of kernels for each instruction set. All accept zero rows.

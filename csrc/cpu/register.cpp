@@ -205,9 +205,23 @@ std::tuple<Tensor, Tensor, Tensor> mixture_moments(const Tensor& row_weights, co
   const int64_t C = a.mixture.classes, K = a.mixture.components;
   Tensor s0 = a.parameter({C, K}), s1 = a.parameter({C, K, a.x.dimension}), s2 = a.like_variances();
   cem_fast::kernels().mixture_moments({a.x, a.mixture, a.parameters(row_weights, a.x.rows),
-                                       a.responsibilities(responsibilities), data(s0), data(s1), data(s2)},
+                                       a.responsibilities(responsibilities), data(s0), data(s1), data(s2), nullptr},
                                       parallel_for);
   return {s0, s1, s2};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics(const Tensor& x, const Tensor& means,
+                                                              const Tensor& variances, const Tensor& weights,
+                                                              const OptionalTensor& labels) {
+  Arguments a(x, means, labels);
+  a.set_variances(variances, weights);
+  const int64_t C = a.mixture.classes, K = a.mixture.components;
+  Tensor s0 = a.parameter({C, K}), s1 = a.parameter({C, K, a.x.dimension}), s2 = a.like_variances();
+  Tensor log_likelihood = empty({C}, ScalarType::Double);
+  cem_fast::kernels().mixture_moments(
+      {a.x, a.mixture, nullptr, nullptr, data(s0), data(s1), data(s2), static_cast<double*>(data(log_likelihood))},
+      parallel_for);
+  return {s0, s1, s2, log_likelihood};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> component_statistics_fwd(const Tensor& x, const Tensor& means,
@@ -330,6 +344,7 @@ STABLE_TORCH_LIBRARY_IMPL(cem_fast, CPU, m) {
   m.impl("mixture_log_prob_fwd", TORCH_BOX(&mixture_log_prob_fwd));
   m.impl("mixture_log_prob_bwd", TORCH_BOX(&mixture_log_prob_bwd));
   m.impl("mixture_moments", TORCH_BOX(&mixture_moments));
+  m.impl("mixture_statistics", TORCH_BOX(&mixture_statistics));
   m.impl("component_statistics_fwd", TORCH_BOX(&component_statistics_fwd));
   m.impl("component_statistics_bwd", TORCH_BOX(&component_statistics_bwd));
   m.impl("kmeans", TORCH_BOX(&kmeans));

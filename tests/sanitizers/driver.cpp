@@ -170,9 +170,14 @@ void problem(const Kernels& kernels, Element element, const Shape& s, bool diago
       kernels.log_prob_backward({f, mixture, grad.get(), log_prob.get(), saved, dx.get()}, run);
     });
     twice("mixture_moments", {&s0, &s1, &s2}, [&](ParallelFor run) {
-      kernels.mixture_moments({f, mixture, grad.get(), saved, s0.get(), s1.get(), s2.get()}, run);
+      kernels.mixture_moments({f, mixture, grad.get(), saved, s0.get(), s1.get(), s2.get(), nullptr}, run);
     });
   }
+  Buffer log_likelihood(C * 8);
+  twice("mixture_statistics", {&s0, &s1, &s2, &log_likelihood}, [&](ParallelFor run) {
+    kernels.mixture_moments(
+        {f, mixture, nullptr, nullptr, s0.get(), s1.get(), s2.get(), static_cast<double*>(log_likelihood.get())}, run);
+  });
 }
 
 }  // namespace
