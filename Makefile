@@ -7,7 +7,7 @@ CXX ?= c++
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check --quiet
 READY = $(VENV)/.ready
-CPP = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h tests/sanitizers/*.cpp)
+CPP = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/cuda/*.cu csrc/cuda/*.cuh tests/sanitizers/*.cpp tests/cuda_host/*.h tests/cuda_host/*.cpp)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint format build clean

@@ -1,0 +1,48 @@
+// The threads of a block, and what they compute together. Every order is fixed: the same bits on every run.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace cem_fast::cuda {
+
+constexpr int kThreads = 128;
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+// The sum over the block, for every thread of it.
+template <class T>
+__device__ T block_sum(T value) {
+  __shared__ T of_warp[kWarps];
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  __syncthreads();  // the sums of the call before have been read
+  if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  T total = of_warp[0];
+  for (int w = 1; w < kWarps; ++w) total += of_warp[w];
+  return total;
+}
+
+// Returns the sum over the threads before this one; adds that over all of them to `total`.
+__device__ inline int64_t block_scan(int64_t value, int64_t* total) {
+  __shared__ int64_t of_warp[kWarps];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  int64_t sum = value;
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const int64_t below = __shfl_up_sync(kAllLanes, sum, offset);
+    if (lane >= offset) sum += below;
+  }
+  __syncthreads();  // the sums of the call before have been read
+  if (lane == kWarp - 1) of_warp[warp] = sum;
+  __syncthreads();
+  int64_t before = sum - value;
+  for (int w = 0; w < kWarps; ++w) {
+    if (w < warp) before += of_warp[w];
+    *total += of_warp[w];
+  }
+  return before;
+}
+
+}  // namespace cem_fast::cuda

@@ -1,0 +1,54 @@
+// Rows grouped by class on the device, and the segments of rows that are the items of work.
+#pragma once
+
+#include "queue.cuh"
+
+namespace cem_fast::cuda {
+
+// Rows of the smallest segment, which is what one block measures at a time; segments are multiples of it.
+constexpr int kTileRows = 32;
+
+// Group c holds the rows of class c in their natural order; after the last class comes the group of rows whose label is
+// out of range. Every group is cut into segments of `size` rows, the last of which may be shorter.
+struct Groups {
+  int64_t rows;
+  int64_t classes;
+  int64_t size;
+  int64_t segments;              // at most so many, because only the device knows the labels
+  const int32_t* order;          // [rows]: the row at each position
+  const int64_t* offsets;        // [classes + 2]: the first position of every group, and the end
+  const int64_t* first_segment;  // [classes + 2]: the first segment of every group, and the end
+
+  // NaN where a row has no class, else zero: added to everything that such a row makes meaningless.
+  template <class T>
+  __device__ T poison() const {
+    return offsets[classes] < rows ? static_cast<T>(nan("")) : T(0);
+  }
+};
+
+struct Segment {
+  int64_t group;
+  int64_t begin;  // positions
+  int64_t end;
+};
+
+// Segments past the last are empty.
+__device__ inline Segment segment_at(const Groups& g, int64_t index) {
+  if (index >= g.first_segment[g.classes + 1]) return {g.classes, 0, 0};
+  int64_t low = 0, high = g.classes;  // the last group that starts at or before the segment
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (g.first_segment[middle] <= index) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  const int64_t begin = g.offsets[low] + (index - g.first_segment[low]) * g.size, end = g.offsets[low + 1];
+  return {low, begin, begin + g.size < end ? begin + g.size : end};
+}
+
+// Groups rows for work that leaves `partials` numbers for every segment; two launches.
+Groups group_rows(Queue& queue, const Features& x, const Mixture& mixture, int64_t partials);
+
+}  // namespace cem_fast::cuda

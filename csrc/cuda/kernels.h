@@ -1,0 +1,62 @@
+// The operations on CUDA tensors, for the layer that knows torch: structs of device pointers in, kernels on a stream
+// out. Nothing here waits for the device.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "../cpu/problem.h"
+
+namespace cem_fast::cuda {
+
+// Where kernels run, and where memory comes from that lives until the kernels of one call have run.
+struct Context {
+  void* stream;  // cudaStream_t
+  std::function<void*(int64_t bytes)> allocate;
+};
+
+// As for the CPU, but numbers that only the device knows are pointers.
+struct ScatterGradient {
+  Features x;
+  Mixture mixture;            // means and labels
+  const void* grad_scatter;   // [classes, components] or, if mixture.diagonal, [classes, components, dimension]
+  const void* scale;          // one parameter, or null for 1
+  const int64_t* assignment;  // [rows]
+  void* dx;                   // [rows, dimension], the features' element
+};
+
+struct Bound {
+  int64_t classes;
+  int64_t components;
+  int64_t dimension;
+  bool diagonal;
+  const void* variances;         // [classes, components] or, if diagonal, [classes, components, dimension]
+  const void* weights;           // [classes, components]
+  const void* class_prior;       // [classes]
+  const double* num_samples;     // [1]
+  const double* noise_variance;  // [noise_size]
+  int64_t noise_size;            // 1 or dimension
+  bool official;
+  double boost;
+  bool unbiased;
+  bool mean;
+  double threshold;
+  double gamma;
+  void* value;  // [1]
+  void* slope;  // the shape of variances: derivative of the value to the scatter
+};
+
+void log_prob_forward(const LogProbForward& p, const Context& context);
+void log_prob_backward(const LogProbBackward& p, const Context& context);
+void mixture_moments(const MixtureMoments& p, const Context& context);
+void statistics_forward(const StatisticsForward& p, const Context& context);
+void scatter_gradient(const ScatterGradient& p, const Context& context);
+
+// The bound of given statistics, in the type of the parameters: [classes, components], and the shape of variances.
+void entropy_bound(const Bound& p, const void* counts, const void* scatter, bool is_double, const Context& context);
+
+// One step of the loss: assigns every row to the nearest mean, and bounds what that gives.
+void cem_forward(const Bound& p, const Features& x, const Mixture& mixture, int64_t* assignment,
+                 const Context& context);
+
+}  // namespace cem_fast::cuda

@@ -1,0 +1,193 @@
+"""The CUDA kernels, compiled for the host and called with torch's CPU tensors as ``torch.ops.cem_fast`` is."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cem_fast.ops import library
+
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE.parent.parent / "csrc" / "cuda"
+FLAGS = ["-std=c++20", "-pthread", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", f"-I{HERE}"]
+ELEMENTS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def build(folder: Path, *flags: str) -> Path:
+    """Compiles the driver with every kernel; returns the program."""
+    compiler = os.environ.get("CXX", "c++")
+    sources = [*sorted(SOURCES.glob("*.cu")), HERE / "driver.cpp"]
+    objects = [folder / f"{source.name}.o" for source in sources]
+
+    def compile_one(source: Path, target: Path) -> None:
+        command = [compiler, *FLAGS, *flags, f"-I{SOURCES}", "-x", "c++", "-c", str(source), "-o", str(target)]
+        subprocess.run(command, check=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, sources, objects))
+    program = folder / "driver"
+    subprocess.run([compiler, *flags, "-pthread", *map(str, objects), "-o", str(program)], check=True)
+    return program
+
+
+class Failure(RuntimeError):
+    """The program ended in the middle of a call; the message is what it said."""
+
+
+class Host:
+    """A running driver; its operators are called by name: ``host.cem_fwd(...)``."""
+
+    def __init__(self, program: Path, **environment: str) -> None:
+        self.launches = 0
+        self._process = subprocess.Popen(
+            [program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **environment},
+        )
+
+    def close(self) -> None:
+        _, said = self._process.communicate()
+        if self._process.returncode != 0:
+            raise Failure(said.decode())
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._process.kill()
+            self._process.communicate()
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in library.SCHEMAS:
+            raise AttributeError(name)
+        return lambda *args: self._call(name, args)
+
+    def _call(self, name: str, args: tuple[Any, ...]) -> Any:
+        fakes = library.FAKES[name](*args)
+        outputs = (fakes,) if isinstance(fakes, Tensor) else fakes
+        message = name.encode().ljust(64, b"\0") + b"".join(_PACK[name](outputs, *args))
+        try:
+            self._process.stdin.write(message)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise Failure(self._process.stderr.read().decode()) from None
+        launched = struct.unpack("q", self._read(8))[0]
+        self.launches, self.last_launches = launched, launched - self.launches
+        results = tuple(
+            torch.frombuffer(bytearray(self._read(o.nbytes)), dtype=o.dtype).view(o.shape)
+            if o.numel()
+            else torch.empty(o.shape, dtype=o.dtype)
+            for o in outputs
+        )
+        return results[0] if isinstance(fakes, Tensor) else results
+
+    def _read(self, size: int) -> bytes:
+        data = self._process.stdout.read(size)
+        if len(data) < size:
+            raise Failure(self._process.stderr.read().decode())
+        return data
+
+
+def _integers(*values: int) -> bytes:
+    return struct.pack(f"{len(values)}q", *map(int, values))
+
+
+def _bytes(t: Tensor) -> bytes:
+    return bytes(t.detach().contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def _input(t: Tensor | None) -> bytes:
+    return _integers(-1) if t is None else _integers(t.nbytes) + _bytes(t)
+
+
+def _outputs(*tensors: Tensor | None) -> bytes:
+    return _integers(*(-1 if t is None else t.nbytes for t in tensors))
+
+
+def _features(x: Tensor) -> bytes:
+    """Rows as they lie, gaps included."""
+    N, D = x.shape
+    stride = x.stride(0) if N > 1 else D
+    span = x.as_strided(((N - 1) * stride + D if N else 0,), (1,))
+    return _input(span) + _integers(stride, ELEMENTS.index(x.dtype), N, D)
+
+
+def _mixture(
+    means: Tensor, labels: Tensor | None, variances: Tensor | None = None, weights: Tensor | None = None
+) -> bytes:
+    C, K, _ = means.shape
+    tensors = b"".join(_input(t) for t in (labels, means, variances, weights))
+    return _integers(C, K) + tensors + _integers(variances is not None and variances.dim() == 3)
+
+
+def _kept(responsibilities: Tensor) -> Tensor | None:
+    return responsibilities if responsibilities.shape[1] else None
+
+
+def _bound(outputs, D, variances, weights, prior, samples, noise, official, boost, unbiased, mean, threshold, gamma):
+    C, K = weights.shape
+    yield _integers(C, K, D, variances.dim() == 3)
+    yield from map(_input, (variances, weights, prior, samples, noise))
+    yield _integers(noise.numel(), official) + struct.pack("d", boost) + _integers(unbiased, mean)
+    yield struct.pack("2d", threshold, gamma) + _outputs(*outputs)
+
+
+def _log_prob_fwd(outputs, x, means, variances, weights, labels, keep):
+    yield _features(x) + _mixture(means, labels, variances, weights)
+    yield _outputs(outputs[0], outputs[1] if keep else None)
+
+
+def _log_prob_bwd(outputs, grad, x, means, variances, weights, labels, log_prob, responsibilities):
+    yield _features(x) + _mixture(means, labels, variances, weights)
+    yield _input(grad) + _input(log_prob) + _input(_kept(responsibilities)) + _outputs(*outputs)
+
+
+def _moments(outputs, row_weights, x, means, variances, weights, labels, log_prob, responsibilities):
+    yield _features(x) + _mixture(means, labels, variances, weights)
+    yield _input(row_weights) + _input(_kept(responsibilities)) + _outputs(*outputs)
+
+
+def _statistics_fwd(outputs, x, means, labels, variances, weights, per_dimension, sums):
+    counts, scatter, totals, assignment = outputs
+    yield _features(x) + _mixture(means, labels, variances, weights) + _integers(per_dimension)
+    yield _outputs(counts, scatter, totals if sums else None, assignment)
+
+
+def _statistics_bwd(outputs, grad, scale, x, means, labels, assignment):
+    C, K, _ = means.shape
+    yield _features(x) + _integers(C, K) + _input(labels) + _input(means) + _integers(-1, -1, grad.dim() == 3)
+    yield _input(grad) + _input(scale) + _input(assignment) + _outputs(*outputs)
+
+
+def _entropy_bound(outputs, counts, scatter, D, variances, *rest):
+    yield _input(counts) + _input(scatter) + _integers(variances.dtype == torch.float64)
+    yield from _bound(outputs, D, variances, *rest)
+
+
+def _cem_fwd(outputs, x, means, labels, variances, weights, *rest):
+    yield _features(x) + _mixture(means, labels)
+    yield from _bound(outputs[:2], x.shape[1], variances, weights, *rest)
+    yield _outputs(outputs[2])
+
+
+_PACK = {
+    "mixture_log_prob_fwd": _log_prob_fwd,
+    "mixture_log_prob_bwd": _log_prob_bwd,
+    "mixture_moments": _moments,
+    "component_statistics_fwd": _statistics_fwd,
+    "component_statistics_bwd": _statistics_bwd,
+    "entropy_bound": _entropy_bound,
+    "cem_fwd": _cem_fwd,
+}

@@ -1,0 +1,87 @@
+"""Problems for the CUDA kernels on the host, and what the float64 reference makes of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from definitions import draw
+from torch import Tensor
+
+from cem_fast.ops import reference
+
+# N, D, C, K: one of each; a second tile and segment; a chunk and a bit; shares of the dimensions; more classes than rows;
+# many components; none
+SHAPES = [
+    (1, 1, 1, 1),
+    (37, 3, 4, 5),
+    (70, 65, 2, 9),
+    (40, 641, 2, 3),
+    (5, 70, 11, 2),
+    (7, 31, 1, 34),
+    (150, 5, 1, 2),
+    (0, 5, 2, 3),
+]
+
+
+class Problem(NamedTuple):
+    name: str
+    arguments: list[Any]
+
+
+def exact(arguments: list[Any]) -> list[Any]:
+    return [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
+
+
+def expected(problem: Problem) -> tuple[Tensor, ...]:
+    results = getattr(reference, problem.name)(*exact(problem.arguments))
+    return (results,) if isinstance(results, Tensor) else results
+
+
+def problems(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, diag: bool, *, labeled: bool = True, bad_labels: bool = False
+) -> Iterator[Problem]:
+    """Every operator, with every option that changes what a kernel does; half features come with float32 parameters."""
+    N, D, C, _ = shape
+    x, labels, mixture = draw(*shape, diag=diag)
+    x = torch.cat([x, torch.full((N, 3), torch.nan)], 1)[:, :D].to(dtype)  # rows with NaN between them
+    parameter = torch.promote_types(dtype, torch.float32)
+    means, variances, weights = mixture.to(parameter)
+    if bad_labels:
+        labels[N // 2], labels[N - 1] = -1, C
+    labels = labels if labeled else None
+    arguments = [x, means, variances, weights, labels]
+    grad, scale = torch.rand(N, dtype=parameter) - 0.3, torch.rand((), dtype=parameter)
+    yield Problem("mixture_log_prob_fwd", [*arguments, True])
+    log_prob, responsibilities = (t.to(parameter) for t in reference.mixture_log_prob_fwd(*exact(arguments), True))
+    for kept in (responsibilities, responsibilities[:, :0]):
+        yield Problem("mixture_log_prob_bwd", [grad, *arguments, log_prob, kept])
+        yield Problem("mixture_moments", [grad, *arguments, log_prob, kept])
+    yield Problem("mixture_log_prob_fwd", [*arguments, False])
+
+    for posterior, per_dimension, sums in itertools.product((False, True), repeat=3):
+        spread = [variances, weights] if posterior else [None, None]
+        yield Problem("component_statistics_fwd", [x, means, labels, *spread, per_dimension, sums])
+    counts, scatter, _, assignment = reference.component_statistics_fwd(
+        *exact([x, means, labels]), None, None, diag, False
+    )
+    for factor in (None, scale):
+        yield Problem(
+            "component_statistics_bwd",
+            [torch.rand(scatter.shape, dtype=parameter) - 0.5, factor, x, means, labels, assignment],
+        )
+
+    prior, total = torch.rand(C, dtype=parameter) + 0.1, torch.tensor(40.0 * N + 1, dtype=torch.float64)
+    noise = torch.rand(D, dtype=torch.float64) * 0.01 + 0.001
+    priors = [variances, weights, prior / prior.sum(), total]
+    for options in (
+        [noise[:1], False, 1.0, True, True, 0.125, 0.01],
+        [noise, False, 3.0, False, False, 0.125, 0.01],
+        [noise[:1], True, 10.0, True, True, 0.125, 0.01],
+    ):
+        if options[1] and diag:
+            continue
+        yield Problem("cem_fwd", [x, means, labels, *priors, *options])
+        yield Problem("entropy_bound", [counts.to(parameter), scatter.to(parameter), D, *priors, *options])
