@@ -17,7 +17,6 @@ pybind11::dict build_info() {
 #else
   info["cpu"] = pybind11::make_tuple("default");
 #endif
-  info["cuda"] = false;
   return info;
 }
 
@@ -25,7 +24,5 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info,
-        "Returns the compiler, its flags, the torch release built with, the CPU capabilities that were built, and "
-        "whether "
-        "CUDA was.");
+        "Returns the compiler, its flags, the torch release built with, and the CPU capabilities that were built.");
 }

@@ -1,13 +1,14 @@
 """Which implementation of the operations is in force, chosen once when the package is imported, and why.
 
 ``CEM_FAST_BACKEND`` asks for one: ``auto`` takes the best there is, ``reference`` plain torch, ``cpu`` the compiled CPU
-kernels, ``triton`` the Triton kernels (on CPU tensors where ``TRITON_INTERPRET=1``); asking for what this installation lacks is
-an error. ``CEM_FAST_CPU_CAPABILITY`` asks for an instruction set.
+kernels, ``triton`` the Triton kernels (on CPU tensors where ``TRITON_INTERPRET=1``), ``cuda`` the compiled CUDA kernels; asking for
+what this installation lacks is an error. ``CEM_FAST_CPU_CAPABILITY`` asks for an instruction set.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import importlib.util
 import os
@@ -22,9 +23,7 @@ from cem_fast.ops import library
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 CAPABILITIES = ("default", "avx2", "avx512")
 PACKAGE = Path(__file__).resolve().parent.parent
-
-# Backends that this build does not have, and why.
-UNAVAILABLE = {"cuda": "not available in this build"}
+_CUDA_LIBRARY = torch.library.Library("cem_fast_cuda", "DEF")
 
 
 def _requested(variable: str, allowed: tuple[str, ...], default: str | None) -> str | None:
@@ -32,6 +31,21 @@ def _requested(variable: str, allowed: tuple[str, ...], default: str | None) -> 
     if value is not None and value not in allowed:
         raise ValueError(f"{variable} must be one of {', '.join(allowed)}, got {value!r}")
     return value
+
+
+def _compiled(library_name: str, part: str) -> Path:
+    """The path of a compiled library.
+
+    Raises:
+        OSError: it is not there, with the reason that the installation recorded.
+    """
+    path = next(PACKAGE.glob(f"{library_name}.*"), None)
+    if path is not None:
+        return path
+    record = PACKAGE / f"_not_built_{part}.txt"
+    raise OSError(
+        record.read_text().strip() if record.exists() else "the package was not installed with its extensions"
+    )
 
 
 class CpuLibrary:
@@ -42,13 +56,10 @@ class CpuLibrary:
     """
 
     def __init__(self) -> None:
-        path = next(PACKAGE.glob("_C_cpu.*"), None)
-        if path is None:
-            record = PACKAGE / "_not_built.txt"
-            reason = (
-                record.read_text().strip() if record.exists() else "the package was not installed with its extensions"
-            )
-            raise OSError(f"compiled CPU kernels are not built: {reason}")
+        try:
+            path = _compiled("_C_cpu", "cpp")
+        except OSError as error:
+            raise OSError(f"compiled CPU kernels are not built: {error}") from None
         torch.ops.load_library(path)
         self._library = ctypes.CDLL(str(path))
         self._library.cem_fast_cpu_capability.restype = ctypes.c_char_p
@@ -102,6 +113,46 @@ def _load_triton(requested: str) -> tuple[str | None, str]:
     return key, "TRITON_INTERPRET=1" if interpreting else "compiled at first use"
 
 
+@functools.cache
+def cuda_operators() -> dict[str, torch._ops.OpOverload]:
+    """Loads the compiled CUDA kernels, which needs no GPU; they serve nothing but ``torch.ops.cem_fast_cuda`` by that.
+
+    Returns:
+        The operator of every name in ``torch.ops.cem_fast``.
+
+    Raises:
+        OSError: the library is not there, or does not load, with the reason.
+    """
+    if torch.version.cuda is None:
+        raise OSError("this build of torch has no CUDA")
+    try:
+        path = _compiled("_C_cuda", "cuda")
+    except OSError as error:
+        raise OSError(f"the compiled CUDA kernels are not built: {error}") from None
+    torch.ops.load_library(path)
+    for name, schema in library.SCHEMAS.items():
+        _CUDA_LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"cem_fast_cuda::{name}", library.FAKES[name], lib=_CUDA_LIBRARY)
+    return {name: getattr(torch.ops.cem_fast_cuda, name).default for name in library.SCHEMAS}
+
+
+def _load_cuda(requested: str) -> tuple[bool, str]:
+    """Registers the compiled CUDA kernels for CUDA tensors if they were asked for; returns whether, and why or why not."""
+    if requested != "cuda":
+        try:
+            _compiled("_C_cuda", "cuda")
+        except OSError as error:
+            return False, f"its kernels are not built: {error}"
+        return False, "its kernels are built but have never run on a GPU: ask for them with CEM_FAST_BACKEND=cuda"
+    try:
+        operators = cuda_operators()
+    except OSError as error:
+        raise RuntimeError(f"CEM_FAST_BACKEND=cuda: {error}") from error
+    for name, operator in operators.items():
+        library.LIBRARY.impl(name, operator, "CUDA")
+    return True, "CEM_FAST_BACKEND=cuda; they have never run on a GPU"
+
+
 def choose() -> tuple[str, CpuLibrary | None, str]:
     """Reads the environment and loads what it asks for.
 
@@ -114,8 +165,6 @@ def choose() -> tuple[str, CpuLibrary | None, str]:
     """
     requested = _requested("CEM_FAST_BACKEND", BACKENDS, "auto")
     capability = _requested("CEM_FAST_CPU_CAPABILITY", CAPABILITIES, None)
-    if requested in UNAVAILABLE:
-        raise RuntimeError(f"CEM_FAST_BACKEND={requested}: {UNAVAILABLE[requested]}")
     if requested == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         return requested, None, "TRITON_INTERPRET=1"
     if requested == "reference":
@@ -139,6 +188,7 @@ def choose() -> tuple[str, CpuLibrary | None, str]:
 
 REQUESTED, CPU, _CPU_REASON = choose()
 TRITON, _TRITON_REASON = _load_triton(REQUESTED)
+CUDA, _CUDA_REASON = _load_cuda(REQUESTED)
 
 
 def describe() -> dict[str, Any]:
@@ -154,13 +204,16 @@ def describe() -> dict[str, Any]:
         build = None
     else:
         build = _C.build_info()
-    unavailable = {"triton": _TRITON_REASON, **UNAVAILABLE}
     on_cpu = "triton (interpreted)" if TRITON == "CPU" else f"compiled ({CPU.capability})" if CPU else "reference"
-    on_cuda = f"triton: {_TRITON_REASON}" if TRITON == "CUDA" else None
+    if TRITON == "CUDA":
+        on_cuda = f"triton: {_TRITON_REASON}"
+    elif CUDA:
+        on_cuda = f"compiled: {_CUDA_REASON}"
+    else:
+        on_cuda = f"reference: triton {_TRITON_REASON}; cuda {_CUDA_REASON}"
     return {
         "backend asked for": REQUESTED,
         "on CPU tensors": f"{on_cpu}: {_CPU_REASON}",
-        "on CUDA tensors": on_cuda
-        or "reference: " + "; ".join(f"{name} {reason}" for name, reason in unavailable.items()),
+        "on CUDA tensors": on_cuda,
         "build": build,
     }

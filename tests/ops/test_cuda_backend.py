@@ -1,0 +1,90 @@
+"""What is known of the compiled CUDA kernels without a GPU: that they load, and who is told what where they cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cem_fast.ops import backend, library
+
+BUILT = next(backend.PACKAGE.glob("_C_cuda.*"), None) is not None and torch.version.cuda is not None
+needs_library = pytest.mark.skipif(not BUILT, reason="the CUDA kernels are not built")
+
+
+def described(**variables):
+    code = "import cem_fast; print(cem_fast.backends()['on CUDA tensors'])"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("CEM_FAST_")}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**environment, **variables}, check=False
+    )
+
+
+@needs_library
+def test_every_operator_is_there_and_has_a_shape():
+    operators = backend.cuda_operators()
+    assert set(operators) == set(library.SCHEMAS)
+    for name in operators:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"cem_fast_cuda::{name}", "CUDA")
+        assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"cem_fast_cuda::{name}", "CPU")
+    x, means = torch.empty(5, 3, device="meta"), torch.empty(2, 4, 3, device="meta")
+    labels = torch.empty(5, dtype=torch.int64, device="meta")
+    counts, scatter, sums, assignment = operators["component_statistics_fwd"](x, means, labels, None, None, True, True)
+    assert (counts.shape, scatter.shape, sums.shape, assignment.shape) == ((2, 4), (2, 4, 3), (2, 4, 3), (5,))
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, "reference: triton its kernels have never run on a GPU"),
+        ({"CEM_FAST_BACKEND": "cuda"}, "compiled: CEM_FAST_BACKEND=cuda; they have never run on a GPU"),
+    ],
+    ids=str,
+)
+def test_choice_by_environment(variables, expected):
+    done = described(**variables)
+    assert done.stdout.startswith(expected), done.stderr
+
+
+@needs_library
+def test_asking_for_them_puts_them_on_cuda_and_leaves_the_cpu_alone():
+    code = (
+        "import torch, cem_fast\n"
+        "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
+        "print(has('cem_fast::cem_fwd', 'CUDA'), cem_fast.backends()['on CPU tensors'])"
+    )
+    environment = {**os.environ, "CEM_FAST_BACKEND": "cuda"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("True compiled" if backend.CPU else "True reference")
+
+
+@pytest.mark.parametrize(
+    "version, record, message",
+    [
+        (None, None, "CEM_FAST_BACKEND=cuda: this build of torch has no CUDA"),
+        ("13.0", None, "are not built: the package was not installed with its extensions"),
+        ("13.0", "no CUDA toolkit (nvcc not found)", "are not built: no CUDA toolkit"),
+    ],
+)
+def test_asking_for_what_is_not_there_names_the_reason(version, record, message, monkeypatch, tmp_path):
+    monkeypatch.setattr(backend, "PACKAGE", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", version)
+    monkeypatch.setattr(backend, "cuda_operators", backend.cuda_operators.__wrapped__)
+    if record is not None:
+        (tmp_path / "_not_built_cuda.txt").write_text(record + "\n")
+    with pytest.raises(RuntimeError, match=message):
+        backend._load_cuda("cuda")
+    serves, reason = backend._load_cuda("auto")
+    assert not serves
+    assert (record or "not installed with its extensions") in reason
+
+
+@needs_library
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cpu_tensors_are_refused():
+    with pytest.raises(NotImplementedError, match="cem_fast_cuda::component_statistics_fwd"):
+        backend.cuda_operators()["component_statistics_fwd"](
+            torch.ones(2, 2), torch.ones(1, 1, 2), None, None, None, False, False
+        )

@@ -1,0 +1,84 @@
+"""Every operator of both GPU backends against the float64 reference, on a CUDA device."""
+
+import importlib
+import importlib.util
+
+import pytest
+import torch
+from cuda_host.problems import SHAPES, expected, problems
+from tolerances import RELATIVE, relative_error
+
+from cem_fast.ops import backend
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+LARGE = [(4099, 515, 10, 5), (130, 16384, 3, 2), (3000, 70, 1, 300)]
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def operators(request):
+    if request.param == "triton":
+        if importlib.util.find_spec("triton") is None:
+            pytest.skip("triton is not installed")
+        return importlib.import_module("cem_fast.kernels.operators").OPERATORS
+    try:
+        return backend.cuda_operators()
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+def run(operators, problem):
+    arguments = [a.cuda() if isinstance(a, torch.Tensor) else a for a in problem.arguments]
+    results = operators[problem.name](*arguments)
+    return (results,) if isinstance(results, torch.Tensor) else tuple(results)
+
+
+def agree(operators, problem):
+    results, again = run(operators, problem), run(operators, problem)
+    for found, repeated, wanted in zip(results, again, expected(problem), strict=True):
+        assert found.is_cuda
+        assert torch.equal(found.nan_to_num(), repeated.nan_to_num()), f"{problem.name}: other bits on another run"
+        found = found.cpu()
+        if not wanted.is_floating_point():
+            assert torch.equal(found, wanted), problem.name
+            continue
+        assert torch.equal(found.isnan(), wanted.isnan()), problem.name
+        assert relative_error(found.nan_to_num(), wanted.nan_to_num()) <= 2 * RELATIVE[found.dtype], problem.name
+
+
+@pytest.mark.parametrize("dtype", list(RELATIVE), ids=str)
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+@pytest.mark.parametrize("shape", SHAPES + LARGE, ids=str)
+def test_every_operator(operators, shape, diag, dtype):
+    for problem in problems(shape, dtype, diag):
+        agree(operators, problem)
+
+
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+def test_labels_out_of_range(operators, diag):
+    for problem in problems(SHAPES[1], torch.float32, diag, bad_labels=True):
+        agree(operators, problem)
+
+
+def test_a_step_of_the_loss_in_a_cuda_graph(operators):
+    step = next(p for p in problems((130, 33, 3, 3), torch.float32, True) if p.name == "cem_fwd")
+    arguments = [a.cuda() if isinstance(a, torch.Tensor) else a for a in step.arguments]
+    x, means, labels = arguments[:3]
+
+    def run_step():
+        value, slope, assignment = operators["cem_fwd"](*arguments)
+        return value, operators["component_statistics_bwd"](slope, torch.ones_like(value), x, means, labels, assignment)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run_step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run_step()
+    x.copy_(x.flip(0))
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, run_step()))
