@@ -23,8 +23,11 @@ test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 	@echo "the operations once more, on the plain torch reference"
 	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/test_mixture.py
 
-check: $(READY) ## the long proofs: the CPU kernels under the sanitizers, the wheel outside the tree (and under OTHER_TORCH)
+check: $(READY) ## the long proofs: sanitizers, what nvcc makes of the kernels, the wheel outside the tree (and under OTHER_TORCH)
 	@$(PY) tests/sanitizers/run.py
+	@$(PY) tests/cuda_host/run.py
+	@if command -v nvcc >/dev/null; then $(PY) benchmarks/cuda_registers.py --check; \
+	  else echo "nvcc is not here: the CUDA kernels were not compiled"; fi
 	@$(PY) tests/wheel.py $(if $(OTHER_TORCH),--torch "$(OTHER_TORCH)")
 
 lint: $(READY) ## check style, without changing anything
@@ -41,11 +44,11 @@ build: $(READY) ## compile the extension again
 	@$(PIP) install --no-build-isolation --no-deps -e .
 
 clean: ## remove what was built; the environment and runs/ stay
-	rm -rf build dist *.egg-info cem_fast/*.so .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info cem_fast/*.so cem_fast/_not_built*.txt .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 	rm -f "$(READY)"
 
-$(READY): pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+$(READY): pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/cuda/*.cu csrc/cuda/*.cuh)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
 	  || { echo "make: Python 3.10 or newer is needed as $(PYTHON) (choose another with PYTHON=...)"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
