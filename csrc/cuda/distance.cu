@@ -6,7 +6,11 @@ namespace cem_fast::cuda {
 
 namespace {
 
+#ifdef CEM_FAST_SMALL_PARTS  // so that small problems have several
+constexpr int64_t kNumbersOfSlab = 1 << 10;
+#else
 constexpr int64_t kNumbersOfSlab = 1 << 23;
+#endif
 constexpr int64_t kEnoughBlocks = 256;  // a constant, so that every device gives the same bits
 constexpr int64_t kSmallestShare = 4 * kTileDims;
 

@@ -8,9 +8,14 @@ namespace cem_fast::cuda {
 
 namespace {
 
+#ifdef CEM_FAST_SMALL_PARTS  // so that small problems have several
+constexpr int64_t kRowsOfBlock = kThreads;
+constexpr int64_t kSegments = 2;
+#else
 constexpr int64_t kRowsOfBlock = 1024;
+constexpr int64_t kSegments = 512;  // enough to fill a large device
+#endif
 constexpr int64_t kCounts = 1 << 16;    // every block reads all counts
-constexpr int64_t kSegments = 512;      // enough to fill a large device
 constexpr int64_t kPartials = 1 << 23;  // numbers left by all segments together
 constexpr int64_t kSegmentRows = 1 << 16;
 

@@ -33,7 +33,7 @@ __device__ inline void place_rows(const Sort& s, int64_t* next, int32_t* order) 
   for (int64_t start = first; start < last; start += kThreads) {
     const int64_t n = start + thread, own = n < last ? group_of(s, n) : -1;
     group[thread] = own;
-    __syncthreads();
+    __syncthreads();  // `group` is complete, and so is `next`
     int before = 0, after = 0;
     for (int i = 0; i < kThreads; ++i) {
       before += group[i] == own && i < thread;
@@ -50,7 +50,6 @@ __device__ inline void place_rows(const Sort& s, int64_t* next, int32_t* order) 
 static __global__ void __launch_bounds__(kThreads) count_kernel(Sort s) {
   int64_t* counts = s.counts + blockIdx.x * (s.classes + 1);
   for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) counts[g] = 0;
-  __syncthreads();
   place_rows(s, counts, nullptr);
 }
 
@@ -77,7 +76,6 @@ static __global__ void __launch_bounds__(kThreads) place_kernel(Sort s) {
     s.offsets[s.classes + 1] = position;
     s.first_segment[s.classes + 1] = segment;
   }
-  __syncthreads();
   place_rows(s, next, s.order);
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from cem_fast.ops import library
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parent.parent / "csrc" / "cuda"
-FLAGS = ["-std=c++20", "-pthread", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", f"-I{HERE}"]
+FLAGS = ["-std=c++20", "-pthread", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror"]
+FLAGS += ["-DCEM_FAST_SMALL_PARTS", f"-I{HERE}"]
 ELEMENTS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -35,6 +37,14 @@ def build(folder: Path, *flags: str) -> Path:
     program = folder / "driver"
     subprocess.run([compiler, *flags, "-pthread", *map(str, objects), "-o", str(program)], check=True)
     return program
+
+
+def barriers() -> Iterator[str]:
+    """Every barrier of the kernels, as ``CUDA_HOST_SKIP`` names it."""
+    for source in sorted(SOURCES.glob("*.cuh")):
+        for number, line in enumerate(source.read_text().splitlines(), 1):
+            if "__syncthreads();" in line:
+                yield f"{source.name}:{number}"
 
 
 class Failure(RuntimeError):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cem_fast.ops import reference
 
-# N, D, C, K: one of each; a second tile and segment; a chunk and a bit; shares of the dimensions; more classes than rows;
+# N, D, C, K: one of each; a second tile; long segments; a chunk and a bit; shares of the dimensions; more classes than rows;
 # many components; none
 SHAPES = [
     (1, 1, 1, 1),
@@ -21,7 +21,7 @@ SHAPES = [
     (40, 641, 2, 3),
     (5, 70, 11, 2),
     (7, 31, 1, 34),
-    (150, 5, 1, 2),
+    (600, 5, 1, 2),
     (0, 5, 2, 3),
 ]
 

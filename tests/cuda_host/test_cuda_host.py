@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from cuda_host.host import Host, build
+from cuda_host.host import SOURCES, Failure, Host, barriers, build
 from cuda_host.problems import SHAPES, Problem, expected, problems
 from tolerances import RELATIVE, relative_error
 
@@ -88,8 +88,14 @@ def test_the_order_of_blocks_changes_no_bit(host, program):
                 assert torch.equal(one.nan_to_num(), other.nan_to_num()), problem.name
 
 
-def test_the_device_code_knows_nothing_of_torch():
-    from cuda_host.host import SOURCES
+def test_a_barrier_that_is_missing_shows(program):
+    """ThreadSanitizer sees each of them, in ``run.py``; here a tile that is read too early must give wrong results."""
+    complete = [barrier for barrier in barriers() if barrier.startswith("distance.cuh")][1]
+    with pytest.raises((AssertionError, Failure)), Host(program, CUDA_HOST_SKIP=complete) as broken:
+        for problem in problems(SHAPES[2], torch.float32, True):
+            agree(broken, problem)
 
+
+def test_the_device_code_knows_nothing_of_torch():
     included = subprocess.run(["grep", "-l", "#include.*torch", *SOURCES.glob("*.cu*")], capture_output=True, text=True)
     assert included.stdout == ""
