@@ -91,9 +91,14 @@ def test_the_order_of_blocks_changes_no_bit(host, program):
 def test_a_barrier_that_is_missing_shows(program):
     """ThreadSanitizer sees each of them, in ``run.py``; here a tile that is read too early must give wrong results."""
     complete = [barrier for barrier in barriers() if barrier.startswith("distance.cuh")][1]
-    with pytest.raises((AssertionError, Failure)), Host(program, CUDA_HOST_SKIP=complete) as broken:
-        for problem in problems(SHAPES[2], torch.float32, True):
-            agree(broken, problem)
+
+    def run_broken() -> None:
+        with Host(program, CUDA_HOST_SKIP=complete) as broken:
+            for problem in problems(SHAPES[2], torch.float32, True):
+                agree(broken, problem)
+
+    with pytest.raises((AssertionError, Failure)):
+        run_broken()
 
 
 def test_the_device_code_knows_nothing_of_torch():
