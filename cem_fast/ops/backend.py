@@ -108,7 +108,7 @@ def _load_triton(requested: str) -> tuple[str | None, str]:
     if reason is not None:
         raise RuntimeError(f"CEM_FAST_BACKEND=triton: {reason}")
     key = "CPU" if interpreting else "CUDA"
-    for name in library.SCHEMAS.keys() - library.CPU_ONLY:
+    for name in library.EVERYWHERE:
         library.LIBRARY.impl(name, _triton_launcher(name), key)
     return key, "TRITON_INTERPRET=1" if interpreting else "compiled at first use"
 
@@ -118,7 +118,7 @@ def cuda_operators() -> dict[str, torch._ops.OpOverload]:
     """Loads the compiled CUDA kernels, which needs no GPU; they serve nothing but ``torch.ops.cem_fast_cuda`` by that.
 
     Returns:
-        The operator of every name in ``torch.ops.cem_fast``.
+        The operator of every name in ``library.EVERYWHERE``.
 
     Raises:
         OSError: the library is not there, or does not load, with the reason.
@@ -130,10 +130,10 @@ def cuda_operators() -> dict[str, torch._ops.OpOverload]:
     except OSError as error:
         raise OSError(f"the compiled CUDA kernels are not built: {error}") from None
     torch.ops.load_library(path)
-    for name, schema in library.SCHEMAS.items():
-        _CUDA_LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for name in library.EVERYWHERE:
+        _CUDA_LIBRARY.define(name + library.SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"cem_fast_cuda::{name}", library.FAKES[name], lib=_CUDA_LIBRARY)
-    return {name: getattr(torch.ops.cem_fast_cuda, name).default for name in library.SCHEMAS}
+    return {name: getattr(torch.ops.cem_fast_cuda, name).default for name in library.EVERYWHERE}
 
 
 def _load_cuda(requested: str) -> tuple[bool, str]:

@@ -117,6 +117,9 @@ FAKES = {
 # Whole iterations in one call, while rows are in a cache: a way to go about it that is a processor's own.
 CPU_ONLY = ("kmeans", "mixture_statistics")
 
+# What every device's kernels serve.
+EVERYWHERE = [name for name in SCHEMAS if name not in CPU_ONLY]
+
 OPERATORS: dict[str, torch._ops.OpOverload] = {}
 
 for _name, _schema in SCHEMAS.items():
