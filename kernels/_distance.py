@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from cem_fast.kernels._configs import Config
 from cem_fast.kernels._grouping import Groups
-from cem_fast.kernels._launch import launch
+from cem_fast.kernels._launch import kernel, launch
 from cem_fast.kernels._rows import find_segment, load_tile, rows_of
 from torch import Tensor
 
@@ -69,10 +69,9 @@ def distances(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    FROM_SPLITS: tl.constexpr,
 ):
     """:func:`squared_distances` over all dimensions, or the ordered sum of what ``distance_kernel`` has left of them."""
-    if FROM_SPLITS:
+    if splits > 1:
         component = first_component + tl.arange(0, BLOCK_K)
         total = tl.zeros([BLOCK_N, BLOCK_K], means_ptr.dtype.element_ty)
         mask = valid[:, None] & (component < K)[None, :]
@@ -88,7 +87,7 @@ def distances(
     return total
 
 
-@triton.jit(do_not_specialize=["N", "C", "K", "P", "grouping", "splits"])
+@kernel("x_ptr", "stride", "means_ptr", "variances_ptr", "D", "split_size")
 def distance_kernel(
     x_ptr,
     stride,

@@ -8,36 +8,39 @@ import torch
 import triton
 import triton.language as tl
 from cem_fast.kernels import _configs
-from cem_fast.kernels._launch import cdiv, configuration, launch, multiprocessors
+from cem_fast.kernels._launch import cdiv, configuration, kernel, launch, multiprocessors
 from cem_fast.kernels._rows import NATURAL, SCANNED, SCANNED_ROWS, SORTED
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["N", "C"])
-def pairwise_sort_kernel(labels_ptr, order_ptr, offsets_ptr, N, C, row_programs, BLOCK: tl.constexpr):
+@triton.jit
+def _load_classes(labels_ptr, n, N, C):
+    """Classes of rows; stray labels are class C, rows behind the last class C + 1."""
+    label = tl.load(labels_ptr + n, mask=n < N, other=0)
+    label = tl.where((label >= 0) & (label < C), label, C).to(tl.int32)
+    return tl.where(n < N, label, C + 1)
+
+
+@kernel()
+def pairwise_sort_kernel(
+    labels_ptr, order_ptr, offsets_ptr, N, C, row_programs, BLOCK: tl.constexpr, CHUNK: tl.constexpr
+):  # fmt: skip
     """Stable sort by class: the place of a row is the number of rows before it. The last programs count the offsets."""
     program = tl.program_id(0)
-    own = tl.arange(0, BLOCK)
     count = tl.zeros([BLOCK], tl.int32)
     if program < row_programs:
-        n = program * BLOCK + own
-        label = tl.load(labels_ptr + n, mask=n < N, other=0)
-        label = tl.where((label >= 0) & (label < C), label, C).to(tl.int32)
-        for start in range(0, N, BLOCK):
-            m = start + own
-            other = tl.load(labels_ptr + m, mask=m < N, other=0)
-            other = tl.where((other >= 0) & (other < C), other, C).to(tl.int32)
-            other = tl.where(m < N, other, C + 1)
+        n = program * BLOCK + tl.arange(0, BLOCK)
+        label = _load_classes(labels_ptr, n, N, C)
+        for start in range(0, N, CHUNK):
+            m = start + tl.arange(0, CHUNK)
+            other = _load_classes(labels_ptr, m, N, C)
             earlier = (other[None, :] == label[:, None]) & (m[None, :] < n[:, None])
             count += tl.sum(((other[None, :] < label[:, None]) | earlier).to(tl.int32), 1)
         tl.store(order_ptr + count, n.to(tl.int64), mask=n < N)
     else:
-        c = (program - row_programs) * BLOCK + own
-        for start in range(0, N, BLOCK):
-            m = start + own
-            other = tl.load(labels_ptr + m, mask=m < N, other=0)
-            other = tl.where((other >= 0) & (other < C), other, C).to(tl.int32)
-            other = tl.where(m < N, other, C + 1)
+        c = (program - row_programs) * BLOCK + tl.arange(0, BLOCK)
+        for start in range(0, N, CHUNK):
+            other = _load_classes(labels_ptr, start + tl.arange(0, CHUNK), N, C)
             count += tl.sum((other[None, :] < c[:, None]).to(tl.int32), 1)
         tl.store(offsets_ptr + c, count.to(tl.int64), mask=c < C + 2)
 
@@ -103,6 +106,7 @@ def group(labels: Tensor | None, N: int, C: int, block_n: int, like: Tensor) -> 
             C,
             row_programs,
             BLOCK=block,
+            CHUNK=config.BLOCK_D,
         )
         return Groups(SORTED.value, order, offsets, 1, N, C)
     placed, order = torch.sort(torch.where((labels >= 0) & (labels < C), labels, C), stable=True)

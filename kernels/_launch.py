@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,33 @@ import triton
 from cem_fast.kernels import _configs
 from cem_fast.kernels._configs import Config
 from torch import Tensor
+
+
+class Kernel:
+    """One kernel, compiled in at most two versions for every choice of dtypes and constants.
+
+    ``aligned`` may take every argument named in ``wide``, an address or a number of elements, for a multiple of 16, and so
+    touch memory in 128-bit pieces; ``general`` takes nothing for granted. Left to itself, Triton would compile a version for
+    every combination of multiples of 16 and ones that comes along, more than can be checked beforehand.
+    """
+
+    def __init__(self, function: Callable[..., None], wide: tuple[str, ...]):
+        names = list(inspect.signature(function).parameters)
+        given = [name for name in names if name not in function.__annotations__]  # constants are annotated
+        self.name = function.__name__
+        self.places = [names.index(name) for name in wide]
+        self.aligned = triton.jit(function, do_not_specialize=[name for name in given if name not in wide])
+        self.general = triton.jit(function, do_not_specialize=given)
+
+    def version(self, args: tuple[Any, ...]) -> Any:
+        values = (args[place] for place in self.places)
+        aligned = all((v.data_ptr() if isinstance(v, Tensor) else v) % 16 == 0 for v in values)
+        return self.aligned if self.places and aligned else self.general
+
+
+def kernel(*wide: str) -> Callable[[Callable[..., None]], Kernel]:
+    """Decorator of a kernel: the names of the arguments that the aligned version relies on."""
+    return lambda function: Kernel(function, wide)
 
 
 @functools.cache
@@ -26,7 +55,7 @@ def _multiprocessors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def configuration(family: str, like: Tensor) -> Config:
+def configuration(family: str, like: Tensor) -> Config | None:
     architecture = _architecture(like.device.index) if like.is_cuda else "*"
     return _configs.config(family, like.element_size(), architecture)
 
@@ -46,11 +75,11 @@ def options(config: Config) -> dict[str, Any]:
     return dict(num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True, **limit)
 
 
-def launch(kernel: Any, programs: int, config: Config, like: Tensor, *args: Any, **constants: Any) -> None:
+def launch(kernel: Kernel, programs: int, config: Config, like: Tensor, *args: Any, **constants: Any) -> None:
     """Runs ``programs`` programs on the current stream of ``like``'s device."""
     # tensors on the CPU mean the interpreter, whose numpy warns where a GPU would not
     with torch.cuda.device(like.device) if like.is_cuda else np.errstate(all="ignore"):
-        kernel[(programs,)](*args, **constants, **options(config))
+        kernel.version(args)[(programs,)](*args, **constants, **options(config))
 
 
 def cdiv(a: int, b: int) -> int:

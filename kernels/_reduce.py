@@ -5,12 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from cem_fast.kernels._grouping import Groups
-from cem_fast.kernels._launch import cdiv, configuration, launch
+from cem_fast.kernels._launch import cdiv, configuration, kernel, launch
 from cem_fast.kernels._rows import first_segment
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["N", "C", "K", "P", "grouping", "parts", "column_programs"])
+@kernel("partial_ptr", "width")
 def reduce_kernel(
     partial_ptr,  # [segments, width]: first wide block, second wide block, first K, parts x second K
     sizes_ptr,  # [segments + 1]: rows of each segment; the last is the number of rows without a class
@@ -29,8 +29,8 @@ def reduce_kernel(
     grouping,
     parts,
     segments,
+    rows_per_segment,
     column_programs,
-    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Outputs ``[C, first_width]``, ``[C, second_width]``, ``[C, K]`` and ``[C, K]``; NaN if any row has no class."""
@@ -39,8 +39,8 @@ def reduce_kernel(
     wide = first_width + second_width
     filled_width = wide + K + tl.where(parts > 0, K, 0)
     total = tl.zeros([BLOCK], partial_ptr.dtype.element_ty)
-    first = first_segment(c, grouping, offsets_ptr, N, C, P, ROWS)
-    last = first_segment(c + 1, grouping, offsets_ptr, N, C, P, ROWS)
+    first = first_segment(c, grouping, offsets_ptr, N, C, P, rows_per_segment)
+    last = first_segment(c + 1, grouping, offsets_ptr, N, C, P, rows_per_segment)
     for t in range(first, last):
         filled = tl.load(sizes_ptr + t) > 0
         at = partial_ptr + t * width
@@ -95,7 +95,7 @@ class Partials:
             groups.grouping,
             self.parts,
             self.segments,
+            self.block_n,
             columns,
-            ROWS=self.block_n,
             BLOCK=config.BLOCK_D,
         )

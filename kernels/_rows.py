@@ -18,7 +18,7 @@ SORTED: tl.constexpr = tl.constexpr(2)
 
 # Largest number of rows whose labels every program reads for itself, and how many of them at once.
 SCANNED_ROWS = 512
-SCAN: tl.constexpr = tl.constexpr(64)
+SCAN: tl.constexpr = tl.constexpr(16)
 
 
 @triton.jit

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from cem_fast.kernels._configs import FEW_COMPONENTS, block_k
+from cem_fast.kernels._configs import BLOCK_K
 from cem_fast.kernels._distance import distances, split_distances
 from cem_fast.kernels._grouping import group
-from cem_fast.kernels._launch import cdiv, configuration, launch, unit_stride
+from cem_fast.kernels._launch import cdiv, configuration, kernel, launch, unit_stride
 from cem_fast.kernels._reduce import Partials
 from cem_fast.kernels._rows import find_segment, load_tile, rows_of, store_size
 from torch import Tensor
@@ -40,9 +40,7 @@ def add_moments(
             tl.store(at + first_width, total + tl.load(at + first_width, mask=inside & again, other=0), mask=inside)
 
 
-@triton.jit(
-    do_not_specialize=["N", "C", "K", "P", "grouping", "posterior", "per_dimension", "sums", "splits", "segments"]
-)
+@kernel("x_ptr", "stride", "means_ptr", "variances_ptr", "partial_ptr", "D", "first_width", "second_width", "width")
 def component_statistics_fwd_kernel(
     x_ptr,
     stride,
@@ -62,24 +60,20 @@ def component_statistics_fwd_kernel(
     P,
     grouping,
     posterior,
-    per_dimension,
-    sums,
     splits,
     segments,
     first_width,
     second_width,
     width,
     DIAG: tl.constexpr,
-    FROM_SPLITS: tl.constexpr,
-    SECOND_PASS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Assignment, counts and scatter of one segment; with SECOND_PASS also what is kept per dimension.
+    """Assignment, counts and scatter of one segment; what is kept per dimension is left to ``scatter_kernel``.
 
     The distance to a component is the plain one or, if ``posterior``, minus twice its log joint density (always with DIAG,
-    where the scatter is left to ``scatter_kernel``).
+    which leaves all of the scatter to ``scatter_kernel``).
     """
     dtype = means_ptr.dtype.element_ty
     t = tl.program_id(0)
@@ -103,7 +97,7 @@ def component_statistics_fwd_kernel(
                 exists = component < K
                 total = distances(
                     x_ptr, stride, row, valid, means_ptr, variances_ptr, split_ptr, splits, c, first, K, N, D,
-                    DIAG, BLOCK_N, BLOCK_K, BLOCK_D, FROM_SPLITS,
+                    DIAG, BLOCK_N, BLOCK_K, BLOCK_D,
                 )  # fmt: skip
                 score = total
                 if posterior:
@@ -135,20 +129,11 @@ def component_statistics_fwd_kernel(
                     scatter = tl.load(narrow + K + component, mask=exists & again, other=0)
                     scatter += tl.sum(tl.where(member, square[:, None], 0.0), 0)
                     tl.store(narrow + K + component, scatter, mask=exists)
-            if SECOND_PASS:
-                for d_start in range(0, D, BLOCK_D):
-                    d = d_start + tl.arange(0, BLOCK_D)
-                    inside = d < D
-                    x = load_tile(x_ptr, stride, row, valid, d, inside, dtype)
-                    add_moments(
-                        x, valid, best, d, inside, means_ptr, target, c, K, D, again, again, per_dimension, sums,
-                        False, first_width, narrow,
-                    )  # fmt: skip
         else:
             tl.store(assignment_ptr + row, tl.full([BLOCK_N], -1, tl.int64), mask=valid)
 
 
-@triton.jit(do_not_specialize=["N", "C", "K", "P", "grouping", "segments"])
+@kernel("x_ptr", "stride", "means_ptr", "partial_ptr", "D", "first_width", "width")
 def resident_statistics_kernel(
     x_ptr,
     stride,
@@ -209,7 +194,7 @@ def resident_statistics_kernel(
         tl.store(assignment_ptr + row, best.to(tl.int64), mask=valid)
 
 
-@triton.jit(do_not_specialize=["N", "C", "K", "P", "grouping", "per_dimension", "sums", "totals", "d_programs"])
+@kernel("x_ptr", "stride", "means_ptr", "partial_ptr", "D", "d_size", "first_width", "second_width", "width")
 def scatter_kernel(
     x_ptr,
     stride,
@@ -235,7 +220,7 @@ def scatter_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The second reading of x, where the first one was shared by several programs: what is kept per dimension."""
+    """The second reading of x, for what is kept per dimension once the assignment is known."""
     t = tl.program_id(0) // d_programs
     part = tl.program_id(0) % d_programs
     c, begin, end = find_segment(t, grouping, index_ptr, offsets_ptr, N, C, P, BLOCK_N)
@@ -260,7 +245,7 @@ def scatter_kernel(
                 )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["N", "C", "K", "P", "grouping", "scaled", "labeled", "d_programs"])
+@kernel("grad_ptr", "x_ptr", "stride", "means_ptr", "dx_ptr", "D")
 def component_statistics_bwd_kernel(
     grad_ptr,
     scale_ptr,
@@ -279,8 +264,8 @@ def component_statistics_bwd_kernel(
     grouping,
     scaled,
     labeled,
+    per_dimension,
     d_programs,
-    PER_DIMENSION: tl.constexpr,
     GATHER: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -309,23 +294,20 @@ def component_statistics_bwd_kernel(
             at = component[:, None] * D + d[None, :]
             both = known[:, None] & inside[None, :]
             mean = tl.load(means_ptr + at, mask=both, other=0)
-            if PER_DIMENSION:
-                factor = tl.load(grad_ptr + at, mask=both, other=0)
-                factor = tl.where(known[:, None], factor, float("nan"))
+            factor = tl.where(known[:, None], mean * 0, float("nan"))
+            if per_dimension:
+                factor += tl.load(grad_ptr + at, mask=both, other=0)
             else:
-                factor = tl.where(known, tl.load(grad_ptr + component, mask=known, other=0), float("nan"))[:, None]
+                factor += tl.load(grad_ptr + component, mask=known, other=0)[:, None]
         else:
             mean = tl.zeros([BLOCK_N, BLOCK_D], dtype)
             # what no component claims stays NaN
-            if PER_DIMENSION:
-                factor = tl.full([BLOCK_N, BLOCK_D], float("nan"), dtype)
-            else:
-                factor = tl.full([BLOCK_N, 1], float("nan"), dtype)
+            factor = tl.full([BLOCK_N, BLOCK_D], float("nan"), dtype)
             for k in range(0, tl.where(c < C, K, 0)):
                 mine = (k_of_row == k)[:, None]
                 at = (c * K + k) * D
                 mean = tl.where(mine, tl.load(means_ptr + at + d, mask=inside, other=0)[None, :], mean)
-                if PER_DIMENSION:
+                if per_dimension:
                     factor = tl.where(mine, tl.load(grad_ptr + at + d, mask=inside, other=0)[None, :], factor)
                 else:
                     factor = tl.where(mine, tl.load(grad_ptr + c * K + k), factor)
@@ -334,13 +316,13 @@ def component_statistics_bwd_kernel(
 
 
 def _resident_family(x: Tensor, means: Tensor) -> str | None:
-    """The configuration under which one tile holds all dimensions, if any; the wide tile fits only with wide access."""
+    """The configuration under which one tile holds all dimensions, if any; the wide tile only fits the aligned version."""
     D = x.shape[1]
     if D <= configuration("resident_narrow", means).BLOCK_D:
         return "resident_narrow"
-    aligned = D % 16 == 0 and x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0 and means.data_ptr() % 16 == 0
-    fits = means.dtype == torch.float32 and D <= configuration("resident_wide", means).BLOCK_D
-    return "resident_wide" if aligned and fits else None
+    wide = configuration("resident_wide", means)
+    aligned = all(size % 16 == 0 for size in (D, x.stride(0), x.data_ptr(), means.data_ptr()))
+    return "resident_wide" if wide is not None and D <= wide.BLOCK_D and aligned else None
 
 
 def partial_statistics(
@@ -402,10 +384,8 @@ def partial_statistics(
     groups = group(labels, N, C, block_n, means)
     d_size = cdiv(cdiv(D, groups.splits(block_n, D, means)), config.BLOCK_D) * config.BLOCK_D
     splits = cdiv(D, d_size)
-    second_pass = per_dimension or sums or diag
-    apart = second_pass and (splits > 1 or diag)
     partials = Partials(means, groups, block_n, K, *widths, parts=splits if diag else 1)
-    tiles = dict(DIAG=diag, BLOCK_N=block_n, BLOCK_K=block_k(K), BLOCK_D=config.BLOCK_D)
+    tiles = dict(DIAG=diag, BLOCK_N=block_n, BLOCK_K=BLOCK_K, BLOCK_D=config.BLOCK_D)
     shares = split_distances(groups, config, x, means, variances, splits, d_size, tiles)
     where = (groups.index, groups.offsets)
     shape = (N, D, C, K, groups.pieces, groups.grouping)
@@ -426,17 +406,13 @@ def partial_statistics(
         assignment,
         *shape,
         int(posterior),
-        int(per_dimension),
-        int(sums),
         splits,
         partials.segments,
         *widths,
         partials.width,
-        FROM_SPLITS=splits > 1,
-        SECOND_PASS=second_pass and not apart,
         **tiles,
     )
-    if apart:
+    if per_dimension or sums or diag:
         launch(
             scatter_kernel,
             partials.segments * splits,
@@ -494,7 +470,7 @@ def component_statistics_bwd(
     x, means, grad_scatter = unit_stride(x), means.contiguous(), grad_scatter.contiguous()
     config = configuration("gradient", means)
     # sharing the means of a class pays while there are more rows than means
-    gather = K > FEW_COMPONENTS or N < C * K
+    gather = K > BLOCK_K or N < C * K
     labels = labels if labels is None else labels.contiguous()
     if gather:
         groups = group(None, N, C, config.BLOCK_N, means)
@@ -525,8 +501,8 @@ def component_statistics_bwd(
         groups.grouping,
         int(scale is not None),
         int(labels is not None),
+        int(grad_scatter.dim() == 3),
         d_programs,
-        PER_DIMENSION=grad_scatter.dim() == 3,
         GATHER=gather,
         BLOCK_N=config.BLOCK_N,
         BLOCK_D=config.BLOCK_D,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from cem_fast.kernels._launch import configuration, launch
+from cem_fast.kernels._launch import configuration, kernel, launch
 from cem_fast.kernels._reduce import Partials
 from cem_fast.kernels._rows import first_segment
 from torch import Tensor
@@ -64,7 +64,7 @@ def sum_of(pointer, size, BLOCK: tl.constexpr):
     return tl.sum(total, 0)
 
 
-@triton.jit(do_not_specialize=["C", "K", "boost", "official", "unbiased", "mean", "threshold", "gamma"])
+@kernel()
 def entropy_bound_spherical_kernel(
     counts_ptr,
     scatter_ptr,
@@ -151,21 +151,7 @@ def sum_of_segments(pointer, width, sizes_ptr, first, last, offset, inside, dtyp
     return total
 
 
-@triton.jit(
-    do_not_specialize=[
-        "N",
-        "C",
-        "K",
-        "P",
-        "grouping",
-        "segments",
-        "rows_per_segment",
-        "num_rows",
-        "boost",
-        "unbiased",
-        "mean",
-    ]
-)
+@kernel("scatter_ptr", "variances_ptr", "slope_ptr", "D", "width")
 def entropy_bound_kernel(
     counts_ptr,  # FROM_PARTIALS: [segments, width], both the scatter and, first_width behind it, the counts
     scatter_ptr,
@@ -192,8 +178,8 @@ def entropy_bound_kernel(
     boost,
     unbiased,
     mean,
+    noise_per_dimension,
     DIAG: tl.constexpr,
-    NOISE_PER_DIMENSION: tl.constexpr,
     FROM_PARTIALS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -229,18 +215,14 @@ def entropy_bound_kernel(
     if not DIAG:
         variance = tl.load(variances_ptr + i)
         blended_all = variance + share * (tl.load(scatter_ptr + i) / (n * dimension.to(dtype)) - variance)
-    if not NOISE_PER_DIMENSION:
-        noise_all = tl.load(noise_ptr).to(dtype)
+    noise = tl.zeros([BLOCK], dtype) + tl.load(noise_ptr).to(dtype)
     for start in range(0, D, BLOCK):
         d = start + tl.arange(0, BLOCK)
         inside = d < D
         at = i * D + d
-        noise = tl.full([BLOCK], 1, dtype)
         blended = tl.full([BLOCK], 0, dtype)
-        if NOISE_PER_DIMENSION:
+        if noise_per_dimension:
             noise = tl.load(noise_ptr + d, mask=inside, other=1).to(dtype)
-        else:
-            noise += noise_all - 1
         if DIAG:
             variances = tl.load(variances_ptr + at, mask=inside, other=0)
             if FROM_PARTIALS:
@@ -263,7 +245,7 @@ def entropy_bound_kernel(
     tl.store(terms_ptr + i, scale.to(dtype) * (pi * entropy + minus_log(pi)))
 
 
-@triton.jit(do_not_specialize=["size"])
+@kernel()
 def sum_kernel(terms_ptr, value_ptr, size, BLOCK: tl.constexpr):
     tl.store(value_ptr, sum_of(terms_ptr, size, BLOCK).to(value_ptr.dtype.element_ty))
 
@@ -369,8 +351,8 @@ def _bound_by_dimension(
         double_bits(boost),
         int(unbiased),
         int(mean),
+        int(noise_variance.shape[0] > 1),
         DIAG=variances.dim() == 3,
-        NOISE_PER_DIMENSION=noise_variance.shape[0] > 1,
         FROM_PARTIALS=from_partials,
         BLOCK=config.BLOCK_D,
     )

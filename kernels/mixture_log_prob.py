@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from cem_fast.kernels._configs import block_k
+from cem_fast.kernels._configs import BLOCK_K
 from cem_fast.kernels._distance import distances, split_distances
 from cem_fast.kernels._grouping import group
-from cem_fast.kernels._launch import cdiv, configuration, launch, unit_stride
+from cem_fast.kernels._launch import cdiv, configuration, kernel, launch, unit_stride
 from cem_fast.kernels._reduce import Partials
 from cem_fast.kernels._rows import find_segment, load_tile, rows_of, store_size
 from torch import Tensor
@@ -19,7 +19,7 @@ LOG_2PI: tl.constexpr = tl.constexpr(1.8378770664093453)
 RECOMPUTED_ELEMENTS = 1 << 22
 
 
-@triton.jit(do_not_specialize=["N", "C", "K", "P", "grouping", "splits", "with_responsibilities"])
+@kernel("x_ptr", "stride", "means_ptr", "variances_ptr", "D")
 def mixture_log_prob_fwd_kernel(
     x_ptr,
     stride,
@@ -40,7 +40,6 @@ def mixture_log_prob_fwd_kernel(
     splits,
     with_responsibilities,
     DIAG: tl.constexpr,
-    FROM_SPLITS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -61,7 +60,7 @@ def mixture_log_prob_fwd_kernel(
             exists = component < K
             total = distances(
                 x_ptr, stride, row, valid, means_ptr, variances_ptr, split_ptr, splits, c, first, K, N, D,
-                DIAG, BLOCK_N, BLOCK_K, BLOCK_D, FROM_SPLITS,
+                DIAG, BLOCK_N, BLOCK_K, BLOCK_D,
             )  # fmt: skip
             at = c * K + component
             constant = tl.log(tl.load(weights_ptr + at, mask=exists, other=1)) - 0.5 * LOG_2PI * D.to(dtype)
@@ -91,7 +90,7 @@ def mixture_log_prob_fwd_kernel(
                 tl.store(at, tl.exp(joint - log_prob[:, None]), mask=mask)
 
 
-@triton.jit(do_not_specialize=["N", "C", "K", "P", "grouping", "d_programs"])
+@kernel("x_ptr", "stride", "means_ptr", "variances_ptr", "dx_ptr", "D")
 def mixture_log_prob_bwd_kernel(
     grad_ptr,
     x_ptr,
@@ -143,7 +142,7 @@ def mixture_log_prob_bwd_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["N", "C", "K", "P", "grouping", "segments", "d_programs"])
+@kernel("x_ptr", "stride", "means_ptr", "partial_ptr", "D", "first_width", "second_width", "width")
 def mixture_moments_kernel(
     row_weights_ptr,
     x_ptr,
@@ -225,7 +224,7 @@ def mixture_log_prob_fwd(
     groups = group(labels, N, C, config.BLOCK_N, means)
     size = cdiv(cdiv(D, groups.splits(config.BLOCK_N, D, means)), config.BLOCK_D) * config.BLOCK_D
     splits = cdiv(D, size)
-    tiles = dict(DIAG=variances.dim() == 3, BLOCK_N=config.BLOCK_N, BLOCK_K=block_k(K), BLOCK_D=config.BLOCK_D)
+    tiles = dict(DIAG=variances.dim() == 3, BLOCK_N=config.BLOCK_N, BLOCK_K=BLOCK_K, BLOCK_D=config.BLOCK_D)
     shares = split_distances(groups, config, x, means, variances, splits, size, tiles)
     launch(
         mixture_log_prob_fwd_kernel,
@@ -250,7 +249,6 @@ def mixture_log_prob_fwd(
         groups.grouping,
         splits,
         int(with_responsibilities),
-        FROM_SPLITS=splits > 1,
         **tiles,
     )
     return log_prob, responsibilities
