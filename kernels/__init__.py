@@ -17,5 +17,9 @@ def aot_cases() -> list[Any]:
         RuntimeError: kernels are being interpreted (``TRITON_INTERPRET=1``), and so cannot be compiled.
     """
     from cem_fast.kernels._aot import cases
+    from triton.runtime.jit import JITFunction
 
-    return cases()
+    listed = cases()
+    if not isinstance(listed[0].fn, JITFunction):
+        raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be compiled")
+    return listed

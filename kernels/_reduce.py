@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from cem_fast.kernels._grouping import Groups
 from cem_fast.kernels._launch import cdiv, configuration, kernel, launch

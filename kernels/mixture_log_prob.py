@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from cem_fast.kernels._configs import BLOCK_K
 from cem_fast.kernels._distance import distances, split_distances

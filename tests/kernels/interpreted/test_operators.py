@@ -1,0 +1,187 @@
+"""Every Triton launcher against the reference in float64, in the interpreter, through all its ways to find rows and share work."""
+
+import itertools
+
+import pytest
+import torch
+from cem_fast.kernels import _aot
+from definitions import Mixture, draw
+from interpreter import watching
+from tolerances import RELATIVE, relative_error
+
+from cem_fast.ops import reference
+
+ops = torch.ops.cem_fast
+
+long = pytest.mark.long
+
+# N, D, C, K, and the way through the kernels that the shape takes
+SHAPES = {
+    "scanned": (20, 18, 3, 3),
+    "one_element": (1, 1, 1, 1),
+    "tile_edges": (65, 33, 1, 2),
+    "component_edge": (9, 6, 1, 17),
+    "empty_classes": (5, 70, 40, 2),
+    "split": (3, 1025, 1, 1),
+    "split_classes": (70, 1030, 2, 3),
+    "resident": (33, 144, 1, 2),
+    "sorted_by_pairs": (520, 3, 2, 2),
+    "sorted_by_torch": (8300, 2, 3, 2),
+    "many_components": (12, 5, 2, 70),
+    "uneven": (150, 5, 4, 2),
+}
+QUICK = {
+    ("scanned", torch.float64, True),
+    ("scanned", torch.float32, False),
+    ("tile_edges", torch.float16, False),
+    ("component_edge", torch.float32, True),
+    ("split", torch.bfloat16, True),
+    ("resident", torch.float32, True),
+    ("sorted_by_pairs", torch.float32, True),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def listed():
+    """Whatever the tests of this file launch is in the list that is compiled ahead of time."""
+    known = {
+        (
+            case.name,
+            bool(case.attrs),
+            tuple((name, kind) for name, kind in case.signature.items() if kind != "constexpr"),
+            tuple(sorted(case.constexprs.items())),
+        )
+        for case in _aot.cases()
+    }
+    with watching() as seen:
+        yield
+    assert seen.launches
+    assert seen.configurations <= known
+
+
+def case(shape, diag, dtype):
+    x, labels, mixture = draw(*SHAPES[shape], diag=diag)
+    if shape == "uneven":
+        labels = torch.where(torch.arange(len(x)) < 140, 2, 0)
+    parameters = dtype if dtype == torch.float64 else torch.float32
+    return x.to(dtype), labels, mixture.to(parameters)
+
+
+def check(operator, dtype, *arguments):
+    """Runs an operator on kernels, and the reference on the same numbers in float64; returns what the kernels give."""
+    exact = [t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in arguments]
+    with watching() as seen:
+        got = getattr(ops, operator)(*arguments)
+    per_row = [t for t in arguments if isinstance(t, torch.Tensor) and t.dtype == torch.int64]
+    assert seen.launches or not per_row[0].numel()
+    want = getattr(reference, operator)(*exact)
+    for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (got, want)), strict=True):
+        if b.dtype == torch.int64:
+            assert torch.equal(a, b)
+        else:
+            assert a.is_contiguous()
+            assert relative_error(a, b) < RELATIVE[dtype]
+    return got
+
+
+def check_all(x, labels, mixture, dtype):
+    means, variances, weights = mixture
+    diag, parameters = variances.dim() == 3, means.dtype
+    counts, *_, assignment = check("component_statistics_fwd", parameters, x, means, labels, None, None, diag, not diag)
+    assert counts.dtype == parameters
+    check("component_statistics_fwd", parameters, x, means, labels, variances, weights, False, True)
+    slope, scale = torch.rand_like(variances), torch.tensor(1.5, dtype=parameters)
+    for factor in (scale, None):
+        dx = check("component_statistics_bwd", dtype, slope, factor, x, means, labels, assignment)
+        assert dx.dtype == x.dtype
+    log_prob, r = check("mixture_log_prob_fwd", parameters, x, *mixture, labels, True)
+    grad = torch.rand_like(log_prob)
+    for kept in (r, r[:, :0]):
+        check("mixture_log_prob_bwd", dtype, grad, x, *mixture, labels, log_prob, kept)
+        check("mixture_moments", parameters, grad, x, *mixture, labels, log_prob, kept)
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, diag",
+    [
+        pytest.param(*chosen, marks=() if chosen in QUICK else long, id=f"{chosen[0]}-{chosen[1]}-{'diag' * chosen[2]}")
+        for chosen in itertools.product(SHAPES, RELATIVE, (False, True))
+    ],
+)
+def test_against_the_reference(shape, dtype, diag):
+    check_all(*case(shape, diag, dtype), dtype)
+
+
+def strided(t):
+    """The same values, every other element of a storage full of NaN, and off any address that is a multiple of 16."""
+    storage = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), float("nan"), dtype=t.dtype)
+    view = storage[..., 1::2]
+    return view.copy_(t)
+
+
+def padded(t):
+    """The same values among NaN, rows apart."""
+    storage = torch.full((t.shape[0] + 2, *t.shape[1:-1], t.shape[-1] + 12), float("nan"), dtype=t.dtype)
+    view = storage[1:-1, ..., : t.shape[-1]]
+    return view.copy_(t)
+
+
+@pytest.mark.parametrize("layout", [strided, padded], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "shape", ["scanned", pytest.param("sorted_by_pairs", marks=long), pytest.param("split", marks=long)]
+)
+def test_layouts_and_padding_of_nan(shape, layout):
+    x, labels, mixture = case(shape, True, torch.float32)
+    check_all(layout(x), labels, Mixture(*(layout(t) for t in mixture)), torch.float32)
+
+
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+def test_no_rows(diag):
+    x, labels, mixture = case("scanned", diag, torch.float32)
+    check_all(x[:0], labels[:0], mixture, torch.float32)
+
+
+@pytest.mark.parametrize("shape", ["scanned", "sorted_by_pairs", pytest.param("split", marks=long)])
+def test_labels_out_of_range(shape):
+    x, labels, mixture = case(shape, True, torch.float64)
+    C = SHAPES[shape][2]
+    labels[[1, 7]] = torch.tensor([-3, C])
+    stray = (labels < 0) | (labels >= C)
+    counts, scatter, sums, assignment = ops.component_statistics_fwd(x, mixture.means, labels, None, None, True, True)
+    assert all(t.isnan().all() for t in (counts, scatter, sums))
+    assert torch.equal(assignment == -1, stray)
+    dx = ops.component_statistics_bwd(torch.ones_like(scatter), None, x, mixture.means, labels, assignment)
+    assert torch.equal(dx.isnan().all(1), stray)
+    log_prob, _ = ops.mixture_log_prob_fwd(x, *mixture, labels, False)
+    assert torch.equal(log_prob.isnan(), stray)
+
+
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+def test_bits_do_not_depend_on_the_rest_of_the_batch_or_on_the_run(diag):
+    x, labels, mixture = case("sorted_by_pairs", diag, torch.float32)
+    whole, _ = ops.mixture_log_prob_fwd(x, *mixture, labels, False)
+    part, _ = ops.mixture_log_prob_fwd(x[:100], *mixture, labels[:100], False)
+    assert torch.equal(whole[:100], part)
+    runs = [ops.component_statistics_fwd(x, mixture.means, labels, None, None, diag, True) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [0, 20])
+@pytest.mark.parametrize("noise_per_dimension", [False, True])
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+def test_entropy_bound(diag, noise_per_dimension, rows, dtype):
+    x, labels, mixture = case("scanned", diag, dtype)
+    x, labels = x[:rows], labels[:rows]
+    _, D, C, _ = SHAPES["scanned"]
+    noise = torch.rand(D if noise_per_dimension else 1, dtype=torch.float64) + 0.01
+    prior = torch.rand(C).to(dtype)
+    priors = (mixture.variances, mixture.weights, prior / prior.sum(), torch.tensor(500.0, dtype=torch.float64), noise)
+    variants = [(False, True, True), (False, False, False)]
+    if not diag and not noise_per_dimension:
+        variants.append((True, True, True))
+    for official, unbiased, mean in variants:
+        options = (official, 10.0 if official else 1.0, unbiased, mean, 0.125, 0.01)
+        check("cem_fwd", dtype, x, mixture.means, labels, *priors, *options)
+        counts, scatter, _, _ = reference.component_statistics_fwd(x, mixture.means, labels, None, None, diag, False)
+        check("entropy_bound", dtype, counts, scatter, D, *priors, *options)

@@ -1,0 +1,24 @@
+"""A step is at most eight launches, reads x once a direction, writes its gradient once, and moves little else."""
+
+import pytest
+from traffic import MOST, OPERATIONS, measure
+
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "operation, shape, diag",
+    [
+        pytest.param("CEMLoss step", (64, 512, 1, 2), True),
+        pytest.param("mixture_log_prob step", (64, 512, 1, 2), False),
+        *(pytest.param(name, (520, 512, 4, 3), diag, marks=LONG) for name in OPERATIONS for diag in (False, True)),
+        *(pytest.param(name, (64, 4096, 1, 5), diag, marks=LONG) for name in OPERATIONS for diag in (False, True)),
+    ],
+)
+def test_bytes_and_launches(operation, shape, diag):
+    row = measure(operation, shape, diag)
+    assert 0 < row["launches"] <= 8
+    twice = operation == "CEMLoss step" and diag and shape[1] > 512
+    assert row["times x is read"] == (3 if twice else 2)
+    assert row["times dx is written"] == 1
+    assert 0.9 <= row["ratio"] <= MOST

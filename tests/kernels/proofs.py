@@ -1,0 +1,129 @@
+"""Runs the tests in interpreted/ in a process where Triton interprets its kernels, on the right kernels and on wrong ones.
+
+usage: python tests/kernels/proofs.py
+
+That is all of them, and takes many minutes. Exit status: 0 if everything holds.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+INTERPRETED = Path("tests/kernels/interpreted")
+
+# Runs pytest with cem_fast.kernels taken from another folder.
+WITH_KERNELS = """
+import importlib.util, sys
+folder = sys.argv.pop(1)
+
+class Kernels:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "cem_fast.kernels":
+            return importlib.util.spec_from_file_location(name, folder + "/__init__.py", submodule_search_locations=[folder])
+
+sys.meta_path.insert(0, Kernels)
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
+def interpreted(*arguments: str, kernels: Path = ROOT / "kernels") -> tuple[int, str]:
+    """Runs pytest on interpreted kernels; returns its exit status and its output."""
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "CEM_FAST_BACKEND": "triton",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", WITH_KERNELS, str(kernels), "-q", "-x", "-p", "no:cacheprovider", "--timeout=1800"]
+    done = subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+class Mutant(NamedTuple):
+    file: str
+    right: str
+    wrong: str
+    proof: str
+    chosen: str
+
+
+QUICK_ROWS = "test_against_the_reference and scanned and diag"
+MUTANTS = {
+    "gradient with the wrong sign": Mutant(
+        "component_statistics.py", "factor * (x - mean)", "factor * (mean - x)", "test_operators.py", QUICK_ROWS
+    ),
+    "rows read past their end": Mutant(
+        "_rows.py",
+        "mask = valid[:, None] & inside[None, :]",
+        "mask = valid[:, None] & (inside | True)[None, :]",
+        "test_operators.py",
+        "padding_of_nan and scanned",
+    ),
+    "last segment forgotten": Mutant(
+        "_reduce.py", "in range(first, last)", "in range(first, last - 1)", "test_operators.py", QUICK_ROWS
+    ),
+    "stray labels counted": Mutant(
+        "_reduce.py", 'float("nan"), total', "total, total", "test_operators.py", "out_of_range and scanned"
+    ),
+    "a version that is not listed": Mutant(
+        "_aot.py", "    for diag in _flags", "    for diag in [{'DIAG': False}]  # ", "test_operators.py", QUICK_ROWS
+    ),
+    "x read twice": Mutant(
+        "component_statistics.py",
+        "    if resident is not None:",
+        "    if False:",
+        "test_traffic.py",
+        "CEMLoss",
+    ),
+}
+
+
+def is_caught(name: str) -> tuple[bool, str]:
+    """Whether the proof that should notice a wrong copy of the kernels does; and what it printed."""
+    mutant = MUTANTS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        for source in (ROOT / "kernels").glob("*.py"):
+            text = source.read_text()
+            if source.name == mutant.file:
+                assert mutant.right in text, f"{mutant.file} no longer says {mutant.right!r}"
+                text = text.replace(mutant.right, mutant.wrong)
+            Path(folder, source.name).write_text(text)
+        proof = str(INTERPRETED / mutant.proof)
+        status, output = interpreted(proof, "-m", "not long", "-k", mutant.chosen, kernels=Path(folder))
+    # 1: tests ran and failed; anything else says nothing about the proof
+    return status == 1, output
+
+
+EVERYTHING = {
+    "the launchers": (str(INTERPRETED),),
+    "the public functions": (
+        "tests/ops/test_mixture_log_prob.py",
+        "tests/ops/test_entropy_bound.py",
+        "tests/test_loss.py",
+    ),
+}
+
+
+def main() -> int:
+    failures = 0
+    for name, files in EVERYTHING.items():
+        status, output = interpreted(*files)
+        failures += status != 0
+        print(output if status else f"{name}: {output.strip().splitlines()[-1]}", flush=True)
+    for name in MUTANTS:
+        caught, output = is_caught(name)
+        failures += not caught
+        print(f"wrong kernels, {name}: {'noticed' if caught else 'NOT noticed' + output}", flush=True)
+    print(f"{len(EVERYTHING) + len(MUTANTS)} proofs, {failures} failures")
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
