@@ -73,7 +73,7 @@ MUTANTS = {
         "_reduce.py", 'float("nan"), total', "total, total", "test_operators.py", "out_of_range and scanned"
     ),
     "a version that is not listed": Mutant(
-        "_aot.py", "    for diag in _flags", "    for diag in [{'DIAG': False}]  # ", "test_operators.py", QUICK_ROWS
+        "_aot.py", '_flags("DIAG"):', '[{"DIAG": False}]:', "test_operators.py", QUICK_ROWS
     ),
     "x read twice": Mutant(
         "component_statistics.py",

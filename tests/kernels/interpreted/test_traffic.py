@@ -1,7 +1,9 @@
 """A step is at most eight launches, reads x once a direction, writes its gradient once, and moves little else."""
 
+import csv
+
 import pytest
-from traffic import MOST, OPERATIONS, measure
+from traffic import MOST, OPERATIONS, SHAPES, TABLE, measure
 
 LONG = pytest.mark.long
 
@@ -22,3 +24,15 @@ def test_bytes_and_launches(operation, shape, diag):
     assert row["times x is read"] == (3 if twice else 2)
     assert row["times dx is written"] == 1
     assert 0.9 <= row["ratio"] <= MOST
+
+
+@LONG
+def test_table():
+    with TABLE.open(newline="") as file:
+        file.readline()
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(OPERATIONS) * len(SHAPES) * 2
+    for row in rows:
+        shape = tuple(int(row[size]) for size in "NDCK")
+        again = measure(row["operation"], shape, row["variances"] == "diag")
+        assert {name: str(value) for name, value in again.items()} == row
