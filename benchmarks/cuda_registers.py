@@ -113,9 +113,9 @@ def starved() -> list[Kernel]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "csrc")
         shutil.copytree(SOURCES.parent, copy)
-        header = copy / "cuda" / "mixture_moments.cuh"
+        header = copy / "cuda" / "block.cuh"
         right = header.read_text()
-        wrong = right.replace("kMomentBlocks = 4", "kMomentBlocks = 16")
+        wrong = right.replace("kBlocks = 4", "kBlocks = 16")
         assert wrong != right
         header.write_text(wrong)
         return compile_one(copy / "cuda" / "mixture_moments.cu", 90)

@@ -8,6 +8,7 @@
 namespace cem_fast::cuda {
 
 constexpr int kThreads = 128;
+constexpr int kBlocks = 4;  // on a multiprocessor at least: left to itself the compiler makes room for more, and spills
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;

@@ -21,7 +21,7 @@ struct StatisticsPartials {
 // One thread for a row: its best component, in torch's order (NaN before every number, then the lowest index), and its
 // distance by position.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     choose_kernel(Mixture mixture, Groups groups, Slab slab, const double* normalizers, int64_t* assignment,
                   double* distance) {
   const int64_t K = mixture.components, slot = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // The distance of every row to its own component, where the one that chose it was weighted; one block for a row.
 template <class X>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     own_distance_kernel(Features x, Mixture mixture, Groups groups, const int64_t* assignment, double* distance) {
   using T = Parameter<X>;
   const int64_t position = blockIdx.x, n = groups.order[position];
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block: one segment and kThreads dimensions, or, as the segment's last block, its counts and summed distances.
 template <class X>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     partial_statistics_kernel(Features x, Mixture mixture, const int64_t* assignment, const double* distance,
                               int64_t columns, StatisticsPartials<Parameter<X>> out) {
   using T = Parameter<X>;
@@ -128,7 +128,7 @@ constexpr int64_t kGradientDims = 1024;
 
 // dx = 2 scale g (x - mu) with the row's own component; one warp for kGradientDims dimensions of a row.
 template <class X>
-__global__ void __launch_bounds__(kThreads) scatter_gradient_kernel(ScatterGradient p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) scatter_gradient_kernel(ScatterGradient p) {
   using T = Parameter<X>;
   const int64_t N = p.x.rows, D = p.x.dimension, C = p.mixture.classes, K = p.mixture.components;
   const int64_t shares = (D + kGradientDims - 1) / kGradientDims, warps = static_cast<int64_t>(gridDim.x) * kWarps;

@@ -43,7 +43,8 @@ __device__ inline double total_distance(const Slab& slab, int64_t components, in
 
 // One block: kTileRows rows, kTileComponents components, one share of the dimensions.
 template <bool kWeighted, class X>
-__global__ void __launch_bounds__(kThreads) distance_kernel(Features x, Mixture mixture, Groups groups, Slab slab) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    distance_kernel(Features x, Mixture mixture, Groups groups, Slab slab) {
   using T = Parameter<X>;
   constexpr int kStride = kTileDims + 1;  // rows in different banks
   __shared__ T row[kTileRows][kStride];

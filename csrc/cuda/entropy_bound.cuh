@@ -62,7 +62,7 @@ __device__ Batch batch_of(const Statistics& statistics, int64_t classes) {
 // pi (entropy - log pi) of every component, and the slopes; the blocks take components in turn. The weights of the
 // blend are rounded as the parameters are, so that every backend takes the same side of a comparison.
 template <class T, class Statistics>
-__global__ void __launch_bounds__(kThreads) paper_kernel(Bound p, Statistics statistics, double* terms) {
+__global__ void __launch_bounds__(kThreads, kBlocks) paper_kernel(Bound p, Statistics statistics, double* terms) {
   const int64_t CK = p.classes * p.components, D = p.dimension;
   const T* variances = static_cast<const T*>(p.variances);
   T* slope = static_cast<T*>(p.slope);
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) paper_kernel(Bound p, Statistics sta
 
 // Every component's share of the hinge, and the slopes; one thread for a component.
 template <class T, class Statistics>
-__global__ void __launch_bounds__(kThreads) official_kernel(Bound p, Statistics statistics, double* terms) {
+__global__ void __launch_bounds__(kThreads, kBlocks) official_kernel(Bound p, Statistics statistics, double* terms) {
   const int64_t CK = p.classes * p.components;
   const double present = batch_of(statistics, p.classes).classes;
   const T classes_present = static_cast<T>(present < 1 ? 1 : present);
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads) official_kernel(Bound p, Statistics 
 
 // One block: the sum of all terms.
 template <class T>
-__global__ void __launch_bounds__(kThreads) value_kernel(const double* terms, int64_t size, T* value) {
+__global__ void __launch_bounds__(kThreads, kBlocks) value_kernel(const double* terms, int64_t size, T* value) {
   double total = 0;
   for (int64_t i = threadIdx.x; i < size; i += kThreads) total += terms[i];
   total = block_sum(total);

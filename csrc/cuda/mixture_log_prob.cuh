@@ -9,7 +9,7 @@ constexpr double kLog2Pi = 1.8378770664093454836;
 
 // log w - 1/2 sum_d log(2 pi v); one block for a component.
 template <class T>
-__global__ void __launch_bounds__(kThreads) normalizer_kernel(Mixture mixture, int64_t D, double* out) {
+__global__ void __launch_bounds__(kThreads, kBlocks) normalizer_kernel(Mixture mixture, int64_t D, double* out) {
   const T* variances = static_cast<const T*>(mixture.variances);
   const int64_t i = blockIdx.x;
   double logs = 0;
@@ -33,7 +33,7 @@ __device__ double log_joint(const Mixture& mixture, const double* normalizers, i
 
 // One thread for a row: `log_prob` [rows] and `responsibilities` [rows or slots, components] where they are not null.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     posterior_kernel(Mixture mixture, Groups groups, Slab slab, const double* normalizers, T* log_prob,
                      T* responsibilities, bool by_slot) {
   const int64_t K = mixture.components, slot = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
@@ -69,7 +69,7 @@ constexpr int kGradientComponents = 32;
 
 // dx = sum_k a_k (mu_k - x) (/ v_k) with a = grad r; one block for kGradientRows rows and kThreads dimensions.
 template <bool kWeighted, class X>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     gradient_kernel(LogProbBackward p, Groups groups, Slab slab, const Parameter<X>* responsibilities, bool by_slot) {
   using T = Parameter<X>;
   __shared__ T a[kGradientComponents][kGradientRows];

@@ -8,7 +8,6 @@ namespace cem_fast::cuda {
 
 constexpr int kMomentComponents = 8;
 constexpr int kMomentRows = 64;
-constexpr int kMomentBlocks = 4;  // on a multiprocessor; left to itself the compiler makes room for more and spills
 
 // What every segment leaves of the moments; s2 keeps one number for each block where it is summed over the dimensions.
 template <class T>
@@ -21,7 +20,7 @@ struct MomentPartials {
 
 // One block: one segment, kThreads dimensions, all components.
 template <class X>
-__global__ void __launch_bounds__(kThreads, kMomentBlocks)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     moments_kernel(MixtureMoments p, Groups groups, Slab slab, const Parameter<X>* responsibilities, bool by_slot,
                    MomentPartials<Parameter<X>> out) {
   using T = Parameter<X>;

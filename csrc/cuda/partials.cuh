@@ -19,7 +19,7 @@ __device__ double sum_of_segments(const Groups& groups, const T* partial, int64_
 
 // out [classes, components, width], or, folded, [classes, components].
 template <class P, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     reduce_kernel(Groups groups, const P* partial, int64_t components, int64_t width, bool fold, T* out) {
   const int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x, outputs = fold ? 1 : width;
   if (i >= groups.classes * components * outputs) return;

@@ -47,13 +47,13 @@ __device__ inline void place_rows(const Sort& s, int64_t* next, int32_t* order) 
   }
 }
 
-static __global__ void __launch_bounds__(kThreads) count_kernel(Sort s) {
+static __global__ void __launch_bounds__(kThreads, kBlocks) count_kernel(Sort s) {
   int64_t* counts = s.counts + blockIdx.x * (s.classes + 1);
   for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) counts[g] = 0;
   place_rows(s, counts, nullptr);
 }
 
-static __global__ void __launch_bounds__(kThreads) place_kernel(Sort s) {
+static __global__ void __launch_bounds__(kThreads, kBlocks) place_kernel(Sort s) {
   int64_t* next = s.next + blockIdx.x * (s.classes + 1);
   int64_t position = 0, segment = 0;
   for (int64_t start = 0; start <= s.classes; start += kThreads) {
