@@ -195,7 +195,7 @@ std::tuple<Tensor, Tensor, Tensor> mixture_moments(const Tensor& row_weights, co
   const int64_t C = a.mixture.classes, K = a.mixture.components;
   Tensor s0 = a.parameter({C, K}), s1 = a.parameter({C, K, a.x.dimension}), s2 = a.like_variances();
   cem_fast::cuda::mixture_moments({a.x, a.mixture, a.parameters(row_weights, a.x.rows),
-                                   a.responsibilities(responsibilities), data(s0), data(s1), data(s2)},
+                                   a.responsibilities(responsibilities), data(s0), data(s1), data(s2), nullptr},
                                   a.call.context());
   return {s0, s1, s2};
 }

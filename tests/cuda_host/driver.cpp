@@ -145,7 +145,7 @@ void run(const std::string& name, Call& call) {
     p.dx = call.output();
     log_prob_backward(p, call.context());
   } else if (name == "mixture_moments") {
-    MixtureMoments p{call.features(), call.mixture(), nullptr, nullptr, nullptr, nullptr, nullptr};
+    MixtureMoments p{call.features(), call.mixture(), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     p.row_weights = call.input();
     p.responsibilities = call.input();
     p.s0 = call.output();

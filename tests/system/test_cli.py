@@ -312,6 +312,7 @@ def test_interruption_during_the_imports_is_one_line(module, tmp_path):
 
 
 def test_only_the_command_line_answers_to_interruptions(monkeypatch):
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores them
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "argv", ["-m"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "other"])
@@ -322,3 +323,4 @@ def test_only_the_command_line_answers_to_interruptions(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is not before
     interruption.over()
     assert signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, given)
