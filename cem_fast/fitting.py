@@ -307,8 +307,9 @@ def _reseed_empty(rows: Rows, means: Tensor, target: Tensor, counts: Tensor) -> 
         improved = (farthest > best) & (row < len(x))
         best = torch.where(improved, farthest, best)
         found = torch.where(improved.unsqueeze(1), x[row.clamp_max(len(x) - 1)].double(), found)
-    found = _from_one_rank(rows, found, best == rows.reduce(best.clone(), distributed.ReduceOp.MAX))
-    filled = needy & (rows.reduce(best, distributed.ReduceOp.MAX) > 0)
+    most = rows.reduce(best.clone(), distributed.ReduceOp.MAX)
+    found = _from_one_rank(rows, found, best == most)
+    filled = needy & (most > 0)
     slot = torch.nn.functional.one_hot(empty.int().argmax(1), K).bool() & filled.unsqueeze(1)
     return torch.where(slot.unsqueeze(-1), found.unsqueeze(1).to(target.dtype), target)
 

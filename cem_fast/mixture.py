@@ -264,12 +264,7 @@ class GaussianMixture(FullPrecisionBuffers):
         new = (seen.sum(1) == 0) & (per_class > 0)
         if bool(new.any()):
             self._adopt(rows, new, per_class)
-        if self.algorithm == "kmeans":
-            diag = self.covariance_type == "diag"
-            n, s2, sums = hard_statistics(rows, self.means, per_dimension=diag, sums=True)
-            s1 = sums - n.unsqueeze(-1) * self.means.double()
-        else:
-            n, s1, s2, _ = soft_statistics(rows, self.means, self.variances, self.weights)
+        n, s1, s2 = self._statistics(rows)
         require_finite(rows, s2)
         n = torch.where(new.unsqueeze(1), 0.0, n)  # in the mixture since they were adopted
         seen = self.counts.double()
@@ -291,13 +286,7 @@ class GaussianMixture(FullPrecisionBuffers):
         self._components(labels)
         x, labels = self._rows(x, labels)
         validate.features(x, self.means)
-        rows = Rows([(x, labels)])
-        if self.algorithm == "kmeans":
-            diag = self.covariance_type == "diag"
-            n, s2, sums = hard_statistics(rows, self.means, per_dimension=diag, sums=True)
-            added = [n, sums - n.unsqueeze(-1) * self.means.double(), s2]
-        else:
-            added = soft_statistics(rows, self.means, self.variances, self.weights)[:3]
+        added = self._statistics(Rows([(x, labels)]))
         self._gathered = added if self._gathered is None else [a + b for a, b in zip(self._gathered, added)]
 
     @torch.no_grad()
@@ -326,6 +315,14 @@ class GaussianMixture(FullPrecisionBuffers):
     def _require_variances(self, method: str) -> None:
         if self.matrices:
             raise ValueError(f"{method} needs spherical or diag covariances, got {self.covariance_type!r}")
+
+    def _statistics(self, rows: Rows) -> list[Tensor]:
+        """``sum r``, ``sum r (x - mu)`` and ``sum r (x - mu)^2`` about the present parameters."""
+        if self.algorithm == "em":
+            return soft_statistics(rows, self.means, self.variances, self.weights)[:3]
+        diag = self.covariance_type == "diag"
+        n, s2, sums = hard_statistics(rows, self.means, per_dimension=diag, sums=True)
+        return [n, sums - n.unsqueeze(-1) * self.means.double(), s2]
 
     def _moved(self, seen: Tensor, n: Tensor, s1: Tensor, s2: Tensor) -> dict[str, Tensor]:
         """Means, variances and weights of ``seen [C, K]`` rows with these moments and ``n`` more with theirs about the means."""
