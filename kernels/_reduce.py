@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton.language as tl
 from cem_fast.kernels._grouping import Groups
 from cem_fast.kernels._launch import cdiv, configuration, kernel, launch
-from cem_fast.kernels._rows import first_segment
+from cem_fast.kernels._rows import first_segment, only_if
 from torch import Tensor
 
 
@@ -43,10 +43,10 @@ def reduce_kernel(
     for t in range(first, last):
         filled = tl.load(sizes_ptr + t) > 0
         at = partial_ptr + t * width
-        total += tl.load(at + column, mask=filled & (column < width), other=0)
+        total += tl.load(at + column, mask=only_if(filled, column < width), other=0)
         for part in range(1, parts):
             last_group = (column >= wide + K) & (column < wide + 2 * K)
-            total += tl.load(at + part * K + column, mask=filled & last_group, other=0)
+            total += tl.load(at + part * K + column, mask=only_if(filled, last_group), other=0)
     total = tl.where(tl.load(sizes_ptr + segments) > 0, float("nan"), total)
     tl.store(first_wide_ptr + c * first_width + column, total, mask=column < first_width)
     in_second = (column >= first_width) & (column < wide)

@@ -100,6 +100,12 @@ def rows_of(rank, valid, c, grouping, index_ptr, N, C):
 
 
 @triton.jit
+def only_if(condition, mask):
+    """The mask if a scalar condition holds, and nothing otherwise; Triton 3.9's interpreter makes integers of ``mask & condition``."""
+    return tl.where(condition, mask, False)
+
+
+@triton.jit
 def load_tile(x_ptr, stride, row, valid, d, inside, dtype: tl.constexpr):
     """Rows of x, in the dtype of the parameters from here on."""
     mask = valid[:, None] & inside[None, :]

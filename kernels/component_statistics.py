@@ -10,7 +10,7 @@ from cem_fast.kernels._distance import distances, split_distances
 from cem_fast.kernels._grouping import group
 from cem_fast.kernels._launch import cdiv, configuration, kernel, launch, unit_stride
 from cem_fast.kernels._reduce import Partials
-from cem_fast.kernels._rows import find_segment, load_tile, rows_of, store_size
+from cem_fast.kernels._rows import find_segment, load_tile, only_if, rows_of, store_size
 from torch import Tensor
 
 
@@ -30,14 +30,16 @@ def add_moments(
         scatter = tl.sum(deviation * deviation, 0)
         at = target + k * D.to(tl.int64) + d
         if per_dimension:
-            tl.store(at, scatter + tl.load(at, mask=inside & again, other=0), mask=inside)
+            tl.store(at, scatter + tl.load(at, mask=only_if(again, inside), other=0), mask=inside)
         if totals:
             before = tl.load(narrow + k, mask=later, other=0)
             tl.debug_barrier()
             tl.store(narrow + k, before + tl.sum(tl.where(inside, scatter, 0.0), 0))
         if sums:
             total = tl.sum(tl.where(mine[:, None], x, 0.0), 0)
-            tl.store(at + first_width, total + tl.load(at + first_width, mask=inside & again, other=0), mask=inside)
+            tl.store(
+                at + first_width, total + tl.load(at + first_width, mask=only_if(again, inside), other=0), mask=inside
+            )
 
 
 @kernel("x_ptr", "stride", "means_ptr", "variances_ptr", "partial_ptr", "D", "first_width", "second_width", "width")
@@ -123,10 +125,10 @@ def component_statistics_fwd_kernel(
                 component = first + tl.arange(0, BLOCK_K)
                 exists = component < K
                 member = valid[:, None] & (best[:, None] == component[None, :])
-                count = tl.load(narrow + component, mask=exists & again, other=0)
+                count = tl.load(narrow + component, mask=only_if(again, exists), other=0)
                 tl.store(narrow + component, count + tl.sum(member.to(dtype), 0), mask=exists)
                 if not DIAG:
-                    scatter = tl.load(narrow + K + component, mask=exists & again, other=0)
+                    scatter = tl.load(narrow + K + component, mask=only_if(again, exists), other=0)
                     scatter += tl.sum(tl.where(member, square[:, None], 0.0), 0)
                     tl.store(narrow + K + component, scatter, mask=exists)
         else:
@@ -187,7 +189,7 @@ def resident_statistics_kernel(
                 deviation = tl.where(mine[:, None], x - mean[None, :], 0.0)
                 at = target + k * D.to(tl.int64) + d
                 scatter = tl.sum(deviation * deviation, 0)
-                tl.store(at, scatter + tl.load(at, mask=inside & again, other=0), mask=inside)
+                tl.store(at, scatter + tl.load(at, mask=only_if(again, inside), other=0), mask=inside)
                 count = tl.load(target + first_width + k, mask=again, other=0)
                 tl.debug_barrier()
                 tl.store(target + first_width + k, count + tl.sum(mine.to(dtype), 0))

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from cem_fast.kernels._launch import configuration, kernel, launch
 from cem_fast.kernels._reduce import Partials
-from cem_fast.kernels._rows import first_segment
+from cem_fast.kernels._rows import first_segment, only_if
 from torch import Tensor
 
 
@@ -147,7 +147,7 @@ def sum_of_segments(pointer, width, sizes_ptr, first, last, offset, inside, dtyp
     total = tl.zeros([BLOCK], dtype)
     for t in range(first, last):
         filled = tl.load(sizes_ptr + t) > 0
-        total += tl.load(pointer + t * width + offset, mask=inside & filled, other=0)
+        total += tl.load(pointer + t * width + offset, mask=only_if(filled, inside), other=0)
     return total
 
 

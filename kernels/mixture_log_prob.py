@@ -9,7 +9,7 @@ from cem_fast.kernels._distance import distances, split_distances
 from cem_fast.kernels._grouping import group
 from cem_fast.kernels._launch import cdiv, configuration, kernel, launch, unit_stride
 from cem_fast.kernels._reduce import Partials
-from cem_fast.kernels._rows import find_segment, load_tile, rows_of, store_size
+from cem_fast.kernels._rows import find_segment, load_tile, only_if, rows_of, store_size
 from torch import Tensor
 
 LOG_2PI: tl.constexpr = tl.constexpr(1.8378770664093453)
@@ -85,7 +85,7 @@ def mixture_log_prob_fwd_kernel(
                 component = first + tl.arange(0, BLOCK_K)
                 mask = valid[:, None] & (component < K)[None, :]
                 at = responsibilities_ptr + row.to(tl.int64)[:, None] * K + component[None, :]
-                joint = tl.load(at, mask=mask & (c < C), other=float("-inf"))
+                joint = tl.load(at, mask=only_if(c < C, mask), other=float("-inf"))
                 tl.store(at, tl.exp(joint - log_prob[:, None]), mask=mask)
 
 
@@ -194,9 +194,9 @@ def mixture_moments_kernel(
                 at = target + k * D.to(tl.int64) + d
                 s1 = tl.sum(weighted, 0)
                 s2 = tl.sum(weighted * deviation, 0)
-                tl.store(at, s1 + tl.load(at, mask=inside & again, other=0), mask=inside)
+                tl.store(at, s1 + tl.load(at, mask=only_if(again, inside), other=0), mask=inside)
                 if DIAG:
-                    s2 += tl.load(at + first_width, mask=inside & again, other=0)
+                    s2 += tl.load(at + first_width, mask=only_if(again, inside), other=0)
                     tl.store(at + first_width, s2, mask=inside)
                 else:
                     s2_before = tl.load(narrow + (1 + part) * K + k, mask=again, other=0)
