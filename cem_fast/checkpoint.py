@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cem_fast import data, defenses, models
 from cem_fast.config import RunConfig
+from cem_fast.files import write_atomically
 from cem_fast.loss import CEMLoss
 from cem_fast.split import SplitModel
 
@@ -296,31 +297,6 @@ def check_target(folder: str | Path, marks: Mapping[str, bytes]) -> None:
             raise ValueError(f"{path} cannot be read ({error.strerror}): choose another folder") from None
         if mark not in head:
             raise ValueError(f"{path} was not written by cem_fast and is left alone: choose another folder")
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Writes a file so that it appears whole or not at all, and survives a power cut once this returns.
-
-    Args:
-        path: the file; an old one is replaced.
-        content: its bytes.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 @contextmanager

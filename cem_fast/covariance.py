@@ -36,9 +36,14 @@ def log_joint(x: Tensor, labels: Tensor | None, means: Tensor, covariances: Tens
         means: ``[C, K, D]``.
         covariances: ``[C, K, D, D]`` or ``[C, D, D]``, positive definite.
         weights: ``[C, K]``.
+
+    Raises:
+        ValueError: a covariance is not positive definite.
     """
     C, K, D = means.shape
-    roots = torch.linalg.cholesky(covariances.double())
+    roots, failed = torch.linalg.cholesky_ex(covariances.double())
+    if bool(failed.any()):
+        raise ValueError("covariances must be positive definite, got one that is not: raise reg_covar")
     half_logdet = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     constants = weights.double().log() - 0.5 * D * math.log(2 * math.pi)
     constants = constants - (half_logdet if covariances.dim() == 4 else half_logdet.unsqueeze(1))
@@ -51,23 +56,18 @@ def log_joint(x: Tensor, labels: Tensor | None, means: Tensor, covariances: Tens
     return joint
 
 
-def moments(
-    x: Tensor, labels: Tensor | None, means: Tensor, covariances: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``sum r``, ``sum r (x - mu)``, ``sum r (x - mu)(x - mu)^T`` (over k, too, if tied) and each class's log-likelihood."""
-    C, _, _ = means.shape
-    joint = log_joint(x, labels, means, covariances, weights)
-    log_prob = joint.logsumexp(1)
-    r = (joint - log_prob.unsqueeze(1)).exp()
-    s0, s1, s2 = (torch.zeros_like(t, dtype=torch.float64) for t in (weights, means, covariances))
-    total = s0.new_zeros(C)
+def moments(x: Tensor, labels: Tensor | None, means: Tensor, r: Tensor, *, tied: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """``sum r``, ``sum r (x - mu)`` and ``sum r (x - mu)(x - mu)^T`` (over k, too, if tied), with ``r [N, K]``; float64."""
+    C, K, D = means.shape
+    s0, s1 = (means.new_zeros(shape, dtype=torch.float64) for shape in ((C, K), (C, K, D)))
+    s2 = means.new_zeros((C, D, D) if tied else (C, K, D, D), dtype=torch.float64)
     for c, rows in _classes(x, labels, C):
         deviations = x[rows].double().unsqueeze(0) - means[c].double().unsqueeze(1)
         shared = deviations * r[rows].T.unsqueeze(-1)
-        s0[c], s1[c], total[c] = r[rows].sum(0), shared.sum(1), log_prob[rows].sum()
+        s0[c], s1[c] = r[rows].sum(0), shared.sum(1)
         outer = shared.transpose(1, 2) @ deviations
-        s2[c] = outer if covariances.dim() == 4 else outer.sum(0)
-    return s0, s1, s2, total
+        s2[c] = outer.sum(0) if tied else outer
+    return s0, s1, s2
 
 
 def estimate(s0: Tensor, shift: Tensor, s2: Tensor, *, reg_covar: float) -> Tensor:
@@ -80,3 +80,37 @@ def estimate(s0: Tensor, shift: Tensor, s2: Tensor, *, reg_covar: float) -> Tens
         covariances = covariances / s0.sum(1).clamp_min(1)[:, None, None]
     ridge = reg_covar * torch.eye(s2.shape[-1], dtype=s2.dtype, device=s2.device)
     return (covariances + covariances.mT) / 2 + ridge
+
+
+class Span:
+    """Coordinates ``[N, M]`` of rows in the affine space that ``n < D`` points span, where a fit costs ``n^3`` and not ``D^3``.
+
+    Moments of the points lie in it, and outside a covariance is the ridge alone:
+    ``Sigma = ridge I + Q (Sigma_Q - ridge I) Q^T`` with an orthonormal basis ``Q [D, M]``, so that
+    ``log N(x; mu, Sigma) = log N(Q^T x; Q^T mu, Sigma_Q) - (D - M) / 2 log(2 pi ridge)``.
+
+    Args:
+        points: ``[n, D]``, float64.
+        ridge: what is added to the diagonal of every covariance; positive.
+    """
+
+    def __init__(self, points: Tensor, ridge: float):
+        self.origin, self.ridge = points.mean(0), ridge
+        self.basis = torch.linalg.qr((points - self.origin).T).Q
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        return (x - self.origin) @ self.basis
+
+    def points(self, coordinates: Tensor) -> Tensor:
+        return self.origin + coordinates @ self.basis.T
+
+    def covariances(self, inside: Tensor) -> Tensor:
+        """``[..., D, D]`` from those of the coordinates ``[..., M, M]``."""
+        D, M = self.basis.shape
+        without = inside - self.ridge * torch.eye(M, dtype=inside.dtype, device=inside.device)
+        return self.basis @ without @ self.basis.T + self.ridge * torch.eye(D, dtype=inside.dtype, device=inside.device)
+
+    @property
+    def log_density_outside(self) -> float:
+        D, M = self.basis.shape
+        return -0.5 * (D - M) * math.log(2 * math.pi * self.ridge)

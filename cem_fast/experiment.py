@@ -21,6 +21,7 @@ from cem_fast.comparison import Measured
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import Part, Splits
 from cem_fast.defenses import Defense, GaussianNoise
+from cem_fast.files import write_atomically
 from cem_fast.loss import CEMLoss
 from cem_fast.names import lookup
 from cem_fast.schedule import CEMSchedule
@@ -456,7 +457,7 @@ class _Results:
         start = time.monotonic()
         self.content = summarize(finished, self.folder, self.made_with)
         document = json.dumps(self.content, indent=1, allow_nan=False) + "\n"
-        checkpoint.write_atomically(self.folder / RESULTS, document.encode())
+        write_atomically(self.folder / RESULTS, document.encode())
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - start
 

@@ -46,6 +46,10 @@ class Estimate:
     n_iter: Tensor
     converged: Tensor
 
+    def select(self, classes: Tensor) -> Estimate:
+        """The estimates of the given classes ``[n]``, in this order."""
+        return Estimate(*(value[classes] for value in _values(self)))
+
     def better(self, other: Estimate | None) -> Estimate:
         """The fit with the higher score, class by class."""
         if other is None:
@@ -110,6 +114,18 @@ class Rows:
             total += torch.cat([part.double().flatten() for part in parts])
         sums = self.reduce(total).split([t.numel() for t in like])
         return [part.view(t.shape) for part, t in zip(sums, like)]
+
+    def renumbered(self, classes: Tensor, num_classes: int) -> Rows:
+        """Copies of the rows of the given classes ``[n]`` of C, which become the classes 0, 1, ..."""
+        place = torch.full((num_classes,), -1, device=classes.device)
+        place[classes] = torch.arange(len(classes), device=classes.device)
+        chunks: list[Chunk] = []
+        for x, labels in self.chunks:
+            if labels is not None:
+                new = place[labels]
+                x, labels = x[new >= 0], new[new >= 0]
+            chunks.append((x, labels))
+        return Rows(chunks, self.group)
 
     def of(self, classes: Tensor) -> Rows:
         """The rows of some classes ``[C]`` (bool), copied if they are few; otherwise all rows."""
@@ -434,11 +450,13 @@ def soft_statistics(
                 part = x[begin : begin + size]
                 y = None if labels is None else labels[begin : begin + size]
                 if matrices:
-                    yield covariance.moments(part, y, means, variances, weights)
-                    continue
-                log_prob, r = _LOG_PROB(part, means, variances, weights, y, True)
-                ones = means.new_ones(len(part))
-                s = _MOMENTS(ones, part, means, variances, weights, y, log_prob, r)
+                    joint = covariance.log_joint(part, y, means, variances, weights)
+                    log_prob = joint.logsumexp(1)
+                    r = (joint - log_prob.unsqueeze(1)).exp()
+                    s = covariance.moments(part, y, means, r, tied=variances.dim() == 3)
+                else:
+                    log_prob, r = _LOG_PROB(part, means, variances, weights, y, True)
+                    s = _MOMENTS(means.new_ones(len(part)), part, means, variances, weights, y, log_prob, r)
                 of_class = torch.zeros(C, dtype=torch.float64, device=x.device)
                 yield (
                     *s,
@@ -446,6 +464,60 @@ def soft_statistics(
                 )
 
     return rows.add_up(moments(), (means[:, :, 0], means, variances, means[:, 0, 0]))
+
+
+def hard_covariances(rows: Rows, means: Tensor, *, tied: bool, reg_covar: float) -> Tensor:
+    """Covariances ``[C, K, D, D]`` (or tied, ``[C, D, D]``) about the given means, of the rows nearest to each; float64."""
+    C, K, D = means.shape
+
+    def moments() -> Iterator[tuple[Tensor, ...]]:
+        for x, labels in rows:
+            assignment = _STATISTICS(x, means, labels, None, None, False, False)[3]
+            r = torch.nn.functional.one_hot(assignment, K).double()
+            yield covariance.moments(x, labels, means, r, tied=tied)
+
+    s0, s1, s2 = rows.add_up(moments(), (means[:, :, 0], means, means.new_empty((C, D, D) if tied else (C, K, D, D))))
+    return covariance.estimate(s0, torch.zeros_like(s1), s2, reg_covar=reg_covar)
+
+
+def expectation_maximization_of_matrices(
+    rows: Rows, start: Estimate, *, tied: bool, reg_covar: float, dtype: torch.dtype, **settings: Any
+) -> Estimate:
+    """EM with covariance matrices, which start as those of the rows nearest to each mean.
+
+    A class with fewer rows than dimensions is fitted in the space that its rows and first means span.
+    """
+    C, K, D = start.means.shape
+    device = start.means.device
+    few = torch.zeros(C, dtype=torch.bool, device=device)
+    if rows.in_one_piece and reg_covar > 0:
+        sizes = class_sizes(rows, C, device)
+        few = (sizes > 0) & (sizes + K < D)
+    own, others = few.nonzero().flatten(), (~few).nonzero().flatten()
+    parts = [_in_span(rows, start, c, tied=tied, reg_covar=reg_covar, dtype=dtype, **settings) for c in own.unbind()]
+    if len(others):
+        rest, first = (rows.renumbered(others, C), start.select(others)) if parts else (rows, start)
+        first.variances = hard_covariances(rest, first.means, tied=tied, reg_covar=reg_covar).to(dtype)
+        parts.append(expectation_maximization(rest, first, reg_covar=reg_covar, dtype=dtype, matrices=True, **settings))
+    joined = Estimate(*(torch.cat(values) for values in zip(*map(_values, parts))))
+    return joined.select(torch.cat([own, others]).argsort())
+
+
+def _in_span(
+    rows: Rows, start: Estimate, c: Tensor, *, tied: bool, reg_covar: float, dtype: torch.dtype, **settings: Any
+) -> Estimate:
+    """The fit of class ``c``, a scalar, in the coordinates of the space that its rows and first means span."""
+    one = c.unsqueeze(0)
+    x, first = rows.renumbered(one, len(start.means)).chunks[0][0].double(), start.select(one)
+    means = first.means[0].double()
+    span = covariance.Span(torch.cat([x, means]), reg_covar)
+    first.means = span.coordinates(means).unsqueeze(0)
+    fitted = expectation_maximization_of_matrices(
+        Rows([(span.coordinates(x), None)]), first, tied=tied, reg_covar=reg_covar, dtype=torch.float64, **settings
+    )
+    fitted.means, fitted.variances = span.points(fitted.means).to(dtype), span.covariances(fitted.variances).to(dtype)
+    fitted.weights, fitted.score = fitted.weights.to(dtype), fitted.score + span.log_density_outside
+    return fitted
 
 
 def expectation_maximization(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cem_fast import covariance
+from cem_fast.files import write_atomically
 from cem_fast.fitting import (
     Chunk,
     Estimate,
@@ -23,6 +24,7 @@ from cem_fast.fitting import (
     class_sizes,
     draw_sample,
     expectation_maximization,
+    expectation_maximization_of_matrices,
     hard_statistics,
     kmeans_plus_plus,
     lloyd,
@@ -50,7 +52,8 @@ class GaussianMixture(FullPrecisionBuffers):
         num_components: components K of each class.
         num_classes: classes C.
         covariance_type: ``diag`` (``variances [C, K, D]``), ``spherical`` (``variances [C, K]``), ``full``
-            (``covariances [C, K, D, D]``) or ``tied`` (one for each class, ``covariances [C, D, D]``); the last two need EM.
+            (``covariances [C, K, D, D]``) or ``tied`` (one for each class, ``covariances [C, D, D]``); the last two need EM
+            and are kept in float64.
         algorithm: ``em`` or ``kmeans`` (Lloyd; every row belongs to its nearest mean).
         init: ``k-means++`` (EM then starts from a k-means fit) or initial means ``[C, K, D]``.
         init_variances: initial variances for EM; estimated from the initial means if None.
@@ -156,7 +159,8 @@ class GaussianMixture(FullPrecisionBuffers):
     def fit(self, x: Tensor, labels: Tensor | None = None) -> GaussianMixture:
         """Fits the mixture to rows ``[N, D]`` with classes ``[N]`` (None for one class), replacing what was fitted.
 
-        The mixture takes the device of the rows and their dtype (float32 for half types). Classes without rows get prior 0;
+        The mixture takes the device of the rows and their dtype (float32 for half types,
+        float64 for covariance matrices). Classes without rows get prior 0;
         components beyond a class's distinct rows get weight 0, with one warning. With a process group, the rows are this
         rank's shard, possibly empty, and all ranks end with the same bits. What was fitted stays if the fit does not end.
 
@@ -222,7 +226,11 @@ class GaussianMixture(FullPrecisionBuffers):
                 fitted = lloyd(rows, means, diag=diag, **settings)
             else:
                 first = self._start_of_em(start, means, settings)
-                fitted = expectation_maximization(rows, first, **settings, matrices=self.matrices)
+                if self.matrices and self.init_variances is None:
+                    tied = self.covariance_type == "tied"
+                    fitted = expectation_maximization_of_matrices(rows, first, tied=tied, **settings)
+                else:
+                    fitted = expectation_maximization(rows, first, **settings, matrices=self.matrices)
             best = fitted.better(best)
         assert best is not None
         self.to(device=like.device, dtype=dtype)
@@ -299,11 +307,16 @@ class GaussianMixture(FullPrecisionBuffers):
             RuntimeError: nothing was gathered.
             ValueError: what was gathered is not finite.
         """
-        if self._gathered is None:
-            raise RuntimeError("nothing to step on: call gather(x, labels) first")
-        rows = Rows([], self.process_group)
-        n, s1, s2 = (rows.reduce(part) for part in self._gathered)
+        self._require_variances("step")
+        self._components(None)
+        rows, nothing = Rows([], self.process_group), [self.means[:, :, 0], self.means, self.variances]
+        gathered = (
+            [torch.zeros_like(t, dtype=torch.float64) for t in nothing] if self._gathered is None else self._gathered
+        )
+        n, s1, s2 = (rows.reduce(part) for part in gathered)  # a rank without rows takes part, or the others would wait
         self._gathered = None
+        if not bool(n.any()):
+            raise RuntimeError("nothing to step on: call gather(x, labels) first")
         if not bool(s2.isfinite().all()):
             raise ValueError("gathered rows must be finite, got NaN or infinity")
         moved = self._moved(torch.zeros_like(n), n, s1, s2)
@@ -393,7 +406,8 @@ class GaussianMixture(FullPrecisionBuffers):
         labels = validate.integer_labels(labels, len(x), self.num_classes, x.device)
         if labels is not None:
             validate.label_range(labels, self.num_classes)
-        return x.detach(), labels
+        # rounded to single precision, a thin covariance matrix would be indefinite
+        return x.detach().double() if self.matrices else x.detach(), labels
 
     def _like(self, rows: Rows) -> Tensor:
         """An empty row ``[D]`` of the parameters' dtype, on the rows' device."""
@@ -422,12 +436,7 @@ class GaussianMixture(FullPrecisionBuffers):
         )
         if given and variances is not None and weights is not None:
             return Estimate(means, variances, weights, *(torch.zeros_like(weights) for _ in range(4)))
-        start = lloyd(
-            rows, means, diag=diag or self.matrices, **settings | dict(max_iter=0 if given else self.max_iter)
-        )
-        if self.matrices:  # without correlations at first
-            of_class = (start.variances * start.weights.unsqueeze(-1)).sum(1)
-            start.variances = torch.diag_embed(of_class if self.covariance_type == "tied" else start.variances)
+        start = lloyd(rows, means, diag=diag, **settings | dict(max_iter=0 if given else self.max_iter))
         start.variances = start.variances if variances is None else variances
         start.weights = start.weights if weights is None else weights
         return start
@@ -485,6 +494,8 @@ class GaussianMixture(FullPrecisionBuffers):
     def _log_joint(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """``log w_k N(x; mu_k, Sigma_k)`` ``[N, K]`` where covariances are matrices."""
         means, spread, weights = self._components(labels)
+        validate.tensor("x", x, "[N, D]", 2)
+        x = x.to(means.dtype)
         validate.features(x, means)
         labels = validate.labels(labels, len(x), means.shape[0], x.device)
         return covariance.log_joint(x, labels, means, spread, weights)
@@ -556,8 +567,6 @@ class GaussianMixture(FullPrecisionBuffers):
 
     def save(self, path: str | Path) -> None:
         """Writes the mixture to a safetensors file; ``GaussianMixture.load(path)`` brings it back."""
-        from cem_fast.checkpoint import write_atomically  # checkpoints hold mixtures, too
-
         settings = {name: getattr(self, name) for name in DECLARED}
         state = {name: value.contiguous() for name, value in self.state_dict().items()}
         write_atomically(path, safetensors.torch.save(state, {"gaussian_mixture": json.dumps(settings)}))

@@ -1,6 +1,8 @@
 """Fits in pieces: streams, more rows later, gathered statistics, and shards of several processes."""
 
 import multiprocessing
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -273,6 +275,27 @@ def test_shards_give_the_fit_of_one_process(shards, case):
     for name, value in shards[0][case].items():
         assert torch.equal(value, shards[1][case][name]), f"the ranks differ in {name}"
         torch.testing.assert_close(value, mixture.state_dict()[name], rtol=1e-10, atol=1e-12)
+
+
+def test_a_rank_that_gathered_nothing_takes_part(shards):
+    x, labels, mixture = two_ranks.fit_problem(None, *two_ranks.FITS[-1][:1], "em", "diag", "given")
+    mixture.fit(x, labels)
+    mixture.gather(x + 0.1, labels)
+    for name, value in mixture.step().state_dict().items():
+        assert torch.equal(shards[0][-1][name], shards[1][-1][name]), f"the ranks differ in {name}"
+        torch.testing.assert_close(shards[0][-1][name], value, rtol=1e-10, atol=1e-12)
+
+
+def test_launched_by_torchrun(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*launch, two_ranks.__file__, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    x, labels, alone = two_ranks.fit_problem(None, (200, 100), "em", "diag", "k-means++")
+    alone.fit(x, labels)
+    ranks = [GaussianMixture.load(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]
+    for name, value in alone.state_dict().items():
+        assert torch.equal(ranks[0].state_dict()[name], ranks[1].state_dict()[name])
+        torch.testing.assert_close(ranks[0].state_dict()[name], value, rtol=1e-10, atol=1e-12)
 
 
 def test_a_rank_that_ends_is_reported(tmp_path):

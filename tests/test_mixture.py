@@ -7,7 +7,13 @@ import torch
 from definitions import Mixture, log_prob
 
 from cem_fast import CEMLoss, GaussianMixture
-from cem_fast.fitting import Rows, kmeans_plus_plus, squared_distance
+from cem_fast.fitting import (
+    Estimate,
+    Rows,
+    expectation_maximization_of_matrices,
+    kmeans_plus_plus,
+    squared_distance,
+)
 
 
 def blobs(rows=600, dimension=5, classes=3, components=2, spread=0.05, seed=0):
@@ -303,6 +309,35 @@ def test_covariances_of_several_classes(kind):
     assert torch.equal(together.predict(x, labels), together.predict_proba(x, labels).argmax(1))
     with pytest.raises(ValueError, match=f"partial_fit needs spherical or diag covariances, got '{kind}'"):
         together.partial_fit(x, labels)
+
+
+@pytest.mark.parametrize("kind", ["tied", "full"])
+def test_few_rows_are_fitted_in_the_space_that_they_span(kind):
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat_interleave(torch.tensor([11, 200, 6]))
+    x = torch.randn(217, 30, generator=g, dtype=torch.float64) + 3 * torch.randint(0, 2, (217, 1), generator=g)
+    means = torch.randn(3, 2, 30, generator=g, dtype=torch.float64)  # not in the space of the rows
+    nothing = torch.zeros(3, 2, dtype=torch.float64)
+    first = Estimate(means, nothing, nothing + 0.5, nothing, nothing[:, 0], nothing[:, 0], nothing[:, 0])
+    settings = dict(tied=kind == "tied", reg_covar=1e-3, dtype=torch.float64, max_iter=6, tol=1e-3)
+    # rows in two chunks are fitted in all dimensions
+    parts = [(x[:150], labels[:150]), (x[150:], labels[150:])]
+    wide = expectation_maximization_of_matrices(Rows(parts), first.select(torch.arange(3)), **settings)
+    narrow = expectation_maximization_of_matrices(Rows([(x, labels)]), first, **settings)
+    assert torch.equal(narrow.n_iter, wide.n_iter)
+    for name, value in vars(narrow).items():
+        torch.testing.assert_close(value, getattr(wide, name), rtol=1e-8, atol=1e-8)
+    assert torch.linalg.matrix_rank(narrow.variances[0] - 1e-3 * torch.eye(30), atol=1e-6).max() <= 13
+
+
+def test_thin_covariances_stay_positive_definite():
+    x = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)) * 10
+    x[:, 20:] = 1.0  # dead features
+    mixture = GaussianMixture(num_components=2, covariance_type="full").fit(x)
+    assert mixture.score_samples(x).isfinite().all()
+    assert mixture.covariances.dtype == torch.float64
+    with pytest.raises(ValueError, match="covariances must be positive definite, got one that is not: raise reg_covar"):
+        GaussianMixture(num_components=2, covariance_type="full", reg_covar=0.0).fit(x)
 
 
 @pytest.mark.parametrize("kind", sorted(IDENTITY))

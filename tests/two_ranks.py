@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 
 import torch
@@ -98,6 +99,11 @@ def fit(rank: int, folder: str) -> None:
         shard = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], sum(sizes))
         mixture.fit(x[shard], labels[shard])
         results.append(dict(mixture.state_dict()))
+    mixture = fit_problem(dist.group.WORLD, (300, 0), "em", "diag", "given")[2]
+    mixture.fit(x[shard], labels[shard])
+    if rank == 0:  # the other rank has seen no rows since
+        mixture.gather(x + 0.1, labels)
+    results.append(dict(mixture.step().state_dict()))
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -115,3 +121,12 @@ def lose_a_rank(rank: int, folder: str, answers) -> None:
             mixture.fit(x, labels)
         except RuntimeError as error:
             answers.put(str(error))
+
+
+if __name__ == "__main__":  # one rank of a launch by torchrun
+    dist.init_process_group("gloo")
+    x, labels, mixture = fit_problem(dist.group.WORLD, (200, 100), "em", "diag", "k-means++")
+    shard = slice(0, 200) if dist.get_rank() == 0 else slice(200, 300)
+    mixture.fit(x[shard], labels[shard])
+    mixture.save(f"{sys.argv[1]}/rank{dist.get_rank()}.safetensors")
+    dist.destroy_process_group()

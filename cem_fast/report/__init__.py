@@ -14,6 +14,7 @@ from torch import Tensor
 from cem_fast import bounds, checkpoint, comparison
 from cem_fast.comparison import Measured, Row
 from cem_fast.experiment import RESULTS, load_runs
+from cem_fast.files import write_atomically
 from cem_fast.report import figures
 
 PAGE = "report.html"
@@ -55,7 +56,7 @@ def write(folder: str | Path) -> Path:
     except ValueError as error:
         raise ValueError(f"{path}: damaged, not readable as JSON ({error})") from None
     page = folder / PAGE
-    checkpoint.write_atomically(page, render(results, load_runs(folder, results), folder).encode())
+    write_atomically(page, render(results, load_runs(folder, results), folder).encode())
     return page
 
 

@@ -13,6 +13,7 @@ import torch
 
 import cem_fast
 from cem_fast import checkpoint, experiment, training
+from cem_fast.files import write_atomically
 
 
 @pytest.fixture
@@ -118,14 +119,14 @@ def test_foreign_and_damaged_descriptions_are_named(saved):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    checkpoint.write_atomically(path, b"old")
+    write_atomically(path, b"old")
 
     def interrupted(_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_atomically(path, b"new")
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

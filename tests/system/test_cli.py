@@ -218,7 +218,7 @@ def test_errors_on_the_way_are_one_line(config, tmp_path, capfd, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr("cem_fast.checkpoint.write_atomically", full)
     assert status("evaluate", "--config", str(config), "--attacks", "ridge") == 1
     assert capfd.readouterr().err == "cem-fast: [Errno 28] No space left on device\n"
     monkeypatch.setenv("CEM_FAST_DEBUG", "1")
