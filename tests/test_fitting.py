@@ -40,6 +40,28 @@ def test_compiled_kmeans_equals_the_reference(classes, dtype, per_dimension):
     assert (got[1] > 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("components", [2, 7, 70])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_rows_left_out_by_their_bounds_are_where_a_search_would_put_them(components, dtype, offset):
+    """One iteration searches all rows; many iterations search those whose bounds leave something open."""
+    classes, rows = 10, 150
+    g = torch.Generator().manual_seed(components)
+    labels = torch.arange(classes).repeat(rows)
+    x = torch.randn(classes * rows, 6, generator=g, dtype=torch.float64) * (1e-3 if offset else 1) + offset
+    x[::5] = x[0]  # many rows are the same, and ties are
+    x = x.to(dtype)
+    means = torch.stack([x[labels == c][:components] for c in range(classes)])
+    at_once = OPS.kmeans(x, means, labels, 30, 0.0, False)
+    for _ in range(30):
+        means, counts, scatter, *_ = OPS.kmeans(x, means, labels, 1, 0.0, False)
+    eps = torch.finfo(dtype).eps
+    assert torch.equal(at_once[1], counts)
+    torch.testing.assert_close(at_once[0], means, rtol=64 * eps, atol=64 * eps)
+    torch.testing.assert_close(at_once[2], scatter, rtol=1e-3 if offset else 64 * eps, atol=64 * eps)
+    assert (at_once[4] == 1).all()  # means that rest do not move at all
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("components", [3, 70])
 @pytest.mark.parametrize("diag", [False, True])

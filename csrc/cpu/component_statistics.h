@@ -6,17 +6,21 @@ constexpr int64_t kStatisticsRows = 32;
 // With fewer blocks than this, per-dimension statistics are split by dimension instead of by rows.
 constexpr int64_t kEnoughBlocks = 16;
 
-// The best component of each row of a block so far, and its distance.
+// The best component of each row of a block so far, its distance, and the least of the others'.
 struct Nearest {
   double score[kBlockRows];  // the smallest wins
+  double second[kBlockRows];
   int32_t component[kBlockRows];
 
   // In torch's order: NaN before every number, then the lowest index.
   CEM_FAST_INLINE void offer(int64_t row, double candidate, int64_t k) {
     const bool better = k == 0 || candidate < score[row] || (candidate != candidate && score[row] == score[row]);
     if (better) {
+      second[row] = k == 0 ? __builtin_inf() : score[row];
       score[row] = candidate;
       component[row] = static_cast<int32_t>(k);
+    } else if (candidate < second[row]) {
+      second[row] = candidate;
     }
   }
 };

@@ -136,6 +136,14 @@ struct RowPointers {
     for (int64_t i = 0; i < padded; ++i) row[i] = at(begin + smaller(i, count - 1));
     for (int64_t i = 0; i < kTilesAhead * kTileRows; ++i) row[padded + i] = at(smaller(end + i, x.rows - 1));
   }
+
+  // The rows at the given positions, at least one.
+  RowPointers(const Features& x, const RowsByClass& groups, const int64_t* positions, int64_t size)
+      : count(size), tiles(divide_up(count, kTileRows)) {
+    for (int64_t i = 0; i < (tiles + kTilesAhead) * kTileRows; ++i) {
+      row[i] = row_at<X>(x, groups, positions[smaller(i, size - 1)]);
+    }
+  }
 };
 
 template <int size>

@@ -5,8 +5,14 @@
 constexpr int64_t kManyClasses = 8;
 constexpr int64_t kResidentBytes = 4 << 20;
 
-// Rows whose deviations are added up before the sum is widened to double.
-constexpr int64_t kPartialRows = 256;
+// Replaces a mean's entry; returns the square of how far it moved.
+template <class T>
+CEM_FAST_INLINE double set_mean(double value, T* mean) {
+  const double old = static_cast<double>(*mean);
+  *mean = static_cast<T>(value);
+  const double step = static_cast<double>(*mean) - old;
+  return step * step;
+}
 
 // What one iteration moves a class by: counts [K], scatter [K] and deviations from the means [K, D], added up.
 struct ClusterSums {
@@ -41,33 +47,35 @@ struct ClusterSums {
     return total / (rows * static_cast<double>(dimension));
   }
 
-  // Moves the means onto their rows; returns the square of how far.
+  // Moves the means onto their rows; squared_shift [K] is the square of how far each one went.
   template <class T>
-  double move(T* means) const {
-    double shift = 0;
+  void move(T* means, double* squared_shift) const {
     for (int64_t k = 0; k < components; ++k) {
+      squared_shift[k] = 0;
       if (counts[k] == 0) continue;
       const double inverse = 1 / counts[k];
       for (int64_t d = 0; d < dimension; ++d) {
-        const T old = means[k * dimension + d];
-        const T mean = static_cast<T>(static_cast<double>(old) + inverse * deviations[k * dimension + d]);
-        const double step = static_cast<double>(mean) - static_cast<double>(old);
-        shift += step * step;
-        means[k * dimension + d] = mean;
+        T* mean = means + k * dimension + d;
+        squared_shift[k] += set_mean(static_cast<double>(*mean) + inverse * deviations[k * dimension + d], mean);
       }
     }
-    return shift;
   }
 };
 
-// Puts the first component without rows onto the row that is farthest from its own mean; returns the square of how far
-// it moved. `component_of(position)` is the assignment.
+CEM_FAST_INLINE double sum_of(const double* terms, int64_t n) {
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += terms[i];
+  return total;
+}
+
+// Puts the first component without rows onto the row that is farthest from its own mean, and notes how far it went.
+// `component_of(position)` is the assignment.
 template <class X, class T, class F>
-double reseed_empty(const Features& x, const RowsByClass& groups, int64_t c, const double* counts, int64_t K, T* means,
-                    const F& component_of) {
+void reseed_empty(const Features& x, const RowsByClass& groups, int64_t c, const double* counts, int64_t K, T* means,
+                  double* squared_shift, const F& component_of) {
   int64_t empty = 0;
   while (empty < K && counts[empty] != 0) ++empty;
-  if (empty == K || groups.end(c) - groups.begin(c) < 2) return 0;
+  if (empty == K || groups.end(c) - groups.begin(c) < 2) return;
   const int64_t D = x.dimension;
   double farthest = 0;
   const X* chosen = nullptr;
@@ -76,17 +84,22 @@ double reseed_empty(const Features& x, const RowsByClass& groups, int64_t c, con
     const double distance = squared_distance(row, means + component_of(i) * D, D);
     if (distance > farthest) farthest = distance, chosen = row;
   }
-  double shift = 0;
   for (int64_t d = 0; d < D && chosen != nullptr; ++d) {
-    const T value = widen(chosen[d]);
-    const double step = static_cast<double>(value) - static_cast<double>(means[empty * D + d]);
-    shift += step * step;
-    means[empty * D + d] = value;
+    squared_shift[empty] += set_mean(static_cast<double>(widen(chosen[d])), means + empty * D + d);
   }
-  return shift;
 }
 
+// A row's distance to its own mean at the most, and to any other mean at the least.
+struct DistanceBounds {
+  double own;
+  double others;
+};
+
 // All iterations of one class, and the statistics about the means they end with.
+//
+// A row is looked at again only where its bounds, widened by how far the means have gone, leave open which mean is the
+// nearest (Hamerly, "Making k-means even faster", SDM 2010). Bounds allow for the rounding of computed distances, so
+// that the assignment is that of a search.
 template <class X, class T>
 class ResidentClass {
  public:
@@ -95,70 +108,206 @@ class ResidentClass {
         groups_(groups),
         K_(p.mixture.components),
         D_(p.x.dimension),
-        sums_(K_, D_),
-        partial_(K_ * D_),
-        distance_(kBlockRows * smaller<int64_t>(K_, kBlockComponents)) {}
+        counts_(K_),
+        origin_(D_),
+        totals_(K_ * D_),
+        partial_(D_),
+        distance_(kBlockRows * smaller<int64_t>(K_, kBlockComponents)),
+        shift_(K_),
+        gap_(K_) {}
 
-  void run(int64_t c, int32_t* component) {
-    const int64_t begin = groups_.begin(c);
-    T* means = static_cast<T*>(p_.means) + c * K_ * D_;
-    double limit = 0, shift = 1;
+  // `component` and `bounds` have room for the rows of the class.
+  void run(int64_t c, int32_t* component, DistanceBounds* bounds) {
+    begin_ = groups_.begin(c), rows_ = groups_.end(c) - begin_;
+    means_ = static_cast<T*>(p_.means) + c * K_ * D_;
+    component_ = component, bounds_ = bounds;
+    search_all();
+    const double limit = p_.tol * mean_variance();
     int64_t iteration = 0;
-    bool rests = groups_.end(c) == begin;
+    bool rests = rows_ == 0;
     for (; iteration < p_.max_iter && !rests; ++iteration) {
-      add_up(c, means, component, true, static_cast<T*>(nullptr));
-      if (iteration == 0) limit = p_.tol * sums_.mean_variance<T>(means);
-      shift = sums_.move(means);
-      shift += reseed_empty<X, T>(p_.x, groups_, c, sums_.counts, K_, means,
-                                  [&](int64_t position) { return component[position - begin]; });
-      rests = !(shift > limit);
+      move();
+      reseed_empty<X, T>(p_.x, groups_, c, counts_, K_, means_, shift_,
+                         [&](int64_t position) { return component_[position - begin_]; });
+      rests = !(sum_of(shift_, K_) > limit);
+      search_where_open();
     }
     p_.iterations[c] = iteration;
     p_.converged[c] = rests;
+    for (int64_t k = 0; k < K_; ++k) static_cast<T*>(p_.counts)[c * K_ + k] = static_cast<T>(counts_[k]);
     T* scatter = static_cast<T*>(p_.scatter) + c * K_ * (p_.per_dimension ? D_ : 1);
-    add_up(c, means, component, false, p_.per_dimension ? scatter : nullptr);
-    for (int64_t k = 0; k < K_; ++k) {
-      static_cast<T*>(p_.counts)[c * K_ + k] = static_cast<T>(sums_.counts[k]);
-      if (!p_.per_dimension) scatter[k] = static_cast<T>(sums_.scatter[k]);
-    }
+    p_.per_dimension ? squares(scatter) : squared_distances(scatter);
   }
 
  private:
-  // One pass over the rows: counts and scatter, and either deviations or squares per dimension.
-  void add_up(int64_t c, const T* means, int32_t* component, bool deviations, T* squares) {
-    const Mixture mixture{1, K_, nullptr, means, nullptr, nullptr, false};
-    sums_.clear();
-    const int64_t begin = groups_.begin(c), end = groups_.end(c);
-    for (int64_t part = begin; part < end; part += kPartialRows) {
-      fill<T>(partial_, K_ * D_, 0);
-      const int64_t part_end = smaller(part + kPartialRows, end);
-      for (int64_t at = part; at < part_end; at += kStatisticsRows) {
-        const RowPointers<X> rows(p_.x, groups_, at, smaller(at + kStatisticsRows, part_end));
-        Nearest best;
-        best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, nullptr, distance_, &best);
-        for (int64_t i = 0; i < rows.count; ++i) {
-          const int64_t k = best.component[i];
-          component[at - begin + i] = best.component[i];
-          sums_.counts[k] += 1;
-          sums_.scatter[k] += best.score[i];
-        }
-        if (!deviations && squares == nullptr) continue;
-        for_each_component(rows, best.component, [&](int64_t k, const X* const* members, int64_t count) {
-          accumulate_rows(members, count, means + k * D_, D_, deviations ? nullptr : partial_ + k * D_,
-                          deviations ? partial_ + k * D_ : nullptr);
-        });
-      }
-      for (int64_t i = 0; i < K_ * D_; ++i) sums_.deviations[i] += static_cast<double>(partial_[i]);
+  // Relative error of a computed distance at the most.
+  static constexpr double kRounding = 128 * (sizeof(T) == 4 ? 0x1p-23 : 0x1p-52);
+
+  const X* row(int64_t i) const { return row_at<X>(p_.x, groups_, begin_ + i); }
+
+  void nearest(const RowPointers<X>& rows, Nearest* best) {
+    const Mixture mixture{1, K_, nullptr, means_, nullptr, nullptr, false};
+    best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, nullptr, distance_, best);
+  }
+
+  void bound(int64_t i, double squared_own, double squared_others) {
+    bounds_[i] = {__builtin_sqrt(squared_own) * (1 + kRounding), __builtin_sqrt(squared_others) * (1 - kRounding)};
+  }
+
+  // f(k, rows, count) for the rows of component k in every block of rows.
+  template <class F>
+  void for_members(const F& f) {
+    for (int64_t at = 0; at < rows_; at += kStatisticsRows) {
+      const RowPointers<X> rows(p_.x, groups_, begin_ + at, begin_ + smaller(at + kStatisticsRows, rows_));
+      for_each_component(rows, component_ + at, f);
     }
-    for (int64_t i = 0; i < K_ * D_ && squares != nullptr; ++i) squares[i] = static_cast<T>(sums_.deviations[i]);
+  }
+
+  // Assigns every row, and adds up counts and sums of the components.
+  void search_all() {
+    fill<double>(counts_, K_, 0);
+    fill<double>(totals_, K_ * D_, 0);
+    squared_ = 0;
+    for (int64_t d = 0; d < D_; ++d) origin_[d] = static_cast<double>(means_[d]);
+    for (int64_t at = 0; at < rows_; at += kStatisticsRows) {
+      const RowPointers<X> rows(p_.x, groups_, begin_ + at, begin_ + smaller(at + kStatisticsRows, rows_));
+      Nearest best;
+      nearest(rows, &best);
+      for (int64_t i = 0; i < rows.count; ++i) {
+        component_[at + i] = best.component[i];
+        bound(at + i, best.score[i], best.second[i]);
+        squared_ += best.score[i];
+        join(rows.row[i], best.component[i], 1);
+      }
+    }
+  }
+
+  // Adds a row to the sums of component k, or with sign -1 takes it out. In double precision nothing is left behind of
+  // a row that has come and gone.
+  void join(const X* row, int64_t k, double sign) {
+    counts_[k] += sign;
+    double* total = totals_ + k * D_;
+    for (int64_t d = 0; d < D_; ++d) total[d] += sign * (static_cast<double>(widen(row[d])) - origin_[d]);
+  }
+
+  // Puts the means onto their rows: a function of the assignment alone, so that they rest when it does.
+  void move() {
+    for (int64_t k = 0; k < K_; ++k) {
+      shift_[k] = 0;
+      if (counts_[k] == 0) continue;
+      const double inverse = 1 / counts_[k];
+      for (int64_t d = 0; d < D_; ++d) {
+        shift_[k] += set_mean(origin_[d] + inverse * totals_[k * D_ + d], means_ + k * D_ + d);
+      }
+    }
+  }
+
+  // Of the class's features, from the sums about the first means.
+  double mean_variance() {
+    ClusterSums about(K_, D_);
+    about.clear();
+    about.scatter[0] = squared_;
+    for (int64_t k = 0; k < K_; ++k) {
+      about.counts[k] = counts_[k];
+      for (int64_t d = 0; d < D_; ++d) {
+        const double away = origin_[d] - static_cast<double>(means_[k * D_ + d]);
+        about.deviations[k * D_ + d] = totals_[k * D_ + d] + counts_[k] * away;
+      }
+    }
+    return about.mean_variance<T>(means_);
+  }
+
+  // After the means have moved by shift_: assigns the rows whose bounds leave it open, and moves them between the sums.
+  void search_where_open() {
+    double most = 0, next = 0;  // the largest shift, and the largest of the others
+    int64_t fastest = 0;
+    for (int64_t k = 0; k < K_; ++k) {
+      shift_[k] = __builtin_sqrt(shift_[k]);
+      if (shift_[k] > most) {
+        next = most, most = shift_[k], fastest = k;
+      } else if (shift_[k] > next) {
+        next = shift_[k];
+      }
+    }
+    measure_gaps();
+    int64_t open[kStatisticsRows], count = 0;
+    for (int64_t i = 0; i < rows_; ++i) {
+      const int64_t k = component_[i];
+      bounds_[i].own += shift_[k];
+      bounds_[i].others -= k == fastest ? next : most;
+      const double others = larger(bounds_[i].others, gap_[k]);
+      if (bounds_[i].own < others) continue;
+      bounds_[i].own = __builtin_sqrt(squared_distance(row(i), means_ + k * D_, D_)) * (1 + kRounding);
+      if (bounds_[i].own < others) continue;
+      open[count++] = i;
+      if (count == kStatisticsRows) search(open, count), count = 0;
+    }
+    if (count > 0) search(open, count);
+  }
+
+  void search(const int64_t* which, int64_t count) {
+    int64_t positions[kStatisticsRows];
+    for (int64_t i = 0; i < count; ++i) positions[i] = begin_ + which[i];
+    const RowPointers<X> rows(p_.x, groups_, positions, count);
+    Nearest best;
+    nearest(rows, &best);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t from = component_[which[i]], to = best.component[i];
+      bound(which[i], best.score[i], best.second[i]);
+      if (from == to) continue;
+      component_[which[i]] = best.component[i];
+      join(rows.row[i], from, -1);
+      join(rows.row[i], to, 1);
+    }
+  }
+
+  // Half the distance from every mean to the nearest other one: whoever is closer than that needs no other bound. Not
+  // worth its K^2 distances where there are few rows.
+  void measure_gaps() {
+    for (int64_t k = 0; k < K_; ++k) gap_[k] = K_ * K_ <= rows_ ? __builtin_inf() : 0;
+    for (int64_t k = 0; k < K_ && K_ * K_ <= rows_; ++k) {
+      for (int64_t j = 0; j < k; ++j) {
+        const double half =
+            0.5 * (1 - kRounding) * __builtin_sqrt(squared_distance(means_ + j * D_, means_ + k * D_, D_));
+        gap_[j] = smaller(gap_[j], half);
+        gap_[k] = smaller(gap_[k], half);
+      }
+    }
+  }
+
+  void squares(T* out) {
+    fill<double>(totals_, K_ * D_, 0);
+    for_members([&](int64_t k, const X* const* members, int64_t count) {
+      fill<T>(partial_, D_, 0);
+      accumulate_rows<X, T>(members, count, means_ + k * D_, D_, partial_, nullptr);
+      for (int64_t d = 0; d < D_; ++d) totals_[k * D_ + d] += static_cast<double>(partial_[d]);
+    });
+    for (int64_t i = 0; i < K_ * D_; ++i) out[i] = static_cast<T>(totals_[i]);
+  }
+
+  void squared_distances(T* out) {
+    fill<double>(totals_, K_, 0);
+    for (int64_t i = 0; i < rows_; ++i) {
+      const int64_t k = component_[i];
+      totals_[k] += squared_distance(row(i), means_ + k * D_, D_);
+    }
+    for (int64_t k = 0; k < K_; ++k) out[k] = static_cast<T>(totals_[k]);
   }
 
   const KMeans& p_;
   const RowsByClass& groups_;
   int64_t K_, D_;
-  ClusterSums sums_;
-  Scratch<T> partial_;
-  Scratch<double> distance_;
+  Scratch<double> counts_;  // [K]
+  Scratch<double> origin_;  // [D]
+  Scratch<double> totals_;  // sums over the rows of each component, from the origin [K, D]
+  Scratch<T> partial_;      // [D]
+  Scratch<double> distance_, shift_, gap_;
+  // of the class at hand
+  int64_t begin_ = 0, rows_ = 0;
+  double squared_ = 0;  // distances to the first means, added up
+  T* means_ = nullptr;
+  int32_t* component_ = nullptr;
+  DistanceBounds* bounds_ = nullptr;
 };
 
 template <class X>
@@ -172,9 +321,10 @@ void kmeans_of(const KMeans& p, ParallelFor parallel_for) {
   const int64_t rows_of_class = divide_up(larger<int64_t>(N, 1), C);
   if (C >= kManyClasses && rows_of_class * D * static_cast<int64_t>(sizeof(X)) <= kResidentBytes) {
     Scratch<int32_t> component(N);
+    Scratch<DistanceBounds> bounds(N);
     parallel(parallel_for, C, (p.max_iter + 1) * rows_of_class * (K + 1) * D, [&](int64_t first, int64_t last) {
       ResidentClass<X, T> cluster(p, groups);
-      for (int64_t c = first; c < last; ++c) cluster.run(c, component + groups.begin(c));
+      for (int64_t c = first; c < last; ++c) cluster.run(c, component + groups.begin(c), bounds + groups.begin(c));
     });
   } else {
     Mixture mixture = p.mixture;
@@ -189,6 +339,7 @@ void kmeans_of(const KMeans& p, ParallelFor parallel_for) {
       statistics_forward_of<X>({p.x, mixture, false, counts, scatter, sums, component}, parallel_for);
       parallel(parallel_for, C, 8 * K * D, [&](int64_t first, int64_t last) {
         ClusterSums moved(K, D);
+        Scratch<double> shift(K);
         for (int64_t c = first; c < last; ++c) {
           if (p.converged[c]) continue;
           T* of_class = means + c * K * D;
@@ -202,11 +353,11 @@ void kmeans_of(const KMeans& p, ParallelFor parallel_for) {
             }
           }
           if (iteration == 0) limit[c] = p.tol * moved.mean_variance<T>(of_class);
-          double shift = moved.move(of_class);
-          shift += reseed_empty<X, T>(p.x, groups, c, moved.counts, K, of_class,
-                                      [&](int64_t position) { return component[groups.row(position)]; });
+          moved.move(of_class, shift);
+          reseed_empty<X, T>(p.x, groups, c, moved.counts, K, of_class, shift,
+                             [&](int64_t position) { return component[groups.row(position)]; });
           p.iterations[c] = iteration + 1;
-          p.converged[c] = !(shift > limit[c]);
+          p.converged[c] = !(sum_of(shift, K) > limit[c]);
         }
       });
       any = false;

@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <atomic>
 #include <initializer_list>
 #include <limits>
 #include <memory>
@@ -21,8 +23,24 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// Shares items out among torch's threads. A thread takes a piece of what is left when it is done with the last one, and
+// pieces get smaller: where other work holds up one thread, the rest do its share.
 void parallel_for(int64_t items, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context) {
-  torch::stable::parallel_for(0, items, grain, [=](int64_t begin, int64_t end) { body(begin, end, context); });
+  const int64_t pieces = (items + grain - 1) / grain;
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), pieces);
+  if (threads <= 1) return body(0, items, context);
+  std::atomic<int64_t> taken{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    int64_t begin = taken.load(), end;
+    do {
+      do {
+        if (begin >= items) return;
+        end = std::min(items, begin + std::max(grain, (items - begin) / (2 * threads)));
+      } while (!taken.compare_exchange_weak(begin, end));
+      body(begin, end, context);
+      begin = taken.load();
+    } while (true);
+  });
 }
 
 int32_t code_of(ScalarType dtype) {
