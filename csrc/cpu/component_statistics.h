@@ -142,7 +142,7 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
   parallel(parallel_for, blocks.count(), rows_of_block * (K + 1) * D, [&](int64_t first, int64_t last) {
     const int64_t wide = smaller<int64_t>(K, kBlockComponents);
     Scratch<double> distance(kBlockRows * wide);
-    Scratch<T> packed(weighted ? packed_size(wide) : 0);
+    Scratch<T> packed(weighted ? packed_size(wide, kWeightedChunk) : 0);
     for (int64_t b = first; b < last; ++b) {
       const RowBlock& block = blocks[b];
       const int64_t c = block.class_index, next_class = blocks[smaller(b + 1, blocks.count() - 1)].class_index;

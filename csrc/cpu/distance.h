@@ -12,20 +12,22 @@ constexpr int kTileComponents = 5;
 constexpr int kBlockRows = 128;
 constexpr int kBlockComponents = 65;
 
-// Dimensions before partial sums are widened to double, at most; a tile's operands of one chunk stay in the first-level
-// cache. Chunks are of equal length but for the last.
+// Dimensions before partial sums are widened to double, at most, so that a tile's operands of one chunk stay in the
+// first-level cache: rows and means alone, or with them some ten components' 1 / v. Chunks are of equal length but for
+// the last.
 constexpr int64_t kChunk = 640;
+constexpr int64_t kWeightedChunk = 256;
 
-CEM_FAST_INLINE int64_t chunk_length(int64_t dimension) {
-  return divide_up(divide_up(dimension, divide_up(dimension, kChunk)), 64) * 64;
+CEM_FAST_INLINE int64_t chunk_length(int64_t dimension, int64_t longest) {
+  return divide_up(divide_up(dimension, divide_up(dimension, longest)), 64) * 64;
 }
 
 // Tiles between a row's prefetch and its use.
 constexpr int kTilesAhead = 4;
 
 // One tile over one chunk: adds to distance[r * ld + q]. Components lie `stride` apart; where they are weighted, 1 / v
-// follows kChunk after the mean. Meanwhile fetches the chunks of rows at `upcoming`, one after the other because memory
-// likes that best, and the components at `next_means` (and `next_variances`).
+// follows half a stride after the mean. Meanwhile fetches the chunks of rows at `upcoming`, one after the other because
+// memory likes that best, and the components at `next_means` (and `next_variances`).
 template <int R, int Q, bool kWeighted, class X, class T>
 CEM_FAST_INLINE void distance_tile(const X* const* x, const X* const* upcoming, const T* means, int64_t stride,
                                    const T* next_means, const T* next_variances, int64_t dimension, int64_t length,
@@ -52,7 +54,7 @@ CEM_FAST_INLINE void distance_tile(const X* const* x, const X* const* upcoming, 
         prefetch_far(next_means + q * dimension + d);
         [[maybe_unused]] Vector<T> inverse;
         if constexpr (kWeighted) {
-          inverse = load(means + q * stride + kChunk + d);
+          inverse = load(means + q * stride + stride / 2 + d);
           prefetch_far(next_variances + q * dimension + d);
         }
 #pragma GCC unroll 8
@@ -76,7 +78,7 @@ CEM_FAST_INLINE void distance_tile(const X* const* x, const X* const* upcoming, 
     for (int q = 0; q < Q; ++q) {
       const Vector<T> mean = load_last(means + q * stride + d, rest, kWeighted ? d > 0 : wide);
       [[maybe_unused]] Vector<T> inverse;
-      if constexpr (kWeighted) inverse = load_last(means + q * stride + kChunk + d, rest, d > 0);
+      if constexpr (kWeighted) inverse = load_last(means + q * stride + stride / 2 + d, rest, d > 0);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const Vector<T> deviation = row[r] - mean;
@@ -99,19 +101,20 @@ CEM_FAST_INLINE void distance_tile(const X* const* x, const X* const* upcoming, 
 
 // Room for a chunk of so many means and 1 / v. They are copied together because rows of a power of two of numbers would
 // compete for the same few lines of a cache.
-CEM_FAST_INLINE int64_t packed_size(int64_t components) { return 2 * kChunk * components; }
+CEM_FAST_INLINE int64_t packed_size(int64_t components, int64_t chunk) { return 2 * chunk * components; }
 
 template <class T>
-void pack_chunk(const T* means, const T* variances, int64_t dimension, int64_t components, int64_t length, T* out) {
-  for (int64_t q = 0; q < components; ++q, means += dimension, variances += dimension, out += 2 * kChunk) {
+void pack_chunk(const T* means, const T* variances, int64_t dimension, int64_t components, int64_t length,
+                int64_t chunk, T* out) {
+  for (int64_t q = 0; q < components; ++q, means += dimension, variances += dimension, out += 2 * chunk) {
     int64_t d = 0;
     for (; d + kLanes<T> <= length; d += kLanes<T>) {
       store(out + d, load(means + d));
-      store(out + kChunk + d, T(1) / load(variances + d));
+      store(out + chunk + d, T(1) / load(variances + d));
     }
     for (; d < length; ++d) {
       out[d] = means[d];
-      out[kChunk + d] = T(1) / variances[d];
+      out[chunk + d] = T(1) / variances[d];
     }
   }
 }
@@ -161,17 +164,17 @@ struct Components {
 };
 
 // distance[i * components + k] for the rows of `rows`: room for kBlockRows x components. `packed` is room for
-// packed_size(components) where there are variances.
+// packed_size(components, kWeightedChunk) where there are variances.
 template <class X, class T>
 void distances(const RowPointers<X>& rows, int64_t dimension, const Components<T>& c, int64_t components, T* packed,
                double* distance) {
   for (int64_t i = 0; i < rows.tiles * kTileRows * components; ++i) distance[i] = 0;
   const bool weighted = c.variances != nullptr;
-  const int64_t chunk = chunk_length(dimension);
+  const int64_t chunk = chunk_length(dimension, weighted ? kWeightedChunk : kChunk);
   for (int64_t start = 0; start < dimension; start += chunk) {
-    const int64_t length = smaller(chunk, dimension - start), stride = weighted ? 2 * kChunk : dimension;
+    const int64_t length = smaller(chunk, dimension - start), stride = weighted ? 2 * chunk : dimension;
     const bool wide = start > 0 || length >= kLanes<T>, last_chunk = start + length == dimension;
-    if (weighted) pack_chunk(c.means + start, c.variances + start, dimension, components, length, packed);
+    if (weighted) pack_chunk(c.means + start, c.variances + start, dimension, components, length, chunk, packed);
     const T* means = weighted ? packed : c.means + start;
     const T* variances = weighted ? c.variances : c.means;  // never read, only pointed at, where there are none
     for (int64_t tile = 0; tile < rows.tiles; ++tile) {
@@ -237,16 +240,24 @@ void distances(const RowPointers<X>& rows, int64_t dimension, const Components<T
 // One row and one mean.
 template <class X, class T>
 double squared_distance(const X* x, const T* mean, int64_t dimension) {
+  constexpr int U = 4;  // sums side by side: one alone would wait for its last addition
   double total = 0;
   for (int64_t start = 0; start < dimension; start += kChunk) {
     const int64_t end = smaller(start + kChunk, dimension);
-    Vector<T> sum{};
+    Vector<T> sum[U]{};
     int64_t d = start;
+    for (; d + U * kLanes<T> <= end; d += U * kLanes<T>) {
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) {
+        const Vector<T> deviation = load(x + d + u * kLanes<T>) - load(mean + d + u * kLanes<T>);
+        sum[u] += deviation * deviation;
+      }
+    }
     for (; d + kLanes<T> <= end; d += kLanes<T>) {
       const Vector<T> deviation = load(x + d) - load(mean + d);
-      sum += deviation * deviation;
+      sum[0] += deviation * deviation;
     }
-    total += static_cast<double>(sum_lanes<T>(sum));
+    total += static_cast<double>(sum_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3])));
     for (; d < end; ++d) {
       const T deviation = widen(x[d]) - mean[d];
       total += static_cast<double>(deviation * deviation);

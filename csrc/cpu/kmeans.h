@@ -143,6 +143,8 @@ class ResidentClass {
   // Relative error of a computed distance at the most.
   static constexpr double kRounding = 128 * (sizeof(T) == 4 ? 0x1p-23 : 0x1p-52);
 
+  static constexpr int kDoubles = kLanes<T> / kLanes<double>;  // vectors of double that a vector widens to
+
   const X* row(int64_t i) const { return row_at<X>(p_.x, groups_, begin_ + i); }
 
   void nearest(const RowPointers<X>& rows, Nearest* best) {
@@ -168,7 +170,8 @@ class ResidentClass {
     fill<double>(counts_, K_, 0);
     fill<double>(totals_, K_ * D_, 0);
     squared_ = 0;
-    for (int64_t d = 0; d < D_; ++d) origin_[d] = static_cast<double>(means_[d]);
+    // sums of single precision are exact in double as they are
+    for (int64_t d = 0; d < D_; ++d) origin_[d] = sizeof(T) < sizeof(double) ? T(0) : means_[d];
     for (int64_t at = 0; at < rows_; at += kStatisticsRows) {
       const RowPointers<X> rows(p_.x, groups_, begin_ + at, begin_ + smaller(at + kStatisticsRows, rows_));
       Nearest best;
@@ -177,17 +180,32 @@ class ResidentClass {
         component_[at + i] = best.component[i];
         bound(at + i, best.score[i], best.second[i]);
         squared_ += best.score[i];
-        join(rows.row[i], best.component[i], 1);
       }
+      for_each_component(rows, best.component,
+                         [&](int64_t k, const X* const* members, int64_t count) { join(members, count, k, 1); });
     }
   }
 
-  // Adds a row to the sums of component k, or with sign -1 takes it out. In double precision nothing is left behind of
-  // a row that has come and gone.
-  void join(const X* row, int64_t k, double sign) {
-    counts_[k] += sign;
+  // Adds rows to the sums of component k or, with sign -1, takes them out. In double precision nothing is left behind
+  // of a row that has come and gone.
+  void join(const X* const* rows, int64_t count, int64_t k, double sign) {
+    counts_[k] += sign * static_cast<double>(count);
     double* total = totals_ + k * D_;
-    for (int64_t d = 0; d < D_; ++d) total[d] += sign * (static_cast<double>(widen(row[d])) - origin_[d]);
+    int64_t d = 0;
+    for (; d + kLanes<T> <= D_; d += kLanes<T>) {
+      Vector<double> sum[kDoubles]{};
+      for (int64_t r = 0; r < count; ++r) {
+        const Vector<T> x = load(rows[r] + d) - load(origin_ + d);
+        for (int part = 0; part < kDoubles; ++part) sum[part] += doubles_of(x, part);
+      }
+      for (int part = 0; part < kDoubles; ++part) {
+        double* to = total + d + part * kLanes<double>;
+        store(to, load(to) + sign * sum[part]);
+      }
+    }
+    for (; d < D_; ++d) {
+      for (int64_t r = 0; r < count; ++r) total[d] += sign * static_cast<double>(widen(rows[r][d]) - origin_[d]);
+    }
   }
 
   // Puts the means onto their rows: a function of the assignment alone, so that they rest when it does.
@@ -197,7 +215,7 @@ class ResidentClass {
       if (counts_[k] == 0) continue;
       const double inverse = 1 / counts_[k];
       for (int64_t d = 0; d < D_; ++d) {
-        shift_[k] += set_mean(origin_[d] + inverse * totals_[k * D_ + d], means_ + k * D_ + d);
+        shift_[k] += set_mean(static_cast<double>(origin_[d]) + inverse * totals_[k * D_ + d], means_ + k * D_ + d);
       }
     }
   }
@@ -210,7 +228,7 @@ class ResidentClass {
     for (int64_t k = 0; k < K_; ++k) {
       about.counts[k] = counts_[k];
       for (int64_t d = 0; d < D_; ++d) {
-        const double away = origin_[d] - static_cast<double>(means_[k * D_ + d]);
+        const double away = static_cast<double>(origin_[d]) - static_cast<double>(means_[k * D_ + d]);
         about.deviations[k * D_ + d] = totals_[k * D_ + d] + counts_[k] * away;
       }
     }
@@ -256,8 +274,8 @@ class ResidentClass {
       bound(which[i], best.score[i], best.second[i]);
       if (from == to) continue;
       component_[which[i]] = best.component[i];
-      join(rows.row[i], from, -1);
-      join(rows.row[i], to, 1);
+      join(rows.row + i, 1, from, -1);
+      join(rows.row + i, 1, to, 1);
     }
   }
 
@@ -298,7 +316,7 @@ class ResidentClass {
   const RowsByClass& groups_;
   int64_t K_, D_;
   Scratch<double> counts_;  // [K]
-  Scratch<double> origin_;  // [D]
+  Scratch<T> origin_;       // [D]
   Scratch<double> totals_;  // sums over the rows of each component, from the origin [K, D]
   Scratch<T> partial_;      // [D]
   Scratch<double> distance_, shift_, gap_;

@@ -58,7 +58,8 @@ class LogJoint {
       : dimension_(x.dimension),
         mixture_(mixture),
         normalizers_(normalizers),
-        packed_(mixture.diagonal ? packed_size(smaller<int64_t>(mixture.components, kBlockComponents)) : 0) {}
+        packed_(mixture.diagonal ? packed_size(smaller<int64_t>(mixture.components, kBlockComponents), kWeightedChunk)
+                                 : 0) {}
 
   // out [rows, size] for components k, k + 1, ... of class c; those of `next_class` will be wanted next.
   void operator()(const RowPointers<X>& rows, int64_t c, int64_t k, int64_t size, int64_t next_class,
@@ -291,7 +292,7 @@ void pull_tile(const X* const* x, const X* const* upcoming, const T* a, const T*
       for (int u = 0; u < U; ++u) {
         const Vector<T> mean = load(means + k * stride + d + u * L);
         [[maybe_unused]] Vector<T> inverse;
-        if constexpr (kWeighted) inverse = load(means + k * stride + kChunk + d + u * L);
+        if constexpr (kWeighted) inverse = load(means + k * stride + stride / 2 + d + u * L);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
           const Vector<T> deviation = mean - row[r][u];
@@ -328,7 +329,7 @@ void pull_tile(const X* const* x, const X* const* upcoming, const T* a, const T*
       const int64_t k = pulling[j];
       const Vector<T> mean = load_last(means + k * stride + d, rest, d > 0 || (wide && !kWeighted));
       [[maybe_unused]] Vector<T> inverse;
-      if constexpr (kWeighted) inverse = load_last(means + k * stride + kChunk + d, rest, d > 0);
+      if constexpr (kWeighted) inverse = load_last(means + k * stride + stride / 2 + d, rest, d > 0);
       for (int r = 0; r < R; ++r) {
         if constexpr (kWeighted) {
           sum[r] += (mean - row[r]) * inverse * a[r * components + k];
@@ -391,15 +392,15 @@ void log_prob_backward_of(const LogProbBackward& p, ParallelFor parallel_for) {
     for (int64_t d = 0; d < D; ++d) narrow(static_cast<T>(__builtin_nan("")), dx + groups.row(i) * D + d);
   }
   const RowBlocks blocks(groups, kBlockRows);
-  const int64_t chunk = chunk_length(D), chunks = divide_up(D, chunk);
   const bool diagonal = p.mixture.diagonal;
-  const int64_t stride = diagonal ? 2 * kChunk : D;
+  const int64_t chunk = chunk_length(D, kChunk), chunks = divide_up(D, chunk);
+  const int64_t stride = diagonal ? 2 * chunk : D;
   const auto precision_of = [&](int64_t c, int64_t k) { return diagonal ? T(1) : 1 / variances[c * K + k]; };
   if (responsibilities != nullptr) {
     const int64_t cost = smaller<int64_t>(kBlockRows, N) * K * chunk;
     const bool streaming = stream_rows(p.dx, N, D, static_cast<int64_t>(sizeof(X)));
     parallel(parallel_for, blocks.count() * chunks, cost, [&](int64_t first, int64_t last) {
-      Scratch<T> packed(diagonal ? packed_size(K) : 0);
+      Scratch<T> packed(diagonal ? packed_size(K, chunk) : 0);
       Scratch<T> a(kBlockRows * K);
       int64_t packed_class = -1, packed_start = -1;
       for (int64_t item = first; item < last; ++item) {
@@ -409,7 +410,7 @@ void log_prob_backward_of(const LogProbBackward& p, ParallelFor parallel_for) {
         const RowBlock& block = blocks[blocks.first(c) + within % of_class];
         const int64_t length = smaller(chunk, D - start), at = c * K * D + start;
         if (diagonal && (c != packed_class || start != packed_start)) {
-          pack_chunk<T>(means + at, variances + at, D, K, length, packed);
+          pack_chunk<T>(means + at, variances + at, D, K, length, chunk, packed);
           packed_class = c, packed_start = start;
         }
         const RowPointers<X> rows(p.x, groups, block.begin, block.end);
@@ -432,7 +433,7 @@ void log_prob_backward_of(const LogProbBackward& p, ParallelFor parallel_for) {
   Scratch<double> normalizers(p.mixture.classes * K);
   log_normalizers<T>(p.mixture, D, groups, parallel_for, normalizers);
   parallel(parallel_for, blocks.count(), 2 * smaller<int64_t>(kBlockRows, N) * K * D, [&](int64_t first, int64_t last) {
-    Scratch<T> packed(diagonal ? packed_size(kManyComponents) : 0);
+    Scratch<T> packed(diagonal ? packed_size(kManyComponents, chunk) : 0);
     Scratch<double> joint(kBlockRows * kManyComponents);
     Scratch<T> a(kBlockRows * kManyComponents);
     Scratch<T> pulled(kBlockRows * D);
@@ -465,7 +466,7 @@ void log_prob_backward_of(const LogProbBackward& p, ParallelFor parallel_for) {
         repeat_last_row<T>(a, rows.count, rows.tiles * kTileRows, size);
         for (int64_t start = 0; start < D; start += chunk) {
           const int64_t length = smaller(chunk, D - start), at = (c * K + k) * D + start;
-          if (diagonal) pack_chunk<T>(means + at, variances + at, D, size, length, packed);
+          if (diagonal) pack_chunk<T>(means + at, variances + at, D, size, length, chunk, packed);
           pull<true, X, T, T>(rows, diagonal, diagonal ? static_cast<const T*>(packed) : means + at, stride, size,
                               start, length, false, a, out);
         }

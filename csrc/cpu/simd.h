@@ -325,6 +325,17 @@ CEM_FAST_INLINE void pin(V& value) {
 #endif
 }
 
+// A vector widened to double: the first (part 0) or the second half of floats, or the doubles themselves.
+CEM_FAST_INLINE Vector<double> doubles_of(Vector<double> x, int) { return x; }
+
+CEM_FAST_INLINE Vector<double> doubles_of(Vector<float> x, int part) {
+  typedef float HalfVector __attribute__((vector_size(CEM_FAST_WIDTH / 2)));
+  struct Halves {
+    HalfVector half[2];
+  };
+  return __builtin_convertvector(__builtin_bit_cast(Halves, x).half[part], Vector<double>);
+}
+
 CEM_FAST_INLINE void prefetch_near(const void* p) { __builtin_prefetch(p, 0, 3); }
 CEM_FAST_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // past the first-level cache
 
