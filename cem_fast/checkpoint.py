@@ -55,9 +55,7 @@ def build_parts(
     Raises:
         ValueError: a setting names something unknown or is out of range.
     """
-    defense = defenses.build(
-        config.defense, noise_std=config.noise_std, adversary_weight=config.adversary_weight, seed=config.seed
-    )
+    defense = defenses.build(config.defense, **{key: getattr(config, key) for key in defenses.settings()})
     model = models.build(
         config.model,
         image_shape=image_shape,
@@ -65,17 +63,21 @@ def build_parts(
         cut=config.cut,
         bottleneck=config.bottleneck if defense.uses_bottleneck else 0,
     )
-    loss = None
-    if config.noise_std > 0:
-        loss = CEMLoss(
-            num_classes=num_classes,
-            num_components=config.cem_components,
-            noise_std=config.noise_std,
-            covariance_type=config.cem_covariance,
-            variant=config.cem_variant,
-            gradient=config.cem_gradient,
-        )
-    return model, defense, loss
+    return model, defense, build_loss(config, num_classes=num_classes)
+
+
+def build_loss(config: RunConfig, *, num_classes: int) -> CEMLoss | None:
+    """Builds the CEM loss of a run, not yet fitted; see :func:`build_parts`."""
+    if config.noise_std == 0:
+        return None
+    return CEMLoss(
+        num_classes=num_classes if config.cem_by_class else 1,
+        num_components=config.cem_components,
+        noise_std=config.noise_std,
+        covariance_type=config.cem_covariance,
+        variant=config.cem_variant,
+        gradient=config.cem_gradient,
+    )
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Run:
         config: its settings.
         model: the trained network, in eval mode.
         defense: the trained defense, in eval mode.
-        loss: the CEM loss whose mixture was fitted to the final encoder's features; None for a run without noise.
+        loss: the CEM loss whose mixture was fitted to what the trained network releases, before the noise; None without noise.
         description: everything else that ``run.json`` holds (``record``, ``history``, ``identity``, ``source``, ...).
     """
 
@@ -194,12 +196,12 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
         if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
             raise ValueError(f"image_shape must be three positive sizes, got {shape}")
         model, defense, loss = build_parts(config, image_shape=tuple(shape), num_classes=num_classes)
-        # A defense builds its own networks from the shape of the images alone, so blank ones do.
-        defense.start(model, torch.zeros(2, *shape))
+        defense.attach(model, torch.Size(shape))
     except (TypeError, ValueError, RuntimeError) as error:  # torch's own complaint about a size is a RuntimeError
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder / DESCRIPTION}: not the description of a run: {reason}") from error
     weights, source = _read_tensors(folder, description, "weights")
+    defense.reshape(model, {key: value.shape for key, value in weights.items()})
     for part, module in _parts(model, defense, loss):
         prefix = part + "."
         _restore(module, {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}, part, source)

@@ -254,7 +254,7 @@ def _normalized(arguments: Sequence[str]) -> list[str]:
 def _as_list(text: str, kind: type) -> str:
     if text.startswith("["):
         return text
-    if kind is str and text:  # quoted, because YAML reads a folder called 2024 as a number
+    if str in (kind, *get_args(kind)) and text:  # quoted, because YAML reads a folder called 2024 as a number
         text = ",".join(json.dumps(item.strip(), ensure_ascii=False) for item in text.split(","))
     return f"[{text}]"
 
@@ -323,12 +323,13 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
     for column in ("data", "defense", "noise", "runs", "accuracy, %", "attack MSE", "/ class mean", "PSNR", "SSIM"):
         justify = "left" if column in ("data", "defense") else "right"
         table.add_column(column, justify=justify, no_wrap=console.width >= 100)
-    for row in comparison.rows(runs):
+    rows = comparison.rows(runs)
+    for row in rows:
         class_mean = results["baseline"][row.data]["class_mean_mse"]
         table.add_row(
             row.data,
-            row.label,
-            f"{row.released_noise:g}",
+            comparison.cell_name(row, rows, shown=["noise_std"]),
+            f"{row.noise_std:g}",
             str(row.num_runs),
             f"{100 * row.accuracy.mean:.1f} ± {100 * row.accuracy.deviation:.1f}",
             f"{row.mse.mean:.5f} ± {row.mse.deviation:.5f}",
@@ -345,20 +346,25 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
         for entry in results[key]:
             low, high = entry["interval"]
             console.print(
-                f"CEM on {entry['data']} / {entry['defense']}, {title}: strongest attack's MSE {entry['gain']:+.0%} "
+                f"CEM on {_cell(entry)}, {title}: strongest attack's MSE {entry['gain']:+.0%} "
                 f"(95% interval {low:+.0%} to {high:+.0%})",
                 highlight=False,
                 soft_wrap=True,
             )
-    measured = {(entry["data"], entry["defense"], entry["noise_std"], entry["lambda"]) for entry in results["frontier"]}
+    measured = {entry["run"] for entry in results["frontier"]}
     for entry in results["pairs"]:
-        if (entry["data"], entry["defense"], entry["noise_std"], entry["lambda"]) not in measured:
+        if entry["run"] not in measured:
             console.print(
-                f"CEM on {entry['data']} / {entry['defense']}, over plain noise at equal accuracy: not measured in this grid "
+                f"CEM on {_cell(entry)}, over plain noise at equal accuracy: not measured in this grid "
                 "(needs --noise-levels that reach its accuracy)",
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _cell(entry: dict[str, Any]) -> str:
+    """What a gain is about: ``faces / noise at noise 0.1``."""
+    return f"{entry['data']} / {entry['defense']} at noise {entry['noise_std']:g}"
 
 
 def _escape(config: RunConfig) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cem_fast import metrics
+from cem_fast import defenses, metrics
 
 NUM_RESAMPLES = 2000
 SEED = 0
@@ -55,9 +55,13 @@ class Measured:
 
     @property
     def without_cem(self) -> str:
-        """The cell that this run is compared to: every setting but the weight of CEM."""
-        settings = {k: v for k, v in self.record["config"].items() if k not in ("seed", "fold", "lambda")}
-        return json.dumps([self.record["data"], {**settings, "lambda": 0.0}], sort_keys=True)
+        """Every setting of its cell but those of CEM: what it shares with the runs that it is compared to."""
+        settings = {
+            key: value
+            for key, value in self.record["config"].items()
+            if key not in ("seed", "fold", "lambda") and not key.startswith("cem_")
+        }
+        return json.dumps([self.record["data"], settings], sort_keys=True)
 
 
 def cells(runs: Sequence[Measured]) -> dict[str, list[Measured]]:
@@ -92,13 +96,13 @@ class Row:
 
     @property
     def noise_std(self) -> float:
-        """The setting; a defense without noise of its own uses it in the CEM loss alone."""
+        """Standard deviation of the Gaussian noise that is added last to the released features."""
         return self.runs[0].record["config"]["noise_std"]
 
     @property
-    def released_noise(self) -> float:
-        """Standard deviation of the noise on the released features."""
-        return self.noise_std if self.leakage("plugin_nats") else 0.0
+    def undefended(self) -> bool:
+        """Whether nothing at all is done to the features, beyond sending few of them."""
+        return self.label in ("none", "bottleneck") and self.noise_std == 0
 
     @property
     def num_runs(self) -> int:
@@ -126,7 +130,7 @@ class Row:
         return None if None in values else _spread(values)
 
     def leakage(self, figure: str) -> Spread | None:
-        """A figure of the leakage; None where features leave without noise."""
+        """A figure of the leakage; None where no Gaussian noise is added."""
         values = [run.record["leakage"][figure] for run in self.runs]
         return None if None in values else _spread(values)
 
@@ -149,6 +153,26 @@ def rows(runs: Sequence[Measured]) -> list[Row]:
     return sorted(found, key=place)
 
 
+def cell_name(row: Row, among: Sequence[Row], *, shown: Collection[str] = ()) -> str:
+    """``noise + CEM``, with every setting in which another row that would be called the same differs.
+
+    Args:
+        row: the row to name.
+        among: the rows beside it.
+        shown: settings that need not be said, since they stand beside the name.
+    """
+    symbols = {"noise_std": "σ", "lambda": "λ"}
+    config = row.runs[0].record["config"]
+    alike = [each.runs[0].record["config"] for each in among if each.label == row.label and each.data == row.data]
+    said = [key for key in config if key not in ("data", "seed", "fold", *shown)]
+    differing = [key for key in said if any(other[key] != config[key] for other in alike)]
+    texts = {key: f"{config[key]:g}" if isinstance(config[key], float) else str(config[key]) for key in differing}
+    first = [key for key in symbols if key in texts]
+    return ", ".join(
+        [row.label, *(f"{symbols.get(key, key)} = {texts[key]}" for key in dict.fromkeys([*first, *texts]))]
+    )
+
+
 def pairs(runs: Sequence[Measured]) -> list[dict[str, Any]]:
     """CEM on against CEM off, all other settings equal: relative rise of the strongest attack's error.
 
@@ -158,14 +182,17 @@ def pairs(runs: Sequence[Measured]) -> list[dict[str, Any]]:
         runs: attacked runs; those without a partner are left out.
 
     Returns:
-        One entry per cell with CEM that has runs without: ``data``, ``defense``, ``noise_std``, ``lambda``, ``gain``, ``interval``.
+        One entry per cell with CEM that has runs without: ``data``, ``defense``, ``noise_std``, ``lambda``, ``run`` (the index of the
+        cell's first run among ``runs``), ``gain``, ``interval``.
     """
-    grouped = cells([run for run in runs if run.strongest])
+    attacked = [run for run in runs if run.strongest]
     found = []
-    for on_runs in grouped.values():
-        if not on_runs[0].record["cem"]:
+    for on_runs in cells(attacked).values():
+        first = on_runs[0]
+        if not first.record["cem"]:
             continue
-        off_by_repeat = {run.repeat: run for run in grouped.get(on_runs[0].without_cem, [])}
+        partners = [run for run in attacked if not run.record["cem"] and run.without_cem == first.without_cem]
+        off_by_repeat = {run.repeat: run for run in partners}
         matched = [(off_by_repeat[on.repeat], on) for on in on_runs if on.repeat in off_by_repeat]
         if not matched:
             continue
@@ -176,14 +203,14 @@ def pairs(runs: Sequence[Measured]) -> list[dict[str, Any]]:
             num_resamples=NUM_RESAMPLES,
             seed=SEED,
         )
-        found.append({**_name(on_runs[0]), "gain": gain, "interval": [low, high]})
+        found.append({**_name(first, runs), "gain": gain, "interval": [low, high]})
     return found
 
 
 def frontier(runs: Sequence[Measured]) -> list[dict[str, Any]]:
     """CEM against more plain noise at equal accuracy: relative rise of the strongest attack's error.
 
-    The runs without CEM of the ``noise`` defense at several noise levels, with the undefended bottleneck as level zero, span a curve:
+    The runs without CEM of a bottleneck with noise at several levels, with the undefended bottleneck as level zero, span a curve:
     the highest error that plain noise reaches at a given accuracy or a better one, linear between its corners. CEM's error is compared
     to that curve at CEM's own accuracy. The interval resamples images (people, for faces), accuracies and errors together.
 
@@ -195,7 +222,7 @@ def frontier(runs: Sequence[Measured]) -> list[dict[str, Any]]:
 
     Returns:
         One entry per cell with CEM whose data set has a noise sweep of at least two levels: ``data``, ``defense``, ``noise_std``,
-        ``lambda``, ``accuracy``, ``gain``, ``interval``.
+        ``lambda``, ``run`` (the index of the cell's first run among ``runs``), ``accuracy``, ``gain``, ``interval``.
 
     Source:
         Xia et al., CVPR 2025, Fig. 4 (a), compares at equal accuracy by eye.
@@ -220,7 +247,7 @@ def frontier(runs: Sequence[Measured]) -> list[dict[str, Any]]:
         )
         low, high = np.quantile(_gain_at_equal_accuracy(table, draws, clamp=True)[1], [0.025, 0.975])
         entry = {"accuracy": float(accuracy[0]), "gain": float(gain[0]), "interval": [float(low), float(high)]}
-        found.append({**_name(first), **entry})
+        found.append({**_name(first, runs), **entry})
     return found
 
 
@@ -233,8 +260,8 @@ def noise_sweep(runs: Sequence[Measured], on: Measured) -> list[list[Measured]]:
     """
     attacked = [run for run in runs if run.strongest]
     curve = [cell for cell in cells(attacked).values() if _is_plain_noise(cell[0], on)]
-    levels = sum(cell[0].record["config"]["noise_std"] > 0 for cell in curve)
-    return curve if levels >= 2 else []
+    levels = {cell[0].record["config"]["noise_std"] for cell in curve} - {0}
+    return curve if len(levels) >= 2 else []
 
 
 def envelope(accuracies: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -259,25 +286,26 @@ def _spread(values: Iterable[float]) -> Spread:
     return Spread(float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else 0.0)
 
 
-def _name(run: Measured) -> dict[str, Any]:
+def _name(run: Measured, runs: Sequence[Measured]) -> dict[str, Any]:
     config = run.record["config"]
     return {
         "data": run.record["data"],
         "defense": run.record["defense"],
         "noise_std": config["noise_std"],
         "lambda": config["lambda"],
+        "run": next(index for index, each in enumerate(runs) if each is run),
     }
 
 
 def _is_plain_noise(run: Measured, other: Measured) -> bool:
     """Whether ``run`` is a level of the noise sweep that ``other``, a run with CEM, is to be compared to."""
-    ignored = {"defense", "noise_std", "lambda", "seed", "fold"}
+    ignored = {"defense", "lambda", "fold", *defenses.settings()}  # plain noise has no strength but its level
     alike = all(
-        run.record["config"][key] == value for key, value in other.record["config"].items() if key not in ignored
+        run.record["config"][key] == value
+        for key, value in other.record["config"].items()
+        if key not in ignored and not key.startswith("cem_")
     )
-    plain = run.record["defense"] == "noise" or (
-        run.record["defense"] == "bottleneck" and run.record["config"]["noise_std"] == 0
-    )
+    plain = run.record["defense"] in ("noise", "bottleneck")
     return alike and plain and run.record["data"] == other.record["data"] and not run.record["cem"]
 
 

@@ -23,9 +23,10 @@ class SharedConfig:
         model: name of the network (``slim``, ``vgg11``).
         cut: number of convolutional stages that stay on the user's device.
         bottleneck: channels of the features that leave the device; 0 for no bottleneck.
-        noise_std: standard deviation of the Gaussian noise added to the released features.
+        noise_std: standard deviation of the Gaussian noise that every defense adds last to what it releases; 0 for none.
         adversary_weight: weight of the defense's adversarial term.
-        cem_components: mixture components per class.
+        cem_by_class: whether CEM's mixture has components of every class; otherwise it knows no labels and has one set for all images.
+        cem_components: mixture components per class (1 without labels: a single Gaussian).
         cem_covariance: ``spherical`` or ``diag``.
         cem_variant: ``paper`` or ``official``.
         cem_gradient: ``unbiased`` or ``literal``.
@@ -45,6 +46,7 @@ class SharedConfig:
     bottleneck: int = 8
     noise_std: float = 0.1
     adversary_weight: float = 0.3
+    cem_by_class: bool = True
     cem_components: int = 5
     cem_covariance: str = "spherical"
     cem_variant: str = "paper"
@@ -141,6 +143,15 @@ class RunConfig(SharedConfig):
         return cls(**settings)
 
 
+# what a grid's defense may have of its own: how the images are read, and how it is attacked, is the same for all of them
+CELL_SETTINGS = tuple(
+    field.name
+    for field in fields(RunConfig)
+    if field.name not in ("data", "seed", "fold", "image_size", "protocol", "noise_draws")
+    and not field.name.startswith("attack")
+)
+
+
 @dataclass(frozen=True)
 class GridConfig(SharedConfig):
     """A grid of runs that differ in what is listed here and share every setting of :class:`SharedConfig`.
@@ -149,7 +160,8 @@ class GridConfig(SharedConfig):
         name: name of the grid; its results go to ``runs/<name>``.
         data: data sets, each a bundled name or the path of a folder of images.
         undefended: reference points, trained without noise and without CEM.
-        defenses: defenses, each trained with every weight in ``cem_weights``.
+        defenses: defenses, each trained with every weight in ``cem_weights``; a name, or settings of its own with the name under
+            ``defense``, such as ``{defense: noise_arl, noise_std: 0.15}``.
         cem_weights: weights of the CEM loss (lambda); 0 trains without it.
         noise_levels: further noise levels for the ``noise`` defense without CEM, the curve that CEM is held against at equal accuracy.
         seeds: seeds, one run each.
@@ -159,7 +171,7 @@ class GridConfig(SharedConfig):
     name: str = "evaluation"
     data: tuple[str, ...] = ("faces",)
     undefended: tuple[str, ...] = ("bottleneck",)
-    defenses: tuple[str, ...] = ("noise",)
+    defenses: tuple[str | dict[str, Any], ...] = ("noise",)
     cem_weights: tuple[float, ...] = (0.0, 0.35)
     noise_levels: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0, 1)
@@ -184,7 +196,8 @@ class GridConfig(SharedConfig):
         shared = {f.name: getattr(self, f.name) for f in fields(SharedConfig)}
         cells = [{"defense": defense, "cem_weight": 0.0, "noise_std": 0.0} for defense in self.undefended]
         cells += [
-            {"defense": defense, "cem_weight": weight} for defense, weight in product(self.defenses, self.cem_weights)
+            _without_idle({"cem_weight": weight, **_own_settings(defense)})
+            for defense, weight in product(self.defenses, self.cem_weights)
         ]
         cells += [{"defense": "noise", "cem_weight": 0.0, "noise_std": level} for level in self.noise_levels]
         runs = [
@@ -194,10 +207,33 @@ class GridConfig(SharedConfig):
         return list(dict.fromkeys(runs))
 
 
+def _own_settings(defense: str | dict[str, Any]) -> dict[str, Any]:
+    """The settings of one entry of a grid's defenses: a name is short for a defense without settings of its own."""
+    if isinstance(defense, str):
+        return {"defense": defense}
+    if "defense" not in defense:
+        raise ValueError(f"defenses must each have a name under 'defense', got {defense!r}")
+    found = {}
+    for key, value in defense.items():
+        lookup("setting of a defense", key, dict.fromkeys(CELL_SETTINGS))
+        whole = _kinds(RunConfig)[key] is float and _is_of(int, value)  # a file may say 1 for 1.0
+        found[key] = float(value) if whole else value
+    return found
+
+
+def _without_idle(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell without the settings of CEM where there is no CEM: such cells are trained alike, and once is enough."""
+    if cell["cem_weight"] > 0:
+        return cell
+    return {key: value for key, value in cell.items() if key == "cem_weight" or not key.startswith("cem_")}
+
+
 def _described(kind: Any) -> str:
     """A type for people: ``int or null``, ``tuple of str``."""
     if get_origin(kind) is tuple:
         return f"tuple of {_described(get_args(kind)[0])}"
+    if get_origin(kind) is dict:
+        return "settings"
     if get_args(kind):
         return " or ".join(_described(option) for option in get_args(kind))
     return "null" if kind is type(None) else kind.__name__
@@ -211,9 +247,11 @@ def _kinds(config: type) -> dict[str, Any]:
 def _is_of(kind: Any, value: Any) -> bool:
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_is_of(get_args(kind)[0], each) for each in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)
     if get_args(kind):
         return any(_is_of(option, value) for option in get_args(kind))
-    return isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+    return isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _require(key: str, value: float, *, at_least: float) -> None:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cem_fast import attacks, bounds, checkpoint, comparison, data, defenses, metrics, provenance, training
 from cem_fast.attacks.base import Attack
 from cem_fast.comparison import Measured
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import Part, Splits
-from cem_fast.defenses import Defense, GaussianNoise
+from cem_fast.defenses import Defense
 from cem_fast.files import write_atomically
 from cem_fast.loss import CEMLoss
 from cem_fast.names import lookup
@@ -167,7 +167,7 @@ def run(
     on_stage("measuring", 1, 2)
     with _timed(seconds, "leakage"):
         # Fitted from scratch, with CEM or without: training's own mixture has a head start and belongs to an earlier encoder.
-        loss = _fitted_loss(config, model, splits)
+        loss = _fitted_loss(config, model, defense, splits)
         leakage = _leakage(loss, model, defense, splits, seed=config.seed)
 
     measurements = {"correct": correct, "groups": splits.test.groups}
@@ -411,11 +411,6 @@ def identity(splits: Splits) -> dict[str, str]:
     }
 
 
-def released_noise(defense: nn.Module) -> float:
-    """Standard deviation of the Gaussian noise on what a defense releases; 0 where it adds none."""
-    return max((m.noise_std for m in defense.modules() if isinstance(m, GaussianNoise)), default=0.0)
-
-
 def choose_pictures(part: Part, count: int = NUM_PICTURES) -> Tensor:
     """Indices ``[P]`` of the images to show: the first of each of ``count`` evenly spaced classes, further ones where classes are few."""
     rank = torch.zeros_like(part.labels)
@@ -477,35 +472,41 @@ class _Curves:
         if epoch % self.every and epoch != self.config.epochs:
             return
         correct = training.correctness(self.model, self.defense, self.splits.test, draws=1, seed=self.config.seed)
-        plugin = None
-        if released_noise(self.defense) > 0:
-            loss = _fitted_loss(self.config, self.model, self.splits)
-            plugin = float(bounds.plugin_information(loss.mixture, released_noise(self.defense)))
+        loss, plugin = _fitted_loss(self.config, self.model, self.defense, self.splits), None
+        if loss is not None:
+            plugin = float(bounds.plugin_information(loss.mixture, self.defense.noise_std))
         self.points.append({"epoch": epoch, "accuracy": _mean(correct), "plugin_nats": plugin})
 
 
-def _fitted_loss(config: RunConfig, model: SplitModel, splits: Splits) -> CEMLoss | None:
-    """A CEM loss whose mixture is fitted to the clean features of the training images; None for a run without noise."""
-    _, _, loss = checkpoint.build_parts(config, image_shape=splits.image_shape, num_classes=splits.num_classes)
+def _fitted_loss(config: RunConfig, model: SplitModel, defense: Defense, splits: Splits) -> CEMLoss | None:
+    """A CEM loss whose mixture is fitted to what training images release before the noise; None for a run without noise."""
+    loss = checkpoint.build_loss(config, num_classes=splits.num_classes)
     if loss is not None:
         with seeded(config.seed):
-            features = training.clean_features(model, splits.train.images)
-            loss.to(model.device).fit(features, splits.train.labels.to(model.device))
+            sent = _before_noise(model, defense, splits.train.images)
+            labels = splits.train.labels.to(model.device) if config.cem_by_class else None
+            loss.to(model.device).fit(sent, labels)
     return loss
+
+
+@torch.no_grad()
+def _before_noise(model: SplitModel, defense: Defense, images: Tensor) -> Tensor:
+    """What a defense adds its Gaussian noise to, ``[N, ...]``: the noise hides this, whatever has already been done to it."""
+    return defense.before_noise(training.clean_features(model, images))
 
 
 def _leakage(
     loss: CEMLoss | None, model: SplitModel, defense: Defense, splits: Splits, *, seed: int
 ) -> dict[str, float | None]:
     """Estimates of the information in released features; None where they leave without noise, since then no bound is finite."""
-    noise_std = released_noise(defense)
-    if loss is None or noise_std == 0:
+    if loss is None:
         return dict.fromkeys(("plugin_nats", "heldout_nats", "heldout_se"))
-    features = training.clean_features(model, splits.test.images)
+    with seeded(seed, "leakage"):
+        sent = _before_noise(model, defense, splits.test.images)
     generator = torch.Generator(device=model.device).manual_seed(seed)
-    estimate, error = bounds.heldout_information(loss.mixture, features, noise_std, generator=generator)
+    estimate, error = bounds.heldout_information(loss.mixture, sent, defense.noise_std, generator=generator)
     return {
-        "plugin_nats": float(bounds.plugin_information(loss.mixture, noise_std)),
+        "plugin_nats": float(bounds.plugin_information(loss.mixture, defense.noise_std)),
         "heldout_nats": float(estimate),
         "heldout_se": float(error),
     }

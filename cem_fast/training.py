@@ -41,10 +41,10 @@ def train(
     is chosen on any measurement.
 
     Args:
-        model: the network, on the device to train on.
+        model: the network, on the device to train on; some defenses change its encoder.
         splits: the data; only its training part is touched.
         defense: what is done to the features, and what it adds to the loss.
-        config: ``epochs``, ``batch_size``, ``learning_rate`` and ``seed``.
+        config: ``epochs``, ``batch_size``, ``learning_rate``, ``seed`` and ``cem_by_class``.
         cem: the CEM loss; None trains without it.
         schedule: its weight over the epochs; needed with ``cem``.
         on_epoch: called with every epoch's record as it is made.
@@ -64,24 +64,25 @@ def train(
         raise ValueError("cem and schedule must be given together, or neither")
     part = _to(splits.train, model.device)
     steps = -(-len(part) // config.batch_size)
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]  # biases and normalization
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        momentum=0.9,
-        nesterov=True,
-    )
-    rates = one_cycle(optimizer, steps=config.epochs * steps, warmup=0.2)
     history = []
     with seeded(config.seed, "training"):
         # batches and augmentation have their own generator: they are the same with CEM and without
         generator = torch.Generator().manual_seed(config.seed)
         defense.start(model, part.images)
+        decayed, others = _by_decay(model)
+        optimizer = torch.optim.SGD(
+            [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            momentum=0.9,
+            nesterov=True,
+        )
+        rates = one_cycle(optimizer, steps=config.epochs * steps, warmup=0.2)
         for epoch in range(config.epochs):
             started = time.perf_counter()
+            defense.before_epoch(model, part.images, part.labels, epoch=epoch, epochs=config.epochs)
+            _follow(optimizer, model)
             if cem is not None and epoch > 0:
-                cem.fit(clean_features(model, part.images), part.labels)
+                cem.fit(clean_features(model, part.images), part.labels if config.cem_by_class else None)
             model.train()
             sums = torch.zeros(3, dtype=torch.float64)
             rate = optimizer.param_groups[0]["lr"]
@@ -94,7 +95,7 @@ def train(
                 loss = F.cross_entropy(logits, labels) + defense.penalty(images, features, released, labels)
                 information = torch.zeros(())
                 if cem is not None:
-                    information = cem(features, labels)
+                    information = cem(features, labels if config.cem_by_class else None)
                     weight = schedule.weight_at(epoch=epoch, learning_rate=optimizer.param_groups[0]["lr"])
                     loss = loss + weight * information
                 if not torch.isfinite(loss):
@@ -232,6 +233,20 @@ def augment(images: Tensor, *, mirror: bool, generator: torch.Generator) -> Tens
         every, rows[:, :, None], columns[:, None, :]
     ]  # [N, H, W, C], so channels_last after this
     return picked.permute(0, 3, 1, 2)
+
+
+def _by_decay(model: SplitModel) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters that decay, and the others: biases and normalization."""
+    parameters = list(model.parameters())
+    return [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+
+
+def _follow(optimizer: torch.optim.Optimizer, model: SplitModel) -> None:
+    """Makes the optimizer train the parameters that a network has now; those that it had before keep their momentum."""
+    for group, parameters in zip(optimizer.param_groups, _by_decay(model)):
+        for gone in {*group["params"]} - {*parameters}:
+            optimizer.state.pop(gone, None)
+        group["params"] = parameters
 
 
 def _to(part: Part, device: torch.device) -> Part:

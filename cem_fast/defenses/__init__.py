@@ -1,10 +1,13 @@
-"""Defenses of collaborative inference, one file each; every one of them composes with CEM."""
+"""Defenses of collaborative inference, one file each; every one of them composes with the others, with noise and with CEM."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from cem_fast.defenses.adversarial import AdversarialRepresentation
 from cem_fast.defenses.base import Defense
 from cem_fast.defenses.bottleneck import Bottleneck
+from cem_fast.defenses.composed import Composed
 from cem_fast.defenses.noise import GaussianNoise
 from cem_fast.defenses.noise_arl import NoiseARL
 from cem_fast.defenses.none import NoDefense
@@ -13,15 +16,17 @@ from cem_fast.names import lookup
 __all__ = [
     "AdversarialRepresentation",
     "Bottleneck",
+    "Composed",
     "Defense",
     "GaussianNoise",
     "NoDefense",
     "NoiseARL",
     "build",
     "names",
+    "settings",
 ]
 
-# every defense's class, and which of the settings it takes
+# every defense's class, and which of the settings it takes; one that does not take the noise gets it added
 _DEFENSES = {
     "none": (NoDefense, ()),
     "bottleneck": (Bottleneck, ()),
@@ -36,21 +41,28 @@ def names() -> tuple[str, ...]:
     return tuple(_DEFENSES)
 
 
-def build(name: str, *, noise_std: float, adversary_weight: float, seed: int) -> Defense:
+def settings() -> tuple[str, ...]:
+    """Names of the settings that :func:`build` takes."""
+    return tuple(dict.fromkeys(key for _, wanted in _DEFENSES.values() for key in wanted))
+
+
+def build(name: str, *, noise_std: float, **values: Any) -> Defense:
     """Builds a defense by name.
 
     Args:
         name: one of :func:`names`.
-        noise_std: standard deviation of the noise, for those that add noise.
-        adversary_weight: weight of the adversarial term, for those that have one.
-        seed: seed of the defense's own networks.
+        noise_std: standard deviation of the Gaussian noise that every defense adds last to what it releases; 0 for none.
+        **values: the other :func:`settings`; those that this defense does not use do not matter.
 
     Returns:
-        The defense.
+        The defense, composed with the noise.
 
     Raises:
         ValueError: the name is unknown, or a setting that this defense uses is out of range.
     """
     cls, wanted = lookup("defense", name, _DEFENSES)
-    settings = {"noise_std": noise_std, "adversary_weight": adversary_weight, "seed": seed}
-    return cls(**{key: settings[key] for key in wanted})
+    values["noise_std"] = noise_std
+    defense = cls(**{key: values[key] for key in wanted})
+    if noise_std == 0 or "noise_std" in wanted:
+        return defense
+    return Composed(defense, GaussianNoise(noise_std=noise_std))

@@ -67,16 +67,19 @@ class AdversarialRepresentation(Defense):
         self.adversary_weight = adversary_weight
         self.seed = seed
 
-    def start(self, model: SplitModel, images: Tensor) -> None:
+    def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
         with torch.no_grad(), in_eval_mode(model):
-            features = model.encoder(images[:1])
+            features = model.encoder(torch.zeros(1, *image_shape, device=model.device))
         if features.dim() != 4:
             raise ValueError(
                 f"adversarial defenses need features that are maps [N, C, H, W], got shape {tuple(features.shape)}: "
                 "cut the network before it flattens them"
             )
         with seeded(self.seed, "proxy decoder"):
-            self.proxy = ProxyDecoder(tuple(features.shape[1:]), tuple(images.shape[1:])).to(images.device)
+            self.proxy = ProxyDecoder(tuple(features.shape[1:]), tuple(image_shape)).to(model.device)
+
+    def start(self, model: SplitModel, images: Tensor) -> None:
+        super().start(model, images)
         self.optimizer = torch.optim.Adam(self.proxy.parameters(), lr=2e-3)
         self.variance = (images - images.mean(0)).square().mean()
 

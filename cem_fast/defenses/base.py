@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 
 from cem_fast.split import SplitModel
@@ -10,21 +13,43 @@ from cem_fast.split import SplitModel
 class Defense(nn.Module):
     """No defense at all; subclasses override what they need.
 
-    The training loop calls ``start`` once, then for every batch ``penalty`` and, after the optimizer's step, ``after_step``.
-    Everything that leaves the device, in training, in testing and under attack, passes through ``release``.
+    The training loop calls ``start`` once, ``before_epoch`` at the start of every epoch, then for every batch ``penalty`` and, after the
+    optimizer's step, ``after_step``. Everything that leaves the device, in training, in testing and under attack, passes through
+    ``release``. A saved network is rebuilt by ``attach`` and ``reshape``.
 
     Attributes:
         uses_bottleneck: whether the network is built with a bottleneck at the cut (every defense of the field has one).
+        noise_std: standard deviation of the Gaussian noise that ``release`` adds last, to what ``before_noise`` returns.
     """
 
     uses_bottleneck: bool = True
+    noise_std: float = 0.0
+
+    def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
+        """Builds the defense's own networks, and changes the network where the defense does; a second time changes nothing more.
+
+        Args:
+            model: the network, on the device to train on.
+            image_shape: ``(channels, height, width)`` of the images.
+        """
+
+    def reshape(self, model: SplitModel, shapes: Mapping[str, torch.Size]) -> None:
+        """Gives the network the shapes that this defense had brought it to, by the names in its ``state_dict``."""
 
     def start(self, model: SplitModel, images: Tensor) -> None:
-        """Prepares for training: builds proxies, given the network and the training images ``[N, C, H, W]``."""
+        """Prepares for training, given the network and the training images ``[N, C, H, W]``; attaches the defense."""
+        self.attach(model, images.shape[1:])
+
+    def before_epoch(self, model: SplitModel, images: Tensor, labels: Tensor, *, epoch: int, epochs: int) -> None:
+        """May change the network between two epochs (from 0); the optimizer follows the parameters that it has after this."""
 
     def release(self, features: Tensor) -> Tensor:
         """Returns the features as the cloud (and so the attacker) sees them."""
         return features
+
+    def before_noise(self, features: Tensor) -> Tensor:
+        """Returns what ``release`` adds its Gaussian noise to."""
+        return self.release(features)
 
     def penalty(self, images: Tensor, features: Tensor, released: Tensor, labels: Tensor) -> Tensor | float:
         """Returns the term that this defense adds to the training loss of one batch."""

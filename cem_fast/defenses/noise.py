@@ -30,3 +30,6 @@ class GaussianNoise(Defense):
 
     def release(self, features: Tensor) -> Tensor:
         return features + self.noise_std * torch.randn_like(features)
+
+    def before_noise(self, features: Tensor) -> Tensor:
+        return features

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from cem_fast.defenses.adversarial import AdversarialRepresentation
+from cem_fast.defenses.composed import Composed
 from cem_fast.defenses.noise import GaussianNoise
 
 
-class NoiseARL(AdversarialRepresentation):
+class NoiseARL(Composed):
     """Releases noisy features, and trains the encoder against a proxy decoder that sees them so.
 
     Args:
-        noise_std: standard deviation of the noise, in units of the features.
         adversary_weight: weight of the penalty.
+        noise_std: standard deviation of the noise, in units of the features.
         seed: seed of the proxy's initial weights.
 
     Source:
@@ -21,9 +20,7 @@ class NoiseARL(AdversarialRepresentation):
         :class:`AdversarialRepresentation`.
     """
 
-    def __init__(self, *, noise_std: float, adversary_weight: float, seed: int = 0):
-        super().__init__(adversary_weight=adversary_weight, seed=seed)
-        self.noise = GaussianNoise(noise_std=noise_std)
-
-    def release(self, features: Tensor) -> Tensor:
-        return self.noise.release(features)
+    def __init__(self, *, adversary_weight: float, noise_std: float, seed: int = 0):
+        super().__init__(
+            AdversarialRepresentation(adversary_weight=adversary_weight, seed=seed), GaussianNoise(noise_std=noise_std)
+        )

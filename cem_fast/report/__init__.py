@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cem_fast import bounds, checkpoint, comparison
-from cem_fast.comparison import Measured, Row
+from cem_fast.comparison import Measured, Row, cell_name
 from cem_fast.experiment import RESULTS, load_runs
 from cem_fast.files import write_atomically
 from cem_fast.report import figures
@@ -98,8 +98,8 @@ def _section(
     first = rows[0].runs[0]
     description = checkpoint.read_description(folder / first.record["checkpoint"])
     baseline = results["baseline"][name]
-    pairs = [_gain(entry, rows) for entry in results["pairs"] if entry["data"] == name]
-    frontier = [_gain(entry, rows) for entry in results["frontier"] if entry["data"] == name]
+    pairs = [_gain(entry, rows, runs) for entry in results["pairs"] if entry["data"] == name]
+    frontier = [_gain(entry, rows, runs) for entry in results["frontier"] if entry["data"] == name]
     swept = [row for row in rows if figures.role(row) == "on" and comparison.noise_sweep(runs, row.runs[0])]
     shown = next((pair for pair in pairs if pair["defense"] == "noise"), pairs[0] if pairs else None)
     dimension = torch.Size(description["image_shape"]).numel()
@@ -111,7 +111,7 @@ def _section(
         tradeoff = figures.tradeoff([*curve, *swept], curve)
     return {
         "name": name,
-        "cells": [{"row": row, "name": figures.cell_name(row, rows), "role": figures.role(row)} for row in rows],
+        "cells": [{"row": row, "name": cell_name(row, rows), "role": figures.role(row)} for row in rows],
         "attacks": list(first.record["attacks"]),
         "half_budget": _half_budget(rows),
         "knowledge": {attack: entry["knowledge"] for attack, entry in first.record["attacks"].items()},
@@ -130,7 +130,7 @@ def _section(
         "tradeoff": tradeoff,
         "bounds": [
             {
-                "name": figures.cell_name(row, rows),
+                "name": cell_name(row, rows),
                 "role": figures.role(row),
                 "plugin": row.leakage("plugin_nats"),
                 "heldout": row.leakage("heldout_nats"),
@@ -139,7 +139,7 @@ def _section(
             }
             for row in informative
         ],
-        "noiseless": [row.label for row in rows if not row.leakage("heldout_nats")],
+        "noiseless": [cell_name(row, rows) for row in rows if not row.leakage("heldout_nats")],
         "dimension": dimension,
         "image_shape": description["image_shape"],
         "num_classes": description["num_classes"],
@@ -149,17 +149,13 @@ def _section(
     }
 
 
-def _gain(entry: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+def _gain(entry: dict[str, Any], rows: Sequence[Row], runs: Sequence[Measured]) -> dict[str, Any]:
     """An entry of ``pairs`` or ``frontier`` with the cells that it is about and what can be said of it."""
-    on = next(
-        row
-        for row in rows
-        if figures.role(row) == "on"
-        and row.runs[0].record["defense"] == entry["defense"]
-        and row.noise_std == entry["noise_std"]
-        and row.runs[0].record["config"]["lambda"] == entry["lambda"]
+    first = runs[entry["run"]]
+    on = next(row for row in rows if row.runs[0].cell == first.cell)
+    off = next(
+        (row for row in rows if figures.role(row) != "on" and row.runs[0].without_cem == first.without_cem), None
     )
-    off = next((row for row in rows if row.runs[0].cell == on.runs[0].without_cem), None)
     low, high = entry["interval"]
     verdict = "higher" if low > 0 else "lower" if high < 0 else "unclear"
     return {
@@ -169,7 +165,7 @@ def _gain(entry: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
         "low": low,
         "high": high,
         "verdict": verdict,
-        "name": figures.cell_name(on, rows),
+        "name": cell_name(on, rows),
     }
 
 
@@ -198,8 +194,9 @@ def _strips(rows: Sequence[Row], pair: dict[str, Any] | None, baseline: dict[str
     strips = [Strip("Original", "test images, unseen in training", "truth", originals)]
     for row in shown:
         run = next((run for run in row.runs if run.repeat == first.repeat), row.runs[0])
-        name, role = figures.cell_name(row, rows), figures.role(row)
-        title, note = name[0].upper() + name[1:], f"rebuilt by the attack “{run.strongest}”"
+        name, role = cell_name(row, rows), figures.role(row)
+        title = name[0].upper() + name[1:]
+        note = f"noise σ = {row.noise_std:g}, rebuilt by the attack “{run.strongest}”"
         if pair is not None and row is shown[0] and role == "undefended":
             title, note = "No defense", f"{name} alone, {note}" if row.label != "none" else note
         rebuilt = _pictures(run.measurements[f"pictures.{run.strongest}"])

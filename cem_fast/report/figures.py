@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from cem_fast.comparison import Row, envelope
+from cem_fast.comparison import Row, cell_name, envelope
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def role(row: Row) -> str:
     """Which color a cell gets: ``undefended``, ``off`` or ``on``."""
     if row.runs[0].record["cem"]:
         return "on"
-    return "undefended" if row.label in ("none", "bottleneck") else "off"
+    return "undefended" if row.undefended else "off"
 
 
 def picture(image: Tensor) -> str:
@@ -171,18 +171,6 @@ def tradeoff(rows: Sequence[Row], curve: Sequence[Row]) -> Chart:
         axes.grid(color=colors["grid"], linewidth=0.8)
 
     return _chart(draw, width=7.2, height=3.8)
-
-
-def cell_name(row: Row, among: Sequence[Row]) -> str:
-    """``noise + CEM``, with its noise level or weight where another cell would be called the same."""
-    alike = [other for other in among if other.label == row.label and other is not row]
-    name = row.label
-    if any(other.noise_std != row.noise_std for other in alike):
-        name += f", σ = {row.noise_std:g}"
-    weight = row.runs[0].record["config"]["lambda"]
-    if any(other.runs[0].record["config"]["lambda"] != weight for other in alike):
-        name += f", λ = {weight:g}"
-    return name
 
 
 def _chart(

@@ -51,11 +51,11 @@ def test_networks_inside_a_defense_come_back(tiny_grid, tmp_path):
     config = type(config)(**{**vars(config), "defense": "noise_arl"})
     experiment.run(config, tmp_path / "run", attack=False)
     run = checkpoint.load_run(tmp_path / "run")
-    proxy = run.defense.proxy.state_dict()
+    proxy = run.defense.parts[0].proxy.state_dict()
     with torch.no_grad():
         checkpoint_weights = checkpoint._read_tensors(tmp_path / "run", run.description, "weights")[0]
     assert proxy
-    assert all(torch.equal(value, checkpoint_weights[f"defense.proxy.{key}"]) for key, value in proxy.items())
+    assert all(torch.equal(value, checkpoint_weights[f"defense.parts.0.proxy.{key}"]) for key, value in proxy.items())
 
 
 def test_another_architecture_is_named_key_by_key(saved):

@@ -59,6 +59,10 @@ def status(*arguments: str) -> int:
         (["evaluate", "--image-size", "big"], "image_size must be int or null, got big"),
         (["evaluate", "--noise-std", "-1"], "noise_std must be at least 0, got -1.0"),
         (["evaluate", "--defenses", "nois"], "unknown defense 'nois'"),
+        (["evaluate", "--defenses", "[{defense: nois}]"], "unknown defense 'nois'"),
+        (["evaluate", "--defenses", "[{defense: noise, epoch: 3}]"], "unknown setting of a defense 'epoch'"),
+        (["evaluate", "--defenses", "[{noise_std: 3}]"], "defenses must each have a name under 'defense'"),
+        (["train", "--cem-by-class", "maybe"], "cem_by_class must be bool, got maybe"),
         (["train", "--defense", "bottlenek"], "the nearest is 'bottleneck'"),
         (["train", "--data", "fases"], "the nearest is 'faces'"),
         (["train", "--cem-weight", "1", "--noise-std", "0"], "noise_std must be positive where cem_weight is"),
@@ -127,6 +131,23 @@ def test_dry_run_shows_settings_that_are_a_config_again(config, tmp_path, capfd,
     assert "24 training, 6 test images" in plan
     assert f"{8 * 2 * 24} images to train on and {8 * 6 * 24:,} for the decoder attacks" in plan
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("where", ["file", "flag", "names"])
+def test_defenses_with_settings_of_their_own(config, where, capfd):
+    text = "[bottleneck, {defense: noise_arl, noise_std: 0.15, adversary_weight: 0.5}]"
+    arguments = ["--undefended", "[]", "--cem-weights", "0", "--dry-run"]
+    if where == "file":
+        config.write_text(config.read_text() + f"defenses: {text}\n")
+    else:
+        arguments += ["--defenses", text if where == "flag" else "bottleneck,noise_arl"]
+    assert status("evaluate", "--config", str(config), *arguments) == 0
+    out = capfd.readouterr().out
+    assert "[1/2] tiny / bottleneck at noise 0.1, seed 0" in out
+    assert f"[2/2] tiny / noise_arl at noise {0.1 if where == 'names' else 0.15}, seed 0" in out
+    settings = yaml.safe_load(out[: out.index("[1/2]")])
+    again = GridConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+    assert again.runs()[1].adversary_weight == (0.3 if where == "names" else 0.5)
 
 
 def test_demo_is_a_plain_file_and_plans_six_runs(capfd):
@@ -219,10 +240,10 @@ def test_errors_on_the_way_are_one_line(config, tmp_path, capfd, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("cem_fast.checkpoint.write_atomically", full)
-    assert status("evaluate", "--config", str(config), "--attacks", "ridge") == 1
+    assert status("evaluate", "--config", str(config), "--attacks", "ridge", "--jobs", "1") == 1  # in this process
     assert capfd.readouterr().err == "cem-fast: [Errno 28] No space left on device\n"
     monkeypatch.setenv("CEM_FAST_DEBUG", "1")
-    assert status("evaluate", "--config", str(config), "--attacks", "ridge") == 1
+    assert status("evaluate", "--config", str(config), "--attacks", "ridge", "--jobs", "1") == 1
     assert "Traceback" in capfd.readouterr().err
 
 

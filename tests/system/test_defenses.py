@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from cem_fast import defenses
+from cem_fast.config import RunConfig
 from cem_fast.defenses.adversarial import ProxyDecoder
 from cem_fast.split import SplitModel
 
+NOISY = ("noise", "noise_arl")  # what is nothing without noise
+
 
 def build(name: str, **changes) -> defenses.Defense:
-    return defenses.build(name, **{"noise_std": 0.1, "adversary_weight": 0.5, "seed": 0, **changes})
+    """A defense with the default settings, but for the changes."""
+    config = asdict(RunConfig())
+    return defenses.build(name, **{**{key: config[key] for key in defenses.settings()}, **changes})
+
+
+def part(defense: defenses.Defense, kind: type) -> defenses.Defense:
+    """The part of a composed defense that is of one kind."""
+    return next(module for module in defense.modules() if isinstance(module, kind))
 
 
 def test_every_name_builds_and_only_none_goes_without_a_bottleneck():
-    assert defenses.names() == ("none", "bottleneck", "noise", "adversarial", "noise_arl")
-    assert [name for name in defenses.names() if not build(name).uses_bottleneck] == ["none"]
+    for noise_std in (0.1, 0.0):
+        built = {name: build(name, noise_std=noise_std) for name in defenses.names() if noise_std or name not in NOISY}
+        assert [name for name, defense in built.items() if not defense.uses_bottleneck] == ["none"]
+        assert all(defense.noise_std == noise_std for defense in built.values())
 
 
 @pytest.mark.parametrize("name", ["none", "bottleneck", "adversarial"])
-def test_no_noise_where_none_is_promised(name):
+def test_without_noise_the_features_are_released_as_they_are(name):
     features = torch.rand(3, 2, 4, 4)
-    assert build(name).release(features) is features
+    assert build(name, noise_std=0.0).release(features) is features
 
 
-@pytest.mark.parametrize("name", ["noise", "noise_arl"])
+@pytest.mark.parametrize("name", defenses.names())
+@pytest.mark.parametrize("training", [True, False])
+def test_every_defense_adds_noise_of_the_stated_variance_last(name, training):
+    defense = build(name, noise_std=0.3).train(training)
+    features = torch.rand(64, 8, 8, 8)
+    differences = []
+    for _ in range(2):
+        state = torch.get_rng_state()
+        released = defense.release(features)
+        torch.set_rng_state(state)
+        differences.append(released - defense.before_noise(features))  # the same draws up to the noise
+        torch.rand(1)
+    first, second = differences
+    assert first.var().item() == pytest.approx(0.3**2, rel=0.02)
+    assert first.mean().abs().item() < 5 * 0.3 / features.numel() ** 0.5
+    correlation = (first * second).mean().item() / 0.3**2
+    assert abs(correlation) < 5 / features.numel() ** 0.5  # fresh at every call
+
+
+@pytest.mark.parametrize("name", NOISY)
 @pytest.mark.parametrize("std", [0.05, 0.4])
 @pytest.mark.parametrize("training", [True, False])
 def test_noise_has_the_stated_variance_in_training_and_in_use(name, std, training):
@@ -46,8 +79,66 @@ def test_noise_lets_the_gradient_through():
     assert torch.equal(features.grad, torch.ones(2, 3))
 
 
-def test_noise_arl_penalizes_what_the_noisy_features_give_away():
-    assert isinstance(build("noise_arl"), defenses.AdversarialRepresentation)
+class Doubling(defenses.Defense):
+    """Doubles the features, and writes down what it is told."""
+
+    def __init__(self, noise_std=0.0, uses_bottleneck=True):
+        super().__init__()
+        self.noise_std, self.uses_bottleneck, self.heard = noise_std, uses_bottleneck, []
+
+    def attach(self, model, image_shape):
+        self.heard.append(("attach", tuple(image_shape)))
+
+    def reshape(self, model, shapes):
+        self.heard.append(("reshape", shapes))
+
+    def before_epoch(self, model, images, labels, *, epoch, epochs):
+        self.heard.append(("before_epoch", epoch, epochs))
+
+    def release(self, features):
+        return 2 * features
+
+    def penalty(self, images, features, released, labels):
+        return released.sum()
+
+    def after_step(self, images, released):
+        self.heard.append(("after_step", released))
+
+
+class Adding(defenses.Defense):
+    def release(self, features):
+        return features + 1
+
+    def penalty(self, images, features, released, labels):
+        return features.sum()
+
+
+def test_composition_chains_releases_sums_penalties_and_tells_every_part(tiny):
+    model, images, labels = tiny
+    features = torch.rand(4, 3)
+    for parts, expected in (((Doubling(), Adding()), 2 * features + 1), ((Adding(), Doubling()), 2 * (features + 1))):
+        defense = defenses.Composed(*parts)
+        released = defense.release(features)
+        assert torch.equal(released, expected)
+        assert torch.allclose(defense.penalty(images, features, released, labels), released.sum() + features.sum())
+        told = part(defense, Doubling).heard
+        defense.start(model, images)
+        defense.before_epoch(model, images, labels, epoch=1, epochs=3)
+        defense.after_step(images, released)
+        defense.reshape(model, {})
+        assert told == [("attach", (1, 8, 8)), ("before_epoch", 1, 3), ("after_step", released), ("reshape", {})]
+    nested = defenses.Composed(defenses.Composed(Doubling(), Adding()), defenses.GaussianNoise(noise_std=0.2))
+    assert torch.equal(nested.before_noise(features), 2 * features + 1)
+    assert nested.noise_std == 0.2
+    assert defenses.Composed(defenses.GaussianNoise(noise_std=0.2), Doubling()).noise_std == 0  # not added last
+    assert not defenses.Composed(Doubling(uses_bottleneck=False), Adding()).uses_bottleneck
+    with pytest.raises(ValueError, match="parts must be at least one defense, got none"):
+        defenses.Composed()
+
+
+@pytest.mark.parametrize("name, kind", [("noise_arl", defenses.AdversarialRepresentation)])
+def test_noisy_defenses_are_their_parts(name, kind):
+    assert [type(each) for each in build(name, noise_std=0.2).parts] == [kind, defenses.GaussianNoise]
 
 
 @pytest.fixture
@@ -64,6 +155,7 @@ def tiny():
 def rounds(defense, model, images, labels, *, count, learning_rate) -> float:
     """Trains the encoder against the defense's penalty alone; returns the proxy's mean error over the last half."""
     defense.start(model, images)
+    proxy = part(defense, defenses.AdversarialRepresentation).proxy
     optimizer = torch.optim.SGD(model.encoder.parameters(), lr=learning_rate)
     errors = []
     for _ in range(count):
@@ -73,7 +165,7 @@ def rounds(defense, model, images, labels, *, count, learning_rate) -> float:
         optimizer.zero_grad()
         penalty.backward()
         optimizer.step()
-        errors.append(F.mse_loss(defense.proxy(released), images).item())
+        errors.append(F.mse_loss(proxy(released), images).item())
         defense.after_step(images, released.detach())
     return sum(errors[count // 2 :]) / (count - count // 2)
 
@@ -84,13 +176,13 @@ def test_the_adversary_rebuilds_less_when_the_encoder_is_trained_against_it(tiny
     defense = build(name, adversary_weight=1.0, noise_std=0.02)
     alone = rounds(defense, model, images, labels, count=120, learning_rate=0.0)
     against = rounds(defense, model, images, labels, count=120, learning_rate=0.5)
-    assert alone < 0.6 * defense.variance.item()  # it works where nobody trains against it
+    assert alone < 0.6 * images.var(0, correction=0).mean().item()  # it works where nobody trains against it
     assert against > 1.5 * alone
 
 
 def test_the_proxy_learns_and_the_penalty_is_the_variance_it_explains(tiny):
     model, images, labels = tiny
-    defense = build("adversarial", adversary_weight=0.5)
+    defense = build("adversarial", adversary_weight=0.5, noise_std=0.0)
     rounds(defense, model, images, labels, count=120, learning_rate=0.0)
     released = model.encoder(images)
     penalty = defense.penalty(images, released, released, labels)
@@ -102,7 +194,7 @@ def test_the_proxy_learns_and_the_penalty_is_the_variance_it_explains(tiny):
 
 def test_the_penalty_trains_the_encoder_and_the_step_trains_the_proxy(tiny):
     model, images, labels = tiny
-    defense = build("adversarial")
+    defense = build("adversarial", noise_std=0.0)
     rounds(defense, model, images, labels, count=30, learning_rate=0.0)
     defense.proxy.zero_grad()
     released = model.encoder(images)
@@ -117,7 +209,7 @@ def test_the_penalty_trains_the_encoder_and_the_step_trains_the_proxy(tiny):
 
 def test_the_proxy_depends_on_the_seed_alone_and_leaves_the_networks_mode(tiny):
     model, images, _ = tiny
-    first, same, other = build("adversarial", seed=3), build("adversarial", seed=3), build("adversarial", seed=4)
+    first, same, other = (build("adversarial", seed=seed, noise_std=0.0) for seed in (3, 3, 4))
     model.train()
     state = torch.get_rng_state()
     for defense in (first, same, other):
@@ -138,6 +230,7 @@ def test_the_proxy_fits_any_ratio_of_sizes(feature, image):
     [
         ("nois", {}, "unknown defense 'nois': .*the nearest is 'noise'"),
         ("noise", {"noise_std": 0.0}, "noise_std must be positive, got 0.0"),
+        ("bottleneck", {"noise_std": -1.0}, "noise_std must be positive, got -1.0"),
         ("noise_arl", {"noise_std": float("nan")}, "noise_std must be positive, got nan"),
         ("adversarial", {"adversary_weight": 0.0}, "adversary_weight must be positive, got 0.0"),
     ],

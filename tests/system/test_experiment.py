@@ -159,6 +159,68 @@ def test_grid_plans_every_run_once():
         GridConfig(name="../elsewhere")
 
 
+def test_a_grids_defense_may_have_settings_of_its_own():
+    own = {"defense": "noise_arl", "noise_std": 0.15, "adversary_weight": 1}
+    grid = GridConfig(undefended=(), defenses=("bottleneck", own), cem_weights=(0.0, 0.5), seeds=(0,))
+    cells = [(run.defense, run.noise_std, run.adversary_weight, run.cem_weight) for run in grid.runs()]
+    shared = RunConfig()
+    assert cells == [
+        ("bottleneck", shared.noise_std, shared.adversary_weight, 0.0),
+        ("bottleneck", shared.noise_std, shared.adversary_weight, 0.5),
+        ("noise_arl", 0.15, 1.0, 0.0),
+        ("noise_arl", 0.15, 1.0, 0.5),
+    ]
+    assert grid.runs()[2].to_json() == replace(grid.runs()[2], adversary_weight=1.0).to_json()
+
+
+def test_settings_of_cem_multiply_only_the_cells_with_cem():
+    ablation = {"defense": "noise", "cem_weight": 0.5, "cem_by_class": False, "cem_components": 1}
+    plain = {"defense": "noise", "cem_components": 2}
+    runs = GridConfig(defenses=("noise", plain, ablation), cem_weights=(0.0, 0.5), seeds=(0,)).runs()
+    assert [(r.defense, r.cem_weight, r.cem_by_class, r.cem_components) for r in runs] == [
+        ("bottleneck", 0.0, True, 5),
+        ("noise", 0.0, True, 5),
+        ("noise", 0.5, True, 5),
+        ("noise", 0.5, True, 2),
+        ("noise", 0.5, False, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "cell, error, message",
+    [
+        ({"noise_std": 0.1}, ValueError, "defenses must each have a name under 'defense', got {'noise_std': 0.1}"),
+        ({"defense": "noise", "nose_std": 1.0}, ValueError, "unknown setting of a defense 'nose_std': .*'noise_std'"),
+        ({"defense": "noise", "seed": 1}, ValueError, "unknown setting of a defense 'seed'"),
+        ({"defense": "noise", "attacks": ["ridge"]}, ValueError, "unknown setting of a defense 'attacks'"),
+        ({"defense": "noise", "noise_std": -1}, ValueError, "noise_std must be at least 0, got -1.0"),
+        ({"defense": "noise", "noise_std": "big"}, TypeError, "noise_std must be float, got 'big'"),
+        ({"defense": "noise", "cem_by_class": 1}, TypeError, "cem_by_class must be bool, got 1"),
+        (3, TypeError, r"defenses must be tuple of str or settings, got \(3,\)"),
+    ],
+)
+def test_bad_settings_of_a_grids_defense_are_named(cell, error, message):
+    with pytest.raises(error, match=message):
+        GridConfig(defenses=(cell,))
+
+
+def test_one_gaussian_without_labels_is_a_mixture_of_one(tiny_grid, tmp_path):
+    ablation = {"defense": "noise", "cem_weight": 0.5, "cem_by_class": False, "cem_components": 1}
+    grid = replace(
+        tiny_grid, undefended=(), defenses=("noise", ablation), cem_weights=(0.0,), noise_levels=(), attacks=("ridge",)
+    )
+    results = experiment.evaluate(grid, tmp_path)
+    off, on = results["runs"]
+    run = checkpoint.load_run(tmp_path / on["checkpoint"])
+    assert run.loss.mixture.means.shape[:2] == (1, 1)
+    features = training.clean_features(run.model, run.data.train.images).flatten(1)
+    assert torch.allclose(run.loss.mixture.means[0, 0], features.mean(0), atol=1e-5)
+    assert run.description["history"][1]["cem"] > 0
+    (pair,) = results["pairs"]  # with the run without CEM, whatever its settings of CEM
+    assert pair["run"] == 1
+    assert pair["gain"] == pytest.approx(on["attacks"]["ridge"]["mse"] / off["attacks"]["ridge"]["mse"] - 1, rel=1e-5)
+
+
 def test_pictures_are_one_per_class_and_do_not_depend_on_any_result():
     labels = torch.arange(40).repeat_interleave(2)
     part = Part(torch.rand(80, 1, 4, 4), labels, labels)
@@ -169,9 +231,9 @@ def test_pictures_are_one_per_class_and_do_not_depend_on_any_result():
     assert experiment.choose_pictures(few).tolist() == list(range(6))
 
 
-def measured(defense, noise, weight, accuracy, mse, seed=0, images=200):
+def measured(defense, noise, weight, accuracy, mse, seed=0, images=200, **own):
     """A run whose per-image errors and correctness have exactly these means."""
-    config = RunConfig(defense=defense, noise_std=noise, cem_weight=weight, seed=seed).to_json()
+    config = RunConfig(defense=defense, noise_std=noise, cem_weight=weight, seed=seed, **own).to_json()
     correct = (torch.arange(images) < round(accuracy * images)).float()
     shape = 1 + 0.5 * torch.sin(torch.arange(images).double())
     record = {
@@ -217,6 +279,41 @@ def test_pairs_keep_noise_levels_and_weights_apart():
     ]
     found = {(p["noise_std"], p["lambda"]): p["gain"] for p in comparison.pairs(runs)}
     assert found == pytest.approx({(0.1, 0.5): 0.5, (0.1, 1.0): 1.0, (0.2, 0.5): 0.5, (0.2, 1.0): 1.0})
+
+
+def test_strengths_and_settings_of_cem_are_kept_apart_and_named():
+    cells = [(0.3, 5, 0.01, 0.02), (0.6, 5, 0.02, 0.06), (0.6, 1, 0.02, 0.08)]
+    runs = []
+    for strength, components, off, on in cells:
+        runs.append(measured("adversarial", 0.1, 0.0, 0.9, off, adversary_weight=strength))
+        runs.append(measured("adversarial", 0.1, 0.5, 0.9, on, adversary_weight=strength, cem_components=components))
+    found = comparison.pairs(runs)
+    assert [(p["run"], p["gain"]) for p in found] == [
+        (1, pytest.approx(1)),
+        (3, pytest.approx(2)),
+        (5, pytest.approx(3)),
+    ]
+    rows = comparison.rows(runs)
+    assert [comparison.cell_name(row, rows) for row in rows] == [
+        "adversarial, adversary_weight = 0.3",
+        "adversarial, adversary_weight = 0.6",
+        "adversarial + CEM, adversary_weight = 0.3, cem_components = 5",
+        "adversarial + CEM, adversary_weight = 0.6, cem_components = 5",
+        "adversarial + CEM, adversary_weight = 0.6, cem_components = 1",
+    ]
+    # plain noise has neither strength nor settings of CEM: it is held against every cell
+    curve = [measured("noise", s, 0.0, a, m) for s, a, m in ((0.1, 0.95, 0.01), (0.4, 0.80, 0.03))]
+    assert [entry["run"] for entry in comparison.frontier([*runs, *curve])] == [1, 3, 5]
+
+
+def test_rows_say_their_noise_and_only_without_it_are_they_undefended():
+    runs = [measured("bottleneck", s, 0.0, 0.9, 0.01) for s in (0.0, 0.1)] + [measured("noise", 0.1, 0.0, 0.9, 0.01)]
+    rows = comparison.rows(runs)
+    names = [comparison.cell_name(row, rows) for row in rows]
+    assert names == ["bottleneck, σ = 0", "bottleneck, σ = 0.1", "noise"]
+    assert [comparison.cell_name(row, rows, shown=["noise_std"]) for row in rows] == ["bottleneck"] * 2 + ["noise"]
+    assert [row.undefended for row in rows] == [True, False, False]
+    assert [row.noise_std for row in rows] == [0.0, 0.1, 0.1]
 
 
 def test_jobs_side_by_side_give_the_same_results(finished, tmp_path):

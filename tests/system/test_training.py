@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -33,7 +33,8 @@ def cem() -> CEMLoss:
 
 
 def defense(name: str = "noise") -> defenses.Defense:
-    return defenses.build(name, noise_std=0.1, adversary_weight=0.5, seed=1)
+    config = asdict(RunConfig(noise_std=0.1 if name != "bottleneck" else 0.0, seed=1))
+    return defenses.build(name, **{key: config[key] for key in defenses.settings()})
 
 
 def vector(model) -> torch.Tensor:
