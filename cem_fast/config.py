@@ -24,7 +24,14 @@ class SharedConfig:
         cut: number of convolutional stages that stay on the user's device.
         bottleneck: channels of the features that leave the device; 0 for no bottleneck.
         noise_std: standard deviation of the Gaussian noise that every defense adds last to what it releases; 0 for none.
-        adversary_weight: weight of the defense's adversarial term.
+        adversary_weight: weight of the adversarial term of ``adversarial``, ``noise_arl``.
+        nopeek_weight: weight of the distance correlation in ``distance_correlation``, ``noise_nopeek``.
+        dropout_rate: share of the features that ``dropout`` drops.
+        pruned_share: share of the features, those of least magnitude, that ``topk_pruning`` does not send.
+        privacy_mechanism: noise of ``local_dp``, ``gaussian`` or ``laplace``.
+        privacy_epsilon: epsilon of ``local_dp``; smaller is more private.
+        privacy_delta: delta of ``local_dp`` with Gaussian noise.
+        privacy_clip: greatest norm of an image's features under ``local_dp``.
         cem_by_class: whether CEM's mixture has components of every class; otherwise it knows no labels and has one set for all images.
         cem_components: mixture components per class (1 without labels: a single Gaussian).
         cem_covariance: ``spherical`` or ``diag``.
@@ -46,6 +53,13 @@ class SharedConfig:
     bottleneck: int = 8
     noise_std: float = 0.1
     adversary_weight: float = 0.3
+    nopeek_weight: float = 0.3
+    dropout_rate: float = 0.3
+    pruned_share: float = 0.5
+    privacy_mechanism: str = "gaussian"
+    privacy_epsilon: float = 100.0
+    privacy_delta: float = 1e-4
+    privacy_clip: float = 10.0
     cem_by_class: bool = True
     cem_components: int = 5
     cem_covariance: str = "spherical"
@@ -65,6 +79,7 @@ class SharedConfig:
                 raise TypeError(f"{key} must be {_described(kind)}, got {getattr(self, key)!r}")
         choices = {
             "protocol": ("inference",),
+            "privacy_mechanism": ("gaussian", "laplace"),
             "cem_covariance": ("spherical", "diag"),
             "cem_variant": ("paper", "official"),
             "cem_gradient": ("unbiased", "literal"),

@@ -8,9 +8,14 @@ from cem_fast.defenses.adversarial import AdversarialRepresentation
 from cem_fast.defenses.base import Defense
 from cem_fast.defenses.bottleneck import Bottleneck
 from cem_fast.defenses.composed import Composed
+from cem_fast.defenses.distance_correlation import DistanceCorrelation
+from cem_fast.defenses.dropout import FeatureDropout
+from cem_fast.defenses.local_dp import LocalDP
 from cem_fast.defenses.noise import GaussianNoise
 from cem_fast.defenses.noise_arl import NoiseARL
+from cem_fast.defenses.noise_nopeek import NoiseNoPeek
 from cem_fast.defenses.none import NoDefense
+from cem_fast.defenses.topk_pruning import TopKPruning
 from cem_fast.names import lookup
 
 __all__ = [
@@ -18,9 +23,14 @@ __all__ = [
     "Bottleneck",
     "Composed",
     "Defense",
+    "DistanceCorrelation",
+    "FeatureDropout",
     "GaussianNoise",
+    "LocalDP",
     "NoDefense",
     "NoiseARL",
+    "NoiseNoPeek",
+    "TopKPruning",
     "build",
     "names",
     "settings",
@@ -33,6 +43,11 @@ _DEFENSES = {
     "noise": (GaussianNoise, ("noise_std",)),
     "adversarial": (AdversarialRepresentation, ("adversary_weight", "seed")),
     "noise_arl": (NoiseARL, ("noise_std", "adversary_weight", "seed")),
+    "distance_correlation": (DistanceCorrelation, ("nopeek_weight",)),
+    "noise_nopeek": (NoiseNoPeek, ("noise_std", "nopeek_weight")),
+    "dropout": (FeatureDropout, ("dropout_rate",)),
+    "topk_pruning": (TopKPruning, ("pruned_share",)),
+    "local_dp": (LocalDP, ("privacy_mechanism", "privacy_epsilon", "privacy_delta", "privacy_clip")),
 }
 
 

@@ -66,6 +66,7 @@ class AdversarialRepresentation(Defense):
             raise ValueError(f"adversary_weight must be positive, got {adversary_weight}")
         self.adversary_weight = adversary_weight
         self.seed = seed
+        self.register_buffer("variance", torch.ones(()))
 
     def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
         with torch.no_grad(), in_eval_mode(model):

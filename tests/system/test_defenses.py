@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cem_fast import defenses
+from cem_fast import defenses, training
 from cem_fast.config import RunConfig
 from cem_fast.defenses.adversarial import ProxyDecoder
+from cem_fast.defenses.distance_correlation import distance_correlation
+from cem_fast.defenses.local_dp import gaussian_scale
 from cem_fast.split import SplitModel
 
-NOISY = ("noise", "noise_arl")  # what is nothing without noise
+NOISY = ("noise", "noise_arl", "noise_nopeek")  # what is nothing without noise
 
 
 def build(name: str, **changes) -> defenses.Defense:
@@ -35,7 +38,7 @@ def test_every_name_builds_and_only_none_goes_without_a_bottleneck():
         assert all(defense.noise_std == noise_std for defense in built.values())
 
 
-@pytest.mark.parametrize("name", ["none", "bottleneck", "adversarial"])
+@pytest.mark.parametrize("name", ["none", "bottleneck", "adversarial", "distance_correlation"])
 def test_without_noise_the_features_are_released_as_they_are(name):
     features = torch.rand(3, 2, 4, 4)
     assert build(name, noise_std=0.0).release(features) is features
@@ -136,7 +139,9 @@ def test_composition_chains_releases_sums_penalties_and_tells_every_part(tiny):
         defenses.Composed()
 
 
-@pytest.mark.parametrize("name, kind", [("noise_arl", defenses.AdversarialRepresentation)])
+@pytest.mark.parametrize(
+    "name, kind", [("noise_arl", defenses.AdversarialRepresentation), ("noise_nopeek", defenses.DistanceCorrelation)]
+)
 def test_noisy_defenses_are_their_parts(name, kind):
     assert [type(each) for each in build(name, noise_std=0.2).parts] == [kind, defenses.GaussianNoise]
 
@@ -225,6 +230,139 @@ def test_the_proxy_fits_any_ratio_of_sizes(feature, image):
     assert ProxyDecoder(feature, image)(torch.rand(2, *feature)).shape == (2, *image)
 
 
+def brute_force_distance_correlation(x, z):
+    """Definition by definition, in loops."""
+    n = len(x)
+
+    def covariance(a, b):
+        def centered(d):
+            return d - d.mean(0, keepdim=True) - d.mean(1, keepdim=True) + d.mean()
+
+        def distances(rows):
+            return torch.stack([torch.stack([(p - q).square().sum().sqrt() for q in rows]) for p in rows])
+
+        return (centered(distances(a)) * centered(distances(b))).sum() / n**2
+
+    return (covariance(x, z) / (covariance(x, x) * covariance(z, z)).sqrt()).sqrt()
+
+
+def test_distance_correlation_is_as_defined():
+    x, z = torch.rand(7, 5, dtype=torch.float64), torch.rand(7, 3, dtype=torch.float64)
+    found = distance_correlation(x, z)
+    assert found.item() == pytest.approx(brute_force_distance_correlation(x, z).item(), rel=1e-10)
+    turned = torch.linalg.qr(torch.rand(5, 5, dtype=torch.float64)).Q
+    assert distance_correlation(x, 3 * x @ turned + 1).item() == pytest.approx(1)
+    many = torch.rand(2, 800, 1)
+    assert distance_correlation(many[0], many[1]) < 0.1  # independent
+    assert distance_correlation(many[0], many[0].sub(0.5).square()) > 0.3  # dependent, though not correlated
+    assert torch.autograd.gradcheck(distance_correlation, (x.requires_grad_(), z.requires_grad_()))
+    with pytest.raises(ValueError, match="both samples must have as many rows, at least 1, got 3 and 4"):
+        distance_correlation(torch.rand(3, 2), torch.rand(4, 2))
+
+
+@pytest.mark.parametrize("images, features", [("same", "vary"), ("vary", "same"), ("same", "same"), ("one", "one")])
+def test_distance_correlation_of_what_does_not_vary_is_zero_and_has_a_gradient(images, features):
+    def sample(kind):
+        return torch.rand({"one": 1, "same": 1, "vary": 6}[kind], 4).expand(1 if kind == "one" else 6, 4).clone()
+
+    x, z = sample(images), sample(features).requires_grad_()
+    found = distance_correlation(x, z)
+    found.backward()
+    assert found == 0
+    assert torch.equal(z.grad, torch.zeros_like(z))
+
+
+def test_distance_correlation_falls_when_the_encoder_is_trained_against_it(tiny):
+    model, images, labels = tiny
+    defense = build("distance_correlation", nopeek_weight=2.0, noise_std=0.0)
+    optimizer = torch.optim.Adam(model.encoder.parameters(), lr=0.1)
+    found = []
+    for _ in range(100):
+        features = model.encoder(images)
+        penalty = defense.penalty(images, features, defense.release(features), labels)
+        found.append(penalty.item() / 2)
+        optimizer.zero_grad()
+        penalty.backward()
+        optimizer.step()
+    assert found[-1] < 0.7 * found[0]
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.7])
+def test_dropout_has_the_stated_rate_under_attack(tiny, rate):
+    model, images, _ = tiny
+    defense = build("dropout", dropout_rate=rate, noise_std=0.0).eval()
+    observe, clean = training.observer(model, defense), training.clean_features(model, images)
+    first, second = observe(images), observe(images)
+    dropped = first == 0
+    assert dropped.float().mean().item() == pytest.approx(rate, abs=4 * (rate * (1 - rate) / clean.numel()) ** 0.5)
+    assert torch.allclose(first[~dropped], clean[~dropped] / (1 - rate))
+    assert not torch.equal(dropped, second == 0)  # fresh at every call
+
+
+@pytest.mark.parametrize("share, kept", [(0.5, 32), (0.9, 6), (0.999, 1)])
+def test_pruning_keeps_the_largest_features_of_every_image(share, kept):
+    features = torch.randn(5, 4, 4, 4, requires_grad=True)
+    released = build("topk_pruning", pruned_share=share, noise_std=0.0).release(features)
+    assert torch.equal((released != 0).flatten(1).sum(1), torch.full((5,), kept))
+    sent = released != 0
+    assert torch.equal(released[sent], features[sent])
+    for row, mask in zip(features.detach().abs().flatten(1), sent.flatten(1)):
+        assert row[mask].min() > row[~mask].max()
+    released.sum().backward()
+    assert torch.equal(features.grad, sent.float())
+    ties = build("topk_pruning", pruned_share=share, noise_std=0.0).release(torch.ones(2, 64))
+    assert torch.equal(ties.sum(1), torch.full((2,), float(kept)))
+
+
+def divergence(sigma, epsilon, sensitivity):
+    """The least delta of Gaussian noise, by integrating ``max(0, p - exp(epsilon) q)`` over the densities of two neighbors."""
+    z = torch.linspace(-12 * sigma, sensitivity + 12 * sigma, 400_001, dtype=torch.float64)
+    p, q = (torch.exp(-0.5 * ((z - c) / sigma) ** 2) / (sigma * (2 * torch.pi) ** 0.5) for c in (sensitivity, 0.0))
+    return torch.trapezoid((p - math.exp(epsilon) * q).clamp_min(0), z).item()
+
+
+@pytest.mark.parametrize("epsilon, delta", [(0.1, 1e-5), (1.0, 1e-5), (8.0, 1e-4), (100.0, 1e-4), (3.0, 0.5)])
+def test_gaussian_noise_is_calibrated_to_the_budget_and_no_louder(epsilon, delta):
+    sigma = gaussian_scale(epsilon=epsilon, delta=delta, sensitivity=3.0)
+    assert divergence(sigma, epsilon, 3.0) == pytest.approx(delta, rel=1e-3)
+    if epsilon <= 1:
+        assert sigma < 3.0 * math.sqrt(2 * math.log(1.25 / delta)) / epsilon  # the textbook's sufficient scale
+    assert gaussian_scale(epsilon=1e4, delta=delta, sensitivity=3.0) < 0.2
+
+
+@pytest.mark.parametrize("mechanism, norm", [("gaussian", 2), ("laplace", 1)])
+@pytest.mark.parametrize("training", [True, False])
+def test_local_privacy_clips_and_adds_noise_of_the_calibrated_scale(mechanism, norm, training):
+    settings = {"privacy_mechanism": mechanism, "privacy_epsilon": 20.0, "privacy_clip": 3.0, "noise_std": 0.0}
+    defense = build("local_dp", **settings).train(training)
+    features = torch.randn(400, 2, 8, 8) * torch.rand(400, 1, 1, 1)
+    features[:200] *= 0.01
+    features[0] = 0
+    clipped = defense.clipped(features)
+    norms = torch.linalg.vector_norm(clipped.flatten(1), ord=norm, dim=1)
+    assert norms.max() <= 3.0 * (1 + 1e-6)
+    assert torch.equal(clipped[:100], features[:100])  # below the norm: as they are
+    apart = torch.cdist(torch.cat([clipped, -clipped]).flatten(1), clipped.flatten(1), p=float(norm)).max()
+    assert 0.9 * 6 < apart <= 6 * (1 + 1e-5)  # the sensitivity: any two images, twice the clip
+    noise = defense.release(features) - clipped
+    if mechanism == "gaussian":
+        expected = gaussian_scale(epsilon=20.0, delta=1e-4, sensitivity=6.0)
+        assert noise.std().item() == pytest.approx(expected, rel=0.02)
+    else:
+        assert defense.scale == 6.0 / 20
+        assert noise.abs().mean().item() == pytest.approx(6.0 / 20, rel=0.02)
+        assert noise.std().item() == pytest.approx(2**0.5 * 6.0 / 20, rel=0.03)
+    assert noise.mean().abs().item() < 5 * noise.std().item() / noise.numel() ** 0.5
+
+
+def test_clipping_lets_a_gradient_through_and_none_is_nan():
+    features = torch.stack([torch.zeros(4), torch.full((4,), 0.1), torch.full((4,), 100.0)]).requires_grad_()
+    build("local_dp", noise_std=0.0).release(features)[:, 0].sum().backward()
+    assert torch.isfinite(features.grad).all()
+    assert torch.equal(features.grad[:2], torch.tensor([[1.0, 0, 0, 0]] * 2))
+    assert features.grad[2].abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     "name, changes, message",
     [
@@ -233,6 +371,14 @@ def test_the_proxy_fits_any_ratio_of_sizes(feature, image):
         ("bottleneck", {"noise_std": -1.0}, "noise_std must be positive, got -1.0"),
         ("noise_arl", {"noise_std": float("nan")}, "noise_std must be positive, got nan"),
         ("adversarial", {"adversary_weight": 0.0}, "adversary_weight must be positive, got 0.0"),
+        ("noise_nopeek", {"nopeek_weight": 0.0}, "nopeek_weight must be positive, got 0.0"),
+        ("dropout", {"dropout_rate": 1.0}, "dropout_rate must be between 0 and 1, got 1.0"),
+        ("topk_pruning", {"pruned_share": 0.0}, "pruned_share must be between 0 and 1, got 0.0"),
+        ("local_dp", {"privacy_epsilon": 0.0}, "privacy_epsilon must be positive and finite, got 0.0"),
+        ("local_dp", {"privacy_epsilon": float("inf")}, "privacy_epsilon must be positive and finite, got inf"),
+        ("local_dp", {"privacy_delta": 1.0}, "privacy_delta must be between 0 and 1, got 1.0"),
+        ("local_dp", {"privacy_clip": float("nan")}, "privacy_clip must be positive and finite, got nan"),
+        ("local_dp", {"privacy_mechanism": "gauss"}, "unknown privacy_mechanism 'gauss': .*'gaussian'"),
     ],
 )
 def test_bad_requests(name, changes, message):

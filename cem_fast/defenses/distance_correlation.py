@@ -1,0 +1,68 @@
+"""NoPeek: the encoder is trained to make features that hardly depend on the image, by their distance correlation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cem_fast.defenses.base import Defense
+
+
+def distance_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Distance correlation of two samples: how far distances between rows of one go along with those of the other.
+
+    ``R = sqrt( V2(x, z) / sqrt(V2(x, x) V2(z, z)) )`` with ``V2(x, z) = mean_ij A_ij B_ij``, where A and B are the matrices of Euclidean
+    distances between rows, with the means of their rows and columns taken off and the mean of all added.
+
+    Args:
+        first: ``[N, ...]``; trailing dimensions are flattened.
+        second: ``[N, ...]``, floating point like ``first``.
+
+    Returns:
+        A scalar in [0, 1]: 1 where one sample is the other one scaled and turned; 0 where either sample does not vary. For few rows it is
+        above zero even where the samples are independent. Differentiable everywhere.
+
+    Raises:
+        ValueError: the samples have different numbers of rows, or none.
+
+    Source:
+        Szekely, Rizzo and Bakirov, "Measuring and testing dependence by correlation of distances", Annals of Statistics 2007, Def. 5.
+    """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"both samples must have as many rows, at least 1, got {len(first)} and {len(second)}")
+    a, b = _centered_distances(first), _centered_distances(second)
+    shared, own = (a * b).mean(), a.square().mean() * b.square().mean()
+    # A square root has no slope at zero: where either sample is constant, or nothing is shared, neither root is taken.
+    varies = own > torch.finfo(own.dtype).tiny
+    squared = shared / torch.where(varies, own, 1.0).sqrt()
+    dependent = varies & (squared > torch.finfo(own.dtype).eps)
+    return torch.where(dependent, torch.where(dependent, squared, 1.0).sqrt(), 0.0)
+
+
+class DistanceCorrelation(Defense):
+    """Adds ``weight * R(images, released features)`` to the loss of every batch.
+
+    Args:
+        nopeek_weight: weight of the penalty.
+
+    Raises:
+        ValueError: ``nopeek_weight`` is not positive.
+
+    Source:
+        Vepakomma et al., "NoPeek: information leakage reduction to share activations in distributed deep learning", ICDM workshops 2020.
+    """
+
+    def __init__(self, *, nopeek_weight: float):
+        super().__init__()
+        if not nopeek_weight > 0:
+            raise ValueError(f"nopeek_weight must be positive, got {nopeek_weight}")
+        self.nopeek_weight = nopeek_weight
+
+    def penalty(self, images: Tensor, features: Tensor, released: Tensor, labels: Tensor) -> Tensor:
+        return self.nopeek_weight * distance_correlation(images, released)
+
+
+def _centered_distances(sample: Tensor) -> Tensor:
+    rows = sample.flatten(1)
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")  # zero where rows are equal
+    return distances - distances.mean(0) - distances.mean(1, keepdim=True) + distances.mean()

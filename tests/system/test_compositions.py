@@ -1,0 +1,52 @@
+"""Every defense trains, with CEM and without, and comes back from disk as it was."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cem_fast import checkpoint, defenses, experiment, training
+from cem_fast.config import RunConfig
+from cem_fast.seeding import seeded
+
+CONFIG = RunConfig(
+    image_size=16, fold=0, epochs=1, batch_size=8, cem_components=2, attacks=("ridge",), attack_epochs=1, noise_draws=2
+)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize("name", defenses.names())
+def test_every_defense_trains_with_cem_and_without_and_comes_back_the_same(name, weight, tiny_images, tmp_path):
+    config = replace(CONFIG, data=str(tiny_images), defense=name, cem_weight=weight, epochs=2 if weight else 1)
+    seen = {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        train = training.train
+
+        def trained(model, splits, defense, **kwargs):
+            history = train(model, splits, defense, **kwargs)
+            seen.update(model=model, defense=defense)
+            return history
+
+        patch.setattr(training, "train", trained)
+        record = experiment.run(config, tmp_path)
+    run = checkpoint.load_run(tmp_path)
+    history = run.description["history"]
+    assert all(math.isfinite(epoch["loss"]) for epoch in history)
+    assert (history[-1]["cem"] is not None) == (weight > 0)
+    assert math.isfinite(record["attacks"]["ridge"]["mse"])
+    assert math.isfinite(record["leakage"]["heldout_nats"])
+
+    released = []
+    for model, defense in ((seen["model"], seen["defense"]), (run.model, run.defense)):
+        with seeded(3):
+            released.append(training.observer(model, defense)(run.data.test.images))
+    assert torch.equal(*released)
+    with torch.no_grad():
+        assert torch.equal(seen["model"].decoder(released[0]), run.model.decoder(released[0]))
+    images, features = run.data.train.images, training.clean_features(run.model, run.data.train.images)
+    penalties = [d.penalty(images, features, features, run.data.train.labels) for d in (seen["defense"], run.defense)]
+    assert float(penalties[0]) == pytest.approx(float(penalties[1]), rel=1e-6)
