@@ -50,3 +50,19 @@ def test_every_defense_trains_with_cem_and_without_and_comes_back_the_same(name,
     images, features = run.data.train.images, training.clean_features(run.model, run.data.train.images)
     penalties = [d.penalty(images, features, features, run.data.train.labels) for d in (seen["defense"], run.defense)]
     assert float(penalties[0]) == pytest.approx(float(penalties[1]), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", defenses.names())
+def test_no_defense_ever_sees_a_test_image(name, tiny_images):
+    """Trains twice, once with test images that would poison everything they touch."""
+    splits = experiment.load_data(str(tiny_images), 0, 16)
+    broken = replace(splits, test=replace(splits.test, images=torch.full_like(splits.test.images, torch.nan)))
+    config = replace(CONFIG, data=str(tiny_images), defense=name)
+    states = []
+    for each in (splits, broken):
+        torch.manual_seed(0)
+        model, defense, _ = checkpoint.build_parts(config, image_shape=(1, 16, 16), num_classes=3)
+        training.train(model, each, defense, config=config)
+        states.append({**model.state_dict(), **defense.state_dict()})
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import asdict
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cem_fast import defenses, training
+from cem_fast import defenses, metrics, training
 from cem_fast.config import RunConfig
 from cem_fast.defenses.adversarial import ProxyDecoder
 from cem_fast.defenses.distance_correlation import distance_correlation
@@ -38,7 +39,7 @@ def test_every_name_builds_and_only_none_goes_without_a_bottleneck():
         assert all(defense.noise_std == noise_std for defense in built.values())
 
 
-@pytest.mark.parametrize("name", ["none", "bottleneck", "adversarial", "distance_correlation"])
+@pytest.mark.parametrize("name", ["none", "bottleneck", "adversarial", "ressfl", "distance_correlation"])
 def test_without_noise_the_features_are_released_as_they_are(name):
     features = torch.rand(3, 2, 4, 4)
     assert build(name, noise_std=0.0).release(features) is features
@@ -225,6 +226,53 @@ def test_the_proxy_depends_on_the_seed_alone_and_leaves_the_networks_mode(tiny):
     assert not torch.equal(first.proxy.first.weight, other.proxy.first.weight)
 
 
+def proxy_similarity(defense, model, images, *, learning_rate) -> float:
+    """Trains the encoder against the penalty alone; returns the structural similarity that its proxy reaches in the end."""
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    rounds(defense, model, images, labels, count=100, learning_rate=learning_rate)
+    with torch.no_grad():
+        return metrics.ssim(defense.proxy(model.encoder(images)), images).mean().item()
+
+
+def test_the_similarity_that_the_proxy_of_ressfl_reaches_falls_to_the_threshold(tiny):
+    model, images, _ = tiny
+    alone = proxy_similarity(defenses.ResSFL(adversary_weight=1, ssim_threshold=0.2), model, images, learning_rate=0.0)
+    strict = defenses.ResSFL(adversary_weight=1.0, ssim_threshold=0.2)
+    against = proxy_similarity(strict, model, images, learning_rate=0.5)
+    assert alone > 0.6
+    assert against < alone - 0.2
+
+
+def test_ressfl_penalizes_similarity_above_the_threshold_alone(tiny):
+    model, images, labels = tiny
+    defense = build("ressfl", adversary_weight=0.5, ssim_threshold=0.3, noise_std=0.0)
+    defense.start(model, images)
+    rounds(defense, model, images, labels, count=60, learning_rate=0.0)
+    released = model.encoder(images)
+    with torch.no_grad():
+        similarity = metrics.ssim(defense.proxy(released), images).mean().item()
+    assert similarity > 0.35
+    penalty = defense.penalty(images, released, released, labels)
+    assert penalty.item() == pytest.approx(0.5 * (similarity - 0.3), rel=1e-5)
+    defense.ssim_threshold = similarity + 0.01
+    assert defense.penalty(images, released, released, labels) == 0
+
+
+def test_the_proxy_of_ressfl_starts_trained_and_leaves_the_network_as_it_was(tiny):
+    model, images, _ = tiny
+    model.encoder.insert(1, nn.BatchNorm2d(4))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    errors = {}
+    for passes in (0, 40):
+        defense = defenses.ResSFL(adversary_weight=1.0, ssim_threshold=0.5, pretraining=passes)
+        defense.start(model.train(), images)
+        with torch.no_grad():
+            errors[passes] = F.mse_loss(defense.proxy(copy.deepcopy(model.encoder)(images)), images).item()
+    assert errors[40] < 0.7 * errors[0]
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("feature, image", [((2, 3, 3), (1, 12, 12)), ((2, 4, 4), (3, 18, 18)), ((2, 8, 8), (1, 8, 8))])
 def test_the_proxy_fits_any_ratio_of_sizes(feature, image):
     assert ProxyDecoder(feature, image)(torch.rand(2, *feature)).shape == (2, *image)
@@ -371,6 +419,7 @@ def test_clipping_lets_a_gradient_through_and_none_is_nan():
         ("bottleneck", {"noise_std": -1.0}, "noise_std must be positive, got -1.0"),
         ("noise_arl", {"noise_std": float("nan")}, "noise_std must be positive, got nan"),
         ("adversarial", {"adversary_weight": 0.0}, "adversary_weight must be positive, got 0.0"),
+        ("ressfl", {"ssim_threshold": 1.0}, "ssim_threshold must be at least -1 and below 1, got 1.0"),
         ("noise_nopeek", {"nopeek_weight": 0.0}, "nopeek_weight must be positive, got 0.0"),
         ("dropout", {"dropout_rate": 1.0}, "dropout_rate must be between 0 and 1, got 1.0"),
         ("topk_pruning", {"pruned_share": 0.0}, "pruned_share must be between 0 and 1, got 0.0"),
@@ -384,6 +433,11 @@ def test_clipping_lets_a_gradient_through_and_none_is_nan():
 def test_bad_requests(name, changes, message):
     with pytest.raises(ValueError, match=message):
         build(name, **changes)
+
+
+def test_a_proxy_cannot_be_trained_for_less_than_no_pass():
+    with pytest.raises(ValueError, match="pretraining must be at least 0, got -1"):
+        defenses.ResSFL(adversary_weight=1.0, ssim_threshold=0.5, pretraining=-1)
 
 
 def test_a_setting_that_a_defense_does_not_use_does_not_matter():

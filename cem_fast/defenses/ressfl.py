@@ -1,0 +1,59 @@
+"""ResSFL: adversarial learning against a proxy decoder that starts trained, by the similarity that people see."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cem_fast import metrics
+from cem_fast.defenses.adversarial import AdversarialRepresentation
+from cem_fast.split import SplitModel
+
+BATCH = 32  # images at a time before training
+
+
+class ResSFL(AdversarialRepresentation):
+    """Adds ``weight * relu(mean SSIM(proxy(released), images) - threshold)``: the proxy may rebuild a little, and no more.
+
+    Before training, the proxy learns to invert the encoder as it then is, on the clean features of training images; after that it takes
+    one step after every step of the network, as in :class:`AdversarialRepresentation`.
+
+    Args:
+        adversary_weight: weight of the penalty.
+        ssim_threshold: structural similarity, below 1, up to which a reconstruction costs nothing.
+        seed: seed of the proxy's initial weights.
+        pretraining: passes of the proxy over the training images before training.
+
+    Raises:
+        ValueError: ``adversary_weight`` is not positive, or ``ssim_threshold`` is not below 1.
+
+    Source:
+        Li et al., "ResSFL: a resistance transfer framework for defending model inversion attack in split federated learning", CVPR 2022;
+        the threshold is that of Xia et al., CVPR 2025.
+    """
+
+    def __init__(self, *, adversary_weight: float, ssim_threshold: float, seed: int = 0, pretraining: int = 10):
+        super().__init__(adversary_weight=adversary_weight, seed=seed)
+        if not -1 <= ssim_threshold < 1:
+            raise ValueError(f"ssim_threshold must be at least -1 and below 1, got {ssim_threshold}")
+        if pretraining < 0:
+            raise ValueError(f"pretraining must be at least 0, got {pretraining}")
+        self.ssim_threshold = ssim_threshold
+        self.pretraining = pretraining
+
+    def start(self, model: SplitModel, images: Tensor) -> None:
+        super().start(model, images)
+        encoder = copy.deepcopy(model.encoder).train()  # a copy: its statistics move as in training, the network's stay
+        for _ in range(self.pretraining):
+            for batch in torch.randperm(len(images), device=images.device).split(BATCH):
+                with torch.no_grad():
+                    features = encoder(images[batch])
+                self.after_step(images[batch], features)
+
+    def penalty(self, images: Tensor, features: Tensor, released: Tensor, labels: Tensor) -> Tensor:
+        self.proxy.requires_grad_(False)  # the gradient is for the encoder alone
+        similarity = metrics.ssim(self.proxy(released), images).mean()
+        return self.adversary_weight * F.relu(similarity - self.ssim_threshold)
