@@ -24,8 +24,9 @@ class SharedConfig:
         cut: number of convolutional stages that stay on the user's device.
         bottleneck: channels of the features that leave the device; 0 for no bottleneck.
         noise_std: standard deviation of the Gaussian noise that every defense adds last to what it releases; 0 for none.
-        adversary_weight: weight of the adversarial term of ``adversarial``, ``noise_arl`` and ``ressfl``.
-        ssim_threshold: structural similarity up to which a reconstruction costs ``ressfl`` nothing, below 1.
+        adversary_weight: weight of the adversarial term of ``adversarial``, ``noise_arl``, ``ressfl`` and ``patrol``.
+        ssim_threshold: structural similarity up to which a reconstruction costs ``ressfl`` and ``patrol`` nothing, below 1.
+        pruned_channels: share of the channels of the encoder's layers that ``patrol`` prunes halfway through training.
         nopeek_weight: weight of the distance correlation in ``distance_correlation``, ``noise_nopeek``.
         dropout_rate: share of the features that ``dropout`` drops.
         pruned_share: share of the features, those of least magnitude, that ``topk_pruning`` does not send.
@@ -55,6 +56,7 @@ class SharedConfig:
     noise_std: float = 0.1
     adversary_weight: float = 0.3
     ssim_threshold: float = 0.5
+    pruned_channels: float = 0.1
     nopeek_weight: float = 0.3
     dropout_rate: float = 0.3
     pruned_share: float = 0.5

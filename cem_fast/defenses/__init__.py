@@ -15,6 +15,7 @@ from cem_fast.defenses.noise import GaussianNoise
 from cem_fast.defenses.noise_arl import NoiseARL
 from cem_fast.defenses.noise_nopeek import NoiseNoPeek
 from cem_fast.defenses.none import NoDefense
+from cem_fast.defenses.patrol import Patrol
 from cem_fast.defenses.ressfl import ResSFL
 from cem_fast.defenses.topk_pruning import TopKPruning
 from cem_fast.names import lookup
@@ -31,6 +32,7 @@ __all__ = [
     "NoDefense",
     "NoiseARL",
     "NoiseNoPeek",
+    "Patrol",
     "ResSFL",
     "TopKPruning",
     "build",
@@ -46,6 +48,7 @@ _DEFENSES = {
     "adversarial": (AdversarialRepresentation, ("adversary_weight", "seed")),
     "noise_arl": (NoiseARL, ("noise_std", "adversary_weight", "seed")),
     "ressfl": (ResSFL, ("adversary_weight", "ssim_threshold", "seed")),
+    "patrol": (Patrol, ("adversary_weight", "ssim_threshold", "pruned_channels", "seed")),
     "distance_correlation": (DistanceCorrelation, ("nopeek_weight",)),
     "noise_nopeek": (NoiseNoPeek, ("noise_std", "nopeek_weight")),
     "dropout": (FeatureDropout, ("dropout_rate",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 from dataclasses import asdict
 
@@ -11,11 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cem_fast import defenses, metrics, training
+from cem_fast import defenses, metrics, models, training
 from cem_fast.config import RunConfig
+from cem_fast.data.splits import Part, Splits
 from cem_fast.defenses.adversarial import ProxyDecoder
 from cem_fast.defenses.distance_correlation import distance_correlation
 from cem_fast.defenses.local_dp import gaussian_scale
+from cem_fast.defenses.patrol import ExtraConvolution
 from cem_fast.split import SplitModel
 
 NOISY = ("noise", "noise_arl", "noise_nopeek")  # what is nothing without noise
@@ -39,7 +42,7 @@ def test_every_name_builds_and_only_none_goes_without_a_bottleneck():
         assert all(defense.noise_std == noise_std for defense in built.values())
 
 
-@pytest.mark.parametrize("name", ["none", "bottleneck", "adversarial", "ressfl", "distance_correlation"])
+@pytest.mark.parametrize("name", ["none", "bottleneck", "adversarial", "ressfl", "patrol", "distance_correlation"])
 def test_without_noise_the_features_are_released_as_they_are(name):
     features = torch.rand(3, 2, 4, 4)
     assert build(name, noise_std=0.0).release(features) is features
@@ -420,6 +423,7 @@ def test_clipping_lets_a_gradient_through_and_none_is_nan():
         ("noise_arl", {"noise_std": float("nan")}, "noise_std must be positive, got nan"),
         ("adversarial", {"adversary_weight": 0.0}, "adversary_weight must be positive, got 0.0"),
         ("ressfl", {"ssim_threshold": 1.0}, "ssim_threshold must be at least -1 and below 1, got 1.0"),
+        ("patrol", {"pruned_channels": 1.0}, "pruned_channels must be between 0 and 1, got 1.0"),
         ("noise_nopeek", {"nopeek_weight": 0.0}, "nopeek_weight must be positive, got 0.0"),
         ("dropout", {"dropout_rate": 1.0}, "dropout_rate must be between 0 and 1, got 1.0"),
         ("topk_pruning", {"pruned_share": 0.0}, "pruned_share must be between 0 and 1, got 0.0"),
@@ -433,6 +437,112 @@ def test_clipping_lets_a_gradient_through_and_none_is_nan():
 def test_bad_requests(name, changes, message):
     with pytest.raises(ValueError, match=message):
         build(name, **changes)
+
+
+@pytest.fixture
+def deep():
+    """A network with something to prune, images and two classes."""
+    return models.build("slim", image_shape=(1, 16, 16), num_classes=2, cut=2, bottleneck=4), images_of_two_classes()
+
+
+def images_of_two_classes():
+    images, labels = torch.rand(20, 1, 16, 16) * 0.2, torch.arange(20) % 2
+    images[labels == 1, :, 4:12, 4:12] += 0.7
+    return images, labels
+
+
+def widths(network) -> list[int]:
+    return [module.out_channels for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+def test_patrol_deepens_the_encoder_once_and_prunes_it_halfway(deep):
+    model, (images, labels) = deep
+    defense = build("patrol", pruned_channels=0.25, noise_std=0.0)
+    assert widths(model.encoder) == [16, 32, 4]
+    for _ in range(2):
+        defense.start(model, images)
+        assert widths(model.encoder) == [16, 32, 32, 4]
+    assert isinstance(model.encoder[2], ExtraConvolution)
+    model.train()
+    for epoch in range(5):
+        defense.before_epoch(model, images, labels, epoch=epoch, epochs=5)
+        assert widths(model.encoder) == ([16, 32, 32, 4] if epoch < 2 else [12, 24, 24, 4])
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert model(images).shape == (20, 2)
+    assert defense.proxy(model.encoder(images)).shape == images.shape
+
+
+def test_pruning_takes_the_channel_that_matters_least_and_nothing_else_changes(deep):
+    model, (images, labels) = deep
+    defense = build("patrol", pruned_channels=1 / 32, noise_std=0.0)
+    defense.attach(model, images.shape[1:])
+    idle = {0: 3, 1: 7, 2: 30}  # by stage, a channel that says nothing
+    for stage, channel in idle.items():
+        with torch.no_grad():
+            for parameter in (*model.encoder[stage][0].parameters(), *model.encoder[stage][1].parameters()):
+                parameter[channel] = 0
+    before = training.clean_features(model, images)
+    expected = [
+        model.encoder[stage][0].weight.detach()[torch.arange(len(model.encoder[stage][0].weight)) != channel]
+        for stage, channel in idle.items()
+    ]
+    defense.before_epoch(model, images, labels, epoch=0, epochs=1)
+    for stage, weight in enumerate(expected):
+        fed = torch.arange(weight.shape[1]) != idle[stage - 1] if stage else slice(None)
+        assert torch.equal(model.encoder[stage][0].weight, weight[:, fed])
+    assert torch.allclose(training.clean_features(model, images), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["patrol"])
+def test_every_parameter_of_a_pruned_network_goes_on_training(deep, name):
+    model, (images, labels) = deep
+    defense = defenses.Composed(*(build(each, noise_std=0.0) for each in name.split(" + ")))
+    images = Part(images, labels, torch.arange(20))
+    splits = Splits("two", train=images, test=images, attacker=images, num_classes=2, class_names=("a", "b"))
+    weights = []
+
+    def remember(_):
+        weights.append({key: value.detach().clone() for key, value in model.named_parameters()})
+
+    training.train(model, splits, defense, config=RunConfig(epochs=5, batch_size=10), on_epoch=remember)
+    assert widths(model.encoder)[0] < 16
+    pruned, last = weights[2], weights[4]
+    trained = [key for key in last if key.endswith("weight")]  # normalization undoes what a convolution's bias does
+    assert [key for key in trained if torch.equal(pruned[key], last[key])] == []
+
+
+def test_a_pruned_network_is_loaded_to_the_bit(deep):
+    model, (images, labels) = deep
+    defense = build("patrol", pruned_channels=0.3, noise_std=0.0)
+    defense.start(model, images)
+    defense.before_epoch(model, images, labels, epoch=0, epochs=1)
+    fresh = models.build("slim", image_shape=(1, 16, 16), num_classes=2, cut=2, bottleneck=4)
+    again = build("patrol", pruned_channels=0.3, noise_std=0.0)
+    again.attach(fresh, images.shape[1:])
+    assert widths(fresh.encoder) != widths(model.encoder)
+    again.reshape(fresh, {key: value.shape for key, value in model.state_dict().items()})
+    assert [str(m) for m in fresh.encoder.modules()] == [str(m) for m in model.encoder.modules()]
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(training.clean_features(fresh, images), training.clean_features(model, images))
+
+
+def test_patrol_without_its_package_says_what_to_install(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch_pruning" else find(name))
+    with pytest.raises(ImportError, match="the defense patrol needs the package torch_pruning: pip install torch-prun"):
+        build("patrol")
+
+
+def test_an_inserted_layer_needs_a_sequential_encoder_with_maps(deep):
+    model, (images, _) = deep
+    shape = images.shape[1:]
+    wrapped = SplitModel(nn.ModuleList([model.encoder]), model.decoder)
+    with pytest.raises(ValueError, match=r"the encoder must be an nn\.Sequential to put a layer into, got ModuleList"):
+        build("patrol").attach(wrapped, shape)
+    flat = SplitModel(nn.Sequential(nn.Flatten(), nn.Linear(256, 8)), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"before the last module of the encoder, got shape \(1, 256\)"):
+        build("patrol").attach(flat, shape)
 
 
 def test_a_proxy_cannot_be_trained_for_less_than_no_pass():

@@ -1,0 +1,118 @@
+"""PATROL: a deeper encoder on the device, pruned to stay small, and trained against a proxy decoder."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cem_fast.defenses.insertion import insert_layer
+from cem_fast.defenses.ressfl import ResSFL
+from cem_fast.seeding import seeded
+from cem_fast.split import SplitModel, in_eval_mode
+
+NUM_JUDGES = 256  # training images whose loss says which channels matter
+
+
+class ExtraConvolution(nn.Sequential):
+    """One more convolution, with batch normalization and ReLU; the shape of the features stays.
+
+    Args:
+        channels: channels of its input and output.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+
+
+class Patrol(ResSFL):
+    """ResSFL on an encoder with one more convolution, whose least important channels are pruned halfway through training.
+
+    A channel's importance is the first-order change of the cross-entropy of training images when it goes, ``sum |w dL/dw|`` over all
+    weights that would go with it. The released features keep their channels. A pruned network is saved as it is; loading it narrows a
+    fresh one to the saved shapes.
+
+    Args:
+        adversary_weight: weight of the penalty.
+        ssim_threshold: structural similarity, below 1, up to which a reconstruction costs nothing.
+        pruned_channels: share of the channels of every layer of the encoder that are pruned, at least one a layer.
+        seed: seed of the initial weights of the proxy and of the extra convolution.
+
+    Raises:
+        ValueError: a setting is out of range.
+        ImportError: ``torch_pruning`` is not installed.
+
+    Source:
+        Ding et al., "PATROL: privacy-oriented pruning for collaborative inference against model inversion attacks", WACV 2024; Fang et al.,
+        "DepGraph: towards any structural pruning", CVPR 2023; Molchanov et al., "Importance estimation for neural network pruning", CVPR
+        2019.
+    """
+
+    def __init__(self, *, adversary_weight: float, ssim_threshold: float, pruned_channels: float, seed: int = 0):
+        super().__init__(adversary_weight=adversary_weight, ssim_threshold=ssim_threshold, seed=seed)
+        if not 0 < pruned_channels < 1:
+            raise ValueError(f"pruned_channels must be between 0 and 1, got {pruned_channels}")
+        if importlib.util.find_spec("torch_pruning") is None:
+            raise ImportError("the defense patrol needs the package torch_pruning: pip install torch-pruning")
+        self.pruned_channels = pruned_channels
+
+    def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
+        with seeded(self.seed, "extra convolution"):
+            insert_layer(model, image_shape, ExtraConvolution, ExtraConvolution)
+        super().attach(model, image_shape)
+
+    def reshape(self, model: SplitModel, shapes: Mapping[str, torch.Size]) -> None:
+        for name, module in model.encoder.named_modules():
+            for key, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+                shape = shapes.get(f"encoder.{name}.{key}", value.shape)
+                if len(shape) == value.dim() and all(0 < new <= old for new, old in zip(shape, value.shape)):
+                    value.data = value.data[tuple(slice(size) for size in shape)].clone()
+            _count_channels(module)
+        model.encoder.to(memory_format=torch.channels_last)
+
+    def before_epoch(self, model: SplitModel, images: Tensor, labels: Tensor, *, epoch: int, epochs: int) -> None:
+        if epoch != epochs // 2:
+            return
+        import torch_pruning
+
+        encoder, judges = model.encoder, slice(NUM_JUDGES)
+        convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+        with in_eval_mode(model), torch.enable_grad():
+            graph = torch_pruning.DependencyGraph()
+            graph.build_dependency(
+                encoder, images[:1], forward_fn=lambda network, inputs: network(inputs), verbose=False
+            )
+            model.zero_grad()
+            F.cross_entropy(model(images[judges]), labels[judges]).backward()
+        importance = torch_pruning.importance.GroupTaylorImportance()
+        groups = list(graph.get_all_groups(ignored_layers=convolutions[-1:], root_module_types=[nn.Conv2d]))
+        for group in groups:
+            if not all(_is_narrowed(dependency.target.module) for dependency, _ in group):
+                continue  # what works by parameters of its own, such as a sparse code, keeps its channels
+            root = group[0].dep
+            channels = root.target.module.out_channels
+            count = min(max(1, round(self.pruned_channels * channels)), channels - 1)
+            if count:
+                least = importance(group).argsort()[:count].tolist()
+                graph.get_pruning_group(root.target.module, root.handler, idxs=least).prune()
+        model.zero_grad()
+        encoder.to(memory_format=torch.channels_last)
+
+
+def _is_narrowed(module: nn.Module | nn.Parameter) -> bool:
+    """Whether a module can lose channels, or has nothing that belongs to channels."""
+    known = isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear)
+    return known or (isinstance(module, nn.Module) and not list(module.parameters()))
+
+
+def _count_channels(module: nn.Module) -> None:
+    """Brings the numbers of channels that a module says it has into line with its weights."""
+    if isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.BatchNorm2d):
+        module.num_features = len(module.running_mean)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
