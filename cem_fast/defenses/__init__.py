@@ -17,6 +17,7 @@ from cem_fast.defenses.noise_nopeek import NoiseNoPeek
 from cem_fast.defenses.none import NoDefense
 from cem_fast.defenses.patrol import Patrol
 from cem_fast.defenses.ressfl import ResSFL
+from cem_fast.defenses.sca import SparseCodingArchitecture
 from cem_fast.defenses.topk_pruning import TopKPruning
 from cem_fast.names import lookup
 
@@ -34,6 +35,7 @@ __all__ = [
     "NoiseNoPeek",
     "Patrol",
     "ResSFL",
+    "SparseCodingArchitecture",
     "TopKPruning",
     "build",
     "names",
@@ -49,6 +51,7 @@ _DEFENSES = {
     "noise_arl": (NoiseARL, ("noise_std", "adversary_weight", "seed")),
     "ressfl": (ResSFL, ("adversary_weight", "ssim_threshold", "seed")),
     "patrol": (Patrol, ("adversary_weight", "ssim_threshold", "pruned_channels", "seed")),
+    "sca": (SparseCodingArchitecture, ("sparse_threshold", "seed")),
     "distance_correlation": (DistanceCorrelation, ("nopeek_weight",)),
     "noise_nopeek": (NoiseNoPeek, ("noise_std", "nopeek_weight")),
     "dropout": (FeatureDropout, ("dropout_rate",)),

@@ -19,6 +19,7 @@ from cem_fast.defenses.adversarial import ProxyDecoder
 from cem_fast.defenses.distance_correlation import distance_correlation
 from cem_fast.defenses.local_dp import gaussian_scale
 from cem_fast.defenses.patrol import ExtraConvolution
+from cem_fast.defenses.sca import SparseCoding, _gain
 from cem_fast.split import SplitModel
 
 NOISY = ("noise", "noise_arl", "noise_nopeek")  # what is nothing without noise
@@ -42,7 +43,9 @@ def test_every_name_builds_and_only_none_goes_without_a_bottleneck():
         assert all(defense.noise_std == noise_std for defense in built.values())
 
 
-@pytest.mark.parametrize("name", ["none", "bottleneck", "adversarial", "ressfl", "patrol", "distance_correlation"])
+@pytest.mark.parametrize(
+    "name", ["none", "bottleneck", "adversarial", "ressfl", "patrol", "sca", "distance_correlation"]
+)
 def test_without_noise_the_features_are_released_as_they_are(name):
     features = torch.rand(3, 2, 4, 4)
     assert build(name, noise_std=0.0).release(features) is features
@@ -423,6 +426,7 @@ def test_clipping_lets_a_gradient_through_and_none_is_nan():
         ("noise_arl", {"noise_std": float("nan")}, "noise_std must be positive, got nan"),
         ("adversarial", {"adversary_weight": 0.0}, "adversary_weight must be positive, got 0.0"),
         ("ressfl", {"ssim_threshold": 1.0}, "ssim_threshold must be at least -1 and below 1, got 1.0"),
+        ("sca", {"sparse_threshold": 0.0}, "sparse_threshold must be positive, got 0.0"),
         ("patrol", {"pruned_channels": 1.0}, "pruned_channels must be between 0 and 1, got 1.0"),
         ("noise_nopeek", {"nopeek_weight": 0.0}, "nopeek_weight must be positive, got 0.0"),
         ("dropout", {"dropout_rate": 1.0}, "dropout_rate must be between 0 and 1, got 1.0"),
@@ -494,7 +498,7 @@ def test_pruning_takes_the_channel_that_matters_least_and_nothing_else_changes(d
     assert torch.allclose(training.clean_features(model, images), before, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["patrol"])
+@pytest.mark.parametrize("name", ["patrol", "sca + patrol", "patrol + sca"])
 def test_every_parameter_of_a_pruned_network_goes_on_training(deep, name):
     model, (images, labels) = deep
     defense = defenses.Composed(*(build(each, noise_std=0.0) for each in name.split(" + ")))
@@ -525,6 +529,87 @@ def test_a_pruned_network_is_loaded_to_the_bit(deep):
     assert [str(m) for m in fresh.encoder.modules()] == [str(m) for m in model.encoder.modules()]
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(training.clean_features(fresh, images), training.clean_features(model, images))
+
+
+def energy(layer, features, code):
+    dictionary = layer.dictionary()
+    return 0.5 * (features - layer._combine(code, dictionary)).square().sum() + layer.threshold * code.abs().sum()
+
+
+@pytest.fixture
+def maps():
+    """Smooth feature maps, as after a ReLU."""
+    return F.relu(F.interpolate(torch.randn(4, 12, 4, 4), 10, mode="bicubic"))
+
+
+@torch.no_grad()
+def test_a_sparse_code_is_sparse_and_reconstructs_its_input(maps):
+    shares, errors = [], []
+    for threshold in (0.02, 0.2, 0.5):
+        layer = SparseCoding(12, threshold=threshold)
+        code = layer.code(maps)
+        assert code.shape == (4, 24, 10, 10)
+        shares.append((code == 0).float().mean().item())
+        errors.append(((layer(maps) - maps).square().mean() / maps.var()).item())
+    assert shares == sorted(shares)
+    assert errors == sorted(errors)
+    assert shares[1] > 0.4
+    assert errors[1] < 0.1
+    assert errors[0] < 0.01
+    assert layer.code(torch.zeros(1, 12, 5, 5)).abs().sum() == 0
+
+
+@torch.no_grad()
+def test_competition_lowers_the_energy_of_sparse_coding_to_its_minimum(maps):
+    layer = SparseCoding(12, threshold=0.2)
+    layer.patterns.copy_(torch.randn_like(layer.patterns))  # far from a tight frame
+    assert torch.allclose(layer.dictionary().square().sum((1, 2, 3)), torch.ones(24))
+    energies = []
+    for layer.iterations in (1, 4, 16, 64, 1000):
+        code = layer.code(maps)
+        energies.append(energy(layer, maps, code).item())
+    assert energies == sorted(energies, reverse=True)
+    # at the minimum, active neurons are driven exactly as hard as the threshold, and idle ones less
+    driven = F.conv2d(maps - layer._combine(code, layer.dictionary()), layer.dictionary(), padding="same")
+    active = code != 0
+    assert torch.allclose(driven[active], 0.2 * code[active].sign(), atol=2e-3)
+    assert driven[~active].abs().max() < 0.2 + 2e-3
+
+
+@torch.no_grad()
+def test_the_step_of_the_competition_respects_the_greatest_gain(maps):
+    patterns = torch.randn(6, 3, 3, 3)
+    matrix = torch.stack(
+        [F.conv2d(unit, patterns, padding=1).flatten() for unit in torch.eye(3 * 144).view(-1, 1, 3, 12, 12)]
+    )
+    assert _gain(patterns).item() == pytest.approx(torch.linalg.matrix_norm(matrix, ord=2).square().item(), rel=0.1)
+    layer = SparseCoding(12, threshold=0.2, iterations=300)
+    layer.patterns.copy_(torch.ones_like(layer.patterns))  # the greatest gain that patterns can have
+    assert torch.isfinite(layer.code(maps)).all()
+    assert energy(layer, maps, layer.code(maps)) <= energy(layer, maps, torch.zeros(4, 24, 10, 10))
+
+
+def test_sparse_coding_stands_before_the_last_module_and_learns(deep):
+    model, (images, labels) = deep
+    defense = build("sca", noise_std=0.0)
+    for _ in range(2):
+        defense.start(model, images)
+    assert [isinstance(module, SparseCoding) for module in model.encoder] == [False, False, True, False]
+    layer = model.encoder[2]
+    assert layer.threshold == RunConfig().sparse_threshold
+    before = layer.patterns.detach().clone()
+    images = Part(images, labels, torch.arange(20))
+    splits = Splits("two", train=images, test=images, attacker=images, num_classes=2, class_names=("a", "b"))
+    training.train(model, splits, defense, config=RunConfig(epochs=25, batch_size=10))
+    assert not torch.equal(layer.patterns, before)
+    with torch.no_grad():
+        features = model.encoder[:2](images.images)
+        assert (layer.code(features) == 0).float().mean() > 0.3
+        assert (layer(features) - features).square().mean() < 0.2 * features.var()
+    for seed, same in ((0, True), (1, False)):
+        other = models.build("slim", image_shape=(1, 16, 16), num_classes=2, cut=2, bottleneck=4)
+        build("sca", seed=seed).attach(other, (1, 16, 16))
+        assert torch.equal(other.encoder[2].patterns, before) == same
 
 
 def test_patrol_without_its_package_says_what_to_install(monkeypatch):

@@ -1,0 +1,110 @@
+"""Sparse coding: the device computes on a sparse code of its features instead of the features themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cem_fast.defenses.base import Defense
+from cem_fast.defenses.insertion import insert_layer
+from cem_fast.seeding import seeded
+from cem_fast.split import SplitModel
+
+GRID = 8  # frequencies a side at which the dictionary's gain is measured
+STEP = 1.6  # the competition converges below 2
+
+
+class SparseCoding(nn.Module):
+    """Replaces feature maps by what a sparse combination of learned patterns makes of them, ``x' = D a``.
+
+    The code a minimizes ``1/2 |x - D a|^2 + threshold |a|_1`` approximately, by a few steps of the locally competitive algorithm:
+    neurons with potentials u are driven by the input and inhibited by similar neurons that are active,
+    ``u += step (D^T x - (D^T D - I) a - u)`` with ``a = sign(u) max(|u| - threshold, 0)``, starting from ``u = 0``. D is convolutional:
+    every neuron's pattern, of unit norm, is repeated at every position. The step is as large as the greatest gain of ``D^T D`` allows,
+    and D starts close to a tight frame, for which few steps are enough.
+
+    Args:
+        channels: channels of the feature maps.
+        threshold: what a potential must exceed for its neuron to be active, in units of the features.
+        overcompleteness: neurons at every position per channel.
+        iterations: steps of the competition.
+        kernel_size: side of the patterns in positions, odd.
+
+    Source:
+        Rozell et al., "Sparse coding via thresholding and local competition in neural circuits", Neural Computation 2008, Eq. 3 and 4.
+    """
+
+    def __init__(
+        self, channels: int, *, threshold: float, overcompleteness: int = 2, iterations: int = 8, kernel_size: int = 3
+    ):
+        super().__init__()
+        self.threshold, self.iterations = threshold, iterations
+        neurons, middle = overcompleteness * channels, kernel_size // 2
+        patterns = 0.1 * torch.randn(neurons, channels, kernel_size, kernel_size)
+        patterns[:, :, middle, middle] = neurons**0.5 * nn.init.orthogonal_(torch.empty(neurons, channels))
+        self.patterns = nn.Parameter(patterns)
+
+    def dictionary(self) -> Tensor:
+        """Returns the patterns with unit norm, ``[neurons, channels, k, k]``."""
+        return self.patterns / torch.linalg.vector_norm(self.patterns, dim=(1, 2, 3), keepdim=True)
+
+    def code(self, features: Tensor) -> Tensor:
+        """Returns the sparse code of feature maps, ``[N, neurons, H, W]``."""
+        return self._code(features, self.dictionary())
+
+    def forward(self, features: Tensor) -> Tensor:
+        dictionary = self.dictionary()
+        return self._combine(self._code(features, dictionary), dictionary)
+
+    def _code(self, features: Tensor, dictionary: Tensor) -> Tensor:
+        step = STEP / _gain(dictionary.detach())
+        potentials = step * F.conv2d(features, dictionary, padding="same")
+        active = F.softshrink(potentials, self.threshold)
+        for _ in range(self.iterations - 1):
+            residual = features - self._combine(active, dictionary)
+            driven = F.conv2d(residual, dictionary, padding="same")
+            potentials = potentials + step * (driven + active - potentials)
+            active = F.softshrink(potentials, self.threshold)
+        return active
+
+    @staticmethod
+    def _combine(code: Tensor, dictionary: Tensor) -> Tensor:
+        return F.conv_transpose2d(code, dictionary, padding=dictionary.shape[-1] // 2)
+
+
+class SparseCodingArchitecture(Defense):
+    """Puts a layer of sparse coding before the encoder's last module; it is trained with the network.
+
+    Args:
+        sparse_threshold: what a neuron's potential must exceed for it to be active, in units of the features before it.
+        seed: seed of the layer's initial patterns.
+
+    Raises:
+        ValueError: ``sparse_threshold`` is not positive.
+
+    Source:
+        Dibbo et al., "Improving robustness to model inversion attacks via sparse coding architectures", ECCV 2024.
+    """
+
+    def __init__(self, *, sparse_threshold: float, seed: int = 0):
+        super().__init__()
+        if not sparse_threshold > 0:
+            raise ValueError(f"sparse_threshold must be positive, got {sparse_threshold}")
+        self.sparse_threshold = sparse_threshold
+        self.seed = seed
+
+    def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
+        with seeded(self.seed, "sparse coding"):
+            insert_layer(
+                model,
+                image_shape,
+                SparseCoding,
+                lambda channels: SparseCoding(channels, threshold=self.sparse_threshold),
+            )
+
+
+def _gain(dictionary: Tensor) -> Tensor:
+    """The greatest factor by which ``D^T D`` stretches a map: the largest squared singular value of D over all frequencies."""
+    spectrum = torch.fft.fft2(dictionary, s=(GRID, GRID)).permute(2, 3, 0, 1)  # [GRID, GRID, neurons, channels]
+    return torch.linalg.eigvalsh(spectrum.mH @ spectrum).amax()
