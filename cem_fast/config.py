@@ -27,7 +27,7 @@ class SharedConfig:
         adversary_weight: weight of the adversarial term of ``adversarial``, ``noise_arl``, ``ressfl`` and ``patrol``.
         ssim_threshold: structural similarity up to which a reconstruction costs ``ressfl`` and ``patrol`` nothing, below 1.
         pruned_channels: share of the channels of the encoder's layers that ``patrol`` prunes halfway through training.
-        sparse_threshold: what a neuron of ``sca`` must exceed to be active, in units of the encoder's inner features.
+        sparse_threshold: what a neuron of ``sca`` must exceed to be active, in root mean squares of an image's features.
         nopeek_weight: weight of the distance correlation in ``distance_correlation``, ``noise_nopeek``.
         dropout_rate: share of the features that ``dropout`` drops.
         pruned_share: share of the features, those of least magnitude, that ``topk_pruning`` does not send.

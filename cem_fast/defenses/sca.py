@@ -18,15 +18,16 @@ STEP = 1.6  # the competition converges below 2
 class SparseCoding(nn.Module):
     """Replaces feature maps by what a sparse combination of learned patterns makes of them, ``x' = D a``.
 
-    The code a minimizes ``1/2 |x - D a|^2 + threshold |a|_1`` approximately, by a few steps of the locally competitive algorithm:
-    neurons with potentials u are driven by the input and inhibited by similar neurons that are active,
-    ``u += step (D^T x - (D^T D - I) a - u)`` with ``a = sign(u) max(|u| - threshold, 0)``, starting from ``u = 0``. D is convolutional:
-    every neuron's pattern, of unit norm, is repeated at every position. The step is as large as the greatest gain of ``D^T D`` allows,
-    and D starts close to a tight frame, for which few steps are enough.
+    The code a minimizes ``1/2 |x - D a|^2 + t |a|_1`` approximately, by a few steps of the locally competitive algorithm: neurons with
+    potentials u are driven by the input and inhibited by similar neurons that are active, ``u += step (D^T x - (D^T D - I) a - u)`` with
+    ``a = sign(u) max(|u| - t, 0)``, starting from ``u = 0``. D is convolutional: every neuron's pattern, of unit norm, is repeated at
+    every position. The threshold ``t = threshold * rms(x)`` is relative to each image's features, so that no code dies where all
+    features are small. The step is as large as the greatest gain of ``D^T D`` allows, and D starts close to a tight frame, for which few
+    steps are enough.
 
     Args:
         channels: channels of the feature maps.
-        threshold: what a potential must exceed for its neuron to be active, in units of the features.
+        threshold: what a potential must exceed for its neuron to be active, in root mean squares of an image's features.
         overcompleteness: neurons at every position per channel.
         iterations: steps of the competition.
         kernel_size: side of the patterns in positions, odd.
@@ -58,6 +59,9 @@ class SparseCoding(nn.Module):
         return self._combine(self._code(features, dictionary), dictionary)
 
     def _code(self, features: Tensor, dictionary: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(features, dim=(1, 2, 3), keepdim=True) / features.shape[1:].numel() ** 0.5
+        scale = norms.clamp_min(torch.finfo(features.dtype).tiny)
+        features = features / scale
         step = STEP / _gain(dictionary.detach())
         potentials = step * F.conv2d(features, dictionary, padding="same")
         active = F.softshrink(potentials, self.threshold)
@@ -66,7 +70,7 @@ class SparseCoding(nn.Module):
             driven = F.conv2d(residual, dictionary, padding="same")
             potentials = potentials + step * (driven + active - potentials)
             active = F.softshrink(potentials, self.threshold)
-        return active
+        return scale * active
 
     @staticmethod
     def _combine(code: Tensor, dictionary: Tensor) -> Tensor:
@@ -77,7 +81,7 @@ class SparseCodingArchitecture(Defense):
     """Puts a layer of sparse coding before the encoder's last module; it is trained with the network.
 
     Args:
-        sparse_threshold: what a neuron's potential must exceed for it to be active, in units of the features before it.
+        sparse_threshold: what a neuron's potential must exceed for it to be active, in root mean squares of an image's features.
         seed: seed of the layer's initial patterns.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cem_fast import checkpoint, defenses, experiment, training
+from cem_fast import CEMSchedule, checkpoint, defenses, experiment, training
 from cem_fast.config import RunConfig
 from cem_fast.seeding import seeded
 
@@ -66,3 +66,48 @@ def test_no_defense_ever_sees_a_test_image(name, tiny_images):
         states.append({**model.state_dict(), **defense.state_dict()})
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_all_of_them_at_once(tiny_images, tmp_path):
+    """One composition of everything that changes the network, the features or the loss."""
+    config = replace(CONFIG, data=str(tiny_images), cem_weight=0.5, epochs=2)
+    splits = experiment.load_data(config.data, 0, 16)
+    names = [name for name in defenses.names() if name not in ("none", "bottleneck") and not name.startswith("noise")]
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model, noise, cem = checkpoint.build_parts(config, image_shape=(1, 16, 16), num_classes=3)
+        values = {key: getattr(config, key) for key in defenses.settings() if key != "noise_std"}
+        defense = defenses.Composed(*(defenses.build(name, noise_std=0.0, **values) for name in names), noise)
+        networks.append((model, defense, cem))
+    (model, defense, cem), (again, same, _) = networks
+    history = training.train(model, splits, defense, config=config, cem=cem, schedule=CEMSchedule(0.5))
+    assert all(math.isfinite(epoch["loss"]) for epoch in history)
+    assert defense.noise_std == config.noise_std
+    same.attach(again, torch.Size((1, 16, 16)))
+    same.reshape(again, {key: value.shape for key, value in model.state_dict().items()})
+    again.load_state_dict(model.state_dict())
+    same.load_state_dict(defense.state_dict())
+    released = []
+    for network, each in ((model, defense), (again, same)):
+        with seeded(3):
+            released.append(training.observer(network, each)(splits.test.images))
+    assert torch.equal(*released)
+
+
+def test_information_is_estimated_from_what_the_noise_is_added_to(tiny_images, tmp_path):
+    nats = {}
+    for name, own in (("noise", {}), ("topk_pruning", {"pruned_share": 0.99})):
+        config = replace(CONFIG, data=str(tiny_images), defense=name, **own)
+        nats[name] = experiment.run(config, tmp_path / name, attack=False)["leakage"]["heldout_nats"]
+        run = checkpoint.load_run(tmp_path / name)
+        sent = run.defense.before_noise(training.clean_features(run.model, run.data.train.images)).flatten(1)
+        mixture = run.loss.mixture
+        assert (mixture.means.flatten(0, 1).unsqueeze(1) - sent).square().sum(-1).min(0).values.mean() < sent.var(
+            0
+        ).sum()
+        if name == "topk_pruning":
+            unsent = (sent == 0).all(0)
+            assert unsent.any()
+            assert mixture.means[:, :, unsent].abs().max() == 0
+    assert all(math.isfinite(value) for value in nats.values())

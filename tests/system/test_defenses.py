@@ -538,8 +538,9 @@ def energy(layer, features, code):
 
 @pytest.fixture
 def maps():
-    """Smooth feature maps, as after a ReLU."""
-    return F.relu(F.interpolate(torch.randn(4, 12, 4, 4), 10, mode="bicubic"))
+    """Smooth feature maps, as after a ReLU, with a root mean square of 1."""
+    maps = F.relu(F.interpolate(torch.randn(4, 12, 4, 4), 10, mode="bicubic"))
+    return maps / maps.square().mean((1, 2, 3), keepdim=True).sqrt()
 
 
 @torch.no_grad()
@@ -556,7 +557,16 @@ def test_a_sparse_code_is_sparse_and_reconstructs_its_input(maps):
     assert shares[1] > 0.4
     assert errors[1] < 0.1
     assert errors[0] < 0.01
-    assert layer.code(torch.zeros(1, 12, 5, 5)).abs().sum() == 0
+    scales = torch.tensor([1e-3, 1.0, 7.0, 1e4]).view(-1, 1, 1, 1)
+    assert torch.allclose(layer.code(scales * maps) / scales, layer.code(maps), atol=1e-4)
+
+
+def test_nothing_is_coded_as_nothing_with_a_gradient():
+    features = torch.zeros(2, 12, 5, 5, requires_grad=True)
+    coded = SparseCoding(12, threshold=0.2)(features)
+    coded.sum().backward()
+    assert coded.abs().sum() == 0
+    assert torch.isfinite(features.grad).all()
 
 
 @torch.no_grad()
