@@ -224,6 +224,7 @@ torch.set_num_threads(1)  # a fork does not inherit a pool of threads
 os.fsync = lambda _: None  # slow, and nothing here outlives the machine
 run, folder = checkpoint.load_run(sys.argv[1]), sys.argv[1]
 parts = {"model": run.model, "defense": run.defense, "loss": run.loss}
+run.measurements  # read now: once there are several writers, this file is gone any moment
 children = []
 for child in range(3):
     children.append(os.fork())
