@@ -322,7 +322,7 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
     )
     for column in ("data", "defense", "noise", "runs", "accuracy, %", "attack MSE", "/ class mean", "PSNR", "SSIM"):
         justify = "left" if column in ("data", "defense") else "right"
-        table.add_column(column, justify=justify, no_wrap=console.width >= 100)
+        table.add_column(column, justify=justify, no_wrap=console.width >= 100 and column != "defense")
     rows = comparison.rows(runs)
     for row in rows:
         class_mean = results["baseline"][row.data]["class_mean_mse"]

@@ -59,11 +59,11 @@ class SharedConfig:
     ssim_threshold: float = 0.5
     pruned_channels: float = 0.1
     sparse_threshold: float = 0.3
-    nopeek_weight: float = 0.3
+    nopeek_weight: float = 1.0
     dropout_rate: float = 0.3
-    pruned_share: float = 0.5
+    pruned_share: float = 0.8
     privacy_mechanism: str = "gaussian"
-    privacy_epsilon: float = 100.0
+    privacy_epsilon: float = 200.0
     privacy_delta: float = 1e-4
     privacy_clip: float = 10.0
     cem_by_class: bool = True

@@ -76,16 +76,22 @@ def build(name: str, *, noise_std: float, **values: Any) -> Defense:
     Args:
         name: one of :func:`names`.
         noise_std: standard deviation of the Gaussian noise that every defense adds last to what it releases; 0 for none.
-        **values: the other :func:`settings`; those that this defense does not use do not matter.
+        **values: the other :func:`settings`, of which those that this defense does not use may be left out.
 
     Returns:
         The defense, composed with the noise.
 
     Raises:
-        ValueError: the name is unknown, or a setting that this defense uses is out of range.
+        TypeError: a setting that this defense needs is missing.
+        ValueError: the name or a setting is unknown, or a setting that this defense uses is out of range.
+        ImportError: a package that this defense needs is not installed.
     """
     cls, wanted = lookup("defense", name, _DEFENSES)
+    for key in values:
+        lookup("setting", key, dict.fromkeys(settings()))
     values["noise_std"] = noise_std
+    if missing := [key for key in wanted if key not in values]:
+        raise TypeError(f"the defense {name} needs the settings {', '.join(missing)}")
     defense = cls(**{key: values[key] for key in wanted})
     if noise_std == 0 or "noise_std" in wanted:
         return defense

@@ -14,7 +14,7 @@ from cem_fast.defenses.ressfl import ResSFL
 from cem_fast.seeding import seeded
 from cem_fast.split import SplitModel, in_eval_mode
 
-NUM_JUDGES = 256  # training images whose loss says which channels matter
+NUM_JUDGES = 256  # at most so many training images' loss says which channels matter
 
 
 class ExtraConvolution(nn.Sequential):
@@ -78,7 +78,10 @@ class Patrol(ResSFL):
             return
         import torch_pruning
 
-        encoder, judges = model.encoder, slice(NUM_JUDGES)
+        encoder = model.encoder
+        judges = slice(
+            None, None, -(-len(images) // NUM_JUDGES)
+        )  # spread over all of them, which may be sorted by class
         convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
         with in_eval_mode(model), torch.enable_grad():
             graph = torch_pruning.DependencyGraph()
@@ -112,7 +115,7 @@ def _count_channels(module: nn.Module) -> None:
     """Brings the numbers of channels that a module says it has into line with its weights."""
     if isinstance(module, nn.Conv2d):
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.BatchNorm2d):
-        module.num_features = len(module.running_mean)
+    elif isinstance(module, nn.BatchNorm2d) and module.affine:
+        module.num_features = len(module.weight)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape

@@ -640,6 +640,14 @@ def test_an_inserted_layer_needs_a_sequential_encoder_with_maps(deep):
         build("patrol").attach(flat, shape)
 
 
+def test_settings_that_are_missing_or_unknown_are_named():
+    with pytest.raises(TypeError, match="the defense adversarial needs the settings adversary_weight, seed"):
+        defenses.build("adversarial", noise_std=0.1)
+    with pytest.raises(ValueError, match="unknown setting 'dropuot_rate': .*the nearest is 'dropout_rate'"):
+        defenses.build("dropout", noise_std=0.1, dropuot_rate=0.1)
+    assert defenses.build("dropout", noise_std=0.0, dropout_rate=0.1).dropout_rate == 0.1
+
+
 def test_a_proxy_cannot_be_trained_for_less_than_no_pass():
     with pytest.raises(ValueError, match="pretraining must be at least 0, got -1"):
         defenses.ResSFL(adversary_weight=1.0, ssim_threshold=0.5, pretraining=-1)
