@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -131,6 +132,20 @@ def test_dry_run_shows_settings_that_are_a_config_again(config, tmp_path, capfd,
     assert "24 training, 6 test images" in plan
     assert f"{8 * 2 * 24} images to train on and {8 * 6 * 24:,} for the decoder attacks" in plan
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_package_that_a_defense_needs_is_named_in_one_line(tmp_path, capfd, monkeypatch, tiny_images):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch_pruning" else find(name))
+    folder = tmp_path / "run"
+    arguments = ["--data", str(tiny_images), "--image-size", "16", "--folder", str(folder), "--defense", "patrol"]
+    assert status("train", *arguments) == 1
+    out, err = capfd.readouterr()
+    assert (out, err) == (
+        "",
+        "cem-fast: the defense patrol needs the package torch_pruning: pip install torch-pruning\n",
+    )
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("where", ["file", "flag", "names"])
