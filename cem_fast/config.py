@@ -8,6 +8,7 @@ from functools import cache
 from itertools import product
 from typing import Any, get_args, get_origin, get_type_hints
 
+from cem_fast.models.bottleneck import Bottleneck
 from cem_fast.names import lookup
 
 MAX_SEED = 2**63 - 1  # what every generator of torch takes
@@ -20,9 +21,9 @@ class SharedConfig:
     Args:
         image_size: side of the square images in pixels; None keeps the data set's own.
         protocol: ``inference``, the attacker reconstructs inputs it has never seen.
-        model: name of the network (``slim``, ``vgg11``).
-        cut: number of convolutional stages that stay on the user's device.
-        bottleneck: channels of the features that leave the device; 0 for no bottleneck.
+        model: name of the network (``slim``, ``vgg11``, ``vgg13``, ``resnet20``, ``resnet32``, ``mobilenet_v2`` or a variant of one).
+        cut: number of stages (convolutions or blocks) that stay on the user's device.
+        bottleneck: channels of the features that leave the device, or [noRELU_][Kk]CcSs; 0 for no bottleneck.
         noise_std: standard deviation of the Gaussian noise that every defense adds last to what it releases; 0 for none.
         adversary_weight: weight of the adversarial term of ``adversarial``, ``noise_arl``, ``ressfl`` and ``patrol``.
         ssim_threshold: structural similarity up to which a reconstruction costs ``ressfl`` and ``patrol`` nothing, below 1.
@@ -53,7 +54,7 @@ class SharedConfig:
     protocol: str = "inference"
     model: str = "slim"
     cut: int = 2
-    bottleneck: int = 8
+    bottleneck: int | str = 8
     noise_std: float = 0.1
     adversary_weight: float = 0.3
     ssim_threshold: float = 0.5
@@ -94,7 +95,8 @@ class SharedConfig:
             lookup(key, getattr(self, key), dict.fromkeys(options))
         for key in ("cut", "cem_components", "epochs", "batch_size", "attack_epochs", "noise_draws"):
             _require(key, getattr(self, key), at_least=1)
-        for key in ("bottleneck", "noise_std", "adversary_weight"):
+        Bottleneck.parse(self.bottleneck)
+        for key in ("noise_std", "adversary_weight"):
             _require(key, getattr(self, key), at_least=0)
         _require("learning_rate", self.learning_rate, at_least=0)
         if self.learning_rate == 0:

@@ -32,16 +32,17 @@ class SplitModel(nn.Module):
         return torch.device("cpu") if first is None else first.device
 
     @classmethod
-    def from_sequential(cls, network: nn.Sequential, cut: int, bottleneck: int = 0) -> SplitModel:
+    def from_sequential(cls, network: nn.Sequential, cut: int, bottleneck: int | str = 0) -> SplitModel:
         """Cuts any ``nn.Sequential`` in two; the modules are shared, not copied.
 
         Noise of a fixed standard deviation means nothing on features whose scale can grow. A bottleneck ends in a Sigmoid and so
-        bounds them; without one, end the encoder in a bounded activation yourself.
+        bounds them; without one, end the encoder in a bounded activation yourself. A bottleneck's stride must divide the sides of the
+        features at the cut.
 
         Args:
             network: modules from images to logits.
             cut: how many of its modules stay on the user's device, 1 to ``len(network) - 1``.
-            bottleneck: channels of the features that leave the device; 0 for no bottleneck.
+            bottleneck: channels of the features that leave the device, or ``[noRELU_][Kk]CcSs``; 0 for no bottleneck.
 
         Returns:
             ``SplitModel(network[:cut], network[cut:])``, with a :class:`Compress` / :class:`Expand` pair between them if asked for.
@@ -55,15 +56,17 @@ class SplitModel(nn.Module):
             raise TypeError(f"network must be an nn.Sequential, got {type(network).__name__}")
         if not 1 <= cut < len(network):
             raise ValueError(f"cut must be between 1 and {len(network) - 1} for {len(network)} modules, got {cut}")
-        if bottleneck < 0:
-            raise ValueError(f"bottleneck must be a number of channels or 0, got {bottleneck}")
-        from cem_fast.models.bottleneck import Compress, Expand  # here, because models/ is built on SplitModel
+        from cem_fast.models.bottleneck import (
+            Bottleneck,
+            Compress,
+            Expand,
+        )  # here, because models/ is built on SplitModel
 
         encoder, decoder = list(network[:cut]), list(network[cut:])
-        if bottleneck:
+        if shape := Bottleneck.parse(bottleneck):
             channels = _channels(encoder)
-            encoder.append(Compress(channels, bottleneck))
-            decoder.insert(0, Expand(bottleneck, channels))
+            encoder.append(Compress(channels, shape))
+            decoder.insert(0, Expand(shape, channels))
         return cls(nn.Sequential(*encoder), nn.Sequential(*decoder))
 
 

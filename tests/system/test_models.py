@@ -6,13 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from cem_fast import models
+from cem_fast import checkpoint, models
 from cem_fast.attacks.networks import ResNormDecoder
+from cem_fast.config import RunConfig
+from cem_fast.models import Bottleneck
+from cem_fast.models.resnet import BasicBlock
 from cem_fast.split import SplitModel
+
+ARCHITECTURES = [name for name in models.names() if not name.endswith("_relu")]
 
 
 def size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def convolutional(module: nn.Module) -> int:
+    """Parameters outside the fully connected layers."""
+    return size(module) - sum(size(layer) for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def test_published_parameter_counts():
@@ -23,25 +33,185 @@ def test_published_parameter_counts():
     assert size(ResNormDecoder((8, 8, 8), torch.rand(2, 3, 32, 32))) == 711_539
 
 
+@pytest.mark.parametrize(
+    "name, count, published",
+    [
+        # the networks for ImageNet have three fully connected layers of their own, 123,642,856 in all
+        ("vgg11", convolutional, 132_868_840 - 123_642_856),
+        ("vgg11_nobn", convolutional, 132_863_336 - 123_642_856),
+        ("vgg13", convolutional, 133_053_736 - 123_642_856),
+        ("vgg13_nobn", convolutional, 133_047_848 - 123_642_856),
+        ("resnet20", size, 269_722),
+        ("resnet32", size, 464_154),
+        ("mobilenet_v2", size, 3_504_872 - 1280 * 990 - 990),  # 10 classes in place of 1000
+    ],
+)
+def test_published_sizes_of_whole_networks(name, count, published):
+    for variant in (name, f"{name}_relu"):
+        model = models.build(variant, image_shape=(3, 32, 32), num_classes=10, cut=1, bottleneck=0)
+        assert count(model) == published
+
+
 @pytest.mark.parametrize("name", models.names())
-@pytest.mark.parametrize("bottleneck", [0, 8])
-@pytest.mark.parametrize("cut", [1, 2, 3])
-def test_features_are_bounded_and_logits_follow_from_them(name, cut, bottleneck):
-    model = models.build(name, image_shape=(1, 48, 48), num_classes=5, cut=cut, bottleneck=bottleneck).eval()
+@pytest.mark.parametrize("bottleneck", [0, 8, "noRELU_K5C8S2"])
+def test_features_are_bounded_and_logits_follow_from_them(name, bottleneck):
+    model = models.build(name, image_shape=(1, 48, 48), num_classes=5, cut=2, bottleneck=bottleneck).eval()
     with torch.no_grad():
         model.encoder[0][0].weight *= 1e3  # however large the weights are
         features = model.encoder(torch.rand(2, 1, 48, 48))
-        assert 0 <= features.min() < features.max() <= 1
+        if not name.endswith("_relu"):
+            assert 0 <= features.min() < features.max() <= 1
+        elif bottleneck == "noRELU_K5C8S2":
+            assert features.min() < 0
+        else:
+            assert 0 == features.min() < features.max()
         logits = model.decoder(features)
     assert logits.shape == (2, 5)
     if bottleneck:
-        assert features.shape[1] == bottleneck
+        assert features.shape[1] == 8
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 64, 64)])
+def test_every_network_learns(name, shape):
+    torch.manual_seed(0)
+    model = models.build(name, image_shape=shape, num_classes=3, cut=2, bottleneck="C4S1").double()
+    model.decoder.apply(lambda module: module.eval() if isinstance(module, nn.Dropout) else None)
+    images, labels = torch.rand(4, *shape, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    losses = []
+    for _ in range(2):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+    # a bias before a normalization has no influence, and so hardly a gradient
+    weights = {key for key, value in before.items() if value.dim() > 1}
+    assert all(not torch.equal(value, before[key]) for key, value in model.named_parameters() if key in weights)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_network_is_saved_and_loaded(name, tmp_path):
+    config = RunConfig(model=name, bottleneck="noRELU_C4S2", data="digits")
+    model, defense, loss = checkpoint.build_parts(config, image_shape=(1, 32, 32), num_classes=3)
+    model.eval()
+    description = {"image_shape": [1, 32, 32], "num_classes": 3}
+    checkpoint.save_run(
+        tmp_path, config=config, model=model, defense=defense, loss=loss, measurements={}, description=description
+    )
+    images = torch.rand(2, 1, 32, 32)
+    loaded = checkpoint.load_run(tmp_path)
+    assert loaded.config == config
+    with torch.no_grad():
+        assert torch.equal(loaded.model(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "name, cuts",
+    [("vgg11", 7), ("vgg13", 9), ("resnet20", 9), ("resnet32", 15), ("mobilenet_v2", 18)],
+)
+def test_every_cut_computes_the_same_network(name, cuts):
+    whole = models.build(name, image_shape=(1, 32, 32), num_classes=3, cut=cuts, bottleneck=0)
+    assert len(whole.encoder) == cuts
+    with pytest.raises(ValueError, match=f"cut must be between 1 and {cuts} stages, got {cuts + 1}"):
+        models.build(name, image_shape=(1, 32, 32), num_classes=3, cut=cuts + 1, bottleneck=0)
+
+
+def test_a_residual_block_by_hand():
+    block = BasicBlock(2, 3, stride=2).eval()
+    images = torch.rand(1, 2, 5, 5)
+    shortcut = torch.zeros(1, 3, 3, 3)
+    shortcut[:, :2] = images[:, :, ::2, ::2]
+    torch.testing.assert_close(block(images) - block.residual(images), shortcut)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (0, None),
+        (8, Bottleneck(8)),
+        ("C8S1", Bottleneck(8)),
+        ("noRELU_C8S1", Bottleneck(8, relu=False)),
+        ("K5C12S2", Bottleneck(12, stride=2, kernel=5)),
+        ("noRELU_K1C4S1", Bottleneck(4, kernel=1, relu=False)),
+    ],
+)
+def test_the_grammar_of_bottlenecks(text, expected):
+    assert Bottleneck.parse(text) == expected
+
+
+def test_a_number_of_channels_means_its_long_form():
+    torch.manual_seed(0)
+    short = models.build("slim", image_shape=(1, 32, 32), num_classes=3, cut=2, bottleneck=8)
+    torch.manual_seed(0)
+    long = models.build("slim", image_shape=(1, 32, 32), num_classes=3, cut=2, bottleneck="C8S1")
+    assert repr(short) == repr(long)
+    assert all(torch.equal(a, b) for a, b in zip(short.state_dict().values(), long.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    "text, device, cloud",
+    [
+        ("C4S1", ["Conv2d", "ReLU"], ["Conv2d", "ReLU"]),
+        ("noRELU_C4S1", ["Conv2d"], ["Conv2d"]),
+        ("noRELU_K5C4S2", ["Conv2d"], ["ConvTranspose2d"]),
+    ],
+)
+def test_what_the_grammar_builds(text, device, cloud):
+    def kinds(modules):
+        return [type(module).__name__ for module in modules]
+
+    relu = models.build("resnet20_relu", image_shape=(1, 32, 32), num_classes=3, cut=2, bottleneck=text)
+    assert kinds(relu.encoder[-1]) == device
+    assert kinds(relu.decoder[0]) == cloud
+    sigmoid = models.build("resnet20", image_shape=(1, 32, 32), num_classes=3, cut=2, bottleneck=text)
+    assert kinds(sigmoid.encoder[-1]) == ["Conv2d", "Sigmoid"]
+    assert kinds(sigmoid.decoder[0]) == cloud
+    kernel = 5 if "K5" in text else 3
+    assert sigmoid.encoder[-1][0].kernel_size == sigmoid.decoder[0][0].kernel_size == (kernel, kernel)
+
+
+@pytest.mark.parametrize("stride, kernel", [(1, 1), (2, 3), (4, 5), (8, 9)])
+def test_a_stride_is_undone_in_the_cloud(stride, kernel):
+    model = models.build("resnet20", image_shape=(1, 32, 16), num_classes=3, cut=2, bottleneck=f"K{kernel}C4S{stride}")
+    features = model.encoder(torch.rand(2, 1, 32, 16))
+    assert features.shape == (2, 4, 32 // stride, 16 // stride)
+    assert model.decoder[0](features).shape == (2, 16, 32, 16)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("8", r"\[noRELU_\]\[Kk\]CcSs as in noRELU_K3C8S1, got '8'"),
+        ("C8", "got 'C8'"),
+        ("c8s1", "got 'c8s1'"),
+        ("noRELU_C8S1 ", "got 'noRELU_C8S1 '"),
+        ("C12345S1", "got 'C12345S1'"),
+        ("C0S1", "at least 1 channel and a stride of at least 1, got 'C0S1'"),
+        ("C8S0", "at least 1 channel and a stride of at least 1, got 'C8S0'"),
+        ("K4C8S1", "an odd window no smaller than its stride, got 'K4C8S1'"),
+        ("K3C8S4", "an odd window no smaller than its stride, got 'K3C8S4'"),
+        ("C8S3", "must divide the features' sides, got 8x8 features"),
+    ],
+)
+def test_bad_bottlenecks(text, message):
+    with pytest.raises(ValueError, match=message):
+        models.build("vgg11", image_shape=(3, 32, 32), num_classes=10, cut=2, bottleneck=text)
+
+
+@pytest.mark.parametrize("text", ["C8", -1])
+def test_a_bad_bottleneck_is_refused_with_the_settings(text):
+    with pytest.raises(ValueError, match=f"bottleneck must be .*got {text!r}"):
+        RunConfig(bottleneck=text)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"name": "vgg12"}, "unknown model 'vgg12': .*the nearest is 'vgg11'"),
+        ({"name": "vgg12"}, "unknown model 'vgg12': .*the nearest is 'vgg1[13]'"),
         ({"cut": 0}, "cut must be between 1 and 3 stages, got 0"),
         ({"cut": 4}, "cut must be between 1 and 3 stages, got 4"),
         ({"bottleneck": -1}, "bottleneck must be a number of channels or 0, got -1"),

@@ -1,0 +1,52 @@
+"""What a network costs: counts that can be checked by hand, and the paper's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cem_fast import cost, models
+from cem_fast.split import SplitModel
+
+
+def test_a_network_counted_by_hand():
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=4), nn.Flatten(), nn.Linear(8 * 4 * 4, 5),
+    )  # fmt: skip
+    model = SplitModel.from_sequential(network, cut=3).train()
+    network[1].eval()
+    found = cost.measure(model, torch.rand(2, 3, 8, 8), passes=2)
+    assert (found["encoder"].parameters, found["encoder"].macs) == (3 * 4 * 9 + 4 + 8, 3 * 4 * 9 * 64)
+    assert (found["decoder"].parameters, found["decoder"].macs) == (8 * 9 + 8 + 128 * 5 + 5, 8 * 9 * 16 + 128 * 5)
+    assert all(part.seconds > 0 for part in found.values())
+    assert network.training
+    assert not network[1].training
+
+
+def test_the_papers_network_costs_what_the_paper_says():
+    model = models.build("vgg11", image_shape=(3, 32, 32), num_classes=10, cut=2, bottleneck=8)
+    found = cost.measure(model, torch.rand(1, 3, 32, 32), passes=1)
+    device, cloud = found["encoder"], found["decoder"]
+    assert device.parameters == 85_256
+    assert device.macs == 1024 * 3 * 64 * 9 + 256 * 64 * 128 * 9 + 64 * 128 * 8 * 9
+    assert device.macs / 1e6 == pytest.approx(21.9, rel=0.04)  # theirs counts more than multiplications
+    assert cloud.macs / 1e6 == pytest.approx(133.59, rel=0.005)
+    assert (device.parameters + cloud.parameters) / 1e6 == pytest.approx(9.775, abs=5e-4)
+
+
+def test_time_is_the_median_of_the_passes(monkeypatch):
+    ticks = iter([0.0, 1.0, 0.0, 100.0, 0.0, 2.0] * 2)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(ticks))
+    model = SplitModel(nn.Identity(), nn.Flatten())
+    found = cost.measure(model, torch.rand(1, 1, 2, 2), passes=3)
+    assert [part.seconds for part in found.values()] == [2.0, 2.0]
+
+
+def test_bad_requests():
+    model = SplitModel(nn.Identity(), nn.Flatten())
+    with pytest.raises(ValueError, match="images must hold at least one image, got none"):
+        cost.measure(model, torch.rand(0, 1, 2, 2))
+    with pytest.raises(ValueError, match="passes must be at least 1, got 0"):
+        cost.measure(model, torch.rand(1, 1, 2, 2), passes=0)
