@@ -1,4 +1,4 @@
-"""The command ``cem-fast``: demo, train, attack, evaluate, doctor."""
+"""The command ``cem-fast``: demo, train, attack, evaluate, data, doctor."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from jsonargparse.typing import NonNegativeInt
 
 from cem_fast import interruption
 from cem_fast.config import GridConfig, RunConfig, SharedConfig
+from cem_fast.data.root import DEFAULT as DEFAULT_ROOT
+from cem_fast.data.root import VARIABLE as DATA_ROOT
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 DEMO = Path(__file__).with_name("demo.yaml")
-FLAGS = ("check", "config", "device", "dry_run", "folder", "jobs")
+FLAGS = ("address", "check", "config", "data_root", "device", "dry_run", "folder", "jobs")
 
 
 class Terminated(BaseException):
@@ -79,12 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"the file given as --config is not UTF-8 text: {error}") from error
         settings = parsed[parsed.subcommand]
         settings.command = shlex.join(["cem-fast", *arguments])
+        if getattr(settings, "data_root", None) is not None:
+            os.environ[DATA_ROOT] = settings.data_root  # where the processes of a grid look, too
         return COMMANDS[parsed.subcommand](settings)
     except KeyboardInterrupt:
-        _fail("interrupted; every run that had finished is kept")
+        _fail(f"interrupted; {_kept(arguments)} is kept")
         return 130
     except Terminated:
-        _fail("terminated; every run that had finished is kept")
+        _fail(f"terminated; {_kept(arguments)} is kept")
         return 143
     except (ValueError, FileNotFoundError) as error:
         return _explain(error, status=2)
@@ -162,6 +166,37 @@ def attack(settings: Namespace) -> int:
     return 0
 
 
+def data(settings: Namespace) -> int:
+    """Gets a data set: fetch NAME downloads a published one, prepare facescrub makes small photographs of the raw ones."""
+    from cem_fast import data as sets
+    from cem_fast import progress
+    from cem_fast.data import facescrub
+    from cem_fast.data.fetch import fetch
+    from cem_fast.names import lookup
+
+    lookup("action", settings.action, dict.fromkeys(("fetch", "prepare")))
+    root, console = sets.data_root(), _console()
+    if settings.action == "prepare":
+        lookup("data set to prepare", settings.name, {facescrub.NAME: None})
+        with progress.counted(console) as count:
+            folder, number, unreadable = facescrub.prepare(root, partial(count, "photographs"))
+        if unreadable:
+            named = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
+            _say(console, f"left out {len(unreadable)} files that cannot be read: {named}")
+        _say(console, f"{number} photographs are in {folder}")
+        return 0
+    if settings.name == facescrub.NAME:
+        raise ValueError(f"{facescrub.NAME}: {facescrub.HOW.format(raw=root / facescrub.FOLDER / 'raw')}")
+    source = lookup("data set to fetch", settings.name, sets.SOURCES)
+    if (root / source.folder).exists():
+        _say(console, f"{settings.name} is in {root / source.folder} already: remove it to get it again")
+        return 0
+    with progress.counted(console, of_bytes=True) as count:
+        folder = fetch(source, root, address=settings.address, on_bytes=count)
+    _say(console, f"{settings.name} is in {folder}")
+    return 0
+
+
 def doctor(settings: Namespace) -> int:
     """Says which implementation of every operation is in force, and why."""
     from cem_fast import doctor as clinic
@@ -169,7 +204,7 @@ def doctor(settings: Namespace) -> int:
     return clinic.examine(_console(), device=_device(settings.device), check=settings.check)
 
 
-COMMANDS = {"demo": demo, "train": train, "attack": attack, "evaluate": evaluate, "doctor": doctor}
+COMMANDS = {"demo": demo, "train": train, "attack": attack, "evaluate": evaluate, "data": data, "doctor": doctor}
 
 
 def _parser() -> Parser:
@@ -195,6 +230,13 @@ def _parser() -> Parser:
         elif name == "demo":
             command.add_argument("--seeds", type=tuple[int, ...] | None, default=None, help="seeds, one run each")
             command.add_argument("--folder", type=str | None, default=None, help="where to save; runs/demo if left out")
+        elif name == "data":
+            command.add_argument("action", type=str, help="fetch or prepare")
+            command.add_argument(
+                "name", type=str, help="the data set: cifar10, cifar100, fashion_mnist, tiny_imagenet, facescrub"
+            )
+            text = "address of a mirror that holds the published files"
+            command.add_argument("--address", type=str | None, default=None, help=text)
         else:
             command.add_argument("--check", action="store_true", help="compare every operation with the reference")
         if name in ("demo", "evaluate"):
@@ -204,7 +246,13 @@ def _parser() -> Parser:
             command.add_argument(
                 "--dry-run", action="store_true", help="show the settings and the planned runs, and stop"
             )
-        command.add_argument("--device", type=str, default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
+        if name in ("train", "attack", "evaluate", "data"):
+            text = (
+                f"folder of downloaded data sets; the environment variable {DATA_ROOT}, or {DEFAULT_ROOT}, if left out"
+            )
+            command.add_argument("--data-root", type=str | None, default=None, help=text)
+        if name != "data":
+            command.add_argument("--device", type=str, default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
         commands.add_subcommand(name, command, help=function.__doc__)
     return parser
 
@@ -365,6 +413,14 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
 def _cell(entry: dict[str, Any]) -> str:
     """What a gain is about: ``faces / noise at noise 0.1``."""
     return f"{entry['data']} / {entry['defense']} at noise {entry['noise_std']:g}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _kept(arguments: Sequence[str]) -> str:
+    return "what has been downloaded" if arguments[:1] == ["data"] else "every run that had finished"
 
 
 def _escape(config: RunConfig) -> str:

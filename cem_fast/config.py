@@ -112,7 +112,8 @@ class RunConfig(SharedConfig):
     """Every setting of one training run and of the attacks on it, beside those of :class:`SharedConfig`.
 
     Args:
-        data: name of a bundled data set (``faces``, ``digits``) or the path of a folder with one sub-folder per class.
+        data: name of a data set (``faces``, ``digits``, ``cifar10``, ``cifar100``, ``tiny_imagenet``, ``facescrub``, ``fashion_mnist``)
+            or the path of a folder with one sub-folder per class.
         defense: name of the defense.
         cem_weight: weight of the CEM loss (lambda); 0 trains without it.
         seed: seed of every random choice of the run.
@@ -181,7 +182,7 @@ class GridConfig(SharedConfig):
 
     Args:
         name: name of the grid; its results go to ``runs/<name>``.
-        data: data sets, each a bundled name or the path of a folder of images.
+        data: data sets, each a name (``faces``, ``cifar10``, ...) or the path of a folder of images.
         undefended: reference points, trained without noise and without CEM.
         defenses: defenses, each trained with every weight in ``cem_weights``; a name, or settings of its own with the name under
             ``defense``, such as ``{defense: noise_arl, noise_std: 0.15}``.

@@ -66,6 +66,11 @@ def check(plan: list[RunConfig]) -> None:
         for attack in config.attacks:
             lookup("attack", attack, dict.fromkeys(attacks.names()))
         splits = load_data(config.data, config.fold, config.image_size)
+        if splits.fixed and config.fold != plan[0].fold:
+            raise ValueError(
+                f"folds must list one value for {config.data!r}, whose test part is the same in all of them, got {plan[0].fold} "
+                f"and {config.fold}"
+            )
         if names.setdefault(splits.name, config.data) != config.data:
             raise ValueError(
                 f"data must have different names, got two called {splits.name!r}: {names[splits.name]}, {config.data}"

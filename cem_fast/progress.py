@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,3 +99,42 @@ class Bars(Lines):
             self.bars.remove_task(self.current.pop(index)[1])
         self.done += 1
         self.bars.update(self.grid, total=total, completed=self.done)
+
+
+@contextmanager
+def counted(console: Console, *, of_bytes: bool = False) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Shows how far things have come: a bar for each on a terminal, a line when each starts anywhere else.
+
+    Args:
+        console: where to.
+        of_bytes: whether bytes are counted.
+
+    Yields:
+        What is to be called with a thing's name, how much of it is done, and how much there is in all, None where nobody knows.
+    """
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    counts = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
+    bars = Progress(TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn(), console=console)
+    known: dict[str, Any] = {}
+
+    def count(name: str, done: int, total: int | None) -> None:
+        if name not in known:
+            known[name] = bars.add_task(name, total=total)
+            if not console.is_terminal:
+                console.print(name, markup=False, highlight=False, soft_wrap=True)
+        bars.update(known[name], completed=done, total=total)
+
+    if not console.is_terminal:
+        yield count
+        return
+    with bars:
+        yield count

@@ -6,48 +6,64 @@ from pathlib import Path
 
 import torch
 
-from cem_fast.data import digits, faces, folder
-from cem_fast.data.splits import NUM_FOLDS, Part, Splits
+from cem_fast.data import cifar10, cifar100, digits, faces, facescrub, fashion_mnist, folder, tiny_imagenet
+from cem_fast.data.root import data_root
+from cem_fast.data.splits import NUM_FOLDS, Part, Splits, check_fold
 from cem_fast.names import lookup
 
-__all__ = ["NUM_FOLDS", "Part", "Splits", "baselines", "load", "names"]
+__all__ = ["NUM_FOLDS", "Part", "Splits", "baselines", "data_root", "load", "names"]
 
 _BUNDLED = {"faces": faces.load, "digits": digits.load}
+_PUBLISHED = {
+    "cifar10": cifar10.load,
+    "cifar100": cifar100.load,
+    "tiny_imagenet": tiny_imagenet.load,
+    "facescrub": facescrub.load,
+    "fashion_mnist": fashion_mnist.load,
+}
+SOURCES = {module.NAME: module.SOURCE for module in (cifar10, cifar100, tiny_imagenet, fashion_mnist)}
 
 
 def names() -> tuple[str, ...]:
-    """Names of the bundled data sets."""
-    return tuple(_BUNDLED)
+    """Names of the data sets: first the bundled ones, then those that are read from the data root."""
+    return (*_BUNDLED, *_PUBLISHED)
 
 
-def load(name_or_path: str, *, fold: int, image_size: int | None = None, seed: int = 0) -> Splits:
+def load(
+    name_or_path: str, *, fold: int, image_size: int | None = None, seed: int = 0, root: str | Path | None = None
+) -> Splits:
     """Loads a data set and splits it.
 
     Args:
-        name_or_path: ``faces``, ``digits``, or the path of a folder with one sub-folder per class.
-        fold: which of the five folds is the test part, 0 to 4.
-        image_size: side of the square images in pixels; None for the data set's own (faces 48, digits 32, folders 48).
+        name_or_path: one of :func:`names`, or the path of a folder with one sub-folder per class.
+        fold: which of the five folds is the test part, 0 to 4; a data set that was published with a test part keeps that one.
+        image_size: side of the square images in pixels; None for the data set's own (``faces``, ``facescrub`` and folders 48,
+            ``tiny_imagenet`` 64, the others 32).
         seed: seed of the folds; keep it the same for every run that is compared.
+        root: the folder of downloaded data sets; None for :func:`data_root`.
 
     Returns:
         The splits; the attacker knows the training part and nobody sees the test part.
 
     Raises:
-        FileNotFoundError: the package that the images come in is missing.
+        FileNotFoundError: the package that the images come in is missing, or they have not been downloaded.
         ValueError: the name is unknown and no such folder exists, a file is corrupt, or an argument is out of range.
     """
     if image_size is not None and image_size < 8:
         raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
     if name_or_path in _BUNDLED:
         return _BUNDLED[name_or_path](fold=fold, image_size=image_size, seed=seed)
+    if name_or_path in _PUBLISHED:
+        check_fold(fold)
+        return _PUBLISHED[name_or_path](data_root() if root is None else Path(root), image_size=image_size)
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return folder.load(path, fold=fold, image_size=image_size, seed=seed)
     if len(path.parts) > 1:
         raise ValueError(
-            f"{path} is not a folder: expected one with a sub-folder per class, or one of {', '.join(_BUNDLED)}"
+            f"{path} is not a folder: expected one with a sub-folder per class, or one of {', '.join(names())}"
         )
-    return lookup("data set", name_or_path, _BUNDLED)(fold=fold, image_size=image_size, seed=seed)
+    return lookup("data set", name_or_path, dict.fromkeys(names()))
 
 
 def baselines(splits: Splits) -> dict[str, float]:

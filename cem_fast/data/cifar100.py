@@ -1,0 +1,45 @@
+"""CIFAR-100: 60,000 color photographs of 32x32 pixels in a hundred classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cem_fast.data import cifar
+from cem_fast.data.fetch import Source
+from cem_fast.data.root import missing
+from cem_fast.data.splits import Splits, published
+
+NAME = "cifar100"
+SOURCE = Source(
+    address="https://www.cs.toronto.edu/~kriz/",
+    files={"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
+    folder="cifar-100-python",
+)
+TRAIN = {"train": "16019d7e3df5f24257cddd939b257f8d"}
+TEST = {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
+META = {"meta": "7973b15100ade9c7d40fb424638fde48"}
+CLASSES = 100
+
+
+def load(root: Path, *, image_size: int | None) -> Splits:
+    """Reads the published split, with the hundred fine classes.
+
+    Args:
+        root: the folder that holds ``cifar-100-python``.
+        image_size: side in pixels that the images are resized to; None for 32.
+
+    Returns:
+        The splits.
+
+    Raises:
+        FileNotFoundError: the data set, or one of its files, is missing.
+        ValueError: a file is damaged.
+    """
+    folder = root / SOURCE.folder
+    if not folder.is_dir():
+        raise missing(NAME, folder)
+    ((meta, md5),) = META.items()
+    names = cifar.read_names(folder / meta, md5, name=NAME, key="fine_label_names", num_classes=CLASSES)
+    settings = {"name": NAME, "labels": "fine_labels", "num_classes": CLASSES, "image_size": image_size}
+    train, test = (cifar.read_batches(folder, digests, **settings) for digests in (TRAIN, TEST))
+    return published(NAME, train, test, class_names=names, credit=f"CIFAR-100: {cifar.CREDIT}", mirrored=True)

@@ -1,0 +1,107 @@
+"""Fashion-MNIST: 70,000 grey pictures of clothes, 28x28 pixels, in ten classes."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cem_fast.data.fetch import Source
+from cem_fast.data.images import resized
+from cem_fast.data.root import missing
+from cem_fast.data.splits import Splits, published
+
+NAME = "fashion_mnist"
+SOURCE = Source(
+    address="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    files={
+        "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+    },
+    folder="fashion-mnist",
+)
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
+CREDIT = "Fashion-MNIST: Xiao, Rasul and Vollgraf, 'Fashion-MNIST: a novel image dataset for benchmarking', 2017."
+CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+SIDE = 28
+MOST = 1_000_000  # images that anyone would put into one file
+
+
+def load(root: Path, *, image_size: int | None) -> Splits:
+    """Reads the published split, padded from 28x28 to 32x32 so that the pictures can be halved five times.
+
+    Args:
+        root: the folder that holds ``fashion-mnist``; where it does not, Debian's package is read.
+        image_size: side in pixels that the padded images are resized to; None for 32.
+
+    Returns:
+        The splits.
+
+    Raises:
+        FileNotFoundError: the data set, or one of its files, is missing.
+        ValueError: a file is damaged.
+    """
+    folder = root / SOURCE.folder
+    if not folder.is_dir() and DEBIAN.is_dir():
+        folder = DEBIAN
+    if not folder.is_dir():
+        raise missing(NAME, folder)
+    train, test = (_part(folder, part, image_size) for part in ("train", "t10k"))
+    return published(NAME, train, test, class_names=CLASSES, credit=CREDIT, mirrored=True)
+
+
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """Reads a gzipped file of the idx format: two zeros, the type (8: bytes), the number of dimensions, the sizes, the bytes.
+
+    Args:
+        path: the file.
+        dimensions: how many dimensions it must have.
+
+    Returns:
+        The array, uint8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not gzip or damaged, or holds something else, or more or less than its sizes say.
+    """
+    try:
+        with gzip.open(path) as file:
+            header = file.read(4 + 4 * dimensions)
+            if header[:4] != bytes((0, 0, 8, dimensions)) or len(header) < 4 + 4 * dimensions:
+                raise ValueError(f"{path} must be an idx file of bytes in {dimensions} dimensions, got {header[:4]!r}")
+            sizes = struct.unpack(f">{dimensions}I", header[4:])
+            if sizes[0] > MOST or sizes[1:] != (SIDE, SIDE)[: dimensions - 1]:
+                raise ValueError(f"{path} must hold at most {MOST:,} images of {SIDE}x{SIDE} pixels, got sizes {sizes}")
+            # one byte more than there should be: reading to the end is also what checks the checksum
+            content = file.read(math.prod(sizes) + 1)
+    except FileNotFoundError:
+        raise missing(NAME, path) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"cannot read {path} as gzip: {error}") from error
+    if len(content) != math.prod(sizes):
+        more = "more" if len(content) > math.prod(sizes) else f"{len(content):,}"
+        raise ValueError(f"{path} must hold {math.prod(sizes):,} bytes for its sizes {sizes}, got {more}")
+    return np.frombuffer(content, np.uint8).reshape(sizes)
+
+
+def _part(folder: Path, part: str, image_size: int | None) -> tuple[Tensor, Tensor]:
+    images = read_idx(folder / f"{part}-images-idx3-ubyte.gz", 3)
+    path = folder / f"{part}-labels-idx1-ubyte.gz"
+    labels = read_idx(path, 1)
+    if len(labels) != len(images):
+        raise ValueError(f"{path} must hold a label for each of the {len(images)} images, got {len(labels)}")
+    if len(labels) and labels.max() >= len(CLASSES):
+        raise ValueError(f"labels in {path} must be from 0 to {len(CLASSES) - 1}, got {labels.max()}")
+    pixels = F.pad(torch.from_numpy(images.copy())[:, None], (2, 2, 2, 2)).float().div_(255)
+    return resized(pixels, image_size), torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,101 @@
+"""Tiny-ImageNet: 110,000 color photographs of 64x64 pixels in 200 classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cem_fast.data.fetch import Source
+from cem_fast.data.images import read_all
+from cem_fast.data.root import missing
+from cem_fast.data.splits import Splits, published
+
+NAME = "tiny_imagenet"
+SOURCE = Source(
+    address="http://cs231n.stanford.edu/",
+    files={"tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de"},
+    folder="tiny-imagenet-200",
+)
+CREDIT = "Tiny-ImageNet: Le and Yang, 'Tiny ImageNet visual recognition challenge', Stanford CS231N, 2015; photographs of ImageNet."
+CLASSES, TRAIN, VALIDATION = 200, 500, 50  # classes, and images of each class
+SIDE = 64
+
+
+def load(root: Path, *, image_size: int | None) -> Splits:
+    """Reads the training part and, to test on, the validation part: the labels of the test part were never published.
+
+    The validation images may lie in one folder, as published, or in one folder a class, as many scripts move them. A class has the same
+    label either way: its place among the sorted identifiers. The few grey photographs get three equal channels.
+
+    Args:
+        root: the folder that holds ``tiny-imagenet-200``.
+        image_size: side in pixels that the images are resized to; None for 64.
+
+    Returns:
+        The splits.
+
+    Raises:
+        FileNotFoundError: the data set, or a list in it, is missing.
+        ValueError: an image is damaged, missing, or not of 64x64 pixels, or the lists and the folders do not agree.
+    """
+    folder = root / SOURCE.folder
+    if not folder.is_dir():
+        raise missing(NAME, folder)
+    classes = sorted(set(_lines(folder / "wnids.txt")))
+    if len(classes) != CLASSES:
+        raise ValueError(f"{folder / 'wnids.txt'} must list {CLASSES} classes, got {len(classes)}")
+    train = [(path, wnid) for wnid in classes for path in _images(folder / "train" / wnid)]
+    parts = []
+    for part, files, each in (
+        ("train", train, TRAIN),
+        ("val", _validation(folder / "val", set(classes)), VALIDATION),
+    ):
+        labels = torch.tensor([classes.index(wnid) for _, wnid in files], dtype=torch.int64)
+        counts = torch.bincount(labels, minlength=CLASSES)
+        if wrong := [label for label in range(CLASSES) if counts[label] != each]:
+            raise ValueError(
+                f"{folder / part} must hold {each} images of every class, got {int(counts[wrong[0]])} of {classes[wrong[0]]}, one of "
+                f"{len(wrong)} such classes: remove {folder} and get it again with `cem-fast data fetch {NAME}`"
+            )
+        parts.append((read_all([path for path, _ in files], image_size or SIDE, "RGB", side=SIDE), labels))
+    return published(NAME, *parts, class_names=_names(folder, classes), credit=CREDIT, mirrored=True)
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images below a folder, in the order of their own names, wherever they lie."""
+    return sorted((p for p in folder.rglob("*.JPEG") if not p.name.startswith(".")), key=lambda path: path.name)
+
+
+def _validation(folder: Path, classes: set[str]) -> list[tuple[Path, str]]:
+    """The validation images and their classes: that of the folder that an image lies in, or that of the list."""
+    path = folder / "val_annotations.txt"
+    listed = dict(line.split("\t")[:2] for line in _lines(path) if "\t" in line) if path.is_file() else {}
+    found = []
+    for image in _images(folder):
+        above = [name for name in image.relative_to(folder).parts if name in classes]
+        wnid = above[0] if above else listed.get(image.name)
+        if wnid not in classes:
+            raise ValueError(
+                f"{image} must lie in a folder of its class or be listed in {path}, got {wnid or 'neither'}"
+            )
+        if listed.get(image.name, wnid) != wnid:
+            raise ValueError(f"{image} lies in the folder of {wnid}, and {path} says {listed[image.name]}")
+        found.append((image, wnid))
+    return found
+
+
+def _names(folder: Path, classes: list[str]) -> list[str]:
+    """The first of the words for every class, or its identifier where there is no list of words."""
+    path = folder / "words.txt"
+    words = dict(line.split("\t", 1) for line in _lines(path) if "\t" in line) if path.is_file() else {}
+    return [words.get(wnid, wnid).split(",")[0] for wnid in classes]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [
+            line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
+    except FileNotFoundError:
+        raise missing(NAME, path) from None

@@ -1,0 +1,147 @@
+"""Tiny data sets in the formats of the published ones, with the digests and counts that the readers then expect."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import pickle
+import struct
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cem_fast.data import cifar10, facescrub, fashion_mnist, tiny_imagenet
+
+WNIDS = ("n03", "n01", "n02")  # as listed, which is not in order
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes what Python 2 and the numpy of its time would have written: byte strings, and another name of numpy's module."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
+
+    def save_text(self, value: str | bytes) -> None:
+        content = value.encode("latin1") if isinstance(value, str) else value
+        short = len(content) < 256
+        self.write(pickle.SHORT_BINSTRING + bytes([len(content)]) if short else b"T" + struct.pack("<i", len(content)))
+        self.write(content)
+        self.memoize(value)
+
+    dispatch[str] = dispatch[bytes] = save_text
+
+    def save_global(self, value: Any, name: str | None = None) -> None:
+        module = value.__module__.replace("numpy._core", "numpy.core")
+        self.write(f"c{module}\n{name or value.__name__}\n".encode())
+        self.memoize(value)
+
+    dispatch[type(lambda: None)] = save_global
+
+
+def python2_pickle(value: Any) -> bytes:
+    stream = io.BytesIO()
+    Python2Pickler(stream, protocol=2).dump(value)
+    return stream.getvalue()
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def cifar(module: Any, root: Path, monkeypatch: pytest.MonkeyPatch, *, rows: int = 10) -> dict[str, Any]:
+    """Writes CIFAR-10 or CIFAR-100; returns what the files hold, by their names."""
+    random = np.random.default_rng(0)
+    labels = "labels" if module is cifar10 else "fine_labels"
+    tables: dict[str, Any] = {}
+    for index, name in enumerate((*module.TRAIN, *module.TEST)):
+        tables[name] = {
+            "data": random.integers(0, 256, (rows, 3072), dtype=np.uint8),
+            labels: [(index + row) % module.CLASSES for row in range(rows)],
+            "filenames": [f"{row}.png" for row in range(rows)],
+            "batch_label": "training batch é",
+        }
+    (meta,) = module.META
+    names = [f"class {label}" for label in range(module.CLASSES)]
+    tables[meta] = {"label_names" if module is cifar10 else "fine_label_names": names}
+    folder = root / module.SOURCE.folder
+    folder.mkdir(parents=True)
+    for name, table in tables.items():
+        write_pickle(module, folder / name, python2_pickle(table), monkeypatch)
+    return tables
+
+
+def write_pickle(module: Any, path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes one file, and has the reader take it for the published one."""
+    path.write_bytes(content)
+    for digests in (module.TRAIN, module.TEST, module.META):
+        if path.name in digests:
+            monkeypatch.setitem(digests, path.name, md5(content))
+
+
+def idx(array: np.ndarray) -> bytes:
+    sizes = struct.pack(f">{array.ndim}I", *array.shape)
+    return gzip.compress(bytes((0, 0, 8, array.ndim)) + sizes + array.astype(np.uint8).tobytes())
+
+
+def fashion(folder: Path) -> dict[str, np.ndarray]:
+    """Writes Fashion-MNIST; returns the arrays by the names of their files."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 20), ("t10k", 10)):
+        arrays[f"{part}-images-idx3-ubyte.gz"] = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        arrays[f"{part}-labels-idx1-ubyte.gz"] = np.arange(count, dtype=np.uint8) % 10
+    folder.mkdir(parents=True)
+    for name, array in arrays.items():
+        (folder / name).write_bytes(idx(array))
+    assert set(arrays) == set(fashion_mnist.SOURCE.files)
+    return arrays
+
+
+def photograph(brightness: int, *, mode: str = "RGB", side: int = 64) -> Image.Image:
+    return Image.new(mode, (side, side), brightness if mode == "L" else (brightness,) * len(mode))
+
+
+def tiny(root: Path, monkeypatch: pytest.MonkeyPatch, *, prepared: bool = False) -> Path:
+    """Writes Tiny-ImageNet, three classes with four training and two validation images of a brightness that tells them apart."""
+    for name, value in (("CLASSES", 3), ("TRAIN", 4), ("VALIDATION", 2)):
+        monkeypatch.setattr(tiny_imagenet, name, value)
+    folder = root / tiny_imagenet.SOURCE.folder
+    (folder / "val" / "images").mkdir(parents=True)
+    (folder / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
+    (folder / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\ttoad\nn99\tnothing\n")
+    lines = []
+    for wnid in WNIDS:
+        label = int(wnid[1:]) - 1
+        (folder / "train" / wnid / "images").mkdir(parents=True)
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t62\t62\n")
+        for index in range(4):
+            mode = "L" if index == 3 else "RGB"
+            image = photograph(80 * label + 10 * index, mode=mode)
+            image.save(folder / "train" / wnid / "images" / f"{wnid}_{index}.JPEG")
+        for index in range(2):
+            name = f"val_{2 * index + label}{index}.JPEG"
+            place = folder / "val" / "images" / (wnid if prepared else "")
+            place.mkdir(exist_ok=True)
+            photograph(80 * label + 5 + 10 * index).save(place / name)
+            lines.append(f"{name}\t{wnid}\t0\t0\t62\t62\n")
+    if not prepared:
+        (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    (folder / "test" / "images").mkdir(parents=True)
+    photograph(0).save(folder / "test" / "images" / "test_0.JPEG")
+    return folder
+
+
+def faces(root: Path) -> Path:
+    """Writes the raw photographs of FaceScrub: two people, in several sizes and modes; returns their folder."""
+    raw = root / facescrub.FOLDER / "raw"
+    for part, count in (("train", 4), ("validate", 2)):
+        for label, person in enumerate(("Ada_Lovelace", "Alan_Turing")):
+            (raw / part / person).mkdir(parents=True)
+            for index in range(count):
+                mode = ("RGB", "L", "CMYK", "RGB")[index]
+                image = photograph(120 * label + 10 * index, mode=mode, side=60 + index)
+                image.save(raw / part / person / f"{label}{index}.jpg")
+    return raw
