@@ -8,6 +8,7 @@ from functools import cache
 from itertools import product
 from typing import Any, get_args, get_origin, get_type_hints
 
+from cem_fast import schedule
 from cem_fast.models.bottleneck import Bottleneck
 from cem_fast.names import lookup
 
@@ -41,6 +42,7 @@ class SharedConfig:
         cem_covariance: ``spherical`` or ``diag``.
         cem_variant: ``paper`` or ``official``.
         cem_gradient: ``unbiased`` or ``literal``.
+        cem_schedule: ``constant``, or ``official``, which lowers the weight of the CEM loss while the learning rate is high.
         epochs: passes over the training images.
         batch_size: images per training step.
         learning_rate: peak learning rate of the defense training.
@@ -72,6 +74,7 @@ class SharedConfig:
     cem_covariance: str = "spherical"
     cem_variant: str = "paper"
     cem_gradient: str = "unbiased"
+    cem_schedule: str = "constant"
     epochs: int = 40
     batch_size: int = 32
     learning_rate: float = 0.05
@@ -90,6 +93,7 @@ class SharedConfig:
             "cem_covariance": ("spherical", "diag"),
             "cem_variant": ("paper", "official"),
             "cem_gradient": ("unbiased", "literal"),
+            "cem_schedule": schedule.KINDS,
         }
         for key, options in choices.items():
             lookup(key, getattr(self, key), dict.fromkeys(options))

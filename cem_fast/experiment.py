@@ -162,7 +162,8 @@ def run(
 
     with _timed(seconds, "train"):
         curves = _Curves(config, model, defense, splits, on_stage)
-        cem = {"cem": loss, "schedule": CEMSchedule(config.cem_weight)} if config.cem_weight > 0 else {}
+        schedule = CEMSchedule(config.cem_weight, kind=config.cem_schedule)
+        cem = {"cem": loss, "schedule": schedule} if config.cem_weight > 0 else {}
         history = training.train(model, splits, defense, config=config, **cem, on_epoch=curves)
     defense.eval()
 

@@ -371,3 +371,21 @@ def test_nothing_is_trained_for_a_folder_that_cannot_be_written_to(tiny_grid, tm
     with pytest.raises(ValueError, match="the test part must hold at least 2 images, got 1"):
         experiment.run(config, tmp_path / "run", splits=replace(splits, test=splits.test[torch.arange(1)]))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["constant", "official"])
+def test_the_weight_of_cem_follows_the_schedule_of_the_settings(kind, tiny_grid, tmp_path, monkeypatch):
+    used = []
+
+    class Watched(experiment.CEMSchedule):
+        def weight_at(self, **now):
+            used.append((super().weight_at(**now), now["learning_rate"]))
+            return used[-1][0]
+
+    monkeypatch.setattr(experiment, "CEMSchedule", Watched)
+    config = next(run for run in tiny_grid.runs() if run.cem_weight > 0)
+    experiment.run(replace(config, cem_schedule=kind, attacks=("ridge",)), tmp_path, attack=False)
+    ratios = {round(weight * rate / config.cem_weight, 9) if kind == "official" else weight for weight, rate in used}
+    assert ratios == ({0.001} if kind == "official" else {config.cem_weight})
+    with pytest.raises(ValueError, match="unknown cem_schedule 'offical': .* the nearest is 'official'"):
+        replace(config, cem_schedule="offical")

@@ -1,0 +1,88 @@
+"""The files of the paper's tables: they load, plan every row, and say what the paper says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import twins
+import yaml
+
+import cem_fast
+from cem_fast import checkpoint, cli, defenses
+from cem_fast.config import GridConfig
+from cem_fast.cost import parameters
+from cem_fast.data import cifar10, cifar100, facescrub
+from cem_fast.split import in_eval_mode
+
+FOLDER = Path(cem_fast.__file__).parent / "configs" / "paper"
+ROWS = ("bottleneck", "distance_correlation", "dropout", "patrol", "ressfl", "noise_nopeek", "noise_arl")
+TABLES = {
+    "cifar10": {"model": "vgg11", "epochs": 240, "batch_size": 128, "undefended": ("none",)},
+    "cifar100": {"model": "vgg11", "epochs": 240, "batch_size": 128, "undefended": ()},
+    "facescrub": {"model": "vgg11", "epochs": 240, "batch_size": 256, "undefended": ("none",)},
+    "tiny_imagenet": {"model": "resnet20_relu", "epochs": 120, "batch_size": 256, "undefended": ("none",)},
+}
+
+
+def load(name: str) -> GridConfig:
+    settings = cli._parser().parse_args(["evaluate", "--config", str(FOLDER / f"{name}.yaml")]).evaluate
+    return cli._build(GridConfig, settings)
+
+
+def test_there_is_a_file_a_table():
+    assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_plans_every_row_with_and_without_cem(name):
+    grid = load(name)
+    assert grid.data == (name,)
+    assert grid.defenses == ROWS
+    shared = {"cut": 2, "noise_std": 0.025, "learning_rate": 0.05, "attack_decoder": "res_norm", "attack_epochs": 50}
+    for key, value in {**TABLES[name], **shared}.items():
+        assert getattr(grid, key) == value
+    runs = grid.runs()
+    assert {(run.defense, run.cem_weight) for run in runs if run.noise_std > 0} == {
+        (row, weight) for row in ROWS for weight in (0, 16)
+    }
+    assert [run.defense for run in runs if run.noise_std == 0] == list(TABLES[name]["undefended"])
+    assert set(yaml.safe_load((FOLDER / f"{name}.yaml").read_text())) <= {*GridConfig.__dataclass_fields__}
+
+
+@pytest.mark.parametrize(
+    "name, image_shape, num_classes, on_device, features",
+    [
+        ("cifar10", (3, 32, 32), 10, 85_256, (8, 8, 8)),
+        ("cifar100", (3, 32, 32), 100, 85_256, (8, 8, 8)),
+        ("facescrub", (3, 48, 48), 530, 85_256, (8, 12, 12)),
+        ("tiny_imagenet", (3, 64, 64), 200, 432 + 32 + 2 * (2304 + 32) + 1160, (8, 64, 64)),
+    ],
+)
+def test_the_networks_are_the_papers(name, image_shape, num_classes, on_device, features):
+    run = next(run for run in load(name).runs() if run.defense == "bottleneck")
+    model, _, _ = checkpoint.build_parts(run, image_shape=image_shape, num_classes=num_classes)
+    assert parameters(model.encoder) == on_device
+    with in_eval_mode(model):
+        assert model.encoder(torch.zeros(1, *image_shape)).shape[1:] == features
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_dry_run_shows_the_plan(name, tmp_path, monkeypatch, capfd):
+    if name == "facescrub":
+        twins.faces(tmp_path)
+        facescrub.prepare(tmp_path)
+    elif name == "tiny_imagenet":
+        twins.tiny(tmp_path, monkeypatch)
+    else:
+        twins.cifar(cifar10 if name == "cifar10" else cifar100, tmp_path, monkeypatch)
+    monkeypatch.setenv("CEM_FAST_DATA", "elsewhere")
+    known = [row for row in ROWS if row in defenses.names()]
+    arguments = ["--config", str(FOLDER / f"{name}.yaml"), "--data-root", str(tmp_path)]
+    arguments += ["--defenses", ",".join(known), "--folder", str(tmp_path / "results"), "--dry-run"]
+    assert cli.main(["evaluate", *arguments]) == 0
+    out = capfd.readouterr().out
+    planned = len(TABLES[name]["undefended"]) + 2 * len(known)
+    assert f"[{planned}/{planned}] {name} / {known[-1]} + CEM at noise 0.025" in out
+    assert not (tmp_path / "results").exists()
