@@ -6,6 +6,7 @@ import hashlib
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -73,6 +74,11 @@ class Splits:
 
     def digest(self) -> str:
         """16 hexadecimal digits that change with any image, label or group, and with the part that it is in."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        # once: it takes seconds for gigabytes of images, and every run of a grid asks for it
         digest = hashlib.sha256()
         for part in (self.train, self.attacker, self.test):
             for tensor in (part.images, part.labels, part.groups):

@@ -77,7 +77,7 @@ def test_every_network_learns(name, shape):
     torch.manual_seed(0)
     model = models.build(name, image_shape=shape, num_classes=3, cut=2, bottleneck="C4S1").double()
     model.decoder.apply(lambda module: module.eval() if isinstance(module, nn.Dropout) else None)
-    images, labels = torch.rand(4, *shape, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    images, labels = torch.rand(2, *shape, dtype=torch.float64), torch.tensor([0, 1])
     before = {key: value.clone() for key, value in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     losses = []
@@ -244,6 +244,9 @@ def test_bottleneck_in_a_users_network():
     features = model.encoder(torch.rand(4, 1, 8, 8))
     assert features.shape == (4, 4, 8, 8)
     assert 0 < features.min() < features.max() < 1
+    assert model(torch.rand(4, 1, 8, 8)).shape == (4, 3)
+    model = SplitModel.from_sequential(own_network(), cut=2, bottleneck="K5C4S2")
+    assert model.encoder(torch.rand(4, 1, 8, 8)).shape == (4, 4, 4, 4)
     assert model(torch.rand(4, 1, 8, 8)).shape == (4, 3)
 
 
