@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
@@ -143,9 +143,9 @@ def _unpack(archive: Path, folder: Path) -> None:
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as file:
-                for name in file.namelist():
-                    if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                        raise ValueError(f"{name!r} would land outside of the folder")
+                for path in map(PurePosixPath, file.namelist()):
+                    if path.is_absolute() or ".." in path.parts:
+                        raise ValueError(f"'{path}' would land outside of the folder")
                 file.extractall(folder)
         else:
             if not hasattr(tarfile, "data_filter"):
