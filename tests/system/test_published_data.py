@@ -264,7 +264,7 @@ def test_facescrub_is_prepared_and_read(tmp_path, capfd, monkeypatch):
     folder = tmp_path / "facescrub-dataset" / "48x48"
     assert (folder / "unreadable.txt").read_text().count("\n") == 2
     with Image.open(folder / "train" / "Alan_Turing" / "12.jpg") as image:
-        assert (image.size, image.mode) == ((48, 48), "RGB")
+        assert (image.size, image.mode, image.format) == ((48, 48), "RGB", "JPEG")
     splits = load("facescrub", tmp_path)
     assert (splits.image_shape, splits.unit) == ((3, 48, 48), "people")
     assert splits.class_names == ("Ada Lovelace", "Alan Turing")
