@@ -140,8 +140,7 @@ def clean_features(model: SplitModel, images: Tensor) -> Tensor:
     Raises:
         FloatingPointError: a feature is not finite.
     """
-    with in_eval_mode(model):
-        features = torch.cat([model.encoder(part.to(model.device)) for part in images.split(CHUNK)])
+    features = _encoded(model, images)
     if not torch.isfinite(features).all():
         raise FloatingPointError(
             "the features are not finite: the images are not, or training diverged, and a lower learning_rate or lower weights of the "
@@ -153,7 +152,8 @@ def clean_features(model: SplitModel, images: Tensor) -> Tensor:
 def observer(model: SplitModel, defense: Defense) -> Callable[[Tensor], Tensor]:
     """Returns what an attacker observes: images ``[N, C, H, W]`` -> released features, with fresh noise at every call.
 
-    The encoder is not random, so the same tensor goes through it once however often it is observed.
+    The encoder is not random, so the same tensor goes through it once however often it is observed. Images that require a gradient get
+    one, through the encoder and the defense; several observations of the same tensor then share one backward pass.
 
     Args:
         model: the network, which must not change while it is observed.
@@ -161,14 +161,24 @@ def observer(model: SplitModel, defense: Defense) -> Callable[[Tensor], Tensor]:
     """
     last: tuple[Tensor, int, Tensor] | None = None
 
-    @torch.no_grad()
     def observe(images: Tensor) -> Tensor:
         nonlocal last
-        if images.is_inference():  # nobody counts its changes
-            return defense.release(clean_features(model, images))
-        if last is None or last[0] is not images or last[1] != images._version:
-            last = (images, images._version, clean_features(model, images))
-        return defense.release(last[2])
+        differentiated = images.requires_grad and torch.is_grad_enabled()
+        with torch.set_grad_enabled(differentiated):
+            if images.is_inference():  # nobody counts its changes
+                return defense.release(clean_features(model, images))
+            known = last is not None and last[0] is images and last[1] == images._version
+            if not known or last[2].requires_grad != differentiated:
+                features = _encoded(model, images) if differentiated else clean_features(model, images)
+                if features.requires_grad:
+                    features.register_hook(forget)
+                last = (images, images._version, features)
+            return defense.release(last[2])
+
+    def forget(_: Tensor) -> None:
+        """Lets go of features whose graph a backward pass is about to free."""
+        nonlocal last
+        last = None
 
     return observe
 
@@ -247,6 +257,11 @@ def _follow(optimizer: torch.optim.Optimizer, model: SplitModel) -> None:
         for gone in {*group["params"]} - {*parameters}:
             optimizer.state.pop(gone, None)
         group["params"] = parameters
+
+
+def _encoded(model: SplitModel, images: Tensor) -> Tensor:
+    with in_eval_mode(model):
+        return torch.cat([model.encoder(part.to(model.device)) for part in images.split(CHUNK)])
 
 
 def _to(part: Part, device: torch.device) -> Part:

@@ -10,6 +10,7 @@ import torch
 
 from cem_fast import CEMLoss, CEMSchedule, data, defenses, models, training
 from cem_fast.config import RunConfig
+from cem_fast.seeding import seeded
 
 CONFIG = RunConfig(fold=0, epochs=3, batch_size=32, seed=1)
 
@@ -194,6 +195,39 @@ def test_the_observer_encodes_once_and_adds_fresh_noise(model, splits):
     assert (first - clean).std().item() == pytest.approx(0.1, rel=0.1)
     images.mul_(0.5)  # changed in place: it must be encoded again
     assert (observe(images) - training.clean_features(model, images)).std().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_observed_features_are_differentiable_where_the_images_are(model, splits):
+    observe = training.observer(model, defense())
+    images = splits.test.images[:3].clone()
+    assert not observe(images).requires_grad  # the network's own parameters get no gradient
+    pixels = images.clone().requires_grad_()
+    direction = torch.randn_like(images)
+    with seeded(0):
+        (gradient,) = torch.autograd.grad(observe(pixels).square().sum(), pixels)
+    ends = []
+    for step in (-1e-3, 1e-3):
+        with seeded(0):
+            ends.append(observe(images + step * direction).double().square().sum())
+    assert float((gradient * direction).sum()) == pytest.approx(float((ends[1] - ends[0]) / 2e-3), rel=0.02)
+    with torch.no_grad():
+        assert not observe(pixels).requires_grad
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_observations_of_the_same_pixels_share_a_pass_until_it_is_used(model, splits):
+    calls = []
+    handle = model.encoder.register_forward_hook(lambda *_: calls.append(1))
+    observe = training.observer(model, defense())
+    pixels = splits.test.images[:3].clone().requires_grad_()
+    gradients = []
+    for _ in range(2):  # the second time, the graph of the first is gone
+        with seeded(0):
+            both = observe(pixels) + observe(pixels)
+        gradients.append(torch.autograd.grad(both.square().sum(), pixels)[0])
+    assert len(calls) == 2
+    assert torch.equal(*gradients)
+    handle.remove()
 
 
 def test_augmentation_shifts_and_mirrors():
