@@ -1,4 +1,4 @@
-"""The learning rate over a training run: up along a cosine, then down along one to zero."""
+"""The learning rate over a training run: up along a cosine and down along one to zero, or down alone."""
 
 from __future__ import annotations
 
@@ -32,3 +32,19 @@ def one_cycle(optimizer: Optimizer, *, steps: int, warmup: float) -> LambdaLR:
         return (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) / 2
 
     return LambdaLR(optimizer, scale)
+
+
+def falling(optimizer: Optimizer, *, steps: int) -> LambdaLR:
+    """Scales the optimizer's learning rate from 1 down to 0 along a cosine.
+
+    Args:
+        optimizer: its learning rate is the peak.
+        steps: steps of the whole run, at least 1.
+
+    Returns:
+        The scheduler; call its ``step`` after every step of the optimizer.
+
+    Source:
+        Loshchilov and Hutter, "SGDR: stochastic gradient descent with warm restarts", ICLR 2017.
+    """
+    return LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from cem_fast.attacks.base import Attack
-from cem_fast.attacks.decoder import DECODERS, Decoder
+from cem_fast.attacks.decoder import DECODERS, LOSSES, Decoder
+from cem_fast.attacks.ensemble import Ensemble
+from cem_fast.attacks.gan import Gan
+from cem_fast.attacks.nearest import Nearest
+from cem_fast.attacks.optimization import Optimization
 from cem_fast.attacks.ridge import Ridge
 from cem_fast.names import lookup
 
-__all__ = ["Attack", "Decoder", "Ridge", "build", "decoder_names", "names"]
+__all__ = [
+    "Attack",
+    "Decoder",
+    "Ensemble",
+    "Gan",
+    "Nearest",
+    "Optimization",
+    "Ridge",
+    "build",
+    "decoder_names",
+    "loss_names",
+    "names",
+]
 
-_ATTACKS = {"decoder": Decoder, "ridge": Ridge}
+_ATTACKS = {
+    "decoder": Decoder,
+    "ridge": Ridge,
+    "nearest": Nearest,
+    "ensemble": Ensemble,
+    "optimization": Optimization,
+    "gan": Gan,
+}
 
 
 def names() -> tuple[str, ...]:
@@ -22,15 +45,33 @@ def decoder_names() -> tuple[str, ...]:
     return tuple(DECODERS)
 
 
-def build(name: str, *, image_shape: tuple[int, int, int], epochs: int, decoder: str, seed: int) -> Attack:
+def loss_names() -> tuple[str, ...]:
+    """Names of the losses that the decoder attack can minimize."""
+    return tuple(LOSSES)
+
+
+def build(
+    name: str,
+    *,
+    image_shape: tuple[int, int, int],
+    epochs: int,
+    decoder: str,
+    seed: int,
+    loss: str = "mse",
+    gan_epochs: int = 30,
+    steps: int = 100,
+) -> Attack:
     """Builds an attack by name.
 
     Args:
         name: one of :func:`names`.
         image_shape: ``(channels, height, width)`` of the images.
-        epochs: passes of the decoder attack over the attacker's images.
+        epochs: passes of the decoder attack over the attacker's images, also where it is the start of another attack.
         decoder: network of the decoder attack, one of :func:`decoder_names`.
         seed: seed of every random choice of the attack.
+        loss: what the decoder attack minimizes, one of :func:`loss_names`.
+        gan_epochs: passes of the gan attack over the attacker's images.
+        steps: steps of the optimization attack.
 
     Returns:
         The attack, not yet fitted.
@@ -38,6 +79,12 @@ def build(name: str, *, image_shape: tuple[int, int, int], epochs: int, decoder:
     Raises:
         ValueError: a name is unknown, or an argument is out of range.
     """
-    if lookup("attack", name, _ATTACKS) is Ridge:
-        return Ridge(image_shape=image_shape, seed=seed)
-    return Decoder(image_shape=image_shape, epochs=epochs, decoder=decoder, seed=seed)
+    shared = {"image_shape": image_shape, "seed": seed}
+    of_decoder = {"epochs": epochs, "decoder": decoder, "loss": loss}
+    cls = lookup("attack", name, _ATTACKS)
+    if cls is Decoder:
+        return Decoder(**shared, **of_decoder)
+    if cls in (Ridge, Nearest):
+        return cls(**shared)
+    budget = {Ensemble: {}, Optimization: {"steps": steps}, Gan: {"epochs": gan_epochs}}[cls]
+    return cls(**shared, decoder=Decoder(**shared, **of_decoder), **budget)

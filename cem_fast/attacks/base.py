@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from cem_fast.seeding import seeded
+
+Observe = Callable[[Tensor], Tensor]
+
+HELD_OUT = 0.2  # share of the attacker's own images that settings are chosen on
+QUERIES = (
+    "holds images of its own and their labels, and sends them through the encoder and the defense as often as it likes; "
+    "of a victim's image it sees the features as they are released, once"
+)
 
 
 class Attack(Protocol):
@@ -13,17 +24,20 @@ class Attack(Protocol):
 
     Attributes:
         name: key of the attack in results.json.
-        knowledge: one sentence that says what the attacker knows.
+        knowledge: one sentence that says what the attacker knows, and what it sees of a victim.
+        budget: a few words that say how much it computes.
     """
 
     name: str
     knowledge: str
+    budget: str
 
-    def fit(self, observe: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
+    def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
         """Learns to invert.
 
         Args:
-            observe: images ``[N, C, H, W]`` -> features as the cloud sees them, with fresh noise at every call.
+            observe: images ``[N, C, H, W]`` -> features as the cloud sees them, with fresh noise at every call; differentiable where
+                the images require a gradient.
             images: the attacker's own images ``[N, C, H, W]``, float32 in [0, 1].
             labels: their classes ``[N]``, int64.
         """
@@ -37,3 +51,51 @@ class Attack(Protocol):
 
     def half_budget(self) -> Attack | None:
         """Returns an unfitted twin with half the budget, to show that the attack has converged; None where there is no budget."""
+
+    def overview(self) -> str:
+        """Returns what a reader needs to judge the attack: who the attacker is, and how hard it tries."""
+        return f"{self.name}\n  the attacker {self.knowledge}\n  budget: {self.budget}"
+
+
+class Standardizer:
+    """Standardizes features by their mean and standard deviation over the attacker's observations.
+
+    Args:
+        features: observations ``[N, ...]``.
+    """
+
+    def __init__(self, features: Tensor):
+        self.mean = features.mean(0)
+        deviation = features.std(0, correction=0)
+        # a feature that hardly varies here may well vary on other images: do not blow it up
+        self.scale = deviation.clamp_min(1e-3 * float(deviation.square().mean().sqrt()) + 1e-12)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
+
+
+def hold_out(images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the held-out fifth of the attacker's images and of the others, the same for every attack of one seed.
+
+    Args:
+        images: the attacker's images ``[N, C, H, W]``.
+        seed: seed of the choice.
+    """
+    with seeded(seed, "held-out images"):
+        order = torch.randperm(len(images)).to(images.device)
+    count = round(HELD_OUT * len(images))
+    return order[:count], order[count:]
+
+
+def require_fitted(attack: Attack, attribute: str) -> None:
+    """Raises a RuntimeError unless ``fit`` has left ``attribute`` on the attack."""
+    if not hasattr(attack, attribute):
+        raise RuntimeError(
+            f"this {attack.name} attack has learned nothing yet: call fit(observe, images, labels) first"
+        )
+
+
+def require_images(attack: Attack, images: Tensor, least: int) -> None:
+    """Raises a ValueError if the attacker holds fewer than ``least`` images."""
+    if len(images) < least:
+        raise ValueError(f"the {attack.name} attack needs at least {least} images, got {len(images)}")

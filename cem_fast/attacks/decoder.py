@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cem_fast.attacks.networks import ResNormDecoder, SlimDecoder
+from cem_fast import metrics
+from cem_fast.attacks.base import QUERIES, Attack, Observe, Standardizer, require_fitted, require_images
+from cem_fast.attacks.networks import ConvDecoder, ResNormDecoder, SlimDecoder
+from cem_fast.attacks.recent import recent
 from cem_fast.names import lookup
 from cem_fast.rates import one_cycle
 from cem_fast.seeding import seeded
 
-DECODERS = {"slim": SlimDecoder, "res_norm": ResNormDecoder}
+DECODERS = {
+    "slim": SlimDecoder,
+    "res_norm": ResNormDecoder,
+    "conv_norm": partial(ConvDecoder, normalized=True),
+    "plain": partial(ConvDecoder, normalized=False),
+}
 
 
-class Decoder:
+def _dissimilarity(rebuilt: Tensor, images: Tensor) -> Tensor:
+    return 1 - metrics.ssim(rebuilt, images).mean()
+
+
+LOSSES = {"mse": F.mse_loss, "ssim": _dissimilarity, "l1": F.l1_loss}
+
+
+class Decoder(Attack):
     """Trains a network from released features to images, with fresh noise at every epoch.
 
     Features are standardized by their mean and standard deviation over the attacker's own observations. Adam's rate rises over the
@@ -25,12 +40,13 @@ class Decoder:
     Args:
         image_shape: ``(channels, height, width)`` of the images.
         epochs: passes over the attacker's images.
-        decoder: ``slim`` or ``res_norm``.
+        decoder: ``slim``, ``res_norm``, ``conv_norm`` or ``plain``.
+        loss: what is minimized: ``mse``, ``ssim`` (one minus the structural similarity) or ``l1``.
         batch_size: images per step.
         seed: seed of the initial weights, the order and the noise.
 
     Raises:
-        ValueError: the decoder is unknown, or an argument is out of range.
+        ValueError: the decoder or the loss is unknown, or an argument is out of range.
 
     Source:
         Dosovitskiy and Brox, "Inverting visual representations with convolutional networks", CVPR 2016; He, Zhang and Lee, "Model
@@ -38,7 +54,7 @@ class Decoder:
     """
 
     name = "decoder"
-    knowledge = "knows the training images and, through the encoder and the defense, their features; sees test features as released"
+    knowledge = QUERIES
 
     def __init__(
         self,
@@ -46,10 +62,12 @@ class Decoder:
         image_shape: tuple[int, int, int],
         epochs: int,
         decoder: str = "slim",
+        loss: str = "mse",
         batch_size: int = 32,
         seed: int = 0,
     ):
         lookup("decoder", decoder, DECODERS)
+        lookup("loss", loss, LOSSES)
         if epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {epochs}")
         if batch_size < 2:
@@ -57,61 +75,64 @@ class Decoder:
         self.image_shape = tuple(image_shape)
         self.epochs = epochs
         self.decoder = decoder
+        self.loss = loss
         self.batch_size = batch_size
         self.seed = seed
 
+    @property
+    def settings(self) -> dict[str, object]:
+        """The arguments that build a twin."""
+        names = ("image_shape", "epochs", "decoder", "loss", "batch_size", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def budget(self) -> str:
+        return f"{self.epochs} epochs of the network {self.decoder!r} on its images, minimizing {self.loss}"
+
     def half_budget(self) -> Decoder:
         """Returns an unfitted twin with half the epochs and its own full schedule."""
-        return Decoder(
-            image_shape=self.image_shape,
-            epochs=max(1, self.epochs // 2),
-            decoder=self.decoder,
-            batch_size=self.batch_size,
-            seed=self.seed,
-        )
+        return Decoder(**{**self.settings, "epochs": max(1, self.epochs // 2)})
 
-    def fit(self, observe: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
+    def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
         """Trains the decoder; see :meth:`cem_fast.attacks.base.Attack.fit`.
 
         Raises:
             ValueError: there are fewer than 2 images, too few to normalize a batch, or the features are not maps ``[N, C, H, W]``.
         """
-        if len(images) < 2:
-            raise ValueError(f"the decoder attack needs at least 2 images, got {len(images)}")
+        require_images(self, images, 2)
         with seeded(self.seed, "decoder attack"):
-            self._standardize(observe(images))
-            if self.mean.dim() != 3:
+            observed = observe(images)
+            if observed.dim() != 4:
                 raise ValueError(
-                    "the decoder attack needs features that are maps [N, C, H, W], got [N, "
-                    f"{', '.join(map(str, self.mean.shape))}]: cut the network before it flattens them, or attack it with ridge"
+                    f"the {self.name} attack needs features that are maps [N, C, H, W], got [N, "
+                    f"{', '.join(map(str, observed.shape[1:]))}]: cut the network before it flattens them, or attack it with ridge"
                 )
-            self.network = DECODERS[self.decoder](tuple(self.mean.shape), images).to(images.device)
-            # no batch of a single image: it cannot be normalized
-            steps_per_epoch = min(-(-len(images) // self.batch_size), len(images) // 2)
-            optimizer = torch.optim.Adam(self.network.parameters(), lr=self.network.learning_rate)
-            rates = one_cycle(optimizer, steps=self.epochs * steps_per_epoch, warmup=0.1)
-            self.network.train()
-            for _ in range(self.epochs):
-                features = self._standardized(observe(images))
-                for batch in torch.randperm(len(images), device=images.device).tensor_split(steps_per_epoch):
-                    loss = F.mse_loss(self.network(features[batch]), images[batch])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    rates.step()
-            self.network.eval()
+            self.standardize = Standardizer(observed)
+            train = partial(self._train, observe, images)
+            self.network = recent(observe, self.settings, images, observed, train=train)
+
+    def _train(self, observe: Observe, images: Tensor) -> nn.Module:
+        network = DECODERS[self.decoder](tuple(self.standardize.mean.shape), images).to(images.device)
+        steps_per_epoch = num_batches(len(images), self.batch_size)
+        optimizer = torch.optim.Adam(network.parameters(), lr=network.learning_rate)
+        rates = one_cycle(optimizer, steps=self.epochs * steps_per_epoch, warmup=0.1)
+        network.train()
+        for _ in range(self.epochs):
+            features = self.standardize(observe(images))
+            for batch in torch.randperm(len(images), device=images.device).tensor_split(steps_per_epoch):
+                loss = LOSSES[self.loss](network(features[batch]), images[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                rates.step()
+        return network.eval()
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:
-        if not hasattr(self, "network"):
-            raise RuntimeError("this decoder attack has learned nothing yet: call fit(observe, images, labels) first")
-        return torch.cat([self.network(self._standardized(part)).clamp(0, 1) for part in features.split(256)])
+        require_fitted(self, "network")
+        return torch.cat([self.network(self.standardize(part)).clamp(0, 1) for part in features.split(256)])
 
-    def _standardize(self, features: Tensor) -> None:
-        self.mean = features.mean(0)
-        deviation = features.std(0, correction=0)
-        # a feature that hardly varies here may well vary on other images: do not blow it up
-        self.scale = deviation.clamp_min(1e-3 * float(deviation.square().mean().sqrt()) + 1e-12)
 
-    def _standardized(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.scale
+def num_batches(count: int, batch_size: int) -> int:
+    """Steps of an epoch in which no batch is a single image: it could not be normalized."""
+    return min(-(-count // batch_size), count // 2)

@@ -1,4 +1,4 @@
-"""Networks that rebuild images from features."""
+"""Networks that rebuild images from features, and one that tells images from rebuilt ones."""
 
 from __future__ import annotations
 
@@ -65,6 +65,36 @@ class ResNormDecoder(nn.Sequential):
         super().__init__(*layers, _Resize(images.shape[2:]), PreActivationBlock(width, channels), nn.Sigmoid())
 
 
+class ConvDecoder(nn.Sequential):
+    """Decoder without shortcuts: convolutions of 64 channels at the features' own resolution, then upsampling.
+
+    ``plain`` is this without normalization, the decoder of the first attacks on split inference; ``conv_norm`` is this with it, as deep
+    as ``res_norm``.
+
+    Args:
+        feature_shape: ``(channels, height, width)`` of the features.
+        images: the attacker's images ``[N, C, H, W]``, of which only the shape matters here.
+        normalized: whether every convolution but the last is followed by batch normalization; then there are 8 of them, else 2.
+
+    Source:
+        He, Zhang and Lee, "Model inversion attacks against collaborative inference", ACSAC 2019; Xia et al., CVPR 2025 (depth and width).
+    """
+
+    def __init__(self, feature_shape: tuple[int, int, int], images: Tensor, *, normalized: bool):
+        width = 64
+        channels, height, _ = images.shape[1:]
+        sizes = [feature_shape[0]] + [width] * (8 if normalized else 2)
+        layers: list[nn.Module] = []
+        for before, after in zip(sizes, sizes[1:]):
+            layers.append(nn.Conv2d(before, after, 3, padding=1))
+            layers += [nn.BatchNorm2d(after), nn.ReLU()] if normalized else [nn.ReLU()]
+        for _ in range(_doublings(feature_shape[1], height)):
+            layers.append(nn.ConvTranspose2d(width, width, 3, stride=2, padding=1, output_padding=1))
+            layers += [nn.BatchNorm2d(width), nn.ReLU()] if normalized else [nn.ReLU()]
+        super().__init__(*layers, _Resize(images.shape[2:]), nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
+        self.learning_rate = 2e-3 if normalized else 1e-3
+
+
 class SlimDecoder(nn.Module):
     """Small decoder for a CPU: ``mean image + spread * (local(z) + global(z))``.
 
@@ -122,6 +152,26 @@ class SlimDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.mean + self.spread * (self.local(features) + self.global_(features))
+
+
+class Critic(nn.Sequential):
+    """Scores images: strided convolutions that double their channels, without normalization across the batch, and a linear layer.
+
+    Args:
+        image_shape: ``(channels, height, width)`` of the images.
+        width: channels of the first layer.
+
+    Source:
+        Gulrajani et al., "Improved training of Wasserstein GANs", NeurIPS 2017 (no batch normalization: the penalty is one per image).
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], width: int = 16):
+        channels, height, side = image_shape
+        layers: list[nn.Module] = []
+        while min(height, side) > 4 and len(layers) < 8:
+            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.LeakyReLU(0.2)]
+            channels, width, height, side = width, 2 * width, -(-height // 2), -(-side // 2)
+        super().__init__(*layers, nn.Flatten(), nn.Linear(channels * height * side, 1), nn.Flatten(0))
 
 
 class _Resize(nn.Module):

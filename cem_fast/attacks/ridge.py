@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from cem_fast.attacks.base import (
+    HELD_OUT,
+    QUERIES,
+    Attack,
+    Observe,
+    Standardizer,
+    hold_out,
+    require_fitted,
+    require_images,
+)
 from cem_fast.seeding import seeded
 
-HELD_OUT = 0.2
 PENALTIES = torch.logspace(-6, 4, 41, dtype=torch.float64)
 
 
-class Ridge:
+class Ridge(Attack):
     """Rebuilds ``x = mean + W (z - mu) / sigma`` with ``W`` the ridge solution, in closed form.
 
     The penalty is the one with the least error on a fifth of the attacker's own images, after which ``W`` is solved on all of them.
@@ -30,7 +37,7 @@ class Ridge:
     """
 
     name = "ridge"
-    knowledge = "knows the training images and, through the encoder and the defense, their features; sees test features as released"
+    knowledge = QUERIES
 
     def __init__(self, *, image_shape: tuple[int, int, int], draws: int = 8, seed: int = 0):
         if draws < 1:
@@ -39,32 +46,30 @@ class Ridge:
         self.draws = draws
         self.seed = seed
 
+    @property
+    def budget(self) -> str:
+        return f"a closed form, from {self.draws} observations of each of its images"
+
     def half_budget(self) -> None:
         """Returns None: a closed form has no budget."""
 
-    def fit(self, observe: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
+    def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
         """Solves for the penalty and the weights; see :meth:`cem_fast.attacks.base.Attack.fit`.
 
         Raises:
             ValueError: there are fewer than 5 images, too few to hold a fifth out.
         """
-        if len(images) < 1 / HELD_OUT:
-            raise ValueError(f"the ridge attack needs at least {round(1 / HELD_OUT)} images, got {len(images)}")
+        require_images(self, images, round(1 / HELD_OUT))
+        validation, training = hold_out(images, seed=self.seed)
         with seeded(self.seed, "ridge attack"):
-            order = torch.randperm(len(images)).to(images.device)
             observations = [observe(images).flatten(1) for _ in range(self.draws)]
         if all(torch.equal(observations[0], other) for other in observations[1:]):
             del observations[1:]  # nothing random is released: once is enough
         stacked = torch.stack(observations).double()  # [draws, N, D]
-        self.mean = stacked.mean((0, 1))
-        deviation = stacked.std((0, 1), correction=0)
-        # a feature that hardly varies here may well vary on other images: do not blow it up
-        self.scale = deviation.clamp_min(1e-3 * float(deviation.square().mean().sqrt()) + 1e-12)
-        stacked = (stacked - self.mean) / self.scale
+        self.standardize = Standardizer(stacked.flatten(0, 1))
+        stacked = self.standardize(stacked)
         pixels = images.flatten(1).double()
 
-        held_out = round(HELD_OUT * len(images))
-        validation, training = order[:held_out], order[held_out:]
         solution = _Path(stacked[:, training], pixels[training])
         errors = [
             (solution.predict(stacked[0, validation], penalty) - pixels[validation]).square().mean()
@@ -75,10 +80,8 @@ class Ridge:
         self.weights, self.intercept = solution.weights(self.penalty), solution.intercept
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        if not hasattr(self, "weights"):
-            raise RuntimeError("this ridge attack has learned nothing yet: call fit(observe, images, labels) first")
-        standardized = (features.flatten(1).double() - self.mean) / self.scale
-        pixels = self.intercept + standardized @ self.weights
+        require_fitted(self, "weights")
+        pixels = self.intercept + self.standardize(features.flatten(1).double()) @ self.weights
         return pixels.float().clamp(0, 1).unflatten(1, self.image_shape)
 
 

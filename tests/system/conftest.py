@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from cem_fast import experiment
-from cem_fast.config import GridConfig
+from cem_fast import data, defenses, experiment, models, training
+from cem_fast.config import GridConfig, RunConfig
+from cem_fast.data import Splits
+from cem_fast.split import SplitModel
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,3 +75,13 @@ def finished(tiny_grid, tmp_path_factory) -> Finished:
     """The tiny grid with two seeds, finished; tests copy what they change."""
     grid, folder = replace(tiny_grid, seeds=(0, 1)), tmp_path_factory.mktemp("finished")
     return Finished(grid, folder, experiment.evaluate(grid, folder, command="cem-fast evaluate"))
+
+
+@pytest.fixture(scope="session")
+def undefended_faces() -> tuple[Splits, SplitModel]:
+    """Small faces and the slim network, trained on them without a defense; nobody may change either."""
+    faces = data.load("faces", fold=0, image_size=24)
+    torch.manual_seed(0)
+    model = models.build("slim", image_shape=faces.image_shape, num_classes=40, cut=2, bottleneck=8)
+    training.train(model, faces, defenses.Bottleneck(), config=RunConfig(epochs=10))
+    return faces, model

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from cem_fast import attacks, data, defenses, metrics, models, training
-from cem_fast.attacks.decoder import Decoder
-from cem_fast.attacks.networks import ResNormDecoder, SlimDecoder
+from cem_fast.attacks import Ensemble, Gan, Nearest, Optimization
+from cem_fast.attacks.decoder import DECODERS, Decoder
 from cem_fast.attacks.ridge import PENALTIES, Ridge
 
 
@@ -27,17 +27,25 @@ def observe(faces):
 
 
 def build(name, images, **changes):
-    settings = {"image_shape": tuple(images.shape[1:]), "epochs": 15, "decoder": "slim", "seed": 0, **changes}
-    return attacks.build(name, **settings)
+    settings = {"image_shape": tuple(images.shape[1:]), "epochs": 15, "decoder": "slim", "seed": 0}
+    return attacks.build(name, **{**settings, "gan_epochs": 3, "steps": 30, **changes})
 
 
 def test_names():
-    assert attacks.names() == ("decoder", "ridge")
-    assert attacks.decoder_names() == ("slim", "res_norm")
-    for name in attacks.names():
-        attack = attacks.build(name, image_shape=(1, 8, 8), epochs=3, decoder="slim", seed=0)
-        assert attack.name == name
-        assert attack.knowledge
+    assert attacks.names() == ("decoder", "ridge", "nearest", "ensemble", "optimization", "gan")
+    assert attacks.decoder_names() == ("slim", "res_norm", "conv_norm", "plain")
+    assert attacks.loss_names() == ("mse", "ssim", "l1")
+
+
+@pytest.mark.parametrize("name", attacks.names())
+def test_overview_says_who_the_attacker_is_and_how_hard_it_tries(name):
+    attack = attacks.build(name, image_shape=(1, 8, 8), epochs=123, decoder="plain", seed=0, gan_epochs=45, steps=67)
+    assert attack.name == name
+    assert attack.overview() == f"{name}\n  the attacker {attack.knowledge}\n  budget: {attack.budget}"
+    assert ("123 epochs of the network 'plain'" in attack.budget) == (name not in ("ridge", "nearest"))
+    assert ("67 steps" in attack.budget) == (name == "optimization")
+    assert ("45 epochs" in attack.budget) == (name == "gan")
+    assert ("differentiates" in attack.knowledge) == (name == "optimization")
 
 
 @pytest.mark.parametrize("name", attacks.names())
@@ -64,10 +72,11 @@ def test_an_attack_depends_on_its_seed_alone(name):
         assert torch.equal(torch.get_rng_state(), before)
         rebuilt.append(attack.reconstruct(F.avg_pool2d(images, 2)))
     assert torch.equal(rebuilt[0], rebuilt[1])
-    assert not torch.equal(rebuilt[0], rebuilt[2])
+    if name != "nearest":  # other noise, but the nearest image stays the nearest
+        assert not torch.equal(rebuilt[0], rebuilt[2])
 
 
-@pytest.mark.parametrize("name, times", [("decoder", 1 + 15), ("ridge", 8)])
+@pytest.mark.parametrize("name, times", [("decoder", 1 + 15), ("ridge", 8), ("nearest", 8)])
 def test_noise_is_observed_afresh(name, times):
     images, seen = torch.rand(20, 1, 8, 8), []
 
@@ -135,14 +144,22 @@ def test_a_constant_feature_does_no_harm():
 
 
 def test_half_the_budget():
-    full = build("decoder", torch.rand(2, 1, 8, 8), epochs=9, seed=5)
+    images = torch.rand(2, 1, 8, 8)
+    full = build("decoder", images, epochs=9, loss="l1", seed=5)
     half = full.half_budget()
-    assert (half.epochs, half.seed, half.decoder, half.batch_size) == (4, 5, "slim", full.batch_size)
+    assert half.settings == {**full.settings, "epochs": 4}
+    assert (half.loss, half.seed, half.decoder, half.batch_size) == ("l1", 5, "slim", full.batch_size)
     assert not hasattr(half, "network")
-    assert build("ridge", torch.rand(2, 1, 8, 8)).half_budget() is None
+    for name, key in (("optimization", "steps"), ("gan", "epochs")):
+        full = build(name, images, steps=9, gan_epochs=9, epochs=7, seed=5)
+        half = full.half_budget()
+        assert (getattr(half, key), half.seed, half.decoder.settings) == (4, 5, full.decoder.settings)
+        assert getattr(half.half_budget().half_budget().half_budget(), key) == 1
+    for name in ("ridge", "nearest", "ensemble"):
+        assert build(name, images).half_budget() is None
 
 
-@pytest.mark.parametrize("network", [SlimDecoder, ResNormDecoder])
+@pytest.mark.parametrize("network", DECODERS.values(), ids=DECODERS)
 @pytest.mark.parametrize(
     "feature, image",
     [((8, 8, 8), (3, 32, 32)), ((2, 12, 12), (1, 48, 48)), ((2, 4, 4), (1, 18, 18)), ((2, 8, 8), (1, 8, 8))],
@@ -152,12 +169,37 @@ def test_decoders_fit_any_ratio_of_sizes(network, feature, image):
     assert decoder(torch.randn(2, *feature)).shape == (2, *image)
 
 
-def test_res_norm_learns(faces, observe):
+@pytest.mark.parametrize("network", ["res_norm", "conv_norm", "plain"])
+def test_published_decoders_learn(faces, observe, network):
     few = faces.attacker[torch.arange(0, 320, 10)]
-    attack = Decoder(image_shape=faces.image_shape, decoder="res_norm", epochs=15, batch_size=8)
+    attack = Decoder(image_shape=faces.image_shape, decoder=network, epochs=15, batch_size=8)
     attack.fit(observe, few.images, few.labels)
     error = metrics.mse(attack.reconstruct(observe(few.images)), few.images).mean()
     assert error < 0.6 * few.images.var(0).mean()
+
+
+def test_normalization_is_what_plain_lacks():
+    kinds = {
+        name: {type(m) for m in DECODERS[name]((8, 8, 8), torch.rand(2, 3, 32, 32)).modules()} for name in DECODERS
+    }
+    assert torch.nn.BatchNorm2d in kinds["conv_norm"]
+    assert torch.nn.BatchNorm2d not in kinds["plain"]
+
+
+def test_each_loss_serves_its_own_measure_best(faces, observe):
+    rebuilt = {}
+    for loss in attacks.loss_names():
+        attack = build("decoder", faces.train.images, epochs=40, loss=loss)
+        attack.fit(observe, faces.attacker.images, faces.attacker.labels)
+        rebuilt[loss] = attack.reconstruct(observe(faces.attacker.images))
+    truth = faces.attacker.images
+    measures = {
+        "mse": lambda x: metrics.mse(x, truth).mean(),
+        "ssim": lambda x: -metrics.ssim(x, truth).mean(),
+        "l1": lambda x: (x - truth).abs().mean(),
+    }
+    for loss, measure in measures.items():
+        assert min(rebuilt, key=lambda other: measure(rebuilt[other])) == loss
 
 
 @pytest.mark.parametrize(
@@ -168,6 +210,17 @@ def test_res_norm_learns(faces, observe):
             lambda: build("decoder", torch.rand(2, 1, 8, 8), decoder="res"),
             "unknown decoder 'res': .*the nearest is 'res_norm'",
         ),
+        (
+            lambda: build("gan", torch.rand(2, 1, 8, 8), loss="msse"),
+            "unknown loss 'msse': .*the nearest is 'mse'",
+        ),
+        (lambda: build("gan", torch.rand(2, 1, 8, 8), gan_epochs=0), "epochs must be at least 1, got 0"),
+        (lambda: build("optimization", torch.rand(2, 1, 8, 8), steps=0), "steps must be at least 1, got 0"),
+        (lambda: Optimization(image_shape=(1, 8, 8), decoder=None, draws=0), "draws must be at least 1, got 0"),
+        (lambda: Ensemble(image_shape=(1, 8, 8), decoder=None, draws=0), "draws must be at least 1, got 0"),
+        (lambda: Gan(image_shape=(1, 8, 8), decoder=None, epochs=1, critic_steps=0), "critic_steps must be at least 1"),
+        (lambda: Gan(image_shape=(1, 8, 8), decoder=None, epochs=1, mse_weight=0.0), "mse_weight must be positive"),
+        (lambda: Nearest(image_shape=(1, 8, 8), draws=0), "draws must be at least 1, got 0"),
         (lambda: build("decoder", torch.rand(2, 1, 8, 8), epochs=0), "epochs must be at least 1, got 0"),
         (lambda: Decoder(image_shape=(1, 8, 8), epochs=1, batch_size=0), "batch_size must be at least 2"),
         (lambda: Ridge(image_shape=(1, 8, 8), draws=0), "draws must be at least 1, got 0"),
@@ -178,11 +231,16 @@ def test_bad_requests(call, message):
         call()
 
 
-@pytest.mark.parametrize("name, least", [("ridge", 5), ("decoder", 2)])
+@pytest.mark.parametrize(
+    "name, least", [("ridge", 5), ("decoder", 2), ("gan", 2), ("nearest", 1), ("ensemble", 6), ("optimization", 6)]
+)
 def test_too_few_images(name, least):
-    images = torch.rand(least - 1, 1, 8, 8)
+    images = torch.rand(least, 1, 8, 8)
     with pytest.raises(ValueError, match=f"at least {least} images, got {least - 1}"):
-        build(name, images).fit(torch.clone, images, torch.zeros(least - 1, dtype=torch.int64))
+        build(name, images).fit(torch.clone, images[1:], torch.zeros(least - 1, dtype=torch.int64))
+    attack = build(name, images, epochs=1)
+    attack.fit(torch.clone, images, torch.zeros(least, dtype=torch.int64))
+    assert attack.reconstruct(images).isfinite().all()
 
 
 @pytest.mark.parametrize("name", attacks.names())
@@ -191,13 +249,16 @@ def test_an_attack_must_learn_before_it_rebuilds(name):
         build(name, torch.rand(2, 1, 8, 8)).reconstruct(torch.rand(2, 1, 4, 4))
 
 
-def test_flat_features_are_for_ridge_alone():
+@pytest.mark.parametrize("name", attacks.names())
+def test_flat_features_are_for_attacks_without_a_network(name):
     images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
+    attack = build(name, images)
+    if name in ("ridge", "nearest"):
+        attack.fit(lambda x: x.flatten(1), images, labels)
+        assert attack.reconstruct(images.flatten(1)).shape == images.shape
+        return
     with pytest.raises(ValueError, match=r"needs features that are maps \[N, C, H, W\], got \[N, 64\]: cut .* ridge"):
-        build("decoder", images).fit(lambda x: x.flatten(1), images, labels)
-    attack = build("ridge", images)
-    attack.fit(lambda x: x.flatten(1), images, labels)
-    assert attack.reconstruct(images.flatten(1)).shape == images.shape
+        attack.fit(lambda x: x.flatten(1), images, labels)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

@@ -1,0 +1,101 @@
+"""A decoder and ridge regression together, pixel by pixel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cem_fast.attacks.base import QUERIES, Attack, Observe, hold_out, require_fitted, require_images
+from cem_fast.attacks.decoder import Decoder
+from cem_fast.attacks.ridge import Ridge
+from cem_fast.seeding import seeded
+
+SHRINKAGES = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, 1e6)  # in units of what the average pixel says
+LEAST = 6  # images; four fifths of them are enough for ridge
+
+
+class Ensemble(Attack):
+    """Rebuilds ``x_p = w_p decoder_p + (1 - w_p) ridge_p``, with a weight for every pixel.
+
+    The weights are the least-squares solution on a fifth of the attacker's own images, which neither of the two has learned from, shrunk
+    toward the one weight that is best for all pixels, as far as leaving images out suggests. Then both learn from all images.
+
+    Args:
+        image_shape: ``(channels, height, width)`` of the images.
+        decoder: the decoder attack, not yet fitted.
+        draws: observations of every held-out image.
+        seed: seed of the noise and of the held-out fifth.
+
+    Raises:
+        ValueError: ``draws`` is not positive.
+
+    Source:
+        Breiman, "Stacked regressions", Machine Learning 1996.
+    """
+
+    name = "ensemble"
+    knowledge = QUERIES
+
+    def __init__(self, *, image_shape: tuple[int, int, int], decoder: Decoder, draws: int = 4, seed: int = 0):
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
+        self.image_shape = tuple(image_shape)
+        self.decoder = decoder
+        self.ridge = Ridge(image_shape=image_shape, seed=seed)
+        self.draws = draws
+        self.seed = seed
+
+    @property
+    def budget(self) -> str:
+        return f"{self.decoder.budget}; {self.ridge.budget}"
+
+    def half_budget(self) -> None:
+        """Returns None: beyond the decoder, whose own entry shows whether it has converged, all is in closed form."""
+
+    def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
+        """Fits both attacks and weighs them; see :meth:`cem_fast.attacks.base.Attack.fit`.
+
+        Raises:
+            ValueError: there are fewer than 6 images, or the features are not maps ``[N, C, H, W]``.
+        """
+        require_images(self, images, LEAST)
+        held_out, rest = hold_out(images, seed=self.seed)
+        decoder, ridge = self._fitted(observe, images[rest], labels[rest])
+        secret = images[held_out]
+        with seeded(self.seed, "ensemble attack"):
+            seen = [observe(secret) for _ in range(self.draws)]
+        base = torch.stack([ridge.reconstruct(z) for z in seen]).flatten(2).double()  # [draws, N, P]
+        apart = torch.stack([decoder.reconstruct(z) for z in seen]).flatten(2).double() - base
+        self.weights = _weights(apart, secret.flatten(1).double() - base).float().view(self.image_shape)
+        self.members = self._fitted(observe, images, labels)
+
+    def _fitted(self, observe: Observe, images: Tensor, labels: Tensor) -> tuple[Decoder, Ridge]:
+        decoder = Decoder(**self.decoder.settings)
+        ridge = Ridge(image_shape=self.image_shape, draws=self.ridge.draws, seed=self.ridge.seed)
+        for member in (decoder, ridge):
+            member.fit(observe, images, labels)
+        return decoder, ridge
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        require_fitted(self, "members")
+        decoder, ridge = (member.reconstruct(features) for member in self.members)
+        return ridge + self.weights * (decoder - ridge)
+
+
+def _weights(apart: Tensor, wanted: Tensor) -> Tensor:
+    """The weights ``w [P]`` in [0, 1] for which ``w * apart`` is nearest to ``wanted``, both ``[draws, N, P]``."""
+    products, squares = (apart * wanted).sum(0), apart.square().sum(0)  # [N, P]
+    errors = []
+    for shrinkage in SHRINKAGES:
+        without = _shrunk(
+            products.sum(0) - products, squares.sum(0) - squares, shrinkage
+        )  # [N, P], each image left out in turn
+        errors.append((without.square() * squares - 2 * without * products).sum())
+    best = SHRINKAGES[int(torch.stack(errors).argmin())]
+    return _shrunk(products.sum(0), squares.sum(0), best)
+
+
+def _shrunk(products: Tensor, squares: Tensor, shrinkage: float) -> Tensor:
+    typical = squares.mean(-1, keepdim=True) + 1e-300
+    shared = products.mean(-1, keepdim=True) / typical
+    return ((products + shrinkage * typical * shared) / (squares + shrinkage * typical + 1e-300)).clamp(0, 1)

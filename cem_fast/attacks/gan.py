@@ -1,0 +1,127 @@
+"""A decoder trained on against a critic: what it rebuilds must also look like one of the attacker's images."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cem_fast.attacks.base import QUERIES, Attack, Observe, require_fitted
+from cem_fast.attacks.decoder import Decoder, num_batches
+from cem_fast.attacks.networks import Critic
+from cem_fast.rates import falling
+from cem_fast.seeding import seeded
+
+PENALTY = 10.0  # weight of the gradient penalty, Gulrajani et al.'s
+
+
+class Gan(Attack):
+    """Minimizes ``mse_weight mse(G(z), x) - critic(G(z))`` over the generator G, warm-started from the decoder attack.
+
+    The critic is trained to tell the attacker's images from rebuilt ones, by ``E critic(G(z)) - E critic(x) + 10 E (|grad| - 1)^2``, where
+    the gradient is the critic's at random mixtures of the two. Both learn at rates that fall to zero, so that the last generator is the
+    one to use.
+
+    Args:
+        image_shape: ``(channels, height, width)`` of the images.
+        decoder: the decoder attack, not yet fitted; the generator is its network.
+        epochs: passes over the attacker's images.
+        critic_steps: steps of the critic before each step of the generator.
+        mse_weight: weight of the mean squared error.
+        seed: seed of the critic's weights, the order and the noise.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Source:
+        Gulrajani et al., "Improved training of Wasserstein GANs", NeurIPS 2017; Xia et al., CVPR 2025 (the warm start, the error's weight).
+    """
+
+    name = "gan"
+    knowledge = QUERIES
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        decoder: Decoder,
+        epochs: int,
+        critic_steps: int = 2,
+        mse_weight: float = 1500.0,
+        seed: int = 0,
+    ):
+        for key, value in (("epochs", epochs), ("critic_steps", critic_steps)):
+            if value < 1:
+                raise ValueError(f"{key} must be at least 1, got {value}")
+        if not mse_weight > 0:
+            raise ValueError(f"mse_weight must be positive, got {mse_weight}")
+        self.image_shape = tuple(image_shape)
+        self.decoder = decoder
+        self.epochs = epochs
+        self.critic_steps = critic_steps
+        self.mse_weight = mse_weight
+        self.seed = seed
+
+    @property
+    def budget(self) -> str:
+        return f"{self.epochs} epochs against a critic, after {self.decoder.budget}"
+
+    def half_budget(self) -> Gan:
+        """Returns an unfitted twin with half the epochs; the decoder's own entry shows whether the warm start has converged."""
+        return Gan(
+            image_shape=self.image_shape,
+            decoder=self.decoder,
+            epochs=max(1, self.epochs // 2),
+            critic_steps=self.critic_steps,
+            mse_weight=self.mse_weight,
+            seed=self.seed,
+        )
+
+    def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
+        """Trains the decoder, then generator and critic; see :meth:`cem_fast.attacks.base.Attack.fit`.
+
+        Raises:
+            ValueError: as for the decoder attack.
+        """
+        trained = Decoder(**self.decoder.settings)
+        trained.fit(observe, images, labels)
+        with seeded(self.seed, "gan attack"):
+            trained.network = self._train(trained, observe, images)
+        self.trained = trained
+
+    def _train(self, trained: Decoder, observe: Observe, images: Tensor) -> nn.Module:
+        generator, critic = deepcopy(trained.network).train(), Critic(self.image_shape).to(images.device)
+        # no momentum in the critic's steps, as its source has it; the generator goes on gently from where the decoder ended
+        of_critic = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.0, 0.9))
+        of_generator = torch.optim.Adam(generator.parameters(), lr=0.1 * generator.learning_rate, betas=(0.5, 0.9))
+        batches = num_batches(len(images), trained.batch_size)
+        rates = [falling(optimizer, steps=self.epochs * batches) for optimizer in (of_critic, of_generator)]
+        for _ in range(self.epochs):
+            features = trained.standardize(observe(images))
+            for batch in torch.randperm(len(images), device=images.device).tensor_split(batches):
+                real, rebuilt = images[batch], generator(features[batch])
+                for _ in range(self.critic_steps):
+                    of_critic.zero_grad()
+                    _critic_loss(critic, real, rebuilt.detach()).backward()
+                    of_critic.step()
+                loss = self.mse_weight * F.mse_loss(rebuilt, real) - critic(rebuilt).mean()
+                of_generator.zero_grad()
+                loss.backward()
+                of_generator.step()
+                for rate in rates:
+                    rate.step()
+        return generator.eval()
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        require_fitted(self, "trained")
+        return self.trained.reconstruct(features)
+
+
+def _critic_loss(critic: nn.Module, real: Tensor, rebuilt: Tensor) -> Tensor:
+    """Wasserstein distance, negated, and the penalty on gradients whose norm is not 1."""
+    mixed = torch.lerp(real, rebuilt, torch.rand(len(real), 1, 1, 1, device=real.device)).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
+    penalty = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    return critic(rebuilt).mean() - critic(real).mean() + PENALTY * penalty

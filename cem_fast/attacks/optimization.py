@@ -1,0 +1,218 @@
+"""Pixels moved until the encoder releases what was seen: the attack that differentiates through the encoder itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cem_fast.attacks.base import QUERIES, Attack, Observe, hold_out, require_fitted, require_images
+from cem_fast.attacks.decoder import Decoder
+from cem_fast.functional import mixture_log_prob
+from cem_fast.mixture import GaussianMixture
+from cem_fast.rates import falling
+from cem_fast.seeding import seeded
+
+CHUNK = 256  # images that are optimized at a time
+JUDGES = 32  # held-out images that the settings are judged on, at the most
+COMPONENTS = 32  # of the mixture of features, at the most
+LEAST = 6  # images; one of them is held out
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How pixels are moved.
+
+    Args:
+        start: ``decoder``, what the decoder attack rebuilds, or ``mean``, the mean image.
+        step_size: size of the first steps, in units of a pixel's range.
+        smoothness: weight of the total variation.
+        mixture: weight of the mixture's log-likelihood; 1 weighs it as Bayes' rule does where the noise is Gaussian.
+    """
+
+    start: str = field(kw_only=True)
+    step_size: float = field(kw_only=True)
+    smoothness: float = field(kw_only=True)
+    mixture: float = field(kw_only=True, default=0.0)
+
+
+RECIPES = (
+    Recipe(start="decoder", step_size=0.03, smoothness=1.0),
+    Recipe(start="decoder", step_size=0.03, smoothness=4.0),
+    Recipe(start="decoder", step_size=0.01, smoothness=1.0),
+    Recipe(start="decoder", step_size=0.01, smoothness=4.0),
+    Recipe(start="decoder", step_size=0.03, smoothness=4.0, mixture=1.0),
+    Recipe(start="mean", step_size=0.1, smoothness=1.0),
+    Recipe(start="mean", step_size=0.1, smoothness=4.0),
+)
+
+
+class Optimization(Attack):
+    """Minimizes ``E || observe(x) - z ||^2 / (D v) + smoothness TV(x) - mixture (2 s2 / (D v)) log p(observe(x))`` over the pixels.
+
+    The expectation is over the defense's randomness, with fresh draws at every step; ``v`` is the mean variance of the D features, ``s2``
+    that of their noise, and ``p`` a Gaussian mixture of the features of the attacker's images. Adam starts from the mean image or from
+    what the decoder attack rebuilds. The answer is ``start + share (x - start)``.
+
+    How the pixels are moved, and the share, are what serves best on a fifth of the attacker's own images, from which the decoder has not
+    learned. The share is the least-squares solution there, in [0, 1]: on these images the answer is never worse than its start.
+
+    Args:
+        image_shape: ``(channels, height, width)`` of the images.
+        decoder: the decoder attack, not yet fitted.
+        steps: steps of Adam.
+        draws: draws of the defense's randomness at every step.
+        seed: seed of the held-out fifth and of the draws.
+
+    Raises:
+        ValueError: ``steps`` or ``draws`` is not positive.
+
+    Source:
+        Mahendran and Vedaldi, "Understanding deep image representations by inverting them", CVPR 2015; He, Zhang and Lee, "Model
+        inversion attacks against collaborative inference", ACSAC 2019; Athalye et al., "Synthesizing robust adversarial examples", ICML
+        2018 (the expectation over the randomness).
+    """
+
+    name = "optimization"
+    knowledge = f"{QUERIES}; besides, differentiates through the encoder and the defense"
+
+    def __init__(
+        self,
+        *,
+        image_shape: tuple[int, int, int],
+        decoder: Decoder,
+        steps: int = 100,
+        draws: int = 2,
+        seed: int = 0,
+    ):
+        for key, value in (("steps", steps), ("draws", draws)):
+            if value < 1:
+                raise ValueError(f"{key} must be at least 1, got {value}")
+        self.image_shape = tuple(image_shape)
+        self.decoder = decoder
+        self.steps = steps
+        self.draws = draws
+        self.seed = seed
+
+    @property
+    def budget(self) -> str:
+        return f"{self.steps} steps of Adam on the pixels of each image, {self.draws} draws each; {self.decoder.budget}"
+
+    def half_budget(self) -> Optimization:
+        """Returns an unfitted twin with half the steps; the decoder's own entry shows whether the decoder has converged."""
+        return Optimization(
+            image_shape=self.image_shape,
+            decoder=self.decoder,
+            steps=max(1, self.steps // 2),
+            draws=self.draws,
+            seed=self.seed,
+        )
+
+    def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
+        """Judges the recipes and trains the decoder; see :meth:`cem_fast.attacks.base.Attack.fit`.
+
+        Raises:
+            ValueError: there are fewer than 6 images, the features are not maps ``[N, C, H, W]``, or what is observed has no gradient.
+        """
+        require_images(self, images, LEAST)
+        self.observe = observe
+        self.mean_image = images.mean(0)
+        held_out, rest = hold_out(images, seed=self.seed)
+        with seeded(self.seed, "optimization attack"):
+            self._look(observe, images)
+            recipes = [r for r in RECIPES if not r.mixture or self.noise_variance > 0]
+            secret = images[held_out[:JUDGES]]
+            features = observe(secret)
+            decoder = self._trained(observe, images[rest], labels[rest])
+            starts = torch.cat([self._start(r, decoder, features) for r in recipes])
+            moved = self._moved(starts, features.repeat(len(recipes), *[1] * (features.dim() - 1)), recipes)
+            outcomes = [
+                _judged(r, start, end - start, secret)
+                for r, start, end in zip(recipes, starts.chunk(len(recipes)), moved.chunk(len(recipes)))
+            ]
+        self.recipe, self.share, self.error_of_start, self.error = min(outcomes, key=lambda outcome: outcome[-1])
+        self.trained = self._trained(observe, images, labels)
+
+    def reconstruct(self, features: Tensor) -> Tensor:
+        require_fitted(self, "trained")
+        start = self._start(self.recipe, self.trained, features)
+        if self.share == 0:
+            return start
+        with seeded(self.seed, "optimization attack on released features"):
+            moved = [
+                self._moved(s, z, [self.recipe]) for s, z in zip(start.split(CHUNK), features.split(CHUNK), strict=True)
+            ]
+        return (start + self.share * (torch.cat(moved) - start)).clamp(0, 1)
+
+    def _look(self, observe: Observe, images: Tensor) -> None:
+        """Learns from the attacker's images how features vary, how much of that is noise, and how they are distributed."""
+        with torch.no_grad():
+            looks = torch.stack([observe(images).flatten(1) for _ in range(4)])
+        means = looks.mean(0)
+        self.variance = float(means.var(0, correction=0).mean()) + 1e-12
+        self.noise_variance = float(looks.var(0).mean())
+        components = max(1, min(COMPONENTS, len(images) // 8))
+        mixture = GaussianMixture(num_components=components, covariance_type="spherical", algorithm="kmeans")
+        mixture.generator = torch.Generator(device=images.device).manual_seed(self.seed)
+        mixture = mixture.to(images.device).fit(means.float())
+        # never sharper than the noise can be told apart, and no component of a single image
+        self.mixture = mixture.means, mixture.variances.clamp_min(0.1 * self.variance), mixture.weights
+
+    def _trained(self, observe: Observe, images: Tensor, labels: Tensor) -> Decoder:
+        decoder = Decoder(**self.decoder.settings)
+        decoder.fit(observe, images, labels)
+        return decoder
+
+    def _start(self, recipe: Recipe, decoder: Decoder, features: Tensor) -> Tensor:
+        if recipe.start == "decoder":
+            return decoder.reconstruct(features)
+        return self.mean_image.expand(len(features), *self.image_shape)
+
+    @torch.enable_grad()
+    def _moved(self, start: Tensor, features: Tensor, recipes: list[Recipe]) -> Tensor:
+        """The optimized images ``[N, C, H, W]``; every recipe has an equal share of the rows, in turn."""
+
+        def each(key: str) -> Tensor:
+            values = torch.tensor([getattr(r, key) for r in recipes], device=start.device)
+            return values.repeat_interleave(len(start) // len(recipes))
+
+        smoothness, prior = each("smoothness"), each("mixture") * 2 * self.noise_variance / self.variance
+        step_size = each("step_size").view(-1, 1, 1, 1)
+        # Adam's steps are of one size for all, so the pixels move in units of every recipe's own
+        moves = torch.zeros_like(start, memory_format=torch.contiguous_format).requires_grad_()
+        optimizer = torch.optim.Adam([moves], lr=1.0, betas=(0.9, 0.99))
+        rates = falling(optimizer, steps=self.steps)
+        for _ in range(self.steps):
+            pixels = start + step_size * moves
+            objective = smoothness * _total_variation(pixels)
+            for _ in range(self.draws):
+                seen = self.observe(pixels)
+                if not seen.requires_grad:
+                    raise ValueError(
+                        "the optimization attack needs features that are differentiable with respect to the images, got some "
+                        "without a gradient: let it pass straight through whatever the defense rounds or detaches"
+                    )
+                misfit = (seen - features).square().flatten(1).mean(1) / self.variance
+                if prior.any():
+                    likelihood = mixture_log_prob(seen.flatten(1).float(), *self.mixture) / seen[0].numel()
+                    misfit = misfit - prior * likelihood
+                objective = objective + misfit / self.draws
+            (moves.grad,) = torch.autograd.grad(objective.sum(), moves)
+            optimizer.step()
+            rates.step()
+        return (start + step_size * moves).detach()
+
+
+def _judged(recipe: Recipe, start: Tensor, move: Tensor, images: Tensor) -> tuple[Recipe, float, float, float]:
+    """A recipe, the share of its move that serves best, and the error of its start and of its answer."""
+    wanted = images - start
+    share = float(((move * wanted).sum() / (move.square().sum() + 1e-30)).clamp(0, 1))
+    answer = (start + share * move).clamp(0, 1) if share else start
+    return recipe, share, float(wanted.square().mean()), float((answer - images).square().mean())
+
+
+def _total_variation(images: Tensor) -> Tensor:
+    """Mean absolute difference of neighboring pixels ``[N]``, down and to the right."""
+    down, right = images.diff(dim=2), images.diff(dim=3)
+    return down.abs().flatten(1).mean(1) + right.abs().flatten(1).mean(1)
