@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def mse(reconstructed: Tensor, images: Tensor) -> Tensor:
@@ -70,6 +71,67 @@ def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
     side = min(11, *images.shape[2:])
     window = side if side % 2 else side - 1
     return windowed_ssim(reconstructed.float(), images.float(), data_range=1.0, size_average=False, win_size=window)
+
+
+def ssim_paper(reconstructed: Tensor, images: Tensor) -> Tensor:
+    """Structural similarity of every image as the paper computes it: the 11x11 window slides over borders padded with zeros.
+
+    Not comparable to :func:`ssim`: padding agrees with itself, so that this one is higher. Give it beside the paper's figures only.
+
+    Args:
+        reconstructed: ``[N, C, H, W]`` in [0, 1].
+        images: ``[N, C, H, W]`` in [0, 1].
+
+    Returns:
+        ``[N]``, 1 for identical images.
+
+    Raises:
+        ValueError: the shapes differ, or there is no image.
+
+    Source:
+        Xia et al., CVPR 2025 (their evaluation); Wang et al., "Image quality assessment: from error visibility to structural similarity",
+        IEEE TIP 2004.
+    """
+    _check(reconstructed, images)
+    x, y = reconstructed.float().flatten(0, 1)[:, None], images.float().flatten(0, 1)[:, None]
+    taps = torch.exp(-(torch.arange(-5, 6, device=x.device) ** 2) / (2 * 1.5**2))
+    window = (torch.outer(taps, taps) / taps.sum() ** 2)[None, None]
+    mean_x, mean_y, xx, yy, xy = F.conv2d(torch.cat([x, y, x * x, y * y, x * y]), window, padding=5).chunk(5)
+    variances = xx - mean_x**2 + yy - mean_y**2
+    covariance = xy - mean_x * mean_y
+    squares = mean_x**2 + mean_y**2
+    values = (2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4) / ((squares + 1e-4) * (variances + 9e-4))
+    return values.view(len(images), -1).mean(1)
+
+
+def lpips(reconstructed: Tensor, images: Tensor) -> Tensor:
+    """Perceptual distance of every image, between the activations of a pretrained AlexNet; the first call downloads its weights.
+
+    Args:
+        reconstructed: ``[N, C, H, W]`` in [0, 1], C = 1 or 3.
+        images: ``[N, C, H, W]`` in [0, 1].
+
+    Returns:
+        ``[N]``, 0 for identical images.
+
+    Raises:
+        ValueError: the shapes differ, there is no image, or the channels are neither one nor three.
+        ImportError: the package ``lpips`` or what it needs is not installed.
+
+    Source:
+        Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018.
+    """
+    _check(reconstructed, images)
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"LPIPS needs images of 1 or 3 channels, got {images.shape[1]}")
+    try:
+        from lpips import LPIPS
+    except ImportError as error:
+        raise ImportError(f"LPIPS needs the package lpips ({error}): pip install 'cem_fast[lpips]'") from error
+    distance = LPIPS(net="alex", verbose=False).to(images.device)
+    colors = (batch.float().expand(-1, 3, -1, -1) for batch in (reconstructed, images))
+    with torch.no_grad():
+        return distance(*colors, normalize=True).flatten()
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

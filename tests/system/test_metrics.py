@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import types
 
 import pytest
 import torch
@@ -42,6 +43,63 @@ def test_ssim_is_the_windowed_definition(side):
     expected = ((2 * mx * my + c1) / (mx**2 + my**2 + c1) * (2 * cov + c2) / (vx + vy + c2)).flatten(1).mean(1)
     torch.testing.assert_close(metrics.ssim(x, y), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(metrics.ssim(x, x), torch.ones(2))
+
+
+def test_the_papers_ssim_is_the_padded_definition():
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 20, 24)
+    y = (x + 0.2 * torch.rand_like(x)).clamp(0, 1)
+    taps = torch.exp(-((torch.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    kernel = (torch.outer(taps, taps) / taps.sum() ** 2).double()
+
+    def blur(image):
+        padded = torch.zeros(30, 34, dtype=torch.float64)
+        padded[5:25, 5:29] = image
+        return torch.tensor([[(padded[i : i + 11, j : j + 11] * kernel).sum() for j in range(24)] for i in range(20)])
+
+    expected = []
+    for a, b in zip(x[0].double(), y[0].double()):
+        ma, mb = blur(a), blur(b)
+        va, vb, cov = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
+        c1, c2 = 0.01**2, 0.03**2
+        expected.append(((2 * ma * mb + c1) / (ma**2 + mb**2 + c1) * (2 * cov + c2) / (va + vb + c2)).mean())
+    assert metrics.ssim_paper(y, x)[0].item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-5)
+    torch.testing.assert_close(metrics.ssim_paper(x, x), torch.ones(2))
+    assert metrics.ssim_paper(torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4)).shape == (2,)
+
+
+def test_padding_flatters():
+    torch.manual_seed(0)
+    images = torch.rand(8, 3, 32, 32)
+    noisy = (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
+    assert (metrics.ssim_paper(noisy, images) > metrics.ssim(noisy, images) + 0.002).all()
+
+
+def test_lpips_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(ImportError, match=r"pip install 'cem_fast\[lpips\]'"):
+        metrics.lpips(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="1 or 3 channels, got 2"):
+        metrics.lpips(torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8))
+
+
+def test_lpips_gives_its_package_three_channels_in_zero_to_one(monkeypatch):
+    class LPIPS(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+            assert net == "alex"
+
+        def forward(self, x, y, normalize):
+            assert normalize  # the package expects [-1, 1] unless told otherwise
+            assert x.shape[1] == y.shape[1] == 3
+            return (x - y).abs().mean((1, 2, 3), keepdim=True)
+
+    module = types.ModuleType("lpips")
+    module.LPIPS = LPIPS
+    monkeypatch.setitem(sys.modules, "lpips", module)
+    images = torch.rand(3, 1, 8, 8)
+    assert metrics.lpips(images, images).tolist() == [0, 0, 0]
+    assert metrics.lpips(images.clamp_max(0.5) + 0.5, images.clamp_max(0.5)).tolist() == pytest.approx([0.5] * 3)
 
 
 def test_ssim_without_its_package(monkeypatch):
