@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 
 DEMO = Path(__file__).with_name("demo.yaml")
 FLAGS = ("address", "check", "config", "data_root", "device", "dry_run", "folder", "jobs")
+RESETTABLE = (  # what `cem-fast attack` may change about the attacks on a saved run
+    "attacks",
+    "attack_decoder",
+    "attack_loss",
+    "attack_epochs",
+    "attack_gan_epochs",
+    "attack_steps",
+    "seed",
+)
 
 
 class Terminated(BaseException):
@@ -132,11 +141,11 @@ def attack(settings: Namespace) -> int:
     """Attacks a saved run again, with any attack and its own budget."""
     from rich.table import Table
 
-    from cem_fast import attacks, checkpoint, experiment
+    from cem_fast import attacks, checkpoint, experiment, training
     from cem_fast.names import lookup
 
     run = checkpoint.load_run(settings.run, device=_device(settings.device))
-    asked = {key: getattr(settings, key) for key in ("attacks", "attack_epochs", "attack_decoder", "seed")}
+    asked = {key: getattr(settings, key) for key in RESETTABLE}
     config = replace(run.config, **{key: value for key, value in asked.items() if value is not None})
     for name in config.attacks:
         lookup("attack", name, dict.fromkeys(attacks.names()))
@@ -144,13 +153,16 @@ def attack(settings: Namespace) -> int:
     saved = {name: found(float, "record", "attacks", name, "mse") for name in found(dict, "record", "attacks")}
     baseline = {key: found(float, "baseline", key) for key in ("class_mean_mse", "mean_image_mse")}
     console = _console()
+    for name in config.attacks:
+        console.print(experiment.build_attack(name, config, run.data).overview(), markup=False, highlight=False)
     table = Table(title=f"{_escape(config)}: {len(run.data.test)} test images", title_justify="left")
-    for column in ("attack", "MSE", "half the budget", "PSNR, dB", "SSIM", "when trained"):
+    for column in ("attack", "MSE", "half the budget", "PSNR, dB", "SSIM", "recognized", "when trained"):
         table.add_column(column, justify="left" if column == "attack" else "right")
+    observe = training.observer(run.model, run.defense)
     with _watch(console) as watch:
         for name in config.attacks:
             outcome, _, _ = experiment.attack_model(
-                name, run.model, run.defense, run.data, config, on_stage=partial(watch.stage, 0)
+                name, run.model, run.defense, run.data, config, observe=observe, on_stage=partial(watch.stage, 0)
             )
             half, before = outcome["mse_half_budget"], saved.get(name)
             table.add_row(
@@ -159,6 +171,7 @@ def attack(settings: Namespace) -> int:
                 "-" if half is None else f"{half:.5f}",
                 f"{outcome['psnr']:.2f}",
                 f"{outcome['ssim']:.3f}",
+                f"{outcome['recognized']:.0%}",
                 "-" if before is None else f"{before:.5f}",
             )
     console.print(table)
@@ -219,7 +232,7 @@ def _parser() -> Parser:
             shared = _described(RunConfig)
             command.add_argument("run", type=str, help="folder of a saved run")
             for key, (hint, _, text) in shared.items():
-                if key in ("attacks", "attack_epochs", "attack_decoder", "seed"):
+                if key in RESETTABLE:
                     text += "; the run's own if left out"
                     command.add_argument(f"--{key.replace('_', '-')}", type=hint | None, default=None, help=text)
         elif name == "evaluate":
@@ -344,7 +357,7 @@ def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: st
     for index, run in enumerate(plan):
         splits = experiment.load_data(run.data, run.fold, run.image_size)
         trained += run.epochs * len(splits.train)
-        if "decoder" in run.attacks:
+        if {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
             attacked += (run.attack_epochs + max(1, run.attack_epochs // 2)) * len(splits.attacker)
         print(
             f"[{index + 1}/{len(plan)}] {progress.describe(run)}: {len(splits.train)} training, {len(splits.test)} test images"

@@ -124,6 +124,10 @@ class Row:
     def ssim(self) -> Spread:
         return self._of_strongest("ssim")
 
+    @property
+    def recognized(self) -> Spread:
+        return self._of_strongest("recognized")
+
     def attack(self, name: str, figure: str) -> Spread | None:
         """A figure of one attack; None if a run has none."""
         values = [run.record["attacks"].get(name, {}).get(figure) for run in self.runs]

@@ -47,8 +47,11 @@ class SharedConfig:
         batch_size: images per training step.
         learning_rate: peak learning rate of the defense training.
         attacks: attacks to run on the trained model.
-        attack_decoder: network of the decoder attack (``slim``, ``res_norm``).
-        attack_epochs: passes of the decoder attack over the attacker's images.
+        attack_decoder: network of the decoder attack (``slim``, ``res_norm``, ``conv_norm``, ``plain``).
+        attack_loss: what the decoder attack minimizes (``mse``, ``ssim``, ``l1``).
+        attack_epochs: passes of the decoder attack over the attacker's images, also where another attack starts from it.
+        attack_gan_epochs: passes of the gan attack after that.
+        attack_steps: steps of the optimization attack.
         noise_draws: noise draws that the accuracy is averaged over.
     """
 
@@ -80,7 +83,10 @@ class SharedConfig:
     learning_rate: float = 0.05
     attacks: tuple[str, ...] = ("decoder", "ridge")
     attack_decoder: str = "slim"
+    attack_loss: str = "mse"
     attack_epochs: int = 160
+    attack_gan_epochs: int = 30
+    attack_steps: int = 100
     noise_draws: int = 20
 
     def __post_init__(self) -> None:
@@ -97,7 +103,16 @@ class SharedConfig:
         }
         for key, options in choices.items():
             lookup(key, getattr(self, key), dict.fromkeys(options))
-        for key in ("cut", "cem_components", "epochs", "batch_size", "attack_epochs", "noise_draws"):
+        for key in (
+            "cut",
+            "cem_components",
+            "epochs",
+            "batch_size",
+            "attack_epochs",
+            "attack_gan_epochs",
+            "attack_steps",
+            "noise_draws",
+        ):
             _require(key, getattr(self, key), at_least=1)
         Bottleneck.parse(self.bottleneck)
         for key in ("noise_std", "adversary_weight"):

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cem_fast import attacks, bounds, checkpoint, comparison, data, defenses, metrics, provenance, training
-from cem_fast.attacks.base import Attack
+from cem_fast import attacks, bounds, checkpoint, comparison, data, defenses, metrics, provenance, recognition, training
+from cem_fast.attacks.base import Attack, Observe
 from cem_fast.comparison import Measured
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import Part, Splits
@@ -81,7 +81,7 @@ def check(plan: list[RunConfig]) -> None:
         splits = load_data(config.data, config.fold, config.image_size)
         checkpoint.build_parts(config, image_shape=splits.image_shape, num_classes=splits.num_classes)
         for attack in config.attacks:
-            _build_attack(attack, config, splits)
+            build_attack(attack, config, splits)
 
 
 def check_folder(folder: str | Path, plan: list[RunConfig]) -> None:
@@ -185,9 +185,12 @@ def run(
             "pictures.original": splits.test.images[chosen],
             "pictures.class_mean": class_means(splits)[splits.test.labels[chosen]],
         }
+        observe = training.observer(model, defense)
         for name in config.attacks:
             with _timed(seconds, f"attack_{name}"):
-                attacked[name], errors, rebuilt = attack_model(name, model, defense, splits, config, on_stage=on_stage)
+                attacked[name], errors, rebuilt = attack_model(
+                    name, model, defense, splits, config, observe=observe, on_stage=on_stage
+                )
             measurements |= {f"mse.{name}": errors, f"pictures.{name}": rebuilt[chosen]}
     seconds["total"] = time.perf_counter() - started
 
@@ -225,6 +228,10 @@ def run(
                 "num_attacker": len(splits.attacker),
             },
             "baseline": data.baselines(splits),
+            "recognition": {
+                "clean": _recognizer(splits).rate(splits.test.images, splits.test.labels),
+                "chance": recognition.chance(splits.test.labels),
+            },
             "identity": identity(splits),
             "history": history,
             "curves": curves.points,
@@ -241,6 +248,7 @@ def attack_model(
     splits: Splits,
     config: RunConfig,
     *,
+    observe: Observe | None = None,
     on_stage: Watcher | None = None,
 ) -> tuple[dict[str, Any], Tensor, Tensor]:
     """Attacks a trained model once, and once more with half the budget where the attack has one.
@@ -250,32 +258,60 @@ def attack_model(
         model: the trained network, in eval mode.
         defense: its defense, in eval mode.
         splits: the images; the attack learns from ``splits.attacker`` and is measured on ``splits.test``.
-        config: ``attack_epochs``, ``attack_decoder`` and ``seed`` are used.
+        config: the settings that begin with ``attack_``, and ``seed``, are used.
+        observe: the network's observer; attacks that are given the same one share the networks that they start from.
         on_stage: hears the stage, the steps done and the steps in all.
 
     Returns:
         The attack's entry in results.json, its error on every test image ``[N]`` and what it rebuilt ``[N, C, H, W]``.
     """
     on_stage = on_stage or partial(Watch().stage, 0)
+    observe = observe or training.observer(model, defense)
     truth = splits.test.images
-    full = _build_attack(name, config, splits)
+    full = build_attack(name, config, splits)
     half = full.half_budget()
     on_stage(f"attack: {name}", 0, 3)
-    rebuilt = _invert(full, model, defense, splits, seed=config.seed)
+    rebuilt = _invert(full, observe, splits, model.device, seed=config.seed)
     on_stage(f"attack: {name}", 2, 3)
     at_half = None
     if half is not None:
-        at_half = _mean(metrics.mse(_invert(half, model, defense, splits, seed=config.seed), truth))
+        at_half = _mean(metrics.mse(_invert(half, observe, splits, model.device, seed=config.seed), truth))
     on_stage(f"attack: {name}", 3, 3)
     errors = metrics.mse(rebuilt, truth)
     entry = {
         "mse": _mean(errors),
         "psnr": _mean(metrics.psnr(rebuilt, truth)),
         "ssim": _mean(metrics.ssim(rebuilt, truth)),
+        "ssim_paper": _mean(metrics.ssim_paper(rebuilt, truth)),
+        "recognized": _recognizer(splits).rate(rebuilt, splits.test.labels),
         "mse_half_budget": at_half,
         "knowledge": full.knowledge,
+        "budget": full.budget,
     }
     return entry, errors, rebuilt
+
+
+def build_attack(name: str, config: RunConfig, splits: Splits) -> Attack:
+    """Builds an attack, not yet fitted, from a run's settings.
+
+    Args:
+        name: one of ``attacks.names()``.
+        config: the settings that begin with ``attack_``, and ``seed``, are used.
+        splits: the images that it is to be fitted to.
+
+    Raises:
+        ValueError: a name is unknown, or a setting is out of range.
+    """
+    return attacks.build(
+        name,
+        image_shape=splits.image_shape,
+        epochs=config.attack_epochs,
+        decoder=config.attack_decoder,
+        seed=config.seed,
+        loss=config.attack_loss,
+        gan_epochs=config.attack_gan_epochs,
+        steps=config.attack_steps,
+    )
 
 
 def evaluate(
@@ -518,22 +554,15 @@ def _leakage(
     }
 
 
-def _build_attack(name: str, config: RunConfig, splits: Splits) -> Attack:
-    return attacks.build(
-        name,
-        image_shape=splits.image_shape,
-        epochs=config.attack_epochs,
-        decoder=config.attack_decoder,
-        seed=config.seed,
-    )
+def _recognizer(splits: Splits) -> recognition.Recognizer:
+    return recognition.Recognizer(splits.attacker.images, splits.attacker.labels)
 
 
-def _invert(attack: Attack, model: SplitModel, defense: Defense, splits: Splits, *, seed: int) -> Tensor:
+def _invert(attack: Attack, observe: Observe, splits: Splits, device: torch.device, *, seed: int) -> Tensor:
     """What an attack rebuilds of the test images, each seen once with one draw of the noise."""
-    observe = training.observer(model, defense)
-    known, secret = splits.attacker, splits.test.images.to(model.device)
+    known, secret = splits.attacker, splits.test.images.to(device)
     with seeded(seed):
-        attack.fit(observe, known.images.to(model.device), known.labels.to(model.device))
+        attack.fit(observe, known.images.to(device), known.labels.to(device))
         return attack.reconstruct(observe(secret)).detach().cpu()
 
 

@@ -15,7 +15,7 @@ Observe = Callable[[Tensor], Tensor]
 HELD_OUT = 0.2  # share of the attacker's own images that settings are chosen on
 QUERIES = (
     "holds images of its own and their labels, and sends them through the encoder and the defense as often as it likes; "
-    "of a victim's image it sees the features as they are released, once"
+    "of an image under attack it sees the features as they are released, once"
 )
 
 

@@ -114,6 +114,7 @@ def _section(
         "cells": [{"row": row, "name": cell_name(row, rows), "role": figures.role(row)} for row in rows],
         "attacks": list(first.record["attacks"]),
         "half_budget": _half_budget(rows),
+        "recognition": description["recognition"],
         "knowledge": {attack: entry["knowledge"] for attack, entry in first.record["attacks"].items()},
         "baseline": baseline,
         "pairs": pairs,

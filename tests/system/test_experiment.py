@@ -39,7 +39,9 @@ def test_results_have_the_documented_schema(finished):
         assert record["num_test"] == 6
         assert set(record["attacks"]) == {"decoder", "ridge"}
         for name, attack in record["attacks"].items():
-            assert set(attack) == {"mse", "psnr", "ssim", "mse_half_budget", "knowledge"}
+            assert set(attack) == {
+                "mse", "psnr", "ssim", "ssim_paper", "recognized", "mse_half_budget", "knowledge", "budget",
+            }  # fmt: skip
             assert (attack["mse_half_budget"] is None) == (name == "ridge")
         noiseless = record["config"]["noise_std"] == 0
         assert set(record["leakage"]) == {"plugin_nats", "heldout_nats", "heldout_se"}
