@@ -113,7 +113,7 @@ class Run:
             raise FileNotFoundError(
                 f"{self.path} was trained on the images in {name!r}, and there is no such folder below {Path.cwd()}"
             )
-        splits = data.load(name, fold=self.config.fold, image_size=self.config.image_size)
+        splits = data.load(name, fold=self.config.fold, image_size=self.config.image_size).under(self.config.protocol)
         expected, found = entry(self.path, self.description, dict, "identity").get("images"), splits.digest()
         if found != expected:
             raise ValueError(

@@ -155,7 +155,7 @@ def attack(settings: Namespace) -> int:
     console = _console()
     for name in config.attacks:
         console.print(experiment.build_attack(name, config, run.data).overview(), markup=False, highlight=False)
-    table = Table(title=f"{_escape(config)}: {len(run.data.test)} test images", title_justify="left")
+    table = Table(title=f"{_escape(config)}: {len(run.data.victims)} images under attack", title_justify="left")
     for column in ("attack", "MSE", "half the budget", "PSNR, dB", "SSIM", "recognized", "when trained"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     observe = training.observer(run.model, run.defense)
@@ -355,7 +355,7 @@ def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: st
     print(yaml.safe_dump(settings, sort_keys=False), end="")
     trained = attacked = 0
     for index, run in enumerate(plan):
-        splits = experiment.load_data(run.data, run.fold, run.image_size)
+        splits = experiment.load_data(run.data, run.fold, run.image_size, run.protocol)
         trained += run.epochs * len(splits.train)
         if {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
             attacked += (run.attack_epochs + max(1, run.attack_epochs // 2)) * len(splits.attacker)

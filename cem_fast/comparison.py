@@ -20,12 +20,12 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Measured:
-    """One run's entry in results.json together with what it measured per test image.
+    """One run's entry in results.json together with what it measured per image.
 
     Args:
         record: the entry.
-        measurements: ``mse.<attack> [N]``, ``correct [N]`` (share of the noise draws in which the image was classified correctly) and
-            ``groups [N]``.
+        measurements: per victim ``mse.<attack> [N]`` and ``groups [N]``, per test image ``correct [T]`` (share of the noise draws in which
+            it was classified correctly) and ``correct.groups [T]``.
     """
 
     record: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Measured:
 
     @property
     def errors(self) -> Tensor:
-        """``[N]`` error of the strongest attack on every test image."""
+        """``[N]`` error of the strongest attack on every victim."""
         return self.measurements[f"mse.{self.strongest}"].double()
 
     @property
@@ -246,9 +246,7 @@ def frontier(runs: Sequence[Measured]) -> list[dict[str, Any]]:
         accuracy, gain = _gain_at_equal_accuracy(table, everyone, clamp=False)
         if np.isnan(gain[0]):
             continue
-        draws = np.random.default_rng(SEED).multinomial(
-            table.shape[-1], np.full(table.shape[-1], 1 / table.shape[-1]), size=NUM_RESAMPLES
-        )
+        draws = _resampled(table)
         low, high = np.quantile(_gain_at_equal_accuracy(table, draws, clamp=True)[1], [0.025, 0.975])
         entry = {"accuracy": float(accuracy[0]), "gain": float(gain[0]), "interval": [float(low), float(high)]}
         found.append({**_name(first, runs), **entry})
@@ -314,22 +312,37 @@ def _is_plain_noise(run: Measured, other: Measured) -> bool:
 
 
 def _table(cells: list[list[Measured]]) -> np.ndarray:
-    """``[cells, 3, groups]``: per resampling unit, the sums of correct answers and of errors, and the number of images."""
-    units = torch.cat([run.measurements["groups"] for run in cells[0]]).unique()
-    table = np.zeros((len(cells), 3, len(units)))
+    """``[cells, 4, groups]``: per resampling unit, the sum and number of correct answers, and the sum and number of errors."""
+    units = torch.cat([run.measurements[key] for run in cells[0] for key in ("correct.groups", "groups")]).unique()
+    table = np.zeros((len(cells), 4, len(units)))
     for row, runs in zip(table, cells):
         for run in runs:
-            index = torch.searchsorted(units, run.measurements["groups"]).numpy()
-            np.add.at(row[0], index, run.measurements["correct"].double().numpy())
-            np.add.at(row[1], index, run.errors.numpy())
-            np.add.at(row[2], index, 1.0)
+            measured = (run.measurements["correct"].double(), "correct.groups"), (run.errors, "groups")
+            for place, (values, groups) in zip((0, 2), measured):
+                index = torch.searchsorted(units, run.measurements[groups]).numpy()
+                np.add.at(row[place], index, values.numpy())
+                np.add.at(row[place + 1], index, 1.0)
     return table
+
+
+def _resampled(table: np.ndarray) -> np.ndarray:
+    """How often each resample counts each unit, ``[R, groups]``.
+
+    Units with accuracies alone, with errors alone and with both are resampled apart, so that no resample is left without either.
+    """
+    random = np.random.default_rng(SEED)
+    draws = np.empty((NUM_RESAMPLES, table.shape[-1]))
+    kinds = (table[0, 1] > 0) + 2 * (table[0, 3] > 0)
+    for kind in np.unique(kinds):
+        units = np.flatnonzero(kinds == kind)
+        draws[:, units] = random.multinomial(len(units), np.full(len(units), 1 / len(units)), size=NUM_RESAMPLES)
+    return draws
 
 
 def _gain_at_equal_accuracy(table: np.ndarray, draws: np.ndarray, *, clamp: bool) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy and gain of the last row of ``table`` over the envelope of the others, for each of the draws ``[R, groups]``."""
     sums = np.einsum("csg,rg->rsc", table, draws)
-    accuracies, errors = sums[:, 0] / sums[:, 2], sums[:, 1] / sums[:, 2]
+    accuracies, errors = sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]
     gains = np.empty(len(draws))
     for r in range(len(draws)):
         corners = envelope(accuracies[r, :-1], errors[r, :-1])

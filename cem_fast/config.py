@@ -21,7 +21,8 @@ class SharedConfig:
 
     Args:
         image_size: side of the square images in pixels; None keeps the data set's own.
-        protocol: ``inference``, the attacker reconstructs inputs it has never seen.
+        protocol: ``inference``, the attacker holds the training images and rebuilds test images; ``train``, it holds neither and rebuilds
+            training images.
         model: name of the network (``slim``, ``vgg11``, ``vgg13``, ``resnet20``, ``resnet32``, ``mobilenet_v2`` or a variant of one).
         cut: number of stages (convolutions or blocks) that stay on the user's device.
         bottleneck: channels of the features that leave the device, or [noRELU_][Kk]CcSs; 0 for no bottleneck.
@@ -94,7 +95,7 @@ class SharedConfig:
             if not _is_of(kind, getattr(self, key)):
                 raise TypeError(f"{key} must be {_described(kind)}, got {getattr(self, key)!r}")
         choices = {
-            "protocol": ("inference",),
+            "protocol": ("inference", "train"),
             "privacy_mechanism": ("gaussian", "laplace"),
             "cem_covariance": ("spherical", "diag"),
             "cem_variant": ("paper", "official"),

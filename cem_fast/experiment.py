@@ -65,7 +65,7 @@ def check(plan: list[RunConfig]) -> None:
         lookup("defense", config.defense, dict.fromkeys(defenses.names()))
         for attack in config.attacks:
             lookup("attack", attack, dict.fromkeys(attacks.names()))
-        splits = load_data(config.data, config.fold, config.image_size)
+        splits = load_data(config.data, config.fold, config.image_size, config.protocol)
         if splits.fixed and config.fold != plan[0].fold:
             raise ValueError(
                 f"folds must list one value for {config.data!r}, whose test part is the same in all of them, got {plan[0].fold} "
@@ -78,7 +78,7 @@ def check(plan: list[RunConfig]) -> None:
     for config in {
         replace(config, data=config.data, seed=0, fold=plan[0].fold, cem_weight=0.0): None for config in plan
     }:
-        splits = load_data(config.data, config.fold, config.image_size)
+        splits = load_data(config.data, config.fold, config.image_size, config.protocol)
         checkpoint.build_parts(config, image_shape=splits.image_shape, num_classes=splits.num_classes)
         for attack in config.attacks:
             build_attack(attack, config, splits)
@@ -109,9 +109,9 @@ def check_folder(folder: str | Path, plan: list[RunConfig]) -> None:
 
 
 @lru_cache(maxsize=4)
-def load_data(name_or_path: str, fold: int, image_size: int | None) -> Splits:
+def load_data(name_or_path: str, fold: int, image_size: int | None, protocol: str = "inference") -> Splits:
     """The splits of one fold, read once for the runs that share it; every seed sees the same split."""
-    return data.load(name_or_path, fold=fold, image_size=image_size)
+    return data.load(name_or_path, fold=fold, image_size=image_size).under(protocol)
 
 
 def run(
@@ -125,9 +125,9 @@ def run(
 ) -> dict[str, Any]:
     """Trains one model, measures its accuracy and leakage, attacks it, and saves everything.
 
-    Besides the weights, the folder gets per test image ``mse.<attack> [N]``, ``correct [N]`` (share of noise draws classified correctly),
-    ``groups [N]`` (resampling unit), and for a few images, chosen by class before any attack, ``pictures.index [P]``,
-    ``pictures.original``, ``pictures.class_mean`` and ``pictures.<attack>``, each ``[P, C, H, W]``.
+    Besides the weights, the folder gets per test image ``correct [T]`` (share of noise draws classified correctly) and ``correct.groups
+    [T]`` (resampling unit), per victim ``mse.<attack> [N]`` and ``groups [N]``, and for a few victims, chosen by class before any attack,
+    ``pictures.index [P]``, ``pictures.original``, ``pictures.class_mean`` and ``pictures.<attack>``, each ``[P, C, H, W]``.
 
     Args:
         config: every setting.
@@ -149,7 +149,8 @@ def run(
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     if splits is None:
-        splits = load_data(config.data, config.fold, config.image_size)
+        splits = load_data(config.data, config.fold, config.image_size, config.protocol)
+    splits = splits.under(config.protocol)
     if len(splits.test) < 2:
         raise ValueError(f"the test part must hold at least 2 images, got {len(splits.test)}")
     torch.manual_seed(config.seed)
@@ -176,14 +177,15 @@ def run(
         loss = _fitted_loss(config, model, defense, splits)
         leakage = _leakage(loss, model, defense, splits, seed=config.seed)
 
-    measurements = {"correct": correct, "groups": splits.test.groups}
+    victims = splits.victims
+    measurements = {"correct": correct, "correct.groups": splits.test.groups.clone(), "groups": victims.groups}
     attacked = {}
     if attack:
-        chosen = choose_pictures(splits.test)
+        chosen = choose_pictures(victims)
         measurements |= {
             "pictures.index": chosen,
-            "pictures.original": splits.test.images[chosen],
-            "pictures.class_mean": class_means(splits)[splits.test.labels[chosen]],
+            "pictures.original": victims.images[chosen],
+            "pictures.class_mean": data.class_means(splits)[victims.labels[chosen]],
         }
         observe = training.observer(model, defense)
         for name in config.attacks:
@@ -226,11 +228,12 @@ def run(
                 "unit": splits.unit,
                 "num_train": len(splits.train),
                 "num_attacker": len(splits.attacker),
+                "num_victims": len(victims),
             },
             "baseline": data.baselines(splits),
             "recognition": {
-                "clean": _recognizer(splits).rate(splits.test.images, splits.test.labels),
-                "chance": recognition.chance(splits.test.labels),
+                "clean": _recognizer(splits).rate(victims.images, victims.labels),
+                "chance": recognition.chance(victims.labels),
             },
             "identity": identity(splits),
             "history": history,
@@ -257,17 +260,17 @@ def attack_model(
         name: one of ``attacks.names()``.
         model: the trained network, in eval mode.
         defense: its defense, in eval mode.
-        splits: the images; the attack learns from ``splits.attacker`` and is measured on ``splits.test``.
+        splits: the images; the attack learns from ``splits.attacker`` and is measured on ``splits.victims``.
         config: the settings that begin with ``attack_``, and ``seed``, are used.
         observe: the network's observer; attacks that are given the same one share the networks that they start from.
         on_stage: hears the stage, the steps done and the steps in all.
 
     Returns:
-        The attack's entry in results.json, its error on every test image ``[N]`` and what it rebuilt ``[N, C, H, W]``.
+        The attack's entry in results.json, its error on every victim ``[N]`` and what it rebuilt ``[N, C, H, W]``.
     """
     on_stage = on_stage or partial(Watch().stage, 0)
     observe = observe or training.observer(model, defense)
-    truth = splits.test.images
+    truth = splits.victims.images
     full = build_attack(name, config, splits)
     half = full.half_budget()
     on_stage(f"attack: {name}", 0, 3)
@@ -283,7 +286,7 @@ def attack_model(
         "psnr": _mean(metrics.psnr(rebuilt, truth)),
         "ssim": _mean(metrics.ssim(rebuilt, truth)),
         "ssim_paper": _mean(metrics.ssim_paper(rebuilt, truth)),
-        "recognized": _recognizer(splits).rate(rebuilt, splits.test.labels),
+        "recognized": _recognizer(splits).rate(rebuilt, splits.victims.labels),
         "mse_half_budget": at_half,
         "knowledge": full.knowledge,
         "budget": full.budget,
@@ -354,7 +357,9 @@ def evaluate(
         "git": provenance.commit(),
         "versions": provenance.versions(),
     }
-    identities = {config: identity(load_data(config.data, config.fold, config.image_size)) for config in plan}
+    identities = {
+        config: identity(load_data(config.data, config.fold, config.image_size, config.protocol)) for config in plan
+    }
     found = {config: _finished(folder, config, identities[config]) for config in plan}
     results = _Results(folder, made_with)
     tasks = []
@@ -404,10 +409,10 @@ def summarize(runs: list[Measured], folder: Path, made_with: dict[str, Any]) -> 
     """
     baseline: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(measured.record["data"] for measured in runs):
-        # every fold counts as often as it has test images
+        # every fold counts as often as it has victims
         folds = {m.record["fold"]: m for m in runs if m.record["data"] == name}.values()
         descriptions = [checkpoint.read_description(folder / m.record["checkpoint"])["baseline"] for m in folds]
-        sizes = [m.record["num_test"] for m in folds]
+        sizes = [len(m.measurements["groups"]) for m in folds]
         baseline[name] = {
             key: sum(size * each[key] for size, each in zip(sizes, descriptions)) / sum(sizes)
             for key in descriptions[0]
@@ -464,13 +469,6 @@ def choose_pictures(part: Part, count: int = NUM_PICTURES) -> Tensor:
     if len(firsts) > count:
         order = [firsts[round(k * (len(firsts) - 1) / (count - 1))] for k in range(count)]
     return torch.tensor(order[:count])
-
-
-def class_means(splits: Splits) -> Tensor:
-    """``[classes, C, H, W]``: the mean training image of every class, which is what the label alone gives away."""
-    images, labels = splits.train.images, splits.train.labels
-    sums = torch.zeros(splits.num_classes, *splits.image_shape).index_add_(0, labels, images)
-    return sums / torch.bincount(labels, minlength=splits.num_classes).clamp_min(1)[:, None, None, None]
 
 
 class _Results:
@@ -559,8 +557,8 @@ def _recognizer(splits: Splits) -> recognition.Recognizer:
 
 
 def _invert(attack: Attack, observe: Observe, splits: Splits, device: torch.device, *, seed: int) -> Tensor:
-    """What an attack rebuilds of the test images, each seen once with one draw of the noise."""
-    known, secret = splits.attacker, splits.test.images.to(device)
+    """What an attack rebuilds of its victims, each seen once with one draw of the noise."""
+    known, secret = splits.attacker, splits.victims.images.to(device)
     with seeded(seed):
         attack.fit(observe, known.images.to(device), known.labels.to(device))
         return attack.reconstruct(observe(secret)).detach().cpu()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cem_fast.data import cifar10, cifar100, digits, faces, facescrub, fashion_mnist, folder, tiny_imagenet
 from cem_fast.data.root import data_root
-from cem_fast.data.splits import NUM_FOLDS, Part, Splits, check_fold
+from cem_fast.data.splits import NUM_FOLDS, PROTOCOLS, Part, Splits, check_fold
 from cem_fast.names import lookup
 
-__all__ = ["NUM_FOLDS", "Part", "Splits", "baselines", "data_root", "load", "names"]
+__all__ = ["NUM_FOLDS", "PROTOCOLS", "Part", "Splits", "baselines", "class_means", "data_root", "load", "names"]
 
 _BUNDLED = {"faces": faces.load, "digits": digits.load}
 _PUBLISHED = {
@@ -67,20 +68,26 @@ def load(
 
 
 def baselines(splits: Splits) -> dict[str, float]:
-    """What an attacker gets without any features, measured on the test part.
+    """What an attacker gets without any features, measured on its victims.
 
     Args:
         splits: the data set.
 
     Returns:
-        ``mean_image_mse``, the error of answering every image with the mean training image, and ``class_mean_mse``, with the mean
-        training image of the right class: what the label alone gives away.
+        ``mean_image_mse``, the error of answering every image with the mean of the attacker's, and ``class_mean_mse``, with the mean of
+        its images of the right class: what the label alone gives away.
     """
-    train, test = splits.train, splits.test
-    sums = torch.zeros(splits.num_classes, *splits.image_shape).index_add_(0, train.labels, train.images)
-    counts = torch.bincount(train.labels, minlength=splits.num_classes).clamp_min(1)
-    class_means = sums / counts[:, None, None, None]
+    own, victims = splits.attacker, splits.victims
+    answers = class_means(splits)[victims.labels]
     return {
-        "mean_image_mse": float((test.images - train.images.mean(0)).square().mean()),
-        "class_mean_mse": float((test.images - class_means[test.labels]).square().mean()),
+        "mean_image_mse": float((victims.images - own.images.mean(0)).square().mean()),
+        "class_mean_mse": float((victims.images - answers).square().mean()),
     }
+
+
+def class_means(splits: Splits) -> Tensor:
+    """``[classes, C, H, W]``: the mean of the attacker's images of every class; of all of them for a class that it has no image of."""
+    images, labels = splits.attacker.images, splits.attacker.labels
+    sums = torch.zeros(splits.num_classes, *splits.image_shape).index_add_(0, labels, images)
+    counts = torch.bincount(labels, minlength=splits.num_classes)[:, None, None, None]
+    return torch.where(counts > 0, sums / counts.clamp_min(1), images.mean(0))

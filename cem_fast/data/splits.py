@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,8 +14,10 @@ from PIL.Image import Image
 from torch import Tensor
 
 from cem_fast.data.images import is_grey, pixels
+from cem_fast.names import lookup
 
 NUM_FOLDS = 5
+PROTOCOLS = ("inference", "train")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Part:
     def __getitem__(self, index: Tensor) -> Part:
         return Part(self.images[index], self.labels[index], self.groups[index])
 
+    def fingerprints(self) -> list[bytes]:
+        """A digest of every image, equal for equal images."""
+        pixels = self.images.cpu().contiguous().flatten(1).numpy()
+        return [hashlib.sha256(row.tobytes()).digest() for row in pixels]
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -47,13 +54,15 @@ class Splits:
         name: name of the data set.
         train: what the network and its defense are trained on.
         test: what accuracy and attacks are measured on; nothing is ever chosen or fitted on it.
-        attacker: what the attacker holds; under the ``inference`` protocol, the training part.
+        attacker: what the attacker holds and fits everything to: the training part under the ``inference`` protocol; under ``train``,
+            images that are in neither of the other parts.
         num_classes: number of classes.
         class_names: their names, by label.
         credit: whom the images are owed to.
         unit: what a group is: ``people`` or ``images``.
         mirrored: whether the mirror image of an image is as good an image of its class (a face is, a digit is not).
         fixed: whether the parts are those that the data set was published with, the same for every fold.
+        protocol: what is attacked; see :meth:`under`.
     """
 
     name: str
@@ -66,6 +75,53 @@ class Splits:
     unit: str = "images"
     mirrored: bool = field(default=False, kw_only=True)
     fixed: bool = field(default=False, kw_only=True)
+    protocol: str = field(default="inference", kw_only=True)
+
+    @property
+    def victims(self) -> Part:
+        """The images that attacks rebuild, none of which the attacker holds: the test part, or under ``train`` the training part."""
+        return self.train if self.protocol == "train" else self.test
+
+    def under(self, protocol: str) -> Splits:
+        """The same data, split for a protocol.
+
+        - ``inference``: the attacker holds the network's training images, the strongest attacker there is, and rebuilds test images,
+          which neither it nor the network has seen.
+        - ``train``: the attacker rebuilds the network's training images. It holds none of them and no test image: of every class, the
+          network keeps half of the images to train on, and the attacker gets the others. Where the attacker's part has images of its
+          own from the start, nothing is divided.
+
+        An image that is there twice never ends on both sides.
+
+        Args:
+            protocol: ``inference`` or ``train``.
+
+        Raises:
+            ValueError: the protocol is unknown, these splits were made for another one, or the attacker would be left without images.
+        """
+        lookup("protocol", protocol, dict.fromkeys(PROTOCOLS))
+        if protocol == self.protocol:
+            return self
+        if protocol == "inference":
+            raise ValueError(
+                "splits made for the protocol 'train' cannot be attacked under 'inference': load them again"
+            )
+        train, attacker = self.train, self.attacker
+        if attacker is train:
+            generator = torch.Generator().manual_seed(0)
+            shuffled = torch.randperm(len(train), generator=generator)
+            by_class = shuffled[torch.argsort(train.labels[shuffled], stable=True)]
+            first = torch.searchsorted(train.labels[by_class], train.labels[by_class])  # where the class of each begins
+            kept = (torch.arange(len(train)) - first) % 2 == 0
+            train, attacker = train[by_class[kept].sort().values], train[by_class[~kept].sort().values]
+        unseen = set(train.fingerprints()) | set(self.test.fingerprints())
+        own = torch.tensor([image not in unseen for image in attacker.fingerprints()], dtype=torch.bool)
+        if not own.any():
+            raise ValueError(
+                "under the protocol 'train' the attacker needs images that are in no other part, got none: there must be at least two "
+                "training images of some class"
+            )
+        return replace(self, train=train, attacker=attacker[own.nonzero()[:, 0]], protocol=protocol)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

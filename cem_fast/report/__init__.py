@@ -19,11 +19,15 @@ from cem_fast.report import figures
 
 PAGE = "report.html"
 MARK = b"<title>cem_fast: "
+_VICTIMS = {  # what is under attack, and what is said beside its pictures
+    "inference": ("test images", "test images, unseen in training"),
+    "train": ("training images", "training images, which the attacker does not hold"),
+}
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One row of the picture grid: what was rebuilt of every chosen test image, and the figures of the cell it comes from."""
+    """One row of the picture grid: what was rebuilt of every chosen image, and the figures of the cell it comes from."""
 
     title: str
     note: str
@@ -144,7 +148,8 @@ def _section(
         "dimension": dimension,
         "image_shape": description["image_shape"],
         "num_classes": description["num_classes"],
-        "num_test": first.record["num_test"],
+        "num_victims": description["data"]["num_victims"],
+        "victims": _VICTIMS[first.record["protocol"]][0],
         "data": description["data"],
         "record": first.record,
     }
@@ -192,7 +197,7 @@ def _strips(rows: Sequence[Row], pair: dict[str, Any] | None, baseline: dict[str
     shown = _shown(rows, pair)
     first = shown[-1].runs[0]
     originals = _pictures(first.measurements["pictures.original"])
-    strips = [Strip("Original", "test images, unseen in training", "truth", originals)]
+    strips = [Strip("Original", _VICTIMS[first.record["protocol"]][1], "truth", originals)]
     for row in shown:
         run = next((run for run in row.runs if run.repeat == first.repeat), row.runs[0])
         name, role = cell_name(row, rows), figures.role(row)

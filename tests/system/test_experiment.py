@@ -140,7 +140,7 @@ def test_nothing_is_written_when_a_setting_is_wrong(tiny_grid, tmp_path):
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"cem_variant": "offical"}, "the nearest is 'official'"),
         ({"cem_weight": 1.0, "noise_std": 0.0}, "noise_std must be positive where cem_weight is"),
-        ({"protocol": "training"}, "expected one of inference"),
+        ({"protocol": "training"}, "unknown protocol 'training': expected one of inference, train"),
     ],
 )
 def test_bad_settings_are_named(change, message):
@@ -243,6 +243,7 @@ def measured(defense, noise, weight, accuracy, mse, seed=0, images=200, **own):
         "attacks": {"ridge": {"mse": mse}},
     }  # fmt: skip
     errors = {"mse.ridge": mse * shape / shape.mean(), "correct": correct, "groups": torch.arange(images) // 2}
+    errors["correct.groups"] = errors["groups"]
     return Measured(record, errors)
 
 
