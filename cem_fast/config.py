@@ -86,7 +86,7 @@ class SharedConfig:
     attack_decoder: str = "slim"
     attack_loss: str = "mse"
     attack_epochs: int = 160
-    attack_gan_epochs: int = 30
+    attack_gan_epochs: int = 20
     attack_steps: int = 100
     noise_draws: int = 20
 

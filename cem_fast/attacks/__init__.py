@@ -58,7 +58,7 @@ def build(
     decoder: str,
     seed: int,
     loss: str = "mse",
-    gan_epochs: int = 30,
+    gan_epochs: int = 20,
     steps: int = 100,
 ) -> Attack:
     """Builds an attack by name.

@@ -11,6 +11,7 @@ from cem_fast.attacks.ridge import Ridge
 from cem_fast.seeding import seeded
 
 SHRINKAGES = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, 1e6)  # in units of what the average pixel says
+JUDGES = 500  # held-out images that the weights are chosen on, at the most
 LEAST = 6  # images; four fifths of them are enough for ridge
 
 
@@ -61,7 +62,7 @@ class Ensemble(Attack):
         require_images(self, images, LEAST)
         held_out, rest = hold_out(images, seed=self.seed)
         decoder, ridge = self._fitted(observe, images[rest], labels[rest])
-        secret = images[held_out]
+        secret = images[held_out[:JUDGES]]
         with seeded(self.seed, "ensemble attack"):
             seen = [observe(secret) for _ in range(self.draws)]
         base = torch.stack([ridge.reconstruct(z) for z in seen]).flatten(2).double()  # [draws, N, P]
@@ -87,9 +88,8 @@ def _weights(apart: Tensor, wanted: Tensor) -> Tensor:
     products, squares = (apart * wanted).sum(0), apart.square().sum(0)  # [N, P]
     errors = []
     for shrinkage in SHRINKAGES:
-        without = _shrunk(
-            products.sum(0) - products, squares.sum(0) - squares, shrinkage
-        )  # [N, P], each image left out in turn
+        # each image left out in turn, [N, P]
+        without = _shrunk(products.sum(0) - products, squares.sum(0) - squares, shrinkage)
         errors.append((without.square() * squares - 2 * without * products).sum())
     best = SHRINKAGES[int(torch.stack(errors).argmin())]
     return _shrunk(products.sum(0), squares.sum(0), best)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ COMPONENTS = 32  # of the mixture of features, at the most
 LEAST = 6  # images; one of them is held out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How pixels are moved.
 
@@ -31,20 +31,18 @@ class Recipe:
         mixture: weight of the mixture's log-likelihood; 1 weighs it as Bayes' rule does where the noise is Gaussian.
     """
 
-    start: str = field(kw_only=True)
-    step_size: float = field(kw_only=True)
-    smoothness: float = field(kw_only=True)
-    mixture: float = field(kw_only=True, default=0.0)
+    start: str
+    step_size: float
+    smoothness: float
+    mixture: float = 0.0
 
 
 RECIPES = (
     Recipe(start="decoder", step_size=0.03, smoothness=1.0),
     Recipe(start="decoder", step_size=0.03, smoothness=4.0),
-    Recipe(start="decoder", step_size=0.01, smoothness=1.0),
     Recipe(start="decoder", step_size=0.01, smoothness=4.0),
     Recipe(start="decoder", step_size=0.03, smoothness=4.0, mixture=1.0),
-    Recipe(start="mean", step_size=0.1, smoothness=1.0),
-    Recipe(start="mean", step_size=0.1, smoothness=4.0),
+    Recipe(start="mean", step_size=0.1, smoothness=2.0),
 )
 
 
@@ -153,9 +151,13 @@ class Optimization(Attack):
         self.variance = float(means.var(0, correction=0).mean()) + 1e-12
         self.noise_variance = float(looks.var(0).mean())
         components = max(1, min(COMPONENTS, len(images) // 8))
-        mixture = GaussianMixture(num_components=components, covariance_type="spherical", algorithm="kmeans")
-        mixture.generator = torch.Generator(device=images.device).manual_seed(self.seed)
-        mixture = mixture.to(images.device).fit(means.float())
+        mixture = GaussianMixture(
+            num_components=components,
+            covariance_type="spherical",
+            algorithm="kmeans",
+            generator=torch.Generator(device=images.device).manual_seed(self.seed),
+        )
+        mixture.to(images.device).fit(means.float())
         # never sharper than the noise can be told apart, and no component of a single image
         self.mixture = mixture.means, mixture.variances.clamp_min(0.1 * self.variance), mixture.weights
 
@@ -207,7 +209,8 @@ class Optimization(Attack):
 def _judged(recipe: Recipe, start: Tensor, move: Tensor, images: Tensor) -> tuple[Recipe, float, float, float]:
     """A recipe, the share of its move that serves best, and the error of its start and of its answer."""
     wanted = images - start
-    share = float(((move * wanted).sum() / (move.square().sum() + 1e-30)).clamp(0, 1))
+    best = (move * wanted).sum() / (move.square().sum() + 1e-30)
+    share = float(best.nan_to_num(nan=0.0).clamp(0, 1))  # pixels that diverged are of no use
     answer = (start + share * move).clamp(0, 1) if share else start
     return recipe, share, float(wanted.square().mean()), float((answer - images).square().mean())
 

@@ -153,7 +153,13 @@ def test_the_share_of_a_move_is_the_one_that_serves_best():
     start, images = torch.full((4, 1, 5, 5), 0.5), torch.rand(4, 1, 5, 5)
     wanted = images - start
     before = float(wanted.square().mean())
-    for move, share, after in ((2 * wanted, 0.5, 0.0), (0.5 * wanted, 1.0, before / 4), (-wanted, 0.0, before)):
+    diverged = torch.full_like(wanted, torch.nan)
+    for move, share, after in (
+        (2 * wanted, 0.5, 0.0),
+        (0.5 * wanted, 1.0, before / 4),
+        (-wanted, 0.0, before),
+        (diverged, 0.0, before),
+    ):
         found = optimization._judged(optimization.RECIPES[0], start, move, images)
         assert found[1:] == pytest.approx((share, before, after), abs=1e-7)
 
