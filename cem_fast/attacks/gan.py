@@ -95,7 +95,7 @@ class Gan(Attack):
         generator, critic = deepcopy(trained.network).train(), Critic(self.image_shape).to(images.device)
         # no momentum in the critic's steps, as its source has it; the generator goes on gently from where the decoder ended
         of_critic = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.0, 0.9))
-        of_generator = torch.optim.Adam(generator.parameters(), lr=0.1 * generator.learning_rate, betas=(0.5, 0.9))
+        of_generator = torch.optim.Adam(generator.parameters(), lr=0.03 * generator.learning_rate, betas=(0.5, 0.9))
         batches = num_batches(len(images), trained.batch_size)
         rates = [falling(optimizer, steps=self.epochs * batches) for optimizer in (of_critic, of_generator)]
         for _ in range(self.epochs):
