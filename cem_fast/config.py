@@ -87,7 +87,7 @@ class SharedConfig:
     attack_loss: str = "mse"
     attack_epochs: int = 160
     attack_gan_epochs: int = 20
-    attack_steps: int = 100
+    attack_steps: int = 120
     noise_draws: int = 20
 
     def __post_init__(self) -> None:

@@ -59,7 +59,7 @@ def build(
     seed: int,
     loss: str = "mse",
     gan_epochs: int = 20,
-    steps: int = 100,
+    steps: int = 120,
 ) -> Attack:
     """Builds an attack by name.
 

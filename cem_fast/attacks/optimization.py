@@ -80,7 +80,7 @@ class Optimization(Attack):
         *,
         image_shape: tuple[int, int, int],
         decoder: Decoder,
-        steps: int = 100,
+        steps: int = 120,
         draws: int = 2,
         seed: int = 0,
     ):
