@@ -108,10 +108,14 @@ def check_folder(folder: str | Path, plan: list[RunConfig]) -> None:
         )
 
 
-@lru_cache(maxsize=4)
 def load_data(name_or_path: str, fold: int, image_size: int | None, protocol: str = "inference") -> Splits:
     """The splits of one fold, read once for the runs that share it; every seed sees the same split."""
-    return data.load(name_or_path, fold=fold, image_size=image_size).under(protocol)
+    return _loaded(name_or_path, fold, image_size, protocol, data.data_root())
+
+
+@lru_cache(maxsize=4)
+def _loaded(name_or_path: str, fold: int, image_size: int | None, protocol: str, root: Path) -> Splits:
+    return data.load(name_or_path, fold=fold, image_size=image_size, root=root).under(protocol)
 
 
 def run(
