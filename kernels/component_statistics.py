@@ -18,7 +18,7 @@ from torch import Tensor
 def add_moments(
     x, valid, best, d, inside, means_ptr, target, c, K, D, again, later, per_dimension, sums, totals, first_width, narrow,
 ):  # fmt: skip
-    """Adds one tile of x to what a segment keeps per dimension: scatter at ``target``, sums ``first_width`` behind it.
+    """Adds one tile of x to what a segment keeps per dimension: scatter at ``target``, deviations ``first_width`` behind it.
 
     ``totals`` puts the scatter summed over the tile at ``narrow`` instead. ``again``: earlier rows have left something there;
     ``later``: these or earlier dimensions have.
@@ -36,7 +36,7 @@ def add_moments(
             tl.debug_barrier()
             tl.store(narrow + k, before + tl.sum(tl.where(inside, scatter, 0.0), 0))
         if sums:
-            total = tl.sum(tl.where(mine[:, None], x, 0.0), 0)
+            total = tl.sum(deviation, 0)
             tl.store(
                 at + first_width, total + tl.load(at + first_width, mask=only_if(again, inside), other=0), mask=inside
             )
@@ -458,6 +458,9 @@ def component_statistics_fwd(
     partials, assignment = partial_statistics(x, means, labels, variances, weights, per_dimension, sums)
     # per dimension, the totals of the components come along and are dropped
     partials.reduce(scatter, totals, counts, means.new_empty(C, K) if per_dimension else scatter)
+    if sums:
+        # added up as deviations, because raw values of a common offset drown a small spread
+        totals.addcmul_(counts.unsqueeze(-1), means)
     return counts, scatter, totals, assignment
 
 

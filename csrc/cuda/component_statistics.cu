@@ -20,7 +20,12 @@ void statistics_of(const StatisticsForward& p, Queue& queue) {
   } else {
     reduce(queue, s.groups, s.distance, K, 1, false, static_cast<T*>(p.scatter));
   }
-  if (p.sums != nullptr) reduce(queue, s.groups, s.sums, K, D, false, static_cast<T*>(p.sums));
+  if (p.sums == nullptr) return;
+  T* sums = static_cast<T*>(p.sums);
+  const int64_t size = p.mixture.classes * K * D;
+  reduce(queue, s.groups, s.sums, K, D, false, sums);
+  queue.launch(add_means_kernel<T>, divide_up(size, kThreads), size, D, static_cast<const T*>(p.counts),
+               static_cast<const T*>(p.mixture.means), sums);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ struct StatisticsPartials {
   T* counts;         // [segments, components]
   double* distance;  // [segments, components]: scatter summed over the dimensions
   T* scatter;        // [segments, components, dimension], or null: only `distance` is wanted
-  T* sums;           // [segments, components, dimension] or null
+  T* sums;           // [segments, components, dimension] or null: sums of deviations from the mean
 };
 
 // One thread for a row: its best component, in torch's order (NaN before every number, then the lowest index), and its
@@ -103,10 +103,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     if (wide) {
       for (int r = 0; r < rows && d < D; ++r) {
         const int64_t k = component[r], sum = (at + k) * D + d;
-        const T value = widen(static_cast<const X*>(x.data)[row[r] * x.stride + d]),
-                deviation = value - means[k * D + d];
+        const T deviation = widen(static_cast<const X*>(x.data)[row[r] * x.stride + d]) - means[k * D + d];
         if (out.scatter != nullptr) out.scatter[sum] += deviation * deviation;
-        if (out.sums != nullptr) out.sums[sum] += value;
+        if (out.sums != nullptr) out.sums[sum] += deviation;
       }
     } else {
       for (int64_t k = thread; k < K; k += kThreads) {
@@ -150,6 +149,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scatter_gradient_kernel(Sca
       narrow(factor * (widen(x[d]) - mean[d]) + poison, static_cast<X*>(p.dx) + n * D + d);
     }
   }
+}
+
+// Makes sums of rows of sums of deviations, which raw values of a common offset would have drowned.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    add_means_kernel(int64_t size, int64_t dimension, const T* counts, const T* means, T* sums) {
+  const int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  if (i < size) sums[i] += counts[i / dimension] * means[i];
 }
 
 // Assigns rows, and gathers their statistics in partial sums.

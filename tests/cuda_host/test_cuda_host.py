@@ -8,6 +8,7 @@ import pytest
 import torch
 from cuda_host.host import SOURCES, Failure, Host, barriers, build
 from cuda_host.problems import SHAPES, Problem, expected, problems
+from error_budget import sums_at_an_offset
 from tolerances import RELATIVE, relative_error
 
 pytestmark = pytest.mark.skipif(
@@ -64,6 +65,10 @@ def test_labels_out_of_range_poison_what_they_touch(host, diag):
 def test_one_class_without_labels(host):
     for problem in problems(SHAPES[5], torch.float32, True, labeled=False):
         agree(host, problem)
+
+
+def test_sums_keep_a_small_spread_about_a_large_offset(host):
+    assert sums_at_an_offset(host.component_statistics_fwd) <= torch.finfo(torch.float32).eps
 
 
 def test_nan_features_are_assigned_as_torch_does(host):
