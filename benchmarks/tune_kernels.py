@@ -17,7 +17,8 @@ from cem_fast.kernels import _configs, _launch
 from cem_fast.kernels._configs import Config
 from cem_fast.kernels.operators import OPERATORS
 
-CANDIDATES = {
+# Rows and dimensions of a tile, and components where a kernel can choose
+CANDIDATES: dict[str, list[tuple[int, ...]]] = {
     "distance": [(32, 32), (64, 32), (32, 64), (64, 64)],
     "resident_narrow": [(32, 128), (64, 128)],
     "resident_wide": [(16, 512), (32, 512)],
@@ -26,6 +27,10 @@ CANDIDATES = {
     "reduce": [(1, 512), (1, 1024), (1, 2048)],
     "entropy": [(1, 512), (1, 1024), (1, 2048)],
     "sort": [(128, 32), (256, 32), (128, 64)],
+    "count": [(64, 32), (128, 32), (128, 64)],
+    "product": [(64, 16, 32), (64, 32, 32), (64, 16, 64), (128, 16, 32)],
+    "product_gradient": [(64, 32, 16), (64, 64, 16), (128, 32, 16)],
+    "product_moments": [(16, 32, 64), (32, 32, 64), (16, 64, 64)],
 }
 WARPS = (4, 8)
 
@@ -38,6 +43,10 @@ def workload(family: str, N: int, D: int, C: int, K: int) -> Callable[[], object
         D = 512
     if family == "sort":
         N = _configs.PAIRWISE_SORT_ROWS
+    if family == "count":
+        N, D = 8 * _configs.PAIRWISE_SORT_ROWS, 32
+    if family.startswith("product"):
+        C, K = 1, max(K * C, _configs.PRODUCT_COMPONENTS)
     on = {"device": "cuda"}
     x, labels = torch.rand(N, D, **on), torch.randint(0, C, (N,), **on)
     means, variances = torch.rand(C, K, D, **on), torch.rand(C, K, D, **on) + 0.1
@@ -50,6 +59,13 @@ def workload(family: str, N: int, D: int, C: int, K: int) -> Callable[[], object
         return lambda: OPERATORS["mixture_log_prob_fwd"](x, *mixture, False)
     if family == "gradient":
         return lambda: OPERATORS["component_statistics_bwd"](variances, None, x, means, labels, assignment)
+    if family.startswith("product"):
+        one = (means, variances, weights, None)
+        log_prob, nothing = OPERATORS["mixture_log_prob_fwd"](x, *one, False)
+        if family == "product":
+            return lambda: OPERATORS["mixture_log_prob_fwd"](x, *one, False)
+        name = "mixture_log_prob_bwd" if family == "product_gradient" else "mixture_moments"
+        return lambda: OPERATORS[name](row_weights, x, *one, log_prob, nothing)
     if family in ("moments", "reduce"):
         return lambda: OPERATORS["mixture_moments"](row_weights, x, *mixture, row_weights, r)
     options = (False, 1.0, True, True, 0.125, 0.01)
@@ -72,8 +88,8 @@ def main() -> None:
         call = workload(family, args.rows, args.dimension, args.classes, args.components)
         size = next(iter(_configs.TABLE[family]["*"]))
         times: dict[Config, float] = {}
-        for (rows, width), warps in itertools.product(CANDIDATES[family], WARPS):
-            config = Config(rows, width, warps)
+        for (rows, width, *components), warps in itertools.product(CANDIDATES[family], WARPS):
+            config = Config(rows, width, warps, 1, *components)
             _configs.TABLE[family][architecture] = {size: config}
             times[config] = triton.testing.do_bench(call, quantiles=[0.5])
             print(f"  {family} {config}: {times[config]:.4f} ms")

@@ -9,8 +9,8 @@ def aot_cases() -> list[Any]:
     """Every kernel, signature and configuration that the launchers can ask for, to compile ahead of time.
 
     Returns:
-        Cases with ``name``, ``fn`` (the JIT function), ``signature``, ``constexprs``, ``attrs``, ``options`` and ``vectorized``
-        (whether 128-bit access to global memory is promised).
+        Cases with ``name``, ``fn`` (the JIT function), ``signature``, ``constexprs``, ``attrs``, ``options``, ``vectorized``
+        (whether 128-bit access to global memory is promised) and ``precision`` (of its matrix products, or None).
 
     Raises:
         ImportError: triton is not installed.

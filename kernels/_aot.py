@@ -9,7 +9,7 @@ from typing import Any
 
 from cem_fast.kernels import _configs
 from cem_fast.kernels._distance import distance_kernel
-from cem_fast.kernels._grouping import pairwise_sort_kernel
+from cem_fast.kernels._grouping import count_kernel, pairwise_sort_kernel, place_kernel
 from cem_fast.kernels._launch import Kernel, options
 from cem_fast.kernels._reduce import reduce_kernel
 from cem_fast.kernels.component_statistics import (
@@ -19,6 +19,13 @@ from cem_fast.kernels.component_statistics import (
     scatter_kernel,
 )
 from cem_fast.kernels.entropy_bound import entropy_bound_kernel, entropy_bound_spherical_kernel, sum_kernel
+from cem_fast.kernels.global_mixture import (
+    component_terms_kernel,
+    global_gradient_kernel,
+    global_log_prob_kernel,
+    global_moments_kernel,
+    global_responsibilities_kernel,
+)
 from cem_fast.kernels.mixture_log_prob import (
     mixture_log_prob_bwd_kernel,
     mixture_log_prob_fwd_kernel,
@@ -45,6 +52,7 @@ class Case:
     attrs: dict[tuple[int], list[list[Any]]]
     options: dict[str, Any]
     vectorized: bool
+    precision: str | None  # of its matrix products, if it has any
     features: str
     parameters: str
 
@@ -72,7 +80,8 @@ def case(
     attrs = {(place,): [["tt.divisibility", 16]] for place in kernel.places if aligned}
     # one variance a component leaves the bound nothing to read by dimension
     streams = aligned and not (kernel is entropy_bound_kernel and not constants["DIAG"])
-    return Case(kernel.name, fn, signature, constants, attrs, options(config), streams, features, parameters)
+    precision = constants.get("PRECISION")
+    return Case(kernel.name, fn, signature, constants, attrs, options(config), streams, precision, features, parameters)
 
 
 def _flags(*names: str) -> Iterator[dict[str, bool]]:
@@ -107,6 +116,16 @@ def _of_statistics() -> Iterator[tuple[str, Kernel, tuple[bool, ...], dict[str, 
         yield "entropy", entropy_bound_kernel, (True, False), dict(DIAG=True) | from_partials
 
 
+def _products() -> Iterator[tuple[str, Kernel, dict[str, Any]]]:
+    """Configuration, kernel and constants of what multiplies matrices, which is float32 alone."""
+    for diag, precision in itertools.product(_flags("DIAG"), _configs.PRODUCT_PRECISIONS):
+        constants = diag | dict(PRECISION=precision)
+        yield "product", global_log_prob_kernel, constants
+        yield "product", global_responsibilities_kernel, constants
+        yield "product_gradient", global_gradient_kernel, constants
+        yield "product_moments", global_moments_kernel, constants
+
+
 def cases() -> list[Case]:
     """See :func:`cem_fast.kernels.aot_cases`."""
     found = []
@@ -118,6 +137,16 @@ def cases() -> list[Case]:
     for (family, kernel, versions, constants), dtype in itertools.product(_of_statistics(), ITEMSIZE):
         for config, aligned in itertools.product(_configs.configs(family, ITEMSIZE[dtype]), versions):
             found.append(case(kernel, aligned, config, constants | dict(BLOCK=config.BLOCK_D), dtype, dtype))
+    for (family, kernel, constants), (features, parameters) in itertools.product(_products(), DTYPES):
+        for config in _configs.configs(family, ITEMSIZE[parameters]):
+            tile = constants | dict(BLOCK_N=config.BLOCK_N, BLOCK_K=config.BLOCK_K, BLOCK_D=config.BLOCK_D)
+            found.append(case(kernel, True, config, tile, features, parameters))
+    for diag, config in itertools.product(_flags("DIAG"), _configs.configs("entropy", 4)):
+        block = diag | dict(BLOCK=config.BLOCK_D)
+        found.append(case(component_terms_kernel, True, config, block, "fp32", "fp32"))
+    for config, kernel in itertools.product(_configs.configs("count", 8), (count_kernel, place_kernel)):
+        blocks = dict(SPAN=config.BLOCK_D, CHUNK=config.BLOCK_N)
+        found.append(case(kernel, False, config, blocks, "i64", "i64"))
     for config in _configs.configs("sort", 8):
         blocks = dict(BLOCK=config.BLOCK_N, CHUNK=config.BLOCK_D)
         found.append(case(pairwise_sort_kernel, False, config, blocks, "i64", "i64"))

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from cem_fast.kernels import _configs
 from cem_fast.kernels._launch import cdiv, configuration, kernel, launch, multiprocessors
-from cem_fast.kernels._rows import NATURAL, SCANNED, SCANNED_ROWS, SORTED
+from cem_fast.kernels._rows import NATURAL, SCANNED, SCANNED_ROWS, SORTED, only_if
 from torch import Tensor
 
 
@@ -45,6 +45,75 @@ def pairwise_sort_kernel(
         tl.store(offsets_ptr + c, count.to(tl.int64), mask=c < C + 2)
 
 
+@triton.jit
+def place_rows(labels_ptr, next_ptr, order_ptr, begin, end, C, with_order, CHUNK: tl.constexpr):
+    """Takes rows in their order, each to place ``next[class]++``, and writes it there ``with_order``."""
+    i = tl.arange(0, CHUNK)
+    for start in range(begin, end, CHUNK):
+        n = start + i
+        label = _load_classes(labels_ptr, n, end, C)
+        same = label[:, None] == _load_classes(labels_ptr, n, end, C)[None, :]
+        earlier = tl.sum((same & (i[None, :] < i[:, None])).to(tl.int32), 1)
+        later = tl.sum((same & (i[None, :] > i[:, None])).to(tl.int32), 1)
+        place = tl.load(next_ptr + label, mask=n < end, other=0) + earlier
+        tl.debug_barrier()
+        if with_order:
+            tl.store(order_ptr + place, n.to(tl.int64), mask=n < end)
+        tl.store(next_ptr + label, place + 1, mask=(n < end) & (later == 0))
+        tl.debug_barrier()
+
+
+@kernel()
+def count_kernel(labels_ptr, counts_ptr, N, C, rows_of_program, SPAN: tl.constexpr, CHUNK: tl.constexpr):
+    """How many of each program's rows are of each class, ``[programs, C + 1]``."""
+    program = tl.program_id(0)
+    counts_ptr += program.to(tl.int64) * (C + 1)
+    for first in range(0, C + 1, SPAN):
+        c = first + tl.arange(0, SPAN)
+        tl.store(counts_ptr + c, (c * 0).to(tl.int64), mask=c <= C)
+    tl.debug_barrier()
+    begin = program * rows_of_program
+    place_rows(labels_ptr, counts_ptr, counts_ptr, begin, tl.minimum(begin + rows_of_program, N), C, False, CHUNK)
+
+
+@kernel()
+def place_kernel(
+    labels_ptr,
+    counts_ptr,
+    next_ptr,  # [programs, C + 1]: where the next row of each class of each program's rows goes
+    order_ptr,
+    offsets_ptr,
+    N,
+    C,
+    rows_of_program,
+    programs,
+    SPAN: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Stable sort by class: rows of lower classes come first, then those of the same class that earlier programs hold."""
+    program = tl.program_id(0)
+    next_ptr += program.to(tl.int64) * (C + 1)
+    placed = tl.zeros([1], tl.int64)
+    for first in range(0, C + 1, SPAN):
+        c = first + tl.arange(0, SPAN)
+        size = tl.zeros([SPAN], tl.int64)
+        before = tl.zeros([SPAN], tl.int64)
+        for start in range(0, programs, SPAN):
+            p = start + tl.arange(0, SPAN)
+            at = p.to(tl.int64)[:, None] * (C + 1) + c[None, :]
+            count = tl.load(counts_ptr + at, mask=(p < programs)[:, None] & (c <= C)[None, :], other=0)
+            size += tl.sum(count, 0)
+            before += tl.sum(tl.where((p < program)[:, None], count, 0), 0)
+        offset = placed + tl.cumsum(size, 0) - size
+        tl.store(next_ptr + c, offset + before, mask=c <= C)
+        tl.store(offsets_ptr + c, offset, mask=only_if(program == 0, c <= C))
+        placed += tl.sum(size, 0)
+    tl.store(offsets_ptr + C + 1 + tl.arange(0, 1), placed, mask=only_if(program == 0, tl.arange(0, 1) == 0))
+    tl.debug_barrier()
+    begin = program * rows_of_program
+    place_rows(labels_ptr, next_ptr, order_ptr, begin, tl.minimum(begin + rows_of_program, N), C, True, CHUNK)
+
+
 class Groups(NamedTuple):
     """How the kernels of one operation find their rows.
 
@@ -76,7 +145,7 @@ class Groups(NamedTuple):
 
 
 def group(labels: Tensor | None, N: int, C: int, block_n: int, like: Tensor) -> Groups:
-    """Groups rows by class; one launch where N is beyond what every program can scan for itself.
+    """Groups rows by class; one launch where N is beyond what every program can scan for itself, two beyond what pairs can sort.
 
     Raises:
         ValueError: there are more rows than fit 32 bits (their elements need not).
@@ -89,26 +158,43 @@ def group(labels: Tensor | None, N: int, C: int, block_n: int, like: Tensor) -> 
     labels = labels.contiguous()
     if N <= SCANNED_ROWS:
         return Groups(SCANNED.value, labels, nothing, max(1, cdiv(N, C * block_n)), N, C)
+    order, offsets = torch.empty_like(labels), labels.new_empty(C + 2)
     if N <= _configs.PAIRWISE_SORT_ROWS:
-        order, offsets = torch.empty_like(labels), labels.new_empty(C + 2)
-        config = configuration("sort", labels)
-        block = config.BLOCK_N
-        row_programs = cdiv(N, block)
-        launch(
-            pairwise_sort_kernel,
-            row_programs + cdiv(C + 2, block),
-            config,
-            labels,
-            labels,
-            order,
-            offsets,
-            N,
-            C,
-            row_programs,
-            BLOCK=block,
-            CHUNK=config.BLOCK_D,
-        )
-        return Groups(SORTED.value, order, offsets, 1, N, C)
-    placed, order = torch.sort(torch.where((labels >= 0) & (labels < C), labels, C), stable=True)
-    offsets = torch.searchsorted(placed, torch.arange(C + 2, device=labels.device))
+        _sort_by_pairs(labels, order, offsets)
+    else:
+        _sort_by_counting(labels, order, offsets)
     return Groups(SORTED.value, order, offsets, 1, N, C)
+
+
+def _sort_by_pairs(labels: Tensor, order: Tensor, offsets: Tensor) -> None:
+    N, C = labels.shape[0], offsets.shape[0] - 2
+    config = configuration("sort", labels)
+    block = config.BLOCK_N
+    row_programs = cdiv(N, block)
+    launch(
+        pairwise_sort_kernel,
+        row_programs + cdiv(C + 2, block),
+        config,
+        labels,
+        labels,
+        order,
+        offsets,
+        N,
+        C,
+        row_programs,
+        BLOCK=block,
+        CHUNK=config.BLOCK_D,
+    )
+
+
+def _sort_by_counting(labels: Tensor, order: Tensor, offsets: Tensor) -> None:
+    N, C = labels.shape[0], offsets.shape[0] - 2
+    config = configuration("count", labels)
+    constants = dict(SPAN=config.BLOCK_D, CHUNK=config.BLOCK_N)
+    programs = max(1, min(_configs.COUNTS // (C + 1), cdiv(N, _configs.COUNTED_ROWS)))
+    rows_of_program = cdiv(cdiv(N, programs), config.BLOCK_N) * config.BLOCK_N
+    programs = cdiv(N, rows_of_program)
+    counts, following = labels.new_empty(programs, C + 1), labels.new_empty(programs, C + 1)
+    launch(count_kernel, programs, config, labels, labels, counts, N, C, rows_of_program, **constants)
+    tables = (labels, counts, following, order, offsets)
+    launch(place_kernel, programs, config, labels, *tables, N, C, rows_of_program, programs, **constants)

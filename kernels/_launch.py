@@ -14,6 +14,9 @@ from cem_fast.kernels import _configs
 from cem_fast.kernels._configs import Config
 from torch import Tensor
 
+# Where the forward kept no responsibilities, the backward makes them for at most this many elements of [rows, K] at a time.
+RECOMPUTED_ELEMENTS = 1 << 22
+
 
 class Kernel:
     """One kernel, compiled in at most two versions for every choice of dtypes and constants.
@@ -64,9 +67,19 @@ def multiprocessors(like: Tensor) -> int:
     return _multiprocessors(like.device.index) if like.is_cuda else _configs.DEFAULT_MULTIPROCESSORS
 
 
+def product_precision(like: Tensor) -> str:
+    return _configs.product_precision(_architecture(like.device.index) if like.is_cuda else "*")
+
+
 def unit_stride(x: Tensor) -> Tensor:
     """Rows may lie anywhere, but the elements of one must be neighbors."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def aligned(x: Tensor, *others: Tensor) -> bool:
+    """Whether 128 bits at a time can be read of every row of x and of contiguous tensors with as many columns."""
+    sizes = (x.shape[1], x.stride(0), x.data_ptr(), *(t.data_ptr() for t in others))
+    return all(size % 16 == 0 for size in sizes)
 
 
 def options(config: Config) -> dict[str, Any]:
@@ -80,6 +93,12 @@ def launch(kernel: Kernel, programs: int, config: Config, like: Tensor, *args: A
     # tensors on the CPU mean the interpreter, whose numpy warns where a GPU would not
     with torch.cuda.device(like.device) if like.is_cuda else np.errstate(all="ignore"):
         kernel.version(args)[(programs,)](*args, **constants, **options(config))
+
+
+def row_windows(rows: int, components: int) -> list[slice]:
+    """Cuts rows into windows whose ``[rows, components]`` responsibilities are few enough to be made again in a backward."""
+    size = max(1, RECOMPUTED_ELEMENTS // components)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def cdiv(a: int, b: int) -> int:

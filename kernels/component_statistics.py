@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from cem_fast.kernels import _configs
 from cem_fast.kernels._configs import BLOCK_K
 from cem_fast.kernels._distance import distances, split_distances
 from cem_fast.kernels._grouping import group
-from cem_fast.kernels._launch import cdiv, configuration, kernel, launch, unit_stride
+from cem_fast.kernels._launch import aligned, cdiv, configuration, kernel, launch, unit_stride
 from cem_fast.kernels._reduce import Partials
 from cem_fast.kernels._rows import find_segment, load_tile, only_if, rows_of, store_size
 from torch import Tensor
@@ -323,8 +324,7 @@ def _resident_family(x: Tensor, means: Tensor) -> str | None:
     if D <= configuration("resident_narrow", means).BLOCK_D:
         return "resident_narrow"
     wide = configuration("resident_wide", means)
-    aligned = all(size % 16 == 0 for size in (D, x.stride(0), x.data_ptr(), means.data_ptr()))
-    return "resident_wide" if wide is not None and D <= wide.BLOCK_D and aligned else None
+    return "resident_wide" if wide is not None and D <= wide.BLOCK_D and aligned(x, means) else None
 
 
 def partial_statistics(
@@ -474,8 +474,8 @@ def component_statistics_bwd(
         return dx
     x, means, grad_scatter = unit_stride(x), means.contiguous(), grad_scatter.contiguous()
     config = configuration("gradient", means)
-    # sharing the means of a class pays while there are more rows than means
-    gather = K > BLOCK_K or N < C * K
+    # sharing the means of a class pays while there are more rows than means, and one launch sorts them
+    gather = K > BLOCK_K or N < C * K or N > _configs.PAIRWISE_SORT_ROWS
     labels = labels if labels is None else labels.contiguous()
     if gather:
         groups = group(None, N, C, config.BLOCK_N, means)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import torch
 import triton.language as tl
-from cem_fast.kernels._configs import BLOCK_K
+from cem_fast.kernels import global_mixture
+from cem_fast.kernels._configs import BLOCK_K, takes_products
 from cem_fast.kernels._distance import distances, split_distances
 from cem_fast.kernels._grouping import group
-from cem_fast.kernels._launch import cdiv, configuration, kernel, launch, unit_stride
+from cem_fast.kernels._launch import aligned, cdiv, configuration, kernel, launch, row_windows, unit_stride
 from cem_fast.kernels._reduce import Partials
 from cem_fast.kernels._rows import find_segment, load_tile, only_if, rows_of, store_size
 from torch import Tensor
 
 LOG_2PI: tl.constexpr = tl.constexpr(1.8378770664093453)
-
-# Where the forward kept no responsibilities, the backward makes them for at most this many elements of [rows, K] at a time.
-RECOMPUTED_ELEMENTS = 1 << 22
 
 
 @kernel("x_ptr", "stride", "means_ptr", "variances_ptr", "D")
@@ -209,6 +207,11 @@ def mixture_moments_kernel(
             tl.debug_barrier()
 
 
+def _takes_products(x: Tensor, means: Tensor, variances: Tensor, labels: Tensor | None) -> bool:
+    _, K, D = means.shape
+    return takes_products(labels is not None, K, D, means.element_size(), aligned(x, means, variances))
+
+
 def mixture_log_prob_fwd(
     x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, labels: Tensor | None, with_responsibilities: bool
 ) -> tuple[Tensor, Tensor]:
@@ -219,6 +222,12 @@ def mixture_log_prob_fwd(
     if N == 0:
         return log_prob, responsibilities
     x, means, variances, weights = unit_stride(x), means.contiguous(), variances.contiguous(), weights.contiguous()
+    if _takes_products(x, means, variances, labels):
+        products = global_mixture.Products(x, means, variances, weights)
+        log_prob = products.log_prob()
+        if with_responsibilities:
+            responsibilities = products.responsibilities(slice(0, N), log_prob)
+        return log_prob, responsibilities
     config = configuration("distance", means)
     groups = group(labels, N, C, config.BLOCK_N, means)
     size = cdiv(cdiv(D, groups.splits(config.BLOCK_N, D, means)), config.BLOCK_D) * config.BLOCK_D
@@ -253,11 +262,6 @@ def mixture_log_prob_fwd(
     return log_prob, responsibilities
 
 
-def _row_windows(N: int, K: int) -> list[slice]:
-    rows = max(1, RECOMPUTED_ELEMENTS // K)
-    return [slice(start, min(start + rows, N)) for start in range(0, N, rows)]
-
-
 def mixture_log_prob_bwd(
     grad: Tensor,
     x: Tensor,
@@ -271,12 +275,16 @@ def mixture_log_prob_bwd(
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.shape[0] == 0:
         return dx
-    x, means, variances = unit_stride(x), means.contiguous(), variances.contiguous()
-    grad = grad.contiguous()
-    if responsibilities.shape[1]:
-        _feature_gradient(grad, x, means, variances, labels, responsibilities.contiguous(), dx)
+    x, means, variances, weights = unit_stride(x), means.contiguous(), variances.contiguous(), weights.contiguous()
+    grad, responsibilities = grad.contiguous(), responsibilities.contiguous()
+    if _takes_products(x, means, variances, labels):
+        products = global_mixture.Products(x, means, variances, weights)
+        products.gradient(grad, log_prob.contiguous(), responsibilities, dx)
         return dx
-    for rows in _row_windows(x.shape[0], means.shape[1]):
+    if responsibilities.shape[1]:
+        _feature_gradient(grad, x, means, variances, labels, responsibilities, dx)
+        return dx
+    for rows in row_windows(x.shape[0], means.shape[1]):
         own = None if labels is None else labels[rows]
         _, r = mixture_log_prob_fwd(x[rows], means, variances, weights, own, True)
         _feature_gradient(grad[rows], x[rows], means, variances, own, r, dx[rows])
@@ -328,12 +336,15 @@ def mixture_moments(
     log_prob: Tensor,
     responsibilities: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, means, variances = unit_stride(x), means.contiguous(), variances.contiguous()
-    row_weights = row_weights.contiguous()
+    x, means, variances, weights = unit_stride(x), means.contiguous(), variances.contiguous(), weights.contiguous()
+    row_weights, responsibilities = row_weights.contiguous(), responsibilities.contiguous()
+    if _takes_products(x, means, variances, labels):
+        products = global_mixture.Products(x, means, variances, weights)
+        return products.moments(row_weights, log_prob.contiguous(), responsibilities)
     if responsibilities.shape[1] and x.shape[0]:
-        return _moments(row_weights, x, means, variances, labels, responsibilities.contiguous())
+        return _moments(row_weights, x, means, variances, labels, responsibilities)
     moments = means.new_zeros(means.shape[:2]), torch.zeros_like(means), torch.zeros_like(variances)
-    for rows in _row_windows(x.shape[0], means.shape[1]):
+    for rows in row_windows(x.shape[0], means.shape[1]):
         own = None if labels is None else labels[rows]
         _, r = mixture_log_prob_fwd(x[rows], means, variances, weights, own, True)
         for total, part in zip(moments, _moments(row_weights[rows], x[rows], means, variances, own, r)):

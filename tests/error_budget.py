@@ -13,6 +13,7 @@ PLACES = {
     "unit cube": (0.0, 0.3, 3.0),
     "offset 1000, spread 1e-3": (1000.0, 1e-3, 1.0),
     "mean 100 sigma from zero": (1.0, 0.01, 0.3),
+    "means 100 sigma apart": (0.0, 1.0, 100.0),
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from cem_fast.kernels._configs import product_precision
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -37,6 +38,9 @@ ARCHITECTURES: dict[int | str, Limits] = {
     "gfx950": Limits(160, 32),
 }
 
+# Its tensor cores multiply nothing longer than half precision.
+WITHOUT_FLOAT32_PRODUCTS = {75}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -48,17 +52,25 @@ class Report:
     occupancy: float  # resident warps over those that a multiprocessor can hold
     accesses: int  # to global memory, as instructions
     wide: int  # of them, how many move 128 bits
+    tensor: int  # instructions of tensor cores (NVIDIA) or matrix cores (AMD)
 
-    def faults(self, arch: int | str, vectorized: bool) -> list[str]:
+    def faults(self, arch: int | str, case: Any) -> list[str]:
         """What breaks the promises of a case, in words; empty if nothing does."""
         found = []
         if self.spills:
             found.append(f"{self.spills} spills")
         if self.shared_bytes > ARCHITECTURES[arch].shared_kib * 1024:
             found.append(f"{self.shared_bytes} bytes of shared memory, at most {ARCHITECTURES[arch].shared_kib} KiB")
-        if vectorized and not self.wide:
+        if case.vectorized and not self.wide:
             found.append(f"none of {self.accesses} accesses is 128 bits wide")
+        if case.precision is not None and arch not in WITHOUT_FLOAT32_PRODUCTS and not self.tensor:
+            found.append("no tensor-core instruction")
         return found
+
+
+def serves(case: Any, arch: int | str) -> bool:
+    """Whether a case is ever launched on an architecture."""
+    return case.precision in (None, product_precision(str(arch)))
 
 
 def report(case: Any, arch: int | str) -> Report:
@@ -95,6 +107,7 @@ def _nvidia(compiled: Any, limits: Limits, warps: int) -> Report:
         occupancy=_occupancy(limits, warps, 65536 // (-(-registers // 8) * 8 * 32), shared),
         accesses=len(re.findall(r"\b(?:LDG|STG)\.E", code)),
         wide=len(re.findall(r"\b(?:LDG|STG)\.E[.\w]*\.128", code)),
+        tensor=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", code)),
     )
 
 
@@ -113,4 +126,5 @@ def _amd(compiled: Any, limits: Limits, warps: int) -> Report:
         occupancy=_occupancy(limits, warps, 4 * (512 // (-(-registers // 8) * 8)), shared),
         accesses=len(re.findall(r"\b(?:global|buffer)_(?:load|store)_\w+", code)),
         wide=len(re.findall(r"\b(?:global|buffer)_(?:load|store)_dwordx4\b", code)),
+        tensor=len(re.findall(r"\bv_mfma_", code)),
     )

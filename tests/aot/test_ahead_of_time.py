@@ -1,4 +1,4 @@
-"""Kernels compiled for real GPUs, without one: no spills, shared memory within limits, wide access on aligned inputs."""
+"""Kernels compiled for real GPUs, without one: no spills, shared memory within limits, wide access, tensor cores."""
 
 import dataclasses
 
@@ -18,6 +18,9 @@ QUICK = [
     ("mixture_moments_kernel", {"features": "bf16"}, 100),
     ("entropy_bound_kernel", {"FROM_PARTIALS": True}, 89),
     ("scatter_kernel", {}, "gfx942"),
+    ("global_log_prob_kernel", {"PRECISION": "tf32x3", "DIAG": True}, 90),
+    ("global_gradient_kernel", {"PRECISION": "tf32x3", "DIAG": False}, 80),
+    ("global_moments_kernel", {"PRECISION": "ieee", "DIAG": True}, "gfx90a"),
 ]
 
 
@@ -36,29 +39,47 @@ def place(name, wanted):
 def test_promises_and_table(name, wanted, arch):
     found, faults = collect.row((place(name, wanted), arch))
     assert not faults
-    version, table = collect.written()
-    want = table[tuple(found[column] for column in collect.KEY)]
-    assert version != collect.triton.__version__ or found == want
+    assert collect.written().get(collect.key_of(found), found) == found
 
 
 def test_table_is_complete():
-    _, table = collect.written()
-    keys = {tuple(collect.key(case, arch).values()) for case in collect.CASES for arch in machine.ARCHITECTURES}
-    assert len(keys) == len(collect.CASES) * len(machine.ARCHITECTURES)
-    assert set(table) == keys
-    assert all(row["spills"] == "0" for row in table.values())
+    """Of every kernel there are all rows, by one Triton or by several."""
+    table = collect.written()
+    by_kernel = {}
+    for i, arch in collect.JOBS:
+        key = collect.key(collect.CASES[i], arch)
+        by_kernel.setdefault(key["kernel"], set()).add(collect.key_of(key)[1:])
+    assert sum(map(len, by_kernel.values())) == len(collect.JOBS)
+    recorded = {}
+    for version, *key in table:
+        recorded.setdefault((version, key[0]), set()).add(tuple(key))
+    assert {kernel for _, kernel in recorded} == set(by_kernel)
+    assert all(keys == by_kernel[kernel] for (_, kernel), keys in recorded.items())
+
+
+def test_nothing_in_the_table_spills_and_products_run_on_tensor_cores():
+    for row in collect.written().values():
+        assert row["spills"] == "0"
+        if "PRECISION" in row["configuration"] and row["arch"] != "sm_75":
+            assert int(row["tensor"]) > 0
+
+
+def test_every_case_serves_some_architecture():
+    assert {i for i, _ in collect.JOBS} == set(range(len(collect.CASES)))
 
 
 def test_unaligned_inputs_are_not_promised_wide_access():
     assert not any(case.vectorized for case in collect.CASES if not case.attrs)
 
 
-@pytest.mark.parametrize("fault", ["spills", "shared memory", "128 bits"])
+@pytest.mark.parametrize("fault", ["spills", "shared memory", "128 bits", "no tensor-core instruction"])
 def test_a_bad_kernel_is_noticed(fault, monkeypatch):
     good = collect.CASES[place("component_statistics_bwd_kernel", {"GATHER": False})]
     arch = 80
     if fault == "128 bits":  # a kernel that promises what only its aligned version can hold
         bad = dataclasses.replace(good, attrs={})
+    elif fault == "no tensor-core instruction":  # a product that NVIDIA's tensor cores cannot take
+        bad = collect.CASES[place("global_log_prob_kernel", {"PRECISION": "ieee", "DIAG": False})]
     elif fault == "spills":  # a tile of twice as many elements as four warps have registers
         constants = good.constexprs | {"BLOCK_N": 128, "BLOCK_D": 256}
         bad = dataclasses.replace(good, constexprs=constants, options=good.options | {"num_warps": 4})

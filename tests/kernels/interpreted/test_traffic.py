@@ -3,6 +3,8 @@
 import csv
 
 import pytest
+from cem_fast.kernels import _configs
+from interpreter import watching
 from traffic import MOST, OPERATIONS, SHAPES, TABLE, measure
 
 LONG = pytest.mark.long
@@ -24,6 +26,17 @@ def test_bytes_and_launches(operation, shape, diag):
     assert row["times x is read"] == (3 if twice else 2)
     assert row["times dx is written"] == 1
     assert 0.9 <= row["ratio"] <= MOST
+
+
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+def test_launches_where_labels_are_counted(diag, monkeypatch):
+    monkeypatch.setattr(_configs, "PAIRWISE_SORT_ROWS", 512)
+    # dimensions that no program holds at once
+    step, _ = OPERATIONS["CEMLoss step"](520, 129, 2, 1, diag)
+    with watching() as seen:
+        step()
+    assert seen.launches["place_kernel"] == 1
+    assert seen.launches.total() <= 8
 
 
 @LONG

@@ -1,0 +1,583 @@
+"""The log-likelihood of one class with many components, and its gradients, by matrix products on tensor cores.
+
+``sum_d (x - mu)^2 / v`` is expanded about a shift that all rows and components share, their mean. What the expansion loses
+where a component is far from the shift, measured in its own deviations, is made good for every component that matters to a
+row: its distance is taken directly. Components are visited tile by tile, and no ``[N, K]`` matrix is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from cem_fast.kernels._configs import Config
+from cem_fast.kernels._launch import (
+    cdiv,
+    configuration,
+    kernel,
+    launch,
+    multiprocessors,
+    product_precision,
+    row_windows,
+)
+from cem_fast.kernels._rows import load_tile, only_if
+from torch import Tensor
+
+LOG_2PI: tl.constexpr = tl.constexpr(1.8378770664093453)
+
+# Components that much below a row's highest joint density, in nats, stay as expanded: they add less than 1e-8 of it each.
+NEAR: tl.constexpr = tl.constexpr(20.0)
+# A distance is taken directly if the component's own distance to the shift is more than this share of it.
+MATERIAL: tl.constexpr = tl.constexpr(0.25)
+# Error of the expansion, in nats, at most, for every unit of the terms that it adds up.
+ROUNDING: tl.constexpr = tl.constexpr(2.0**-19)
+
+
+@kernel("means_ptr", "variances_ptr", "D")
+def component_terms_kernel(
+    shift_ptr, means_ptr, variances_ptr, weights_ptr, constant_ptr, norm_ptr, D, DIAG: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Of one component: the joint log-density at its mean, and the squared distance of its mean to the shift."""
+    k = tl.program_id(0).to(tl.int64)
+    logs = tl.zeros([BLOCK], means_ptr.dtype.element_ty)
+    norm = tl.zeros([BLOCK], means_ptr.dtype.element_ty)
+    for start in range(0, D, BLOCK):
+        d = start + tl.arange(0, BLOCK)
+        inside = d < D
+        away = tl.load(means_ptr + k * D + d, mask=inside, other=0) - tl.load(shift_ptr + d, mask=inside, other=0)
+        if DIAG:
+            variance = tl.load(variances_ptr + k * D + d, mask=inside, other=1)
+        else:
+            variance = tl.zeros([BLOCK], means_ptr.dtype.element_ty) + tl.load(variances_ptr + k)
+        logs += tl.where(inside, tl.log(variance), 0.0)
+        norm += away * away / variance
+    determinant = tl.sum(logs, 0) + LOG_2PI * D.to(means_ptr.dtype.element_ty)
+    tl.store(constant_ptr + k, tl.log(tl.load(weights_ptr + k)) - 0.5 * determinant)
+    tl.store(norm_ptr + k, tl.sum(norm, 0))
+
+
+@triton.jit
+def component_tile(
+    shift_ptr, means_ptr, variances_ptr, component, exists, d, inside, D, DIAG: tl.constexpr
+):  # fmt: skip
+    """Of a tile ``[BLOCK_K, BLOCK_D]``: means about the shift times precisions, and the precisions; 0 outside."""
+    both = exists[:, None] & inside[None, :]
+    at = component.to(tl.int64)[:, None] * D + d[None, :]
+    shift = tl.load(shift_ptr + d, mask=inside, other=0)
+    away = tl.where(both, tl.load(means_ptr + at, mask=both, other=0) - shift[None, :], 0.0)
+    precision = away * 0
+    if DIAG:
+        precision = tl.where(both, 1 / tl.load(variances_ptr + at, mask=both, other=1), 0.0)
+        away *= precision
+    return away, precision
+
+
+@triton.jit
+def centered_tile(x_ptr, stride, shift_ptr, row, valid, d, inside, dtype: tl.constexpr):
+    """Rows of x about the shift; 0 outside."""
+    x = load_tile(x_ptr, stride, row, valid, d, inside, dtype)
+    shift = tl.load(shift_ptr + d, mask=inside, other=0)
+    return tl.where(valid[:, None] & inside[None, :], x - shift[None, :], 0.0)
+
+
+@triton.jit
+def expanded_distances(
+    x_ptr, stride, shift_ptr, means_ptr, variances_ptr, norm, row, valid, component, exists, D,
+    DIAG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """``sum_d (x - mu)^2 / v`` as ``x^2 (1/v) - 2 x (mu/v) + mu^2 / v``, ``[BLOCK_N, BLOCK_K]``."""
+    dtype = means_ptr.dtype.element_ty
+    total = tl.zeros([BLOCK_N, BLOCK_K], dtype)
+    square = tl.zeros([BLOCK_N], dtype)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        inside = d < D
+        x = centered_tile(x_ptr, stride, shift_ptr, row, valid, d, inside, dtype)
+        away, precision = component_tile(shift_ptr, means_ptr, variances_ptr, component, exists, d, inside, D, DIAG)
+        total = tl.dot(-2 * x, tl.trans(away), total, input_precision=PRECISION)
+        if DIAG:
+            total = tl.dot(x * x, tl.trans(precision), total, input_precision=PRECISION)
+        else:
+            square += tl.sum(x * x, 1)
+    if not DIAG:
+        variance = tl.load(variances_ptr + component, mask=exists, other=1)
+        total = (total + square[:, None]) / variance[None, :]
+    return total + norm[None, :]
+
+
+@triton.jit
+def direct_distance(
+    x_ptr, stride, means_ptr, variances_ptr, row, valid, k, D,
+    DIAG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """``sum_d (x - mu)^2 / v`` of one component as it stands, ``[BLOCK_N]``."""
+    dtype = means_ptr.dtype.element_ty
+    total = tl.zeros([BLOCK_N], dtype)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        inside = d < D
+        mean = tl.load(means_ptr + k.to(tl.int64) * D + d, mask=inside, other=0)
+        deviation = load_tile(x_ptr, stride, row, valid, d, inside, dtype) - mean[None, :]
+        square = deviation * deviation
+        if DIAG:
+            square *= (1 / tl.load(variances_ptr + k.to(tl.int64) * D + d, mask=inside, other=1))[None, :]
+        total += tl.sum(square, 1)
+    if not DIAG:
+        total /= tl.load(variances_ptr + k)
+    return total
+
+
+@triton.jit
+def next_wanted(wanted, j, BLOCK_K: tl.constexpr):
+    """The first column after j with an element that is wanted; BLOCK_K if there is none."""
+    column = tl.arange(0, BLOCK_K)
+    some = tl.max(wanted.to(tl.int32), 0)
+    return tl.min(tl.where((some > 0) & (column > j), column, BLOCK_K), 0)
+
+
+@triton.jit
+def refined_joint(
+    total, floor, constant, norm, x_ptr, stride, means_ptr, variances_ptr, row, valid, first, exists, D,
+    DIAG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The log joint density of a tile from expanded distances, direct where a component may reach ``floor - NEAR``.
+
+    The floor ``[BLOCK_N]`` is raised by what the tile reaches for certain.
+    """
+    joint = constant[None, :] - 0.5 * total
+    margin = ROUNDING * (tl.abs(total) + 2 * norm[None, :])
+    certain = tl.where(exists[None, :], joint - margin, float("-inf"))
+    floor = tl.maximum(floor, tl.max(tl.where(certain == certain, certain, float("-inf")), 1))
+    near = (joint + margin >= floor[:, None] - NEAR) & (norm[None, :] > MATERIAL * total)
+    # infinite or huge values may have met as inf - inf, where the direct distance is infinite
+    near = (near | (joint != joint)) & valid[:, None] & exists[None, :]
+    column = tl.arange(0, BLOCK_K)
+    j = next_wanted(near, -1, BLOCK_K)
+    while j < BLOCK_K:
+        distance = direct_distance(
+            x_ptr, stride, means_ptr, variances_ptr, row, valid, first + j, D, DIAG, BLOCK_N, BLOCK_D
+        )  # fmt: skip
+        total = tl.where(near & (column == j)[None, :], distance[:, None], total)
+        j = next_wanted(near, j, BLOCK_K)
+    return tl.where(exists[None, :], constant[None, :] - 0.5 * total, float("-inf"))
+
+
+@kernel("x_ptr", "stride", "shift_ptr", "means_ptr", "variances_ptr", "D")
+def global_log_prob_kernel(
+    x_ptr,
+    stride,
+    shift_ptr,
+    means_ptr,
+    variances_ptr,
+    constant_ptr,
+    norm_ptr,
+    log_prob_ptr,  # [shares, N]
+    N,
+    D,
+    K,
+    shares,
+    share_size,  # a multiple of BLOCK_K
+    DIAG: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Online logsumexp of a block of rows over the tiles of one share of the components."""
+    dtype = means_ptr.dtype.element_ty
+    share = tl.program_id(0) % shares
+    row = (tl.program_id(0) // shares) * BLOCK_N + tl.arange(0, BLOCK_N)
+    valid = row < N
+    highest = tl.full([BLOCK_N], float("-inf"), dtype)
+    mass = tl.zeros([BLOCK_N], dtype)
+    last = tl.minimum((share + 1) * share_size, K)
+    for first in range(share * share_size, last, BLOCK_K):
+        component = first + tl.arange(0, BLOCK_K)
+        exists = component < last
+        constant = tl.load(constant_ptr + component, mask=exists, other=0)
+        norm = tl.load(norm_ptr + component, mask=exists, other=0)
+        total = expanded_distances(
+            x_ptr, stride, shift_ptr, means_ptr, variances_ptr, norm, row, valid, component, exists, D,
+            DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
+        )  # fmt: skip
+        joint = refined_joint(
+            total, highest, constant, norm, x_ptr, stride, means_ptr, variances_ptr, row, valid, first, exists, D,
+            DIAG, BLOCK_N, BLOCK_K, BLOCK_D,
+        )  # fmt: skip
+        new = tl.maximum(highest, tl.max(tl.where(joint == joint, joint, float("-inf")), 1))
+        anchor = tl.where(new == float("-inf"), 0.0, new)
+        mass = mass * tl.exp(highest - anchor) + tl.sum(tl.exp(joint - anchor[:, None]), 1)
+        highest = new
+    log_prob = tl.where(highest == float("-inf"), 0.0, highest) + tl.log(mass)
+    tl.store(log_prob_ptr + share * N.to(tl.int64) + row, log_prob, mask=valid)
+
+
+@kernel("x_ptr", "stride", "shift_ptr", "means_ptr", "variances_ptr", "D")
+def global_responsibilities_kernel(
+    x_ptr,
+    stride,
+    shift_ptr,
+    means_ptr,
+    variances_ptr,
+    constant_ptr,
+    norm_ptr,
+    log_prob_ptr,
+    responsibilities_ptr,
+    N,
+    D,
+    K,
+    tiles,
+    DIAG: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``r_nk = exp(joint_nk - log p(x_n))`` of one tile."""
+    first = (tl.program_id(0) % tiles) * BLOCK_K
+    row = (tl.program_id(0) // tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+    valid = row < N
+    component = first + tl.arange(0, BLOCK_K)
+    exists = component < K
+    log_prob = tl.load(log_prob_ptr + row, mask=valid, other=0)
+    constant = tl.load(constant_ptr + component, mask=exists, other=0)
+    norm = tl.load(norm_ptr + component, mask=exists, other=0)
+    total = expanded_distances(
+        x_ptr, stride, shift_ptr, means_ptr, variances_ptr, norm, row, valid, component, exists, D,
+        DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
+    )  # fmt: skip
+    joint = refined_joint(
+        total, log_prob, constant, norm, x_ptr, stride, means_ptr, variances_ptr, row, valid, first, exists, D,
+        DIAG, BLOCK_N, BLOCK_K, BLOCK_D,
+    )  # fmt: skip
+    at = row.to(tl.int64)[:, None] * K + component[None, :]
+    tl.store(responsibilities_ptr + at, tl.exp(joint - log_prob[:, None]), mask=valid[:, None] & exists[None, :])
+
+
+@triton.jit
+def responsibility_tile(responsibilities_ptr, log_prob_ptr, constant_ptr, norm_ptr, row, valid, component, exists, K):
+    """``r`` of a tile, 0 outside, and which of it is to be taken directly: the same choice as for the distances."""
+    both = valid[:, None] & exists[None, :]
+    r = tl.load(responsibilities_ptr + row.to(tl.int64)[:, None] * K + component[None, :], mask=both, other=0)
+    log_prob = tl.load(log_prob_ptr + row, mask=valid, other=0)
+    constant = tl.load(constant_ptr + component, mask=exists, other=0)
+    norm = tl.load(norm_ptr + component, mask=exists, other=0)
+    log_r = tl.log(tl.where(r > 0, r, 1.0))
+    distance = 2 * (constant[None, :] - log_prob[:, None] - log_r)
+    return r, (r > 0) & (log_r > -NEAR) & (norm[None, :] > MATERIAL * distance)
+
+
+@kernel("x_ptr", "stride", "shift_ptr", "means_ptr", "variances_ptr", "dx_ptr", "D")
+def global_gradient_kernel(
+    grad_ptr,
+    x_ptr,
+    stride,
+    shift_ptr,
+    means_ptr,
+    variances_ptr,
+    constant_ptr,
+    norm_ptr,
+    log_prob_ptr,
+    responsibilities_ptr,
+    dx_ptr,
+    N,
+    D,
+    K,
+    d_programs,
+    DIAG: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``dx = g sum_k r_k (mu_k - x) / v_k`` of one tile, as ``r (mu/v) - x (r (1/v))``, or directly."""
+    dtype = means_ptr.dtype.element_ty
+    d = (tl.program_id(0) % d_programs) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = d < D
+    row = (tl.program_id(0) // d_programs) * BLOCK_N + tl.arange(0, BLOCK_N)
+    valid = row < N
+    pull = tl.zeros([BLOCK_N, BLOCK_D], dtype)
+    push = tl.zeros([BLOCK_N, BLOCK_D], dtype)
+    scalar_push = tl.zeros([BLOCK_N], dtype)
+    column = tl.arange(0, BLOCK_K)
+    for first in range(0, K, BLOCK_K):
+        component = first + column
+        exists = component < K
+        r, direct = responsibility_tile(
+            responsibilities_ptr, log_prob_ptr, constant_ptr, norm_ptr, row, valid, component, exists, K
+        )  # fmt: skip
+        if not DIAG:
+            r /= tl.load(variances_ptr + component, mask=exists, other=1)[None, :]
+        far = tl.where(direct, 0.0, r)
+        away, precision = component_tile(shift_ptr, means_ptr, variances_ptr, component, exists, d, inside, D, DIAG)
+        pull = tl.dot(far, away, pull, input_precision=PRECISION)
+        if DIAG:
+            push = tl.dot(far, precision, push, input_precision=PRECISION)
+        else:
+            scalar_push += tl.sum(far, 1)
+        j = next_wanted(direct, -1, BLOCK_K)
+        while j < BLOCK_K:
+            at = (first + j).to(tl.int64) * D + d
+            own = tl.sum(tl.where(direct & (column == j)[None, :], r, 0.0), 1)
+            mean = tl.load(means_ptr + at, mask=inside, other=0)
+            deviation = mean[None, :] - load_tile(x_ptr, stride, row, valid, d, inside, dtype)
+            if DIAG:
+                deviation *= (1 / tl.load(variances_ptr + at, mask=inside, other=1))[None, :]
+            pull += own[:, None] * deviation
+            j = next_wanted(direct, j, BLOCK_K)
+    grad = tl.load(grad_ptr + row, mask=valid, other=0)
+    x = centered_tile(x_ptr, stride, shift_ptr, row, valid, d, inside, dtype)
+    if not DIAG:
+        push += scalar_push[:, None]
+    dx = grad[:, None] * (pull - x * push)
+    at = row.to(tl.int64)[:, None] * D + d[None, :]
+    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=valid[:, None] & inside[None, :])
+
+
+@kernel("x_ptr", "stride", "shift_ptr", "means_ptr", "first_ptr", "D")
+def global_moments_kernel(
+    row_weights_ptr,
+    x_ptr,
+    stride,
+    shift_ptr,
+    means_ptr,
+    constant_ptr,
+    norm_ptr,
+    log_prob_ptr,
+    responsibilities_ptr,
+    mass_ptr,
+    first_ptr,
+    second_ptr,  # DIAG: [K, D], else [d_programs, K]
+    N,
+    D,
+    K,
+    d_programs,
+    DIAG: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``sum_n a_nk (1, x - mu_k, (x - mu_k)^2)`` of a tile of components and dimensions, ``a = row_weights r``."""
+    dtype = means_ptr.dtype.element_ty
+    part = tl.program_id(0) % d_programs
+    d = part * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = d < D
+    column = tl.arange(0, BLOCK_K)
+    begin = (tl.program_id(0) // d_programs) * BLOCK_K
+    component = begin + column
+    exists = component < K
+    both = exists[:, None] & inside[None, :]
+    at = component.to(tl.int64)[:, None] * D + d[None, :]
+    mass = tl.zeros([BLOCK_K], dtype)
+    first = tl.zeros([BLOCK_K, BLOCK_D], dtype)
+    second = tl.zeros([BLOCK_K, BLOCK_D], dtype)
+    for start in range(0, N, BLOCK_N):
+        row = start + tl.arange(0, BLOCK_N)
+        valid = row < N
+        r, direct = responsibility_tile(
+            responsibilities_ptr, log_prob_ptr, constant_ptr, norm_ptr, row, valid, component, exists, K
+        )  # fmt: skip
+        a = tl.load(row_weights_ptr + row, mask=valid, other=0)[:, None] * r
+        mass += tl.sum(a, 0)
+        far = tl.where(direct, 0.0, a)
+        x = centered_tile(x_ptr, stride, shift_ptr, row, valid, d, inside, dtype)
+        away, _ = component_tile(shift_ptr, means_ptr, means_ptr, component, exists, d, inside, D, False)
+        far_mass = tl.sum(far, 0)[:, None]
+        sums = tl.dot(tl.trans(far), x, input_precision=PRECISION)
+        first += sums - away * far_mass
+        second = tl.dot(tl.trans(far), x * x, second, input_precision=PRECISION)
+        second += away * (away * far_mass - 2 * sums)
+        j = next_wanted(direct, -1, BLOCK_K)
+        while j < BLOCK_K:
+            own = tl.sum(tl.where(direct & (column == j)[None, :], a, 0.0), 1)
+            mean = tl.load(means_ptr + (begin + j).to(tl.int64) * D + d, mask=inside, other=0)
+            deviation = load_tile(x_ptr, stride, row, valid, d, inside, dtype) - mean[None, :]
+            weighted = own[:, None] * tl.where(valid[:, None], deviation, 0.0)
+            mine = (column == j)[:, None]
+            first += tl.where(mine, tl.sum(weighted, 0)[None, :], 0.0)
+            second += tl.where(mine, tl.sum(weighted * deviation, 0)[None, :], 0.0)
+            j = next_wanted(direct, j, BLOCK_K)
+    tl.store(first_ptr + at, first, mask=both)
+    if DIAG:
+        tl.store(second_ptr + at, second, mask=both)
+    else:
+        squares = tl.sum(tl.where(inside[None, :], second, 0.0), 1)
+        tl.store(second_ptr + part * K.to(tl.int64) + component, squares, mask=exists)
+    tl.store(mass_ptr + component, mass, mask=only_if(part == 0, exists))
+
+
+class Products:
+    """The operations on rows of one mixture without labels; tensors are contiguous, but rows of x may lie apart."""
+
+    def __init__(self, x: Tensor, means: Tensor, variances: Tensor, weights: Tensor):
+        self.x, self.means, self.variances = x, means, variances
+        _, self.K, self.D = means.shape
+        self.shift = means[0].mean(0)
+        self.constant, self.norm = torch.empty_like(weights), torch.empty_like(weights)
+        self.diag = variances.dim() == 3
+        config = configuration("entropy", means)
+        launch(
+            component_terms_kernel,
+            self.K,
+            config,
+            means,
+            self.shift,
+            means,
+            variances,
+            weights,
+            self.constant,
+            self.norm,
+            self.D,
+            DIAG=self.diag,
+            BLOCK=config.BLOCK_D,
+        )
+
+    def _tiles(self, config: Config) -> dict[str, Any]:
+        return dict(
+            DIAG=self.diag,
+            BLOCK_N=config.BLOCK_N,
+            BLOCK_K=config.BLOCK_K,
+            BLOCK_D=config.BLOCK_D,
+            PRECISION=product_precision(self.means),
+        )
+
+    def log_prob(self) -> Tensor:
+        N, K = self.x.shape[0], self.K
+        config = configuration("product", self.means)
+        blocks = cdiv(N, config.BLOCK_N)
+        # two programs to every multiprocessor
+        shares = min(cdiv(2 * multiprocessors(self.means), blocks), cdiv(K, config.BLOCK_K))
+        size = cdiv(cdiv(K, shares), config.BLOCK_K) * config.BLOCK_K
+        shares = cdiv(K, size)
+        partial = self.means.new_empty(shares, N)
+        launch(
+            global_log_prob_kernel,
+            blocks * shares,
+            config,
+            self.means,
+            self.x,
+            self.x.stride(0),
+            self.shift,
+            self.means,
+            self.variances,
+            self.constant,
+            self.norm,
+            partial,
+            N,
+            self.D,
+            K,
+            shares,
+            size,
+            **self._tiles(config),
+        )
+        return torch.logsumexp(partial, 0)
+
+    def responsibilities(self, rows: slice, log_prob: Tensor) -> Tensor:
+        x = self.x[rows]
+        r = self.means.new_empty(x.shape[0], self.K)
+        config = configuration("product", self.means)
+        tiles = cdiv(self.K, config.BLOCK_K)
+        launch(
+            global_responsibilities_kernel,
+            cdiv(x.shape[0], config.BLOCK_N) * tiles,
+            config,
+            self.means,
+            x,
+            x.stride(0),
+            self.shift,
+            self.means,
+            self.variances,
+            self.constant,
+            self.norm,
+            log_prob[rows],
+            r,
+            x.shape[0],
+            self.D,
+            self.K,
+            tiles,
+            **self._tiles(config),
+        )
+        # exactly 1 in all, however the log-likelihood was rounded
+        return r.div_(r.sum(1, keepdim=True))
+
+    def _windows(self, log_prob: Tensor, kept: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their responsibilities: all of those that the forward kept, or as many as are made again at a time."""
+        if kept.shape[1]:
+            yield slice(0, self.x.shape[0]), kept
+            return
+        for rows in row_windows(self.x.shape[0], self.K):
+            yield rows, self.responsibilities(rows, log_prob)
+
+    def gradient(self, grad: Tensor, log_prob: Tensor, kept: Tensor, dx: Tensor) -> None:
+        config = configuration("product_gradient", self.means)
+        d_programs = cdiv(self.D, config.BLOCK_D)
+        for rows, r in self._windows(log_prob, kept):
+            x = self.x[rows]
+            launch(
+                global_gradient_kernel,
+                cdiv(x.shape[0], config.BLOCK_N) * d_programs,
+                config,
+                self.means,
+                grad[rows],
+                x,
+                x.stride(0),
+                self.shift,
+                self.means,
+                self.variances,
+                self.constant,
+                self.norm,
+                log_prob[rows],
+                r,
+                dx[rows],
+                x.shape[0],
+                self.D,
+                self.K,
+                d_programs,
+                **self._tiles(config),
+            )
+
+    def moments(self, row_weights: Tensor, log_prob: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mass, first, second = (
+            torch.zeros_like(self.constant),
+            torch.zeros_like(self.means),
+            torch.zeros_like(self.variances),
+        )
+        for rows, r in self._windows(log_prob, kept):
+            parts = self._moments(self.x[rows], row_weights[rows], log_prob[rows], r)
+            for total, part in zip((mass, first, second), parts):
+                total += part
+        return mass, first, second
+
+    def _moments(self, x: Tensor, row_weights: Tensor, log_prob: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        config = configuration("product_moments", self.means)
+        d_programs = cdiv(self.D, config.BLOCK_D)
+        mass, first = torch.empty_like(self.constant), torch.empty_like(self.means)
+        second = torch.empty_like(self.means) if self.diag else self.means.new_empty(d_programs, self.K)
+        launch(
+            global_moments_kernel,
+            cdiv(self.K, config.BLOCK_K) * d_programs,
+            config,
+            self.means,
+            row_weights,
+            x,
+            x.stride(0),
+            self.shift,
+            self.means,
+            self.constant,
+            self.norm,
+            log_prob,
+            r,
+            mass,
+            first,
+            second,
+            x.shape[0],
+            self.D,
+            self.K,
+            d_programs,
+            **self._tiles(config),
+        )
+        return mass, first, second if self.diag else second.sum(0)
