@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch
 CXX ?= c++
+SHARE ?= 0.05
 
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check --quiet
@@ -23,11 +24,14 @@ test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 	@echo "the operations once more, on the plain torch reference"
 	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/test_mixture.py
 
-check: $(READY) ## the long proofs: sanitizers, a sample of the Triton kernels compiled, the wheel (also under OTHER_TORCH)
+check: $(READY) ## the long proofs: sanitizers, wrong kernels, a sample of what is compiled, the wheel (also under OTHER_TORCH)
 	@$(PY) tests/sanitizers/run.py
 	@$(PY) tests/cuda_host/run.py
-	@if $(PY) -c 'import triton' 2>/dev/null; then $(PY) tests/aot/collect.py --share 0.05; \
-	  else echo "triton is not installed: its kernels were not compiled"; fi
+	@if command -v nvcc >/dev/null; then $(PY) benchmarks/cuda_registers.py --check; \
+	  else echo "nvcc is not installed: the CUDA kernels were not compiled"; fi
+	@if $(PY) -c 'import triton' 2>/dev/null; \
+	  then $(PY) tests/kernels/proofs.py --share $(SHARE) && $(PY) tests/aot/collect.py --share $(SHARE); \
+	  else echo "triton is not installed: its kernels were neither interpreted nor compiled"; fi
 	@$(PY) tests/wheel.py $(if $(OTHER_TORCH),--torch "$(OTHER_TORCH)")
 
 lint: $(READY) ## check style, without changing anything
