@@ -113,6 +113,18 @@ def _cases(feature_dtype: torch.dtype) -> Iterator[tuple[str, list[Any]]]:
             yield "entropy_bound", [counts.to(dtype), scatter.to(dtype), D, *priors, *options]
             yield "cem_fwd", [x, means, labels, *priors, *options]
 
+    # one class of many components, which GPUs evaluate by matrix products
+    K, D = 130, 64
+    means, weights = uniform(1, K, D).to(dtype), torch.full((1, K), 1 / K, dtype=dtype)
+    x = (means[0, torch.randint(K, (N,), generator=generator)].double() + 0.3 * uniform(N, D)).to(feature_dtype)
+    for diagonal in (False, True):
+        variances = (0.05 + 0.1 * uniform(1, K, D)).to(dtype)
+        mixture = [x, means, variances if diagonal else variances[:, :, 0].contiguous(), weights, None]
+        yield "mixture_log_prob_fwd", [*mixture, False]
+        log_prob = reference.mixture_log_prob_fwd(*(_exact(t) for t in mixture), False)[0].to(dtype)
+        yield "mixture_log_prob_bwd", [uniform(N).to(dtype), *mixture, log_prob, x.new_empty(N, 0, dtype=dtype)]
+        yield "mixture_moments", [uniform(N).to(dtype), *mixture, log_prob, x.new_empty(N, 0, dtype=dtype)]
+
 
 def _exact(argument: Any) -> Any:
     return argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
