@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 
-def aot_cases() -> list[Any]:
+def aot_cases(*, everywhere: bool = False) -> list[Any]:
     """Every kernel, signature and configuration that the launchers can ask for, to compile ahead of time.
+
+    Args:
+        everywhere: whether to list what only the devices of another vendor are given, too; else it is what this build of
+            torch can launch.
 
     Returns:
         Cases with ``name``, ``fn`` (the JIT function), ``signature``, ``constexprs``, ``attrs``, ``options``, ``vectorized``
@@ -16,10 +20,13 @@ def aot_cases() -> list[Any]:
         ImportError: triton is not installed.
         RuntimeError: kernels are being interpreted (``TRITON_INTERPRET=1``), and so cannot be compiled.
     """
+    import torch
     from cem_fast.kernels._aot import cases
+    from cem_fast.kernels._configs import product_precision
     from triton.runtime.jit import JITFunction
 
     listed = cases()
     if not isinstance(listed[0].fn, JITFunction):
         raise RuntimeError("kernels are interpreted (TRITON_INTERPRET=1) and cannot be compiled")
-    return listed
+    precision = product_precision("gfx" if torch.version.hip else "sm")
+    return [case for case in listed if everywhere or case.precision in (None, precision)]

@@ -29,7 +29,7 @@ from cem_fast.kernels import aot_cases
 TABLE = Path(__file__).resolve().parents[2] / "benchmarks/results/ahead_of_time.csv"
 KEY = ("triton", "kernel", "arch", "features", "aligned", "configuration")
 
-CASES = aot_cases()
+CASES = aot_cases(everywhere=True)
 JOBS = [(i, arch) for i, case in enumerate(CASES) for arch in ARCHITECTURES if serves(case, arch)]
 
 Row = dict[str, str]

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -66,6 +67,8 @@ def test_nothing_in_the_table_spills_and_products_run_on_tensor_cores():
 
 def test_every_case_serves_some_architecture():
     assert {i for i, _ in collect.JOBS} == set(range(len(collect.CASES)))
+    of_this_torch = {case.precision for case in collect.aot_cases()}
+    assert of_this_torch == {None, "ieee" if torch.version.hip else "tf32x3"}
 
 
 def test_unaligned_inputs_are_not_promised_wide_access():
