@@ -44,8 +44,9 @@ format: $(READY) ## bring the sources into style
 	@$(PY) -m ruff format .
 	@$(VENV)/bin/clang-format -i $(CPP)
 
-build: $(READY) ## compile the extension again
-	@$(PIP) install --no-build-isolation --no-deps -e .
+build: ## compile the extension again
+	@rm -f "$(READY)"
+	@$(MAKE) --no-print-directory $(READY)
 
 clean: ## remove what was built; the environment and runs/ stay
 	rm -rf build dist *.egg-info cem_fast/*.so cem_fast/_not_built*.txt .pytest_cache .ruff_cache
