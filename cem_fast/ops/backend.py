@@ -1,8 +1,9 @@
 """Which implementation of the operations is in force, chosen once when the package is imported, and why.
 
-``CEM_FAST_BACKEND`` asks for one: ``auto`` takes the best there is, ``reference`` plain torch, ``cpu`` the compiled CPU
-kernels, ``triton`` the Triton kernels (on CPU tensors where ``TRITON_INTERPRET=1``), ``cuda`` the compiled CUDA kernels; asking for
-what this installation lacks is an error. ``CEM_FAST_CPU_CAPABILITY`` asks for an instruction set.
+``CEM_FAST_BACKEND`` asks for one: ``auto`` takes the best there is (on a GPU only kernels that agree with the reference there),
+``reference`` plain torch, ``cpu`` the compiled CPU kernels, ``triton`` the Triton kernels (on CPU tensors where
+``TRITON_INTERPRET=1``), ``cuda`` the compiled CUDA kernels; asking for what this installation lacks is an error.
+``CEM_FAST_CPU_CAPABILITY`` asks for an instruction set.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import functools
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cem_fast.ops import library
+from cem_fast.ops import agreement, library, reference
 
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 CAPABILITIES = ("default", "avx2", "avx512")
@@ -93,24 +95,64 @@ def _triton_launcher(name: str) -> Callable[..., Any]:
     return launcher
 
 
+def _once_it_agrees(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator's kernel, compared with the reference by its first call on a device; where they differ, the reference.
+
+    That first call waits for the device. While a CUDA graph is captured nothing can be compared, and the kernel serves as it is.
+    """
+    agrees: dict[torch.device, bool] = {}
+
+    def serve(*args: Any) -> Any:
+        device = next(a.device for a in args if isinstance(a, torch.Tensor))
+        if device not in agrees:
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                return kernel(*args)
+            agrees[device] = _agrees(name, kernel, device)
+        return kernel(*args) if agrees[device] else getattr(reference, name)(*args)
+
+    return serve
+
+
+def _agrees(name: str, kernel: Callable[..., Any], device: torch.device) -> bool:
+    try:
+        error = agreement.error(name, kernel, torch.float32, device)
+        fault = f"is off by {error:.1e}" if error > agreement.TOLERANCE[torch.float32] else None
+    except Exception as failure:  # whatever a compiler or a driver raises
+        fault = f"failed ({type(failure).__name__}: {failure})"
+    if fault is not None:
+        warnings.warn(
+            f"the kernel of {name} {fault} on {device} and is not used there; plain torch is slower: see "
+            f"cem-fast doctor --device {device.type} --check",
+            stacklevel=2,
+        )
+    return fault is None
+
+
 def _load_triton(requested: str) -> tuple[str | None, str]:
     """Registers the Triton launchers; returns the dispatch key that they serve, or None, and the reason."""
-    if requested != "triton":
-        return None, "its kernels have never run on a GPU: ask for them with CEM_FAST_BACKEND=triton"
+    if requested not in ("auto", "triton"):
+        return None, f"CEM_FAST_BACKEND={requested}"
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"
     reason = None
     if importlib.util.find_spec("triton") is None:
         reason = "the package triton is not installed"
     elif importlib.util.find_spec("cem_fast.kernels") is None:
         reason = "the package was not installed with its kernels"
+    elif interpreting and requested == "auto":
+        reason = "TRITON_INTERPRET=1, where CEM_FAST_BACKEND=triton asks for them"
     elif not interpreting and torch.version.cuda is None and torch.version.hip is None:
         reason = "this build of torch has no CUDA"
     if reason is not None:
-        raise RuntimeError(f"CEM_FAST_BACKEND=triton: {reason}")
+        if requested == "triton":
+            raise RuntimeError(f"CEM_FAST_BACKEND=triton: {reason}")
+        return None, reason
     key = "CPU" if interpreting else "CUDA"
     for name in library.EVERYWHERE:
-        library.LIBRARY.impl(name, _triton_launcher(name), key)
-    return key, "TRITON_INTERPRET=1" if interpreting else "compiled at first use"
+        launcher = _triton_launcher(name)
+        library.LIBRARY.impl(name, _once_it_agrees(name, launcher) if requested == "auto" else launcher, key)
+    if interpreting:
+        return key, "TRITON_INTERPRET=1"
+    return key, "compiled at first use" + (", and compared with the reference then" if requested == "auto" else "")
 
 
 @functools.cache
@@ -137,20 +179,20 @@ def cuda_operators() -> dict[str, torch._ops.OpOverload]:
 
 
 def _load_cuda(requested: str) -> tuple[bool, str]:
-    """Registers the compiled CUDA kernels for CUDA tensors if they were asked for; returns whether, and why or why not."""
-    if requested != "cuda":
-        try:
-            _compiled("_C_cuda", "cuda")
-        except OSError as error:
-            return False, f"its kernels are not built: {error}"
-        return False, "its kernels are built but have never run on a GPU: ask for them with CEM_FAST_BACKEND=cuda"
+    """Registers the compiled CUDA kernels for CUDA tensors if nothing else serves those; returns whether, and why or why not."""
+    if requested not in ("auto", "cuda"):
+        return False, f"CEM_FAST_BACKEND={requested}"
+    if requested == "auto" and TRITON is not None:
+        return False, "Triton's kernels serve"
     try:
         operators = cuda_operators()
     except OSError as error:
-        raise RuntimeError(f"CEM_FAST_BACKEND=cuda: {error}") from error
+        if requested == "cuda":
+            raise RuntimeError(f"CEM_FAST_BACKEND=cuda: {error}") from error
+        return False, str(error)
     for name, operator in operators.items():
-        library.LIBRARY.impl(name, operator, "CUDA")
-    return True, "CEM_FAST_BACKEND=cuda; they have never run on a GPU"
+        library.LIBRARY.impl(name, _once_it_agrees(name, operator) if requested == "auto" else operator, "CUDA")
+    return True, "CEM_FAST_BACKEND=cuda" if requested == "cuda" else "compared with the reference at first use"
 
 
 def choose() -> tuple[str, CpuLibrary | None, str]:

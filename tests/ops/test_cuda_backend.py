@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from cem_fast.ops import backend, library
+from cem_fast.ops import backend, library, reference
 
 BUILT = next(backend.PACKAGE.glob("_C_cuda.*"), None) is not None and torch.version.cuda is not None
 needs_library = pytest.mark.skipif(not BUILT, reason="the CUDA kernels are not built")
@@ -38,8 +38,8 @@ def test_every_operator_is_there_and_has_a_shape():
 @pytest.mark.parametrize(
     "variables, expected",
     [
-        ({}, "reference: triton its kernels have never run on a GPU"),
-        ({"CEM_FAST_BACKEND": "cuda"}, "compiled: CEM_FAST_BACKEND=cuda; they have never run on a GPU"),
+        ({"CEM_FAST_BACKEND": "cuda"}, "compiled: CEM_FAST_BACKEND=cuda"),
+        ({"CEM_FAST_BACKEND": "cpu"}, "reference: triton CEM_FAST_BACKEND=cpu; cuda CEM_FAST_BACKEND=cpu"),
     ],
     ids=str,
 )
@@ -73,13 +73,14 @@ def test_asking_for_what_is_not_there_names_the_reason(version, record, message,
     monkeypatch.setattr(backend, "PACKAGE", tmp_path)
     monkeypatch.setattr(torch.version, "cuda", version)
     monkeypatch.setattr(backend, "cuda_operators", backend.cuda_operators.__wrapped__)
+    monkeypatch.setattr(backend, "TRITON", None)
     if record is not None:
         (tmp_path / "_not_built_cuda.txt").write_text(record + "\n")
     with pytest.raises(RuntimeError, match=message):
         backend._load_cuda("cuda")
     serves, reason = backend._load_cuda("auto")
     assert not serves
-    assert (record or "not installed with its extensions") in reason
+    assert (record or ("no CUDA" if version is None else "not installed with its extensions")) in reason
 
 
 @needs_library
@@ -89,3 +90,60 @@ def test_cpu_tensors_are_refused():
         backend.cuda_operators()["component_statistics_fwd"](
             torch.ones(2, 2), torch.ones(1, 1, 2), None, None, None, False, False
         )
+
+
+@needs_library
+@pytest.mark.parametrize("triton", [True, False])
+def test_left_to_itself_it_takes_triton_or_else_the_compiled_kernels(triton):
+    code = (
+        "import sys, torch\n"
+        f"if not {triton}: sys.modules['triton'] = None\n"
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        f"util.find_spec = lambda name: None if name == 'triton' and not {triton} else find(name)\n"
+        "import cem_fast\n"
+        "print(torch._C._dispatch_has_kernel_for_dispatch_key('cem_fast::cem_fwd', 'CUDA'), "
+        "cem_fast.backends()['on CUDA tensors'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CEM_FAST_", "TRITON_"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("True triton: compiled at first use" if triton else "True compiled: compared with")
+
+
+X = (torch.rand(9, 4), torch.rand(2, 3, 4), torch.arange(9) % 2)
+
+
+@pytest.mark.parametrize("fault", ["wrong", "raises"])
+def test_a_kernel_that_disagrees_with_the_reference_is_not_used(fault):
+    calls = []
+
+    def kernel(*args):
+        calls.append(args)
+        if fault == "raises":
+            raise OSError("no such instruction")
+        counts, scatter, sums, assignment = reference.component_statistics_fwd(*args)
+        return counts, scatter * 1.001, sums, assignment
+
+    serve = backend._once_it_agrees("component_statistics_fwd", kernel)
+    with pytest.warns(UserWarning, match="the kernel of component_statistics_fwd .* on cpu and is not used there"):
+        found = serve(*X, None, None, False, False)
+    compared = len(calls)
+    assert compared > 0
+    for a, b in zip(found, reference.component_statistics_fwd(*X, None, None, False, False)):
+        assert torch.equal(a, b)
+    serve(*X, None, None, False, False)
+    assert len(calls) == compared
+
+
+def test_a_kernel_that_agrees_is_compared_once():
+    calls = []
+
+    def kernel(*args):
+        calls.append(args)
+        return reference.component_statistics_fwd(*args)
+
+    serve = backend._once_it_agrees("component_statistics_fwd", kernel)
+    serve(*X, None, None, False, False)
+    compared = len(calls)
+    serve(*X, None, None, False, False)
+    assert len(calls) == compared + 1 > 2

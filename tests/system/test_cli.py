@@ -279,19 +279,33 @@ def test_progress_on_a_terminal_shows_bars(config, tmp_path, monkeypatch):
 
 
 def test_doctor_says_what_is_in_force_and_finds_a_wrong_operation(capfd, monkeypatch):
-    from cem_fast import doctor
+    from cem_fast.ops import agreement
 
     assert status("doctor", "--check") == 0
     out = capfd.readouterr().out
     assert "torch:" in out
     assert "every operation agrees with the reference" in out
     assert "WRONG" not in out
-    right = doctor.reference.mixture_log_prob_bwd
-    monkeypatch.setattr(doctor.reference, "mixture_log_prob_bwd", lambda *arguments: 1.05 * right(*arguments))
+    right = agreement.reference.mixture_log_prob_bwd
+    monkeypatch.setattr(agreement.reference, "mixture_log_prob_bwd", lambda *arguments: 1.05 * right(*arguments))
     assert status("doctor", "--check") == 1
     wrong = [line for line in capfd.readouterr().out.splitlines() if line.startswith("WRONG")]
     assert len(wrong) == 3
     assert all("mixture_log_prob_bwd" in line for line in wrong)
+
+
+def test_doctor_says_which_kernel_is_not_used(capfd, monkeypatch):
+    from cem_fast import doctor
+    from cem_fast.ops import backend
+
+    def broken(*_):
+        raise OSError("no such instruction")
+
+    monkeypatch.setitem(doctor.OPERATORS, "kmeans", backend._once_it_agrees("kmeans", broken))
+    assert status("doctor", "--check") == 1
+    wrong = [line for line in capfd.readouterr().out.splitlines() if line.startswith("WRONG")]
+    assert len(wrong) == 1
+    assert wrong[0].startswith("WRONG  the kernel of kmeans failed (OSError: no such instruction) on cpu")
 
 
 def test_a_run_without_its_record_cannot_be_attacked(finished, tmp_path, capfd):

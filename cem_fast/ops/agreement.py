@@ -1,0 +1,109 @@
+"""Whether an implementation of an operator agrees with the reference: small problems of odd sizes, in float64 on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cem_fast.ops import reference
+
+# Largest difference from the fp64 reference, relative to the largest value of the same output, by the features' dtype.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
+
+
+def names() -> list[str]:
+    """The operators that there are problems for."""
+    return list(dict.fromkeys(name for name, _ in _cases(torch.float32)))
+
+
+def error(name: str, operator: Callable[..., Any], dtype: torch.dtype, device: torch.device) -> float:
+    """The largest difference of an operator's outputs from the reference, relative to the largest value of the same output.
+
+    Args:
+        name: the operator.
+        operator: what is to be compared.
+        dtype: of the features; half features come with float32 parameters.
+        device: where to run it.
+
+    Returns:
+        The difference; infinite where shapes, NaNs or integers differ.
+    """
+    worst = 0.0
+    for of_case, arguments in _cases(dtype):
+        if of_case != name:
+            continue
+        found = _tuple(operator(*(a.to(device) if isinstance(a, Tensor) else a for a in arguments)))
+        expected = _tuple(getattr(reference, name)(*(_exact(a) for a in arguments)))
+        worst = max(worst, *(_difference(a.cpu(), b) for a, b in zip(found, expected, strict=True)))
+    return worst
+
+
+def _cases(feature_dtype: torch.dtype) -> Iterator[tuple[str, list[Any]]]:
+    """Every operation with arguments of odd sizes, spherical and diagonal; half features come with fp32 parameters."""
+    dtype = torch.promote_types(feature_dtype, torch.float32)
+    N, C, K, D = 259, 7, 3, 67
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    labels = torch.randint(C, (N,), generator=generator)
+    means = uniform(C, K, D).to(dtype)
+    x = (means[labels, 0].double() + 0.3 * uniform(N, D)).to(feature_dtype)
+    weights, prior = (uniform(C, K) + 0.5, uniform(C) + 0.5)
+    weights, prior = (weights / weights.sum(1, keepdim=True)).to(dtype), (prior / prior.sum()).to(dtype)
+    num_samples, noise_variance = torch.tensor(1000.0, dtype=torch.float64), torch.tensor([0.01], dtype=torch.float64)
+    for diagonal in (False, True):
+        variances = (0.05 + 0.1 * uniform(C, K, D if diagonal else 1)).to(dtype)
+        variances = variances if diagonal else variances[:, :, 0].contiguous()
+        mixture = [x, means, variances, weights, labels]
+        yield "mixture_log_prob_fwd", [*mixture, True]
+        kept = [t.to(dtype) for t in reference.mixture_log_prob_fwd(*(_exact(t) for t in mixture), True)]
+        yield "mixture_log_prob_bwd", [uniform(N).to(dtype), *mixture, *kept]
+        yield "mixture_moments", [uniform(N).to(dtype), *mixture, *kept]
+        yield "mixture_statistics", mixture
+        yield "component_statistics_fwd", [x, means, labels, variances, weights, diagonal, True]
+        counts, scatter, _, assignment = reference.component_statistics_fwd(
+            x, means, labels, None, None, diagonal, False
+        )
+        yield "kmeans", [x, means, labels, 3, 1e-4, diagonal]
+        yield "component_statistics_bwd", [uniform(*scatter.shape).to(dtype), None, x, means, labels, assignment]
+        priors = [variances, weights, prior, num_samples, noise_variance]
+        for official in (False, True)[: 1 if diagonal else 2]:
+            options = [official, 10.0 if official else 1.0, True, True, 0.125, 0.01]
+            yield "entropy_bound", [counts.to(dtype), scatter.to(dtype), D, *priors, *options]
+            yield "cem_fwd", [x, means, labels, *priors, *options]
+
+    # one class of many components, which GPUs evaluate by matrix products
+    K, D = 130, 64
+    means, weights = uniform(1, K, D).to(dtype), torch.full((1, K), 1 / K, dtype=dtype)
+    x = (means[0, torch.randint(K, (N,), generator=generator)].double() + 0.3 * uniform(N, D)).to(feature_dtype)
+    for diagonal in (False, True):
+        variances = (0.05 + 0.1 * uniform(1, K, D)).to(dtype)
+        mixture = [x, means, variances if diagonal else variances[:, :, 0].contiguous(), weights, None]
+        yield "mixture_log_prob_fwd", [*mixture, False]
+        log_prob = reference.mixture_log_prob_fwd(*(_exact(t) for t in mixture), False)[0].to(dtype)
+        yield "mixture_log_prob_bwd", [uniform(N).to(dtype), *mixture, log_prob, x.new_empty(N, 0, dtype=dtype)]
+        yield "mixture_moments", [uniform(N).to(dtype), *mixture, log_prob, x.new_empty(N, 0, dtype=dtype)]
+
+
+def _exact(argument: Any) -> Any:
+    return argument.double() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
+
+
+def _tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return float("inf")
+    if not expected.is_floating_point():
+        return 0.0 if torch.equal(found, expected) else float("inf")
+    if expected.numel() == 0:
+        return 0.0
+    error = float((found.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    return error if error == error else float("inf")
