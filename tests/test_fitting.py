@@ -62,6 +62,23 @@ def test_rows_left_out_by_their_bounds_are_where_a_search_would_put_them(compone
     assert (at_once[4] == 1).all()  # means that rest do not move at all
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("far", [1e6, 1e10, 1e15])
+def test_a_far_row_that_comes_and_goes_takes_no_digits_of_the_others_with_it(far, dtype):
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(8).repeat(51)
+    x = torch.randn(408, 4, generator=g, dtype=torch.float64)
+    x[:8] = far
+    x = x.to(dtype)
+    means = torch.stack([x[labels == c][[1, 1, 2, 3]] for c in range(8)])  # the double one moves onto the far row
+    means, counts, *_ = OPS.kmeans(x, means, labels, 50, 0.0, False)
+    assignment = OPS.component_statistics_fwd(x, means, labels, None, None, False, False)[3]
+    index = labels * 4 + assignment
+    sums = torch.zeros(32, 4, dtype=torch.float64).index_add_(0, index, x.double()).view(8, 4, 4)
+    assert torch.equal(counts.flatten(), torch.bincount(index, minlength=32).to(dtype))
+    torch.testing.assert_close(means.double(), sums / counts.unsqueeze(-1).double(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 @pytest.mark.parametrize("components", [3, 70])
 @pytest.mark.parametrize("diag", [False, True])

@@ -93,14 +93,16 @@ class _Path:
         draws, _, dimensions = features.shape
         flat = features.flatten(0, 1)
         self.intercept = targets.mean(0)
-        centered = (targets - self.intercept).repeat(draws, 1)
+        centered = targets - self.intercept
         self.dual = len(flat) < dimensions
         gram = flat @ flat.T if self.dual else flat.T @ flat
         values, vectors = torch.linalg.eigh(gram)
         self.values = values.clamp_min(0)
         self.unit = float(self.values.sum()) / len(values) + 1e-300  # penalties are relative to the mean eigenvalue
         self.basis = flat.T @ vectors if self.dual else vectors  # [D, R]
-        self.coordinates = vectors.T @ (centered if self.dual else flat.T @ centered)  # [R, P]
+        # every draw has the same targets; many images are never repeated, only their features are added up
+        shared = centered.repeat(draws, 1) if self.dual else features.sum(0).T @ centered
+        self.coordinates = vectors.T @ shared  # [R, P]
 
     def _shrunk(self, penalty: float) -> Tensor:
         return self.coordinates / (self.values + penalty * self.unit)[:, None]

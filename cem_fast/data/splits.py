@@ -160,7 +160,8 @@ class Splits:
             TypeError: an item is not a pair of an image and an integer label.
             ValueError: a dataset is empty, image shapes differ, pixels lie outside [0, 1], or a label is negative or in the test set only.
         """
-        parts = [_read(dataset, argument) for dataset, argument in ((train, "train"), (test, "test"))]
+        first = _read(train, "train")
+        parts = [first, _read(test, "test", first_group=len(first))]
         shapes = [tuple(part.images.shape[1:]) for part in parts]
         if shapes[0] != shapes[1]:
             raise ValueError(f"test images must have the shape of the training images {shapes[0]}, got {shapes[1]}")
@@ -222,6 +223,9 @@ def by_fold(
     folds[by_class] = torch.arange(len(labels)) % NUM_FOLDS
     groups = labels if unit == "people" else torch.arange(len(labels))
     whole = Part(images, labels, groups)
+    first: dict[bytes, int] = {}
+    for index, image in enumerate(whole.fingerprints()):  # copies of an image stay together
+        folds[index] = folds[first.setdefault(image, index)]
     train, test = whole[torch.nonzero(folds != fold)[:, 0]], whole[torch.nonzero(folds == fold)[:, 0]]
     return Splits(name, train, test, train, len(class_names), tuple(class_names), credit, unit, mirrored=mirrored)
 
@@ -272,7 +276,7 @@ def published(
     )
 
 
-def _read(dataset: torch.utils.data.Dataset, argument: str) -> Part:
+def _read(dataset: torch.utils.data.Dataset, argument: str, first_group: int = 0) -> Part:
     if len(dataset) == 0:
         raise ValueError(f"{argument} must hold at least one image, got an empty dataset")
     images, labels = [], []
@@ -293,7 +297,7 @@ def _read(dataset: torch.utils.data.Dataset, argument: str) -> Part:
             )
         images.append(image)
         labels.append(label)
-    return Part(torch.stack(images), torch.tensor(labels), torch.arange(len(labels)))
+    return Part(torch.stack(images), torch.tensor(labels), torch.arange(len(labels)) + first_group)
 
 
 def _to_tensor(image: object, where: str) -> Tensor:

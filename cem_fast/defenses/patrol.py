@@ -114,6 +114,8 @@ def _is_narrowed(module: nn.Module | nn.Parameter) -> bool:
 def _count_channels(module: nn.Module) -> None:
     """Brings the numbers of channels that a module says it has into line with its weights."""
     if isinstance(module, nn.Conv2d):
+        if module.groups > 1 and module.weight.shape[1] == 1:  # depthwise: as many groups as channels
+            module.groups = len(module.weight)
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.BatchNorm2d) and module.affine:
         module.num_features = len(module.weight)

@@ -109,6 +109,7 @@ class ResidentClass {
         K_(p.mixture.components),
         D_(p.x.dimension),
         counts_(K_),
+        left_(K_),
         origin_(D_),
         totals_(K_ * D_),
         partial_(D_),
@@ -131,6 +132,7 @@ class ResidentClass {
                          [&](int64_t position) { return component_[position - begin_]; });
       rests = !(sum_of(shift_, K_) > limit);
       search_where_open();
+      if ((rests || iteration + 1 == p_.max_iter) && lost_digits()) rests = settle(limit) && rests;
     }
     p_.iterations[c] = iteration;
     p_.converged[c] = rests;
@@ -169,8 +171,9 @@ class ResidentClass {
   void search_all() {
     fill<double>(counts_, K_, 0);
     fill<double>(totals_, K_ * D_, 0);
+    fill<double>(left_, K_, 0);
     squared_ = 0;
-    // sums of single precision are exact in double as they are
+    // sums of single precision keep their digits in double as they are
     for (int64_t d = 0; d < D_; ++d) origin_[d] = sizeof(T) < sizeof(double) ? T(0) : means_[d];
     for (int64_t at = 0; at < rows_; at += kStatisticsRows) {
       const RowPointers<X> rows(p_.x, groups_, begin_ + at, begin_ + smaller(at + kStatisticsRows, rows_));
@@ -186,8 +189,7 @@ class ResidentClass {
     }
   }
 
-  // Adds rows to the sums of component k or, with sign -1, takes them out. In double precision nothing is left behind
-  // of a row that has come and gone.
+  // Adds rows to the sums of component k or, with sign -1, takes them out, in double precision.
   void join(const X* const* rows, int64_t count, int64_t k, double sign) {
     counts_[k] += sign * static_cast<double>(count);
     double* total = totals_ + k * D_;
@@ -206,6 +208,29 @@ class ResidentClass {
     for (; d < D_; ++d) {
       for (int64_t r = 0; r < count; ++r) total[d] += sign * static_cast<double>(widen(rows[r][d]) - origin_[d]);
     }
+  }
+
+  // Whether a row has left a component that is so much larger than the rest that it took digits of theirs with it.
+  bool lost_digits() const {
+    constexpr double kHarmless = sizeof(T) < sizeof(double) ? 0x1p20 : 0;
+    for (int64_t k = 0; k < K_; ++k) {
+      double largest = 0;
+      for (int64_t d = 0; d < D_; ++d) largest = larger(largest, __builtin_fabs(totals_[k * D_ + d]));
+      if (counts_[k] > 0 && left_[k] * counts_[k] > kHarmless * largest) return true;
+    }
+    return false;
+  }
+
+  // Adds the rows up afresh and puts the means onto them. Returns whether the means stay where they are.
+  bool settle(double limit) {
+    fill<double>(counts_, K_, 0);
+    fill<double>(totals_, K_ * D_, 0);
+    fill<double>(left_, K_, 0);
+    for_members([&](int64_t k, const X* const* members, int64_t count) { join(members, count, k, 1); });
+    move();
+    const bool stays = !(sum_of(shift_, K_) > limit);
+    search_where_open();
+    return stays;
   }
 
   // Puts the means onto their rows: a function of the assignment alone, so that they rest when it does.
@@ -248,15 +273,23 @@ class ResidentClass {
       }
     }
     measure_gaps();
-    int64_t open[kStatisticsRows], count = 0;
+    // the distance to a row's own mean alone is worth its while where it often closes the question
+    constexpr int64_t kTries = 16, kWorthwhile = 4;
+    int64_t open[kStatisticsRows], count = 0, tried = 0, closed = 0;
     for (int64_t i = 0; i < rows_; ++i) {
       const int64_t k = component_[i];
       bounds_[i].own += shift_[k];
       bounds_[i].others -= k == fastest ? next : most;
       const double others = larger(bounds_[i].others, gap_[k]);
       if (bounds_[i].own < others) continue;
-      bounds_[i].own = __builtin_sqrt(squared_distance(row(i), means_ + k * D_, D_)) * (1 + kRounding);
-      if (bounds_[i].own < others) continue;
+      if (tried < kTries || kWorthwhile * closed >= tried) {
+        ++tried;
+        bounds_[i].own = __builtin_sqrt(squared_distance(row(i), means_ + k * D_, D_)) * (1 + kRounding);
+        if (bounds_[i].own < others) {
+          ++closed;
+          continue;
+        }
+      }
       open[count++] = i;
       if (count == kStatisticsRows) search(open, count), count = 0;
     }
@@ -271,9 +304,11 @@ class ResidentClass {
     nearest(rows, &best);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t from = component_[which[i]], to = best.component[i];
+      const double went = bounds_[which[i]].own;
       bound(which[i], best.score[i], best.second[i]);
       if (from == to) continue;
       component_[which[i]] = best.component[i];
+      left_[from] = larger(left_[from], went);
       join(rows.row + i, 1, from, -1);
       join(rows.row + i, 1, to, 1);
     }
@@ -316,6 +351,7 @@ class ResidentClass {
   const RowsByClass& groups_;
   int64_t K_, D_;
   Scratch<double> counts_;  // [K]
+  Scratch<double> left_;    // largest distance to its mean of a row that has left, by component [K]
   Scratch<T> origin_;       // [D]
   Scratch<double> totals_;  // sums over the rows of each component, from the origin [K, D]
   Scratch<T> partial_;      // [D]

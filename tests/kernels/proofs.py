@@ -122,10 +122,12 @@ def is_caught(name: str) -> tuple[bool, str]:
 
 EVERYTHING = {
     "the operators as on a GPU": ("tests/ops/test_gpu.py",),
+    # what the way through autograd and the dispatcher can break; values are compared above
     "the public functions": (
         "tests/ops/test_mixture_log_prob.py",
         "tests/ops/test_entropy_bound.py",
-        "tests/test_loss.py",
+        "-k",
+        "no_rows or strided or one_class or out_of_range or weight_zero or bad_labels or retained",
     ),
 }
 

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from cem_fast import data
 from cem_fast.data import digits, faces
-from cem_fast.data.splits import Splits
+from cem_fast.data.splits import Splits, by_fold
 
 
 def fingerprints(part: data.Part) -> list[bytes]:
@@ -296,3 +296,19 @@ def test_every_kind_of_pil_image_in_a_dataset():
     torch.testing.assert_close(splits.train.images, splits.test.images, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match=r"cannot read the image of train\[0\]: its pixels must lie between 0 and 1"):
         Splits.from_datasets([(Image.new("F", (8, 8), 7), 0)], [(color, 0)])
+
+
+def test_copies_of_an_image_never_end_on_both_sides():
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
+    labels = torch.arange(40) % 4
+    for fold in range(5):
+        parts = by_fold(
+            "twice", images, labels, fold=fold, seed=0, class_names="abcd", credit="", unit="images", mirrored=False
+        )
+        assert not set(parts.train.fingerprints()) & set(parts.test.fingerprints())
+
+
+def test_images_of_two_datasets_are_units_of_their_own():
+    pictures = [(torch.rand(1, 8, 8), index % 2) for index in range(12)]
+    parts = Splits.from_datasets(pictures[:8], pictures[8:])
+    assert not set(parts.train.groups.tolist()) & set(parts.test.groups.tolist())

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cem_fast import defenses, metrics, models, training
+from cem_fast import checkpoint, defenses, experiment, metrics, models, training
 from cem_fast.config import RunConfig
 from cem_fast.data.splits import Part, Splits
 from cem_fast.defenses.adversarial import ProxyDecoder
@@ -664,3 +664,13 @@ def test_an_adversary_needs_feature_maps(tiny):
         ValueError, match=r"need features that are maps \[N, C, H, W\], got shape \(1, 8\): cut the network"
     ):
         build("adversarial").start(flat, images)
+
+
+def test_patrol_restores_depthwise_convolutions_as_they_were_pruned(tmp_path):
+    parts = Splits.from_datasets(*([(torch.rand(3, 32, 32), index % 2) for index in range(24)] for _ in range(2)))
+    config = RunConfig(
+        model="mobilenet_v2", cut=3, bottleneck=8, defense="patrol", epochs=2, attacks=("ridge",), noise_draws=1
+    )
+    experiment.run(config, tmp_path / "run", splits=parts, attack=False)
+    model = checkpoint.load_run(tmp_path / "run").model
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 2)
