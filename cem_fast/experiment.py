@@ -556,7 +556,9 @@ def _leakage(
     }
 
 
+@lru_cache(maxsize=1)
 def _recognizer(splits: Splits) -> recognition.Recognizer:
+    """What names the people of reconstructions, fitted once for all attacks on the same images."""
     return recognition.Recognizer(splits.attacker.images, splits.attacker.labels)
 
 

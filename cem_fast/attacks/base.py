@@ -57,6 +57,29 @@ class Attack(Protocol):
         return f"{self.name}\n  the attacker {self.knowledge}\n  budget: {self.budget}"
 
 
+class ClosedForm(Attack):
+    """An attack without iterations, from several observations of each of the attacker's images.
+
+    Args:
+        image_shape: ``(channels, height, width)`` of the images.
+        draws: observations of every image.
+        seed: seed of the noise in them, and of every other random choice.
+
+    Raises:
+        ValueError: ``draws`` is not positive.
+    """
+
+    def __init__(self, *, image_shape: tuple[int, int, int], draws: int = 8, seed: int = 0):
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
+        self.image_shape = tuple(image_shape)
+        self.draws = draws
+        self.seed = seed
+
+    def half_budget(self) -> None:
+        """Returns None: what has no iterations has no budget."""
+
+
 class Standardizer:
     """Standardizes features by their mean and standard deviation over the attacker's observations.
 

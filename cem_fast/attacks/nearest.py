@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cem_fast.attacks.base import QUERIES, Attack, Observe, Standardizer, require_fitted, require_images
+from cem_fast.attacks.base import QUERIES, ClosedForm, Observe, Standardizer, require_fitted, require_images
 from cem_fast.seeding import seeded
 
 
-class Nearest(Attack):
+class Nearest(ClosedForm):
     """Answers with the image ``argmin_i E || (z - z_i) / sigma ||^2``, the expectation over the noise in the attacker's own features.
 
     What it gets right, any lookup gets right: an attack that does no better has not rebuilt anything.
@@ -26,19 +26,9 @@ class Nearest(Attack):
     name = "nearest"
     knowledge = QUERIES
 
-    def __init__(self, *, image_shape: tuple[int, int, int], draws: int = 8, seed: int = 0):
-        if draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
-        self.image_shape = tuple(image_shape)
-        self.draws = draws
-        self.seed = seed
-
     @property
     def budget(self) -> str:
         return f"a lookup among its own images, each observed {self.draws} times"
-
-    def half_budget(self) -> None:
-        """Returns None: a lookup has no budget."""
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
         """Observes the images; see :meth:`cem_fast.attacks.base.Attack.fit`.

@@ -8,7 +8,7 @@ from torch import Tensor
 from cem_fast.attacks.base import (
     HELD_OUT,
     QUERIES,
-    Attack,
+    ClosedForm,
     Observe,
     Standardizer,
     hold_out,
@@ -20,7 +20,7 @@ from cem_fast.seeding import seeded
 PENALTIES = torch.logspace(-6, 4, 41, dtype=torch.float64)
 
 
-class Ridge(Attack):
+class Ridge(ClosedForm):
     """Rebuilds ``x = mean + W (z - mu) / sigma`` with ``W`` the ridge solution, in closed form.
 
     The penalty is the one with the least error on a fifth of the attacker's own images, after which ``W`` is solved on all of them.
@@ -39,19 +39,9 @@ class Ridge(Attack):
     name = "ridge"
     knowledge = QUERIES
 
-    def __init__(self, *, image_shape: tuple[int, int, int], draws: int = 8, seed: int = 0):
-        if draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
-        self.image_shape = tuple(image_shape)
-        self.draws = draws
-        self.seed = seed
-
     @property
     def budget(self) -> str:
         return f"a closed form, from {self.draws} observations of each of its images"
-
-    def half_budget(self) -> None:
-        """Returns None: a closed form has no budget."""
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
         """Solves for the penalty and the weights; see :meth:`cem_fast.attacks.base.Attack.fit`.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cem_fast.data.images import resized
 from cem_fast.data.root import missing
+from cem_fast.data.splits import Splits, published
 
 CREDIT = "Krizhevsky, 'Learning multiple layers of features from tiny images', 2009."
 SIDE = 32
@@ -128,6 +129,48 @@ def read_names(path: Path, md5: str, *, name: str, key: str, num_classes: int) -
     if not (isinstance(names, list) and len(names) == num_classes and all(isinstance(each, str) for each in names)):
         raise ValueError(f"{path} must hold a list {key!r} of {num_classes} names, got {_described(names)}")
     return tuple(names)
+
+
+def read_split(
+    folder: Path,
+    *,
+    name: str,
+    title: str,
+    train: Mapping[str, str],
+    test: Mapping[str, str],
+    meta: Mapping[str, str],
+    labels: str,
+    label_names: str,
+    num_classes: int,
+    image_size: int | None,
+) -> Splits:
+    """Reads the published split of a CIFAR data set.
+
+    Args:
+        folder: where its files are.
+        name: of the data set.
+        title: its name for people.
+        train: digests of the files to train on, by name.
+        test: those of the files to test on.
+        meta: that of the file with the names of the classes.
+        labels: key of the labels in the files of images.
+        label_names: key of the names in the other one.
+        num_classes: number of classes.
+        image_size: side in pixels that the images are resized to; None for 32.
+
+    Raises:
+        FileNotFoundError: the data set, or one of its files, is missing.
+        ValueError: a file is damaged.
+    """
+    if not folder.is_dir():
+        raise missing(name, folder)
+    ((file, md5),) = meta.items()
+    names = read_names(folder / file, md5, name=name, key=label_names, num_classes=num_classes)
+    parts = [
+        read_batches(folder, digests, name=name, labels=labels, num_classes=num_classes, image_size=image_size)
+        for digests in (train, test)
+    ]
+    return published(name, *parts, class_names=names, credit=f"{title}: {CREDIT}", mirrored=True)
 
 
 def _described(value: object) -> str:

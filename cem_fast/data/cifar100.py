@@ -6,8 +6,7 @@ from pathlib import Path
 
 from cem_fast.data import cifar
 from cem_fast.data.fetch import Source
-from cem_fast.data.root import missing
-from cem_fast.data.splits import Splits, published
+from cem_fast.data.splits import Splits
 
 NAME = "cifar100"
 SOURCE = Source(
@@ -35,11 +34,15 @@ def load(root: Path, *, image_size: int | None) -> Splits:
         FileNotFoundError: the data set, or one of its files, is missing.
         ValueError: a file is damaged.
     """
-    folder = root / SOURCE.folder
-    if not folder.is_dir():
-        raise missing(NAME, folder)
-    ((meta, md5),) = META.items()
-    names = cifar.read_names(folder / meta, md5, name=NAME, key="fine_label_names", num_classes=CLASSES)
-    settings = {"name": NAME, "labels": "fine_labels", "num_classes": CLASSES, "image_size": image_size}
-    train, test = (cifar.read_batches(folder, digests, **settings) for digests in (TRAIN, TEST))
-    return published(NAME, train, test, class_names=names, credit=f"CIFAR-100: {cifar.CREDIT}", mirrored=True)
+    return cifar.read_split(
+        root / SOURCE.folder,
+        name=NAME,
+        title="CIFAR-100",
+        train=TRAIN,
+        test=TEST,
+        meta=META,
+        labels="fine_labels",
+        label_names="fine_label_names",
+        num_classes=CLASSES,
+        image_size=image_size,
+    )

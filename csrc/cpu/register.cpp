@@ -31,15 +31,14 @@ void parallel_for(int64_t items, int64_t grain, void (*body)(int64_t, int64_t, v
   if (threads <= 1) return body(0, items, context);
   std::atomic<int64_t> taken{0};
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    int64_t begin = taken.load(), end;
-    do {
+    while (true) {
+      int64_t begin = taken.load(), end;
       do {
         if (begin >= items) return;
         end = std::min(items, begin + std::max(grain, (items - begin) / (2 * threads)));
       } while (!taken.compare_exchange_weak(begin, end));
       body(begin, end, context);
-      begin = taken.load();
-    } while (true);
+    }
   });
 }
 
