@@ -221,6 +221,7 @@ def test_train_saves_a_run_that_can_be_loaded(tiny_images, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_interruption_keeps_finished_runs_and_the_old_report(config, tmp_path, number, code):
     arguments = ["evaluate", "--config", str(config), "--attacks", "ridge", "--seeds", ",".join(map(str, range(200)))]
     folder = tmp_path / "runs" / "small"
@@ -355,14 +356,15 @@ def test_any_name_of_a_folder_is_taken_as_it_is(name, joint):
 
 
 @pytest.mark.parametrize("module", ["torch", "numpy"])
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_interruption_during_the_imports_is_one_line(module, tmp_path):
     (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     done = run("train", env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
     assert (done.returncode, done.stderr) == (130, "cem-fast: interrupted before anything was started\n")
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_only_the_command_line_answers_to_interruptions(monkeypatch):
-    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores them
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "argv", ["-m"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "other"])
@@ -373,4 +375,3 @@ def test_only_the_command_line_answers_to_interruptions(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is not before
     interruption.over()
     assert signal.getsignal(signal.SIGINT) is before
-    signal.signal(signal.SIGINT, given)
