@@ -403,29 +403,29 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
             share = f"{baseline[key] / baseline['class_mean_mse']:.0%}"
             table.add_row(data, name, "", "", "", f"{baseline[key]:.5f}", share, "", "", style="dim")
     console.print(table)
+    cells = {row.runs[0].cell: row for row in rows}
+
+    def name(entry: dict[str, Any]) -> str:
+        """What a gain is about: ``faces / noise + CEM at noise 0.1``."""
+        row = cells[runs[entry["run"]].cell]
+        return f"{row.data} / {comparison.cell_name(row, rows, shown=['noise_std'])} at noise {row.noise_std:g}"
+
     for title, key in (("at the same noise", "pairs"), ("over plain noise at equal accuracy", "frontier")):
         for entry in results[key]:
             low, high = entry["interval"]
-            console.print(
-                f"CEM on {_cell(entry)}, {title}: strongest attack's MSE {entry['gain']:+.0%} "
+            _say(
+                console,
+                f"{name(entry)}, {title}: strongest attack's MSE {entry['gain']:+.0%} "
                 f"(95% interval {low:+.0%} to {high:+.0%})",
-                highlight=False,
-                soft_wrap=True,
             )
     measured = {entry["run"] for entry in results["frontier"]}
     for entry in results["pairs"]:
         if entry["run"] not in measured:
-            console.print(
-                f"CEM on {_cell(entry)}, over plain noise at equal accuracy: not measured in this grid "
+            _say(
+                console,
+                f"{name(entry)}, over plain noise at equal accuracy: not measured in this grid "
                 "(needs --noise-levels that reach its accuracy)",
-                highlight=False,
-                soft_wrap=True,
             )
-
-
-def _cell(entry: dict[str, Any]) -> str:
-    """What a gain is about: ``faces / noise at noise 0.1``."""
-    return f"{entry['data']} / {entry['defense']} at noise {entry['noise_std']:g}"
 
 
 def _say(console: Console, text: str) -> None:

@@ -108,6 +108,7 @@ def _section(
     shown = next((pair for pair in pairs if pair["defense"] == "noise"), pairs[0] if pairs else None)
     dimension = torch.Size(description["image_shape"]).numel()
     informative = [row for row in rows if row.leakage("heldout_nats")]
+    half_budget = _half_budget(rows)
     tradeoff = None
     if swept:
         levels = {cell[0].cell for cell in comparison.noise_sweep(runs, swept[0].runs[0])}
@@ -117,7 +118,10 @@ def _section(
         "name": name,
         "cells": [{"row": row, "name": cell_name(row, rows), "role": figures.role(row)} for row in rows],
         "attacks": list(first.record["attacks"]),
-        "half_budget": _half_budget(rows),
+        "half_budget": half_budget,
+        "unhalved": {
+            attack: entry["budget"] for attack, entry in first.record["attacks"].items() if attack not in half_budget
+        },
         "recognition": description["recognition"],
         "knowledge": {attack: entry["knowledge"] for attack, entry in first.record["attacks"].items()},
         "baseline": baseline,

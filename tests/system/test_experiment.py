@@ -300,13 +300,22 @@ def test_strengths_and_settings_of_cem_are_kept_apart_and_named():
     assert [comparison.cell_name(row, rows) for row in rows] == [
         "adversarial, adversary_weight = 0.3",
         "adversarial, adversary_weight = 0.6",
-        "adversarial + CEM, adversary_weight = 0.3, cem_components = 5",
-        "adversarial + CEM, adversary_weight = 0.6, cem_components = 5",
-        "adversarial + CEM, adversary_weight = 0.6, cem_components = 1",
+        "adversarial + CEM, K = 5, adversary_weight = 0.3",
+        "adversarial + CEM, K = 5, adversary_weight = 0.6",
+        "adversarial + CEM, K = 1, adversary_weight = 0.6",
     ]
     # plain noise has neither strength nor settings of CEM: it is held against every cell
     curve = [measured("noise", s, 0.0, a, m) for s, a, m in ((0.1, 0.95, 0.01), (0.4, 0.80, 0.03))]
     assert [entry["run"] for entry in comparison.frontier([*runs, *curve])] == [1, 3, 5]
+
+
+def test_settings_of_cem_are_named_in_few_words():
+    own = {"cem_by_class": False, "cem_components": 1, "cem_covariance": "diag", "cem_variant": "official"}
+    rows = comparison.rows([measured("noise", 0.1, 0.5, 0.9, 0.01, **some) for some in ({}, own)])
+    assert [comparison.cell_name(row, rows) for row in rows] == [
+        "noise + CEM, K = 5, by class, spherical, variant = paper",
+        "noise + CEM, K = 1, without labels, diag, variant = official",
+    ]
 
 
 def test_rows_say_their_noise_and_only_without_it_are_they_undefended():
