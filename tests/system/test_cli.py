@@ -113,6 +113,24 @@ def test_no_traceback_from_a_real_process(tmp_path):
     assert done.stderr == "cem-fast: cut must be between 1 and 3 stages, got 99\n"
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"CEM_FAST_BACKEND": "tritn"},
+            "unknown value of CEM_FAST_BACKEND 'tritn': expected one of auto, triton, cuda, cpu, reference; the nearest is 'triton'",
+        ),
+        (
+            {"CEM_FAST_BACKEND": "reference", "CEM_FAST_CPU_CAPABILITY": "avx2"},
+            "CEM_FAST_CPU_CAPABILITY=avx2 needs the compiled kernels, got CEM_FAST_BACKEND=reference",
+        ),
+    ],
+)
+def test_an_environment_that_asks_for_what_there_is_not_is_one_line(changes, message):
+    done = run("doctor", env={**os.environ, **changes})
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"cem-fast: {message}\n")
+
+
 def test_device_that_is_not_there(capfd, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
