@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt
 
-from cem_fast import interruption
+from cem_fast import __version__, interruption
 from cem_fast.config import GridConfig, RunConfig, SharedConfig
 from cem_fast.data.root import DEFAULT as DEFAULT_ROOT
 from cem_fast.data.root import VARIABLE as DATA_ROOT
@@ -55,6 +55,10 @@ class Parser(ArgumentParser):
             line = f"unknown setting {name!r}{_nearest(name, settings)}"
         elif unknown := re.search(r"invalid choice: '(.*?)'", line):
             line = f"unknown command {unknown[1]!r}{_nearest(unknown[1], COMMANDS)}"
+        elif missing := re.search(r"arguments are required: (.*)", line):
+            names = re.sub(r"[a-z]+[.]", "", missing[1]).replace(", ", " and ")
+            command = missing[1].partition(".")[0]
+            line = f"{command} needs {names}: see cem-fast {command} --help"
         elif "subcommand" in line:
             line = f"expected one of the commands {', '.join(COMMANDS)}"
         elif wrong := re.fullmatch(
@@ -127,7 +131,7 @@ def train(settings: Namespace) -> int:
     experiment.check([config])
     checkpoint.check_target(settings.folder, {checkpoint.DESCRIPTION: checkpoint.MARK})
     if settings.dry_run:
-        return _show_plan(config, [config], settings.folder)
+        return _show_plan(config, [config], settings.folder, attack=False)
     console = _console()
     with _watch(console) as watch:
         watch.started(0, 1, config)
@@ -180,7 +184,7 @@ def attack(settings: Namespace) -> int:
 
 
 def data(settings: Namespace) -> int:
-    """Gets a data set: fetch NAME downloads a published one, prepare facescrub makes small photographs of the raw ones."""
+    """Gets a data set: cem-fast data fetch cifar10, or cem-fast data prepare facescrub."""
     from cem_fast import data as sets
     from cem_fast import progress
     from cem_fast.data import facescrub
@@ -221,7 +225,11 @@ COMMANDS = {"demo": demo, "train": train, "attack": attack, "evaluate": evaluate
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="cem-fast", description="Conditional entropy maximization against model inversion attacks.")
+    parser = Parser(
+        prog="cem-fast",
+        description="Conditional entropy maximization against model inversion attacks.",
+        version=__version__,
+    )
     commands = parser.add_subcommands()
     for name, function in COMMANDS.items():
         command = Parser(description=function.__doc__)
@@ -233,6 +241,7 @@ def _parser() -> Parser:
             command.add_argument("run", type=str, help="folder of a saved run")
             for key, (hint, _, text) in shared.items():
                 if key in RESETTABLE:
+                    text = "seed of every random choice of the attacks" if key == "seed" else text
                     text += "; the run's own if left out"
                     command.add_argument(f"--{key.replace('_', '-')}", type=hint | None, default=None, help=text)
         elif name == "evaluate":
@@ -244,11 +253,17 @@ def _parser() -> Parser:
             command.add_argument("--seeds", type=tuple[int, ...] | None, default=None, help="seeds, one run each")
             command.add_argument("--folder", type=str | None, default=None, help="where to save; runs/demo if left out")
         elif name == "data":
-            command.add_argument("action", type=str, help="fetch or prepare")
-            command.add_argument(
-                "name", type=str, help="the data set: cifar10, cifar100, fashion_mnist, tiny_imagenet, facescrub"
+            text = (
+                "fetch downloads a published data set, goes on where an earlier download stopped, and checks every file; "
+                "prepare makes 48x48 photographs of raw ones"
             )
-            text = "address of a mirror that holds the published files"
+            command.add_argument("action", type=str, help=text)
+            text = (
+                "to fetch: cifar10 or cifar100 (170 MB each), tiny_imagenet (250 MB), fashion_mnist (31 MB); to prepare: facescrub, "
+                "whose photographs its authors give out"
+            )
+            command.add_argument("name", type=str, help=text)
+            text = "address to fetch from, such as that of a mirror, which must hold the published files; their own if left out"
             command.add_argument("--address", type=str | None, default=None, help=text)
         else:
             command.add_argument("--check", action="store_true", help="compare every operation with the reference")
@@ -343,7 +358,7 @@ def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:
     return 0
 
 
-def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str) -> int:
+def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str, *, attack: bool = True) -> int:
     """Prints the settings and what the runs will do, in counts: how long that takes depends on the machine."""
     from dataclasses import asdict
 
@@ -357,14 +372,13 @@ def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: st
     for index, run in enumerate(plan):
         splits = experiment.load_data(run.data, run.fold, run.image_size, run.protocol)
         trained += run.epochs * len(splits.train)
-        if {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
-            attacked += (run.attack_epochs + max(1, run.attack_epochs // 2)) * len(splits.attacker)
+        if attack and {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
+            attacked += (run.attack_epochs + run.attack_epochs // 2) * len(splits.attacker)
         print(
             f"[{index + 1}/{len(plan)}] {progress.describe(run)}: {len(splits.train)} training, {len(splits.test)} test images"
         )
-    print(
-        f"in all {trained:,} images to train on and {attacked:,} for the decoder attacks, counting every epoch; nothing was run"
-    )
+    attacks = f" and {attacked:,} for the decoder attacks" if attack else ""
+    print(f"in all {trained:,} images to train on{attacks}, counting every epoch; nothing was run")
     print(f"the results would go to {folder}")
     return 0
 

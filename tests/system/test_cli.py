@@ -14,7 +14,7 @@ import time
 import pytest
 import yaml
 
-from cem_fast import checkpoint, cli, experiment, interruption
+from cem_fast import __version__, checkpoint, cli, experiment, interruption
 from cem_fast.config import GridConfig
 
 
@@ -71,6 +71,8 @@ def status(*arguments: str) -> int:
         (["train", "--seed", "9" * 23], f"seed must be at most {2**63 - 1}, got {'9' * 23}"),
         (["evaluate", "--attacks", "[]"], "attacks must list at least one value, got none"),
         (["attack", "nowhere"], "nowhere: no finished run here"),
+        (["attack"], "attack needs run: see cem-fast attack --help"),
+        (["data"], "data needs action and name: see cem-fast data --help"),
         (["evaluate", "--config", "missing.yaml"], "missing.yaml"),
     ],
 )
@@ -131,6 +133,11 @@ def test_an_environment_that_asks_for_what_there_is_not_is_one_line(changes, mes
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"cem-fast: {message}\n")
 
 
+def test_version(capfd):
+    assert status("--version") == 0
+    assert capfd.readouterr().out == f"cem-fast {__version__}\n"
+
+
 def test_device_that_is_not_there(capfd, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -150,6 +157,21 @@ def test_dry_run_shows_settings_that_are_a_config_again(config, tmp_path, capfd,
     assert "24 training, 6 test images" in plan
     assert f"{8 * 2 * 24} images to train on and {8 * 6 * 24:,} for the decoder attacks" in plan
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_of_train_plans_no_attack(tiny_images, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status("train", "--data", str(tiny_images), "--epochs", "3", "--attacks", "decoder", "--dry-run") == 0
+    assert f"in all {3 * 24} images to train on, counting every epoch; nothing was run\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command, start",
+    [("data", "fetch downloads a published data set"), ("attack", "seed of every random choice of the attacks")],
+)
+def test_help_says_what_to_give(command, start, capfd):
+    assert status(command, "--help") == 0
+    assert start in " ".join(capfd.readouterr().out.split())
 
 
 def test_a_package_that_a_defense_needs_is_named_in_one_line(tmp_path, capfd, monkeypatch, tiny_images):
