@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch
-CXX ?= c++
+ifeq ($(origin CXX),default)
+CXX = c++
+endif
 SHARE ?= 0.05
 
 PY = $(VENV)/bin/python
