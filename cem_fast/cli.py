@@ -52,7 +52,12 @@ class Parser(ArgumentParser):
         settings = {field.name for config in (RunConfig, GridConfig) for field in fields(config)} | set(FLAGS)
         if unknown := re.search(r"unrecognized arguments: --([\w-]+)|does not accept option '([\w.-]+)'", line):
             name = (unknown[1] or unknown[2]).replace("-", "_")
-            line = f"unknown setting {name!r}{_nearest(name, settings)}"
+            known = name in settings
+            line = (
+                f"{name} is no setting of this command"
+                if known
+                else f"unknown setting {name!r}{_nearest(name, settings)}"
+            )
         elif unknown := re.search(r"invalid choice: '(.*?)'", line):
             line = f"unknown command {unknown[1]!r}{_nearest(unknown[1], COMMANDS)}"
         elif missing := re.search(r"arguments are required: (.*)", line):
@@ -62,9 +67,15 @@ class Parser(ArgumentParser):
         elif "subcommand" in line:
             line = f"expected one of the commands {', '.join(COMMANDS)}"
         elif wrong := re.fullmatch(
-            r"Parser key \"(\w+)\": (?:Expected an? (.*?)\.? Got|.*Subtypes: \[(.*?)\].* Given) value: (.*)", line
+            r"Parser key \"(\w+)\": (?:Expected an? (.*?)\.? Got|.*Subtypes: \[(.*)\] Errors.* Given) value: (.*)", line
         ):
             line = f"{wrong[1]} must be {_kinds(wrong[2] or wrong[3])}, got {wrong[4]}"
+        elif wrong := re.fullmatch(
+            r"Parser key \"(\w+)\": Not of type NonNegativeInt: (?:.*: '(.*)'|(.*) does not .*)", line
+        ):
+            line = f"{wrong[1]} must be an integer of at least 0, got {wrong[2] or wrong[3]}"
+        elif wrong := re.fullmatch(r"Parser key \"config\": (File does not exist|Path is not a file): (.*)", line):
+            line = f"the file given as --config is not there, or is no file: {wrong[2]}"
         elif line.startswith("Problems parsing config:"):
             line = f"the file given as --config is not YAML:{line.partition(':')[2]}"
         elif line.startswith("Unexpected config:"):
@@ -495,7 +506,7 @@ def _nearest(name: str, options: Iterable[str]) -> str:
 def _kinds(text: str) -> str:
     """``int or null`` for the classes that an error of jsonargparse lists."""
     names = {"tuple": "list", "NoneType": "null"}
-    return " or ".join(names.get(kind, kind) for kind in re.findall(r"<class '(\w+)'>", text)) or text
+    return " or ".join(names.get(kind, kind) for kind in re.findall(r"(?:<class '|\b(?=tuple\[))(\w+)", text)) or text
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -509,5 +520,7 @@ def _fail(message: str) -> None:
 def _explain(error: BaseException, *, status: int) -> int:
     if os.environ.get("CEM_FAST_DEBUG") == "1":
         traceback.print_exception(error)
-    _fail(" ".join(str(error).split()) or type(error).__name__)
+    named = isinstance(error, OSError) and error.filename is not None
+    text = f"{error.filename}: {error.strerror}" if named else str(error)
+    _fail(" ".join(text.split()) or type(error).__name__)
     return status

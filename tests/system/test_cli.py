@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -73,7 +74,12 @@ def status(*arguments: str) -> int:
         (["attack", "nowhere"], "nowhere: no finished run here"),
         (["attack"], "attack needs run: see cem-fast attack --help"),
         (["data"], "data needs action and name: see cem-fast data --help"),
-        (["evaluate", "--config", "missing.yaml"], "missing.yaml"),
+        (["evaluate", "--config", "missing.yaml"], "the file given as --config is not there, or is no file: '"),
+        (["evaluate", "--jobs", "-1"], "jobs must be an integer of at least 0, got -1"),
+        (["demo", "--config", "my.yaml"], "config is no setting of this command"),
+        (["demo", "--seeds", "x"], "seeds must be list or null, got ['x']"),
+        (["demo", "--jobs", "x"], "jobs must be an integer of at least 0, got x"),
+        (["train", "--data", ""], "the data set must be one of faces, digits, "),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line(arguments, message, capfd, tmp_path, monkeypatch):
@@ -295,9 +301,11 @@ def test_errors_on_the_way_are_one_line(config, tmp_path, capfd, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cem_fast.checkpoint.write_atomically", full)
+    monkeypatch.setattr("cem_fast.files.os.fsync", full)
     assert status("evaluate", "--config", str(config), "--attacks", "ridge", "--jobs", "1") == 1  # in this process
-    assert capfd.readouterr().err == "cem-fast: [Errno 28] No space left on device\n"
+    err = capfd.readouterr().err
+    assert re.fullmatch(r"cem-fast: runs/small/runs/.*/\S+: No space left on device\n", err)
+    assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.setenv("CEM_FAST_DEBUG", "1")
     assert status("evaluate", "--config", str(config), "--attacks", "ridge", "--jobs", "1") == 1
     assert "Traceback" in capfd.readouterr().err
