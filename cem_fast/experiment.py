@@ -194,7 +194,7 @@ def run(
         attack: whether to run ``config.attacks``.
         on_stage: hears the stage, the steps done and the steps in all.
         resume: whether to go on from the training in the folder, if there is one; the result has the bits of an undisturbed run on as many
-            threads and processes.
+            threads and processes, but for ``seconds``, which do not count what came before.
         process_group: torch.distributed group of processes that train together, each called with the same arguments; only the first
             one measures, attacks and writes. None for a single process.
 

@@ -92,18 +92,16 @@ def together(device: torch.device) -> Iterator[tuple[Any, torch.device]]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if device.index is None else device.index)
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    group = distributed.group.WORLD
     try:
-        yield group, device
-        distributed.barrier(group)  # whoever leaves while another still talks to it aborts that one
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        yield distributed.group.WORLD, device
+        distributed.barrier()  # whoever leaves while another still talks to it aborts that one
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise
         reason = str(error).splitlines()[0]
         raise ConnectionError(
-            f"process {distributed.get_rank()} of {distributed.get_world_size()} has lost another one, which has ended or "
-            f"did not answer within {PATIENCE}: {reason}"
+            f"process {rank()} of {count()} has lost another one, which has ended or did not answer within {PATIENCE}: {reason}"
         ) from error
     distributed.destroy_process_group()
 

@@ -271,7 +271,7 @@ def _one_epoch(
         if run.scaler.get_scale() >= scale:  # otherwise a gradient has overflowed, and there was no step
             run.rates.step()
         run.defense.after_step(*(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*seen)))
-    return (ranks.sum(sums) / ranks.count / len(part)).tolist()
+    return (ranks.sum(sums.to(part.labels.device)) / ranks.count / len(part)).tolist()
 
 
 @torch.no_grad()

@@ -380,7 +380,7 @@ def test_what_keeps_results_from_being_written_ends_the_grid(tiny_grid, tmp_path
         experiment.evaluate(replace(tiny_grid, attacks=("ridge",)), tmp_path)
 
 
-@pytest.mark.parametrize("kills", [1, 2])
+@pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_whose_process_is_killed_is_tried_once_more(tiny_grid, tmp_path, kills):
     from cem_fast import workers
 
