@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEMO = Path(__file__).with_name("demo.yaml")
-FLAGS = ("address", "check", "config", "data_root", "device", "dry_run", "folder", "jobs")
+FLAGS = ("address", "check", "config", "data_root", "device", "dry_run", "folder", "jobs", "resume")
 RESETTABLE = (  # what `cem-fast attack` may change about the attacks on a saved run
     "attacks",
     "attack_decoder",
@@ -107,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings.command = shlex.join(["cem-fast", *arguments])
         if getattr(settings, "data_root", None) is not None:
             os.environ[DATA_ROOT] = settings.data_root  # where the processes of a grid look, too
+        if parsed.subcommand != "train":
+            _require_one_process()
         return COMMANDS[parsed.subcommand](settings)
     except KeyboardInterrupt:
         _fail(f"interrupted; {_kept(arguments)} is kept")
@@ -135,20 +137,35 @@ def evaluate(settings: Namespace) -> int:
 
 
 def train(settings: Namespace) -> int:
-    """Trains one model and saves it."""
-    from cem_fast import checkpoint, experiment
+    """Trains one model and saves it; under torchrun, all of its processes train it together."""
+    from cem_fast import experiment, ranks
 
-    config, device = _build(RunConfig, settings), _device(settings.device)
+    config, device, first = _build(RunConfig, settings), _device(settings.device), ranks.rank() == 0
     experiment.check([config])
-    checkpoint.check_target(settings.folder, {checkpoint.DESCRIPTION: checkpoint.MARK})
+    if first:
+        experiment.check_run_folder(settings.folder, config)
     if settings.dry_run:
-        return _show_plan(config, [config], settings.folder, attack=False)
+        return _show_plan(config, [config], settings.folder, attack=False) if first else 0
     console = _console()
-    with _watch(console) as watch:
-        watch.started(0, 1, config)
-        record = experiment.run(config, settings.folder, device=device, attack=False, on_stage=partial(watch.stage, 0))
-    console.print(f"accuracy {record['accuracy']:.1%} on {record['num_test']} test images", highlight=False)
-    console.print(f"saved in {settings.folder}: attack it with cem-fast attack {settings.folder}", highlight=False)
+    console.quiet = not first
+    with ranks.together(device) as (group, own_device):
+        if settings.resume and experiment.is_finished(config, settings.folder):
+            _say(console, f"{settings.folder} holds the finished run of these settings")
+            return 0
+        with _watch(console) as watch:
+            watch.started(0, 1, config)
+            record = experiment.run(
+                config,
+                settings.folder,
+                device=own_device,
+                attack=False,
+                on_stage=partial(watch.stage, 0),
+                resume=settings.resume,
+                process_group=group,
+            )
+    if record is not None:
+        console.print(f"accuracy {record['accuracy']:.1%} on {record['num_test']} test images", highlight=False)
+        console.print(f"saved in {settings.folder}: attack it with cem-fast attack {settings.folder}", highlight=False)
     return 0
 
 
@@ -247,6 +264,10 @@ def _parser() -> Parser:
         if name == "train":
             _add_settings(command, RunConfig)
             command.add_argument("--folder", type=str, default="runs/train", help="where to save the run")
+            text = (
+                "go on from the latest epoch of a training run of these settings that was interrupted, if there is one"
+            )
+            command.add_argument("--resume", action="store_true", help=text)
         elif name == "attack":
             shared = _described(RunConfig)
             command.add_argument("run", type=str, help="folder of a saved run")
@@ -347,7 +368,7 @@ def _as_list(text: str, kind: type) -> str:
 
 
 def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:
-    from cem_fast import checkpoint, experiment, report, workers
+    from cem_fast import checkpoint, experiment, progress, report, workers
 
     device = _device(settings.device)
     folder = f"runs/{grid.name}" if settings.folder is None else settings.folder
@@ -363,10 +384,14 @@ def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:
         results = experiment.evaluate(
             grid, folder, device=device, jobs=jobs, fresh=fresh, command=settings.command, watch=watch
         )
-    page = report.write(folder)
-    _show_results(console, results, experiment.load_runs(folder, results))
-    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    if results["runs"]:
+        page = report.write(folder)
+        _show_results(console, results, experiment.load_runs(folder, results))
+        _say(console, f"report: {page}")
+    for entry in results["failed"]:
+        run = progress.describe(RunConfig.from_json(entry["config"]))
+        _fail(f"{run} failed, and is tried again by the same command: {entry['reason']}")
+    return 1 if results["failed"] else 0
 
 
 def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str, *, attack: bool = True) -> int:
@@ -453,11 +478,20 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
             )
 
 
+def _require_one_process() -> None:
+    from cem_fast import ranks
+
+    if ranks.count() > 1:
+        raise ValueError("torchrun starts cem-fast train alone; the other commands share the cores by --jobs")
+
+
 def _say(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _kept(arguments: Sequence[str]) -> str:
+    if arguments[:1] == ["train"]:
+        return "the training up to its latest epoch, from which --resume goes on,"
     return "what has been downloaded" if arguments[:1] == ["data"] else "every run that had finished"
 
 

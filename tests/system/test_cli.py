@@ -252,7 +252,7 @@ def test_train_saves_a_run_that_can_be_loaded(tiny_images, tmp_path, capfd):
         "--image-size",
         "16",
         "--epochs",
-        "1",
+        "2",
         "--batch_size",
         "8",
         "--cem-components",
@@ -309,6 +309,42 @@ def test_errors_on_the_way_are_one_line(config, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("CEM_FAST_DEBUG", "1")
     assert status("evaluate", "--config", str(config), "--attacks", "ridge", "--jobs", "1") == 1
     assert "Traceback" in capfd.readouterr().err
+
+
+def test_runs_that_failed_are_named_at_the_end(config, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--cem-weights", "1e30,0", "--epochs", "3", "--undefended", "[]", "--attacks", "ridge", "--jobs", "1"]
+    assert status("evaluate", "--config", str(config), *arguments) == 1
+    out, err = capfd.readouterr()
+    name = "tiny / noise + CEM at noise 0.1, seed 0, fold 1"
+    assert f"[1/2] {name}: failed: the training loss is" in out
+    assert "report: runs/small/report.html" in out
+    assert err.startswith(f"cem-fast: {name} failed, and is tried again by the same command: the training loss is")
+    assert err.count("\n") == 1
+    assert status("evaluate", "--config", str(config), *arguments, "--name", "none", "--cem-weights", "1e30") == 1
+    out, err = capfd.readouterr()
+    assert "report:" not in out
+    assert err.count("\n") == 1
+
+
+def test_a_run_that_ends_early_leaves_no_bar():
+    from io import StringIO
+
+    from rich.console import Console
+
+    from cem_fast.config import RunConfig
+    from cem_fast.progress import Bars
+
+    stream = StringIO()
+    with Bars(Console(file=stream, force_terminal=True, width=100)) as bars:
+        for again in (True, False):
+            bars.started(0, 2, RunConfig())
+            bars.stage(0, "training", 1, 40)
+            bars.failed(0, 2, RunConfig(), "its process was killed by signal 9", again=again)
+            assert not bars.current
+            assert bars.done == (0 if again else 1)
+    assert "once more, since its process was killed by signal 9" in stream.getvalue()
+    assert "failed: its process was killed by signal 9" in stream.getvalue()
 
 
 def test_progress_on_a_terminal_shows_bars(config, tmp_path, monkeypatch):
