@@ -184,6 +184,8 @@ def figures(settings: Namespace) -> int:
     grid = None if folder.is_dir() else _read_grid(folder)
     if grid is not None:
         folder = Path(settings.folder or f"runs/{grid.name}")
+    elif settings.folder:
+        raise ValueError(f"folder is for the runs of a YAML file, and {folder} is a folder of results already")
     target = settings.save or folder
     pictures.check(settings.figure, target)
     if grid is not None:

@@ -47,8 +47,9 @@ def lines(rows: Sequence[Row]) -> list[tuple[dict[str, Any], Row]]:
 
 
 def size(table: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple[str, float]]) -> tuple[float, float]:
-    """Width and height of the picture in inches: a column a panel and a row a measure."""
-    return 0.8 + 4.2 * table[-1]["panel"], 0.6 + 2.3 * len(measures)
+    """Width and height of the picture in inches: a block of rows a data set, a row a measure, a column a panel."""
+    blocks = _blocks(table)
+    return 0.8 + 4.2 * max(map(len, blocks)), (0.6 + 2.3 * len(measures)) * len(blocks)
 
 
 def draw(
@@ -65,23 +66,43 @@ def draw(
         colors: of roles and of texts.
         measures: column -> its name for people, and what it is multiplied by.
     """
-    count = table[-1]["panel"]
-    panels = picture.subplots(len(measures), count, squeeze=False, sharex="col", sharey="row")
-    for panel, column in enumerate(panels.T, start=1):
-        points = [line for line in table if line["panel"] == panel]
-        values = sorted({line["value"] for line in points})
-        for axes, (key, (_, scale)) in zip(column, measures.items()):
-            for arm in dict.fromkeys(line["arm"] for line in points):
-                _curve(axes, [line for line in points if line["arm"] == arm], values, key, scale, colors)
-            axes.grid(axis="y", color=colors["grid"], linewidth=0.8)
-            axes.margins(x=0.08, y=0.12)
-        title = ", ".join(points[0][key] for key in ("data", "model", "defense"))
-        column[0].set_title(title, fontsize=10, loc="left", color=colors["text"])
-        column[-1].set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        column[-1].set_xlabel(SETTINGS[points[0]["setting"]])
-        column[-1].legend(frameon=False, fontsize=9, labelcolor=colors["text"])
-    for axes, (text, _) in zip(panels[:, 0], measures.values()):
-        axes.set_ylabel(text)
+    blocks = _blocks(table)
+    for part, block in zip(picture.subfigures(len(blocks), squeeze=False)[:, 0], blocks):
+        grid = part.subplots(len(measures), max(map(len, blocks)), squeeze=False, sharex="col", sharey="row")
+        for axes in grid[:, len(block) :].flat:
+            axes.set_visible(False)
+        for points, column in zip(block, grid.T):
+            _panel(column, points, colors, measures)
+        for axes, (text, _) in zip(grid[:, 0], measures.values()):
+            axes.set_ylabel(text)
+
+
+def _blocks(table: Sequence[Mapping[str, Any]]) -> list[list[list[Mapping[str, Any]]]]:
+    """The points of every panel, by data set: errors on different images have little in common."""
+    blocks: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
+    for line in table:
+        blocks.setdefault(line["data"], {}).setdefault(line["panel"], []).append(line)
+    return [list(panels.values()) for panels in blocks.values()]
+
+
+def _panel(
+    column: Sequence[Axes],
+    points: Sequence[Mapping[str, Any]],
+    colors: Mapping[str, str],
+    measures: Mapping[str, tuple[str, float]],
+) -> None:
+    """A sweep, one measure below the other."""
+    values = sorted({line["value"] for line in points})
+    for axes, (key, (_, scale)) in zip(column, measures.items()):
+        for arm in dict.fromkeys(line["arm"] for line in points):
+            _curve(axes, [line for line in points if line["arm"] == arm], values, key, scale, colors)
+        axes.grid(axis="y", color=colors["grid"], linewidth=0.8)
+        axes.margins(x=0.08, y=0.12)
+    title = ", ".join(points[0][key] for key in ("data", "model", "defense"))
+    column[0].set_title(title, fontsize=10, loc="left", color=colors["text"])
+    column[-1].set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    column[-1].set_xlabel(SETTINGS[points[0]["setting"]])
+    column[-1].legend(frameon=False, fontsize=9, labelcolor=colors["text"])
 
 
 def _curve(

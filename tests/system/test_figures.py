@@ -19,7 +19,7 @@ import cem_fast
 from cem_fast import bounds, checkpoint, cli, comparison, cost, experiment, figures, training
 from cem_fast.comparison import Measured, Row
 from cem_fast.config import GridConfig, RunConfig
-from cem_fast.figures import arms, leakage
+from cem_fast.figures import arms, leakage, sweeps
 from cem_fast.seeding import seeded
 
 SWEEPS = Path(cem_fast.__file__).parent / "configs" / "sweeps"
@@ -88,6 +88,29 @@ def test_the_sweeps_that_come_along_have_five_points_an_arm(name, expected):
     assert found == expected
     for config in plan:
         checkpoint.build_parts(config, image_shape=(1, config.image_size, config.image_size), num_classes=40)
+
+
+def test_every_data_set_has_a_block_of_its_own_and_points_stand_at_their_values():
+    from matplotlib.figure import Figure
+
+    from cem_fast.report.figures import COLORS
+
+    levels = [RunConfig(noise_std=std, cem_weight=weight) for std in (0.1, 0.2, 0.3) for weight in (0.0, 0.5, 1.0)]
+    table = sweeps.table(rows(*levels, *(RunConfig(data="digits", noise_std=std) for std in (0.5, 0.7, 0.9))), Path())
+    picture = Figure()
+    sweeps.draw(picture, table, COLORS["light"])
+    assert sweeps.size(table)[0] > 4 * 4
+    faces, digits = ([axes for axes in part.axes if axes.get_visible()] for part in picture.subfigs)
+    assert (len(faces), len(digits)) == (2 * 4, 2)  # noise, and the weights at each of three levels
+    assert digits[0].get_title(loc="left") == "digits, slim, noise"
+    for axes, key, scale in ((digits[0], "accuracy", 100), (digits[1], "mse", 1)):
+        measured = [scale * line[key] for line in table if line["data"] == "digits"]
+        assert list(axes.lines[0].get_xdata()) == [0, 1, 2]
+        assert list(axes.lines[0].get_ydata()) == pytest.approx(measured)
+    assert [tick.get_text() for tick in digits[1].get_xticklabels()] == ["0.5", "0.7", "0.9"]
+    assert [text.get_text() for text in faces[4].get_legend().get_texts()] == [
+        "noise", "noise + CEM, λ = 0.5", "noise + CEM, λ = 1",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", figures.names())
