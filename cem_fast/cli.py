@@ -1,4 +1,4 @@
-"""The command ``cem-fast``: demo, train, attack, evaluate, data, doctor."""
+"""The command ``cem-fast``: demo, train, attack, evaluate, figures, data, doctor."""
 
 from __future__ import annotations
 
@@ -124,11 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def demo(settings: Namespace) -> int:
     """Trains, attacks and reports on real faces, afresh every time."""
-    parser = Parser(prog="cem-fast demo")
-    _add_settings(parser, GridConfig)
     changes = ["--seeds", f"[{','.join(map(str, settings.seeds))}]"] if settings.seeds else []
-    grid = _build(GridConfig, parser.parse_args(["--config", str(DEMO), *changes]))
-    return _run_grid(grid, settings, fresh=True)
+    return _run_grid(_read_grid(DEMO, *changes), settings, fresh=True)
 
 
 def evaluate(settings: Namespace) -> int:
@@ -211,6 +208,27 @@ def attack(settings: Namespace) -> int:
     return 0
 
 
+def figures(settings: Namespace) -> int:
+    """Draws one of the paper's figures: leakage (Fig. 3), sweeps (Fig. 4), utility (Eq. 4) or cost (Table 9)."""
+    from cem_fast import figures as pictures
+
+    folder = Path(settings.source)
+    grid = None if folder.is_dir() else _read_grid(folder)
+    if grid is not None:
+        folder = Path(settings.folder or f"runs/{grid.name}")
+    elif settings.folder:
+        raise ValueError(f"folder is for the runs of a YAML file, and {folder} is a folder of results already")
+    target = settings.save or folder
+    pictures.check(settings.figure, target)
+    if grid is not None:
+        settings.folder = str(folder)
+        _run_grid(grid, settings, fresh=False)
+    if not settings.dry_run:
+        for path in pictures.write(settings.figure, folder, target):
+            _say(_console(), f"written: {path}")
+    return 0
+
+
 def data(settings: Namespace) -> int:
     """Gets a data set: cem-fast data fetch cifar10, or cem-fast data prepare facescrub."""
     from cem_fast import data as sets
@@ -249,7 +267,15 @@ def doctor(settings: Namespace) -> int:
     return clinic.examine(_console(), device=_device(settings.device), check=settings.check)
 
 
-COMMANDS = {"demo": demo, "train": train, "attack": attack, "evaluate": evaluate, "data": data, "doctor": doctor}
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "attack": attack,
+    "evaluate": evaluate,
+    "figures": figures,
+    "data": data,
+    "doctor": doctor,
+}
 
 
 def _parser() -> Parser:
@@ -284,6 +310,14 @@ def _parser() -> Parser:
         elif name == "demo":
             command.add_argument("--seeds", type=tuple[int, ...] | None, default=None, help="seeds, one run each")
             command.add_argument("--folder", type=str | None, default=None, help="where to save; runs/demo if left out")
+        elif name == "figures":
+            command.add_argument("figure", type=str, help="leakage, sweeps, utility or cost")
+            text = "folder of a grid's results, or a grid's YAML file: what has not been run of it is run first"
+            command.add_argument("source", type=str, help=text)
+            text = "where to write the picture and its table; beside the results if left out"
+            command.add_argument("--save", type=str | None, default=None, help=text)
+            text = "where the runs of a YAML file go; runs/<name> if left out"
+            command.add_argument("--folder", type=str | None, default=None, help=text)
         elif name == "data":
             text = (
                 "fetch downloads a published data set, goes on where an earlier download stopped, and checks every file; "
@@ -299,14 +333,14 @@ def _parser() -> Parser:
             command.add_argument("--address", type=str | None, default=None, help=text)
         else:
             command.add_argument("--check", action="store_true", help="compare every operation with the reference")
-        if name in ("demo", "evaluate"):
+        if name in ("demo", "evaluate", "figures"):
             text = "runs at a time, each on its share of the cores; 0 for one run a core, or one in all on a GPU"
             command.add_argument("--jobs", type=NonNegativeInt, default=0, help=text)
-        if name in ("demo", "train", "evaluate"):
+        if name in ("demo", "train", "evaluate", "figures"):
             command.add_argument(
                 "--dry-run", action="store_true", help="show the settings and the planned runs, and stop"
             )
-        if name in ("train", "attack", "evaluate", "data"):
+        if name in ("train", "attack", "evaluate", "figures", "data"):
             text = (
                 f"folder of downloaded data sets; the environment variable {DATA_ROOT}, or {DEFAULT_ROOT}, if left out"
             )
@@ -331,6 +365,12 @@ def _described(config: type[SharedConfig]) -> dict[str, tuple[Any, Any, str]]:
         texts |= {key: " ".join(text.split()).replace("``", "").rstrip(".") for key, text in entries}
     hints = get_type_hints(config)
     return {field.name: (hints[field.name], field.default, texts[field.name]) for field in fields(config)}
+
+
+def _read_grid(path: Path, *changes: str) -> GridConfig:
+    parser = Parser()
+    _add_settings(parser, GridConfig)
+    return _build(GridConfig, parser.parse_args(["--config", str(path), *changes]))
 
 
 def _build(config: type[RunConfig] | type[GridConfig], settings: Namespace) -> Any:

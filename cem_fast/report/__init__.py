@@ -52,16 +52,32 @@ def write(folder: str | Path) -> Path:
     """
     checkpoint.check_target(folder, {PAGE: MARK})
     folder = Path(folder)
-    path = folder / RESULTS
+    page = folder / PAGE
+    write_atomically(page, render(*read(folder), folder).encode())
+    return page
+
+
+def read(folder: str | Path) -> tuple[dict[str, Any], list[Measured]]:
+    """Reads a finished grid.
+
+    Args:
+        folder: holds ``results.json`` and the runs that it names.
+
+    Returns:
+        What results.json holds, and its runs.
+
+    Raises:
+        FileNotFoundError: there is no results.json, or a run that it names is missing.
+        ValueError: a file is damaged.
+    """
+    path = Path(folder) / RESULTS
     try:
         results = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no results here; run cem-fast evaluate or cem-fast demo first") from None
     except ValueError as error:
         raise ValueError(f"{path}: damaged, not readable as JSON ({error})") from None
-    page = folder / PAGE
-    write_atomically(page, render(results, load_runs(folder, results), folder).encode())
-    return page
+    return results, load_runs(folder, results)
 
 
 def render(results: dict[str, Any], runs: Sequence[Measured], folder: Path) -> str:

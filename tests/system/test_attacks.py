@@ -10,6 +10,7 @@ from cem_fast import attacks, data, defenses, metrics, models, training
 from cem_fast.attacks import Ensemble, Gan, Nearest, Optimization
 from cem_fast.attacks.decoder import DECODERS, Decoder
 from cem_fast.attacks.ridge import PENALTIES, Ridge
+from cem_fast.config import RunConfig
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,17 @@ def test_half_the_budget():
         assert getattr(half.half_budget().half_budget(), key) == 1
     for name in attacks.names():  # a closed form, or a single step, which is half of nothing less
         assert build(name, images, steps=1, gan_epochs=1, epochs=1).half_budget() is None
+
+
+@pytest.mark.parametrize("name", ["optimization", "gan"])
+def test_half_of_the_usual_budget_does_nearly_as_well(faces, observe, name):
+    usual = RunConfig()
+    full = build(name, faces.train.images, steps=usual.attack_steps, gan_epochs=usual.attack_gan_epochs)
+    errors = []
+    for attack in (full, full.half_budget()):
+        attack.fit(observe, faces.attacker.images, faces.attacker.labels)
+        errors.append(float(metrics.mse(attack.reconstruct(observe(faces.test.images)), faces.test.images).mean()))
+    assert errors[1] < 1.03 * errors[0]
 
 
 @pytest.mark.parametrize("network", DECODERS.values(), ids=DECODERS)

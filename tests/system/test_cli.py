@@ -56,7 +56,7 @@ def status(*arguments: str) -> int:
     [
         (["evaluate", "--nose-std", "3"], "unknown setting 'nose_std'; did you mean 'noise_std'?"),
         (["evalute"], "unknown command 'evalute'; did you mean 'evaluate'?"),
-        ([], "expected one of the commands demo, train, attack, evaluate, data, doctor"),
+        ([], "expected one of the commands demo, train, attack, evaluate, figures, data, doctor"),
         (["evaluate", "--epochs", "many"], "epochs must be int, got many"),
         (["evaluate", "--image-size", "big"], "image_size must be int or null, got big"),
         (["evaluate", "--noise-std", "-1"], "noise_std must be at least 0, got -1.0"),
@@ -80,6 +80,8 @@ def status(*arguments: str) -> int:
         (["demo", "--seeds", "x"], "seeds must be list or null, got ['x']"),
         (["demo", "--jobs", "x"], "jobs must be an integer of at least 0, got x"),
         (["train", "--data", ""], "the data set must be one of faces, digits, "),
+        (["figures", "sweeps", "missing.yaml"], "missing.yaml"),
+        (["figures", "sweeps", ".", "--folder", "there"], "folder is for the runs of a YAML file, and . is a folder"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line(arguments, message, capfd, tmp_path, monkeypatch):
