@@ -3,9 +3,6 @@
 // Rows of a block when nothing but distances is wanted of them, and the rows whose second reading still hits the cache.
 constexpr int64_t kStatisticsRows = 32;
 
-// With fewer blocks than this, per-dimension statistics are split by dimension instead of by rows.
-constexpr int64_t kEnoughBlocks = 16;
-
 // The best component of each row of a block so far, its distance, and the least of the others'.
 struct Nearest {
   double score[kBlockRows];  // the smallest wins
@@ -77,11 +74,11 @@ void add_mean(T rows, const T* mean, int64_t length, T* sums) {
 }
 
 // The best component of each of up to kBlockRows rows of class c: the nearest mean or, with normalizers, the highest
-// posterior. `packed` is room for packed_size of a block of components where distances are weighted by diagonal
-// variances, `distance` for kBlockRows times that number.
+// posterior. `distance` is room for kBlockRows times a block of components.
 template <class X, class T>
 void best_components(const RowPointers<X>& rows, const Mixture& mixture, int64_t c, int64_t next_class,
-                     int64_t dimension, const double* normalizers, T* packed, double* distance, Nearest* best) {
+                     int64_t dimension, const double* normalizers, PackedComponents<T>& packed, double* distance,
+                     Nearest* best) {
   const int64_t K = mixture.components, D = dimension;
   const T* means = static_cast<const T*>(mixture.means);
   const T* variances = static_cast<const T*>(mixture.variances);
@@ -142,7 +139,7 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
   parallel(parallel_for, blocks.count(), rows_of_block * (K + 1) * D, [&](int64_t first, int64_t last) {
     const int64_t wide = smaller<int64_t>(K, kBlockComponents);
     Scratch<double> distance(kBlockRows * wide);
-    Scratch<T> packed(weighted ? packed_size(wide, kWeightedChunk) : 0);
+    PackedComponents<T> packed(weighted, wide, D);
     for (int64_t b = first; b < last; ++b) {
       const RowBlock& block = blocks[b];
       const int64_t c = block.class_index, next_class = blocks[smaller(b + 1, blocks.count() - 1)].class_index;
@@ -254,7 +251,7 @@ void scale_deviation(const X* x, const T* mean, const T* next_mean, const T* gra
   for (; d + kLanes<T> <= D; d += kLanes<T>) {
     Vector<T> factor = uniform;
     if constexpr (kPerDimension) factor = uniform * load(grad + d);
-    prefetch_near(next_mean + d);
+    prefetch(next_mean + d);
     const Vector<T> value = factor * (load(x + d) - load(mean + d));
     if constexpr (kStream) {
       stream(dx + d, value);
