@@ -135,10 +135,25 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
   // the distance to the chosen component, by position; not needed where the scatter is per dimension
   Scratch<T> nearest_distance(per_dimension == nullptr ? N : 0);
 
+  // Counts and spherical scatter of a class, in row order.
+  const auto total_up = [&](int64_t c, double* total) {
+    fill<double>(total, 2 * K, 0);
+    for (int64_t i = groups.begin(c); i < groups.end(c); ++i) {
+      const int64_t k = p.assignment[groups.row(i)];
+      total[k] += 1;
+      if (per_dimension == nullptr) total[K + k] += static_cast<double>(nearest_distance[i]);
+    }
+    for (int64_t k = 0; k < K; ++k) {
+      counts[c * K + k] = static_cast<T>(total[k]);
+      if (per_dimension == nullptr) scatter[c * K + k] = static_cast<T>(total[K + k]);
+    }
+  };
+  const auto is_one_block = [&](int64_t c) { return blocks.first(c + 1) - blocks.first(c) == 1; };
+
   const int64_t rows_of_block = divide_up(larger<int64_t>(groups.valid_rows(), 1), larger<int64_t>(blocks.count(), 1));
   parallel(parallel_for, blocks.count(), rows_of_block * (K + 1) * D, [&](int64_t first, int64_t last) {
     const int64_t wide = smaller<int64_t>(K, kBlockComponents);
-    Scratch<double> distance(kBlockRows * wide);
+    Scratch<double> distance(kBlockRows * wide), total(2 * K);
     PackedComponents<T> packed(weighted, wide, D);
     for (int64_t b = first; b < last; ++b) {
       const RowBlock& block = blocks[b];
@@ -173,23 +188,16 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
                           block_sums != nullptr ? block_sums + k * D : nullptr);
         });
       }
+      if (is_one_block(c)) total_up(c, total);
     }
   });
 
-  // Counts and spherical scatter in row order; what several blocks of a class have added up.
-  parallel(parallel_for, C, divide_up(N, C) * 4 + (fused ? K * D : 0), [&](int64_t first, int64_t last) {
+  // what a row costs here is waiting for its component's number
+  const int64_t rows_left = blocks.slots() > 0 ? divide_up(N, C) : 0;
+  parallel(parallel_for, C, 2 * K + rows_left * 400, [&](int64_t first, int64_t last) {
     Scratch<double> total(2 * K);
     for (int64_t c = first; c < last; ++c) {
-      fill<double>(total, 2 * K, 0);
-      for (int64_t i = groups.begin(c); i < groups.end(c); ++i) {
-        const int64_t k = p.assignment[groups.row(i)];
-        total[k] += 1;
-        if (per_dimension == nullptr) total[K + k] += static_cast<double>(nearest_distance[i]);
-      }
-      for (int64_t k = 0; k < K; ++k) {
-        counts[c * K + k] = static_cast<T>(total[k]);
-        if (per_dimension == nullptr) scatter[c * K + k] = static_cast<T>(total[K + k]);
-      }
+      if (!is_one_block(c)) total_up(c, total);
     }
   });
   if (second_pass && !fused) {
@@ -284,7 +292,8 @@ void statistics_backward_of(const StatisticsBackward& p, ParallelFor parallel_fo
         static_cast<uint64_t>(c) < static_cast<uint64_t>(C) && static_cast<uint64_t>(k) < static_cast<uint64_t>(K);
     return valid ? c * K + k : -1;
   };
-  parallel(parallel_for, N, 2 * D, [&](int64_t first, int64_t last) {
+  // moving a number to and from memory takes about as long as eight multiply-adds
+  parallel(parallel_for, N, 16 * D, [&](int64_t first, int64_t last) {
     int64_t next = component_of(first);
     for (int64_t n = first; n < last; ++n) {
       const int64_t ck = next;
