@@ -388,8 +388,16 @@ def test_choice_by_environment(variables, expected):
 @pytest.mark.parametrize(
     "variable, value, message",
     [
-        ("CEM_FAST_BACKEND", "best", "CEM_FAST_BACKEND must be one of auto, triton, cuda, cpu, reference, got 'best'"),
-        ("CEM_FAST_CPU_CAPABILITY", "sse9", "CEM_FAST_CPU_CAPABILITY must be one of default, avx2, avx512, got 'sse9'"),
+        (
+            "CEM_FAST_BACKEND",
+            "tritn",
+            "value of CEM_FAST_BACKEND 'tritn': expected one of auto, triton, cuda, cpu, reference; the nearest is 'triton'",
+        ),
+        (
+            "CEM_FAST_CPU_CAPABILITY",
+            "avx521",
+            "value of CEM_FAST_CPU_CAPABILITY 'avx521': expected one of default, avx2, avx512; the nearest is 'avx512'",
+        ),
     ],
 )
 def test_unknown_choice(variable, value, message, monkeypatch):
