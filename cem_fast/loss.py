@@ -119,11 +119,14 @@ class CEMLoss(FullPrecisionBuffers):
         if not self.is_fitted:
             self._count_step(rows)
             return rows.flatten()[:0].sum()
-        # the mixture was checked when it was set: this runs at every step
-        validate.features(rows, mixture.means)
-        validate.noise_variance(self.noise_variance, rows.shape[1])
-        priors = mixture.variances, mixture.weights, mixture.class_prior, self.num_samples, self.noise_variance
-        return evaluate(rows, labels, mixture.means, priors, self.options, self.process_group)
+        # the mixture was checked when it was set, and buffers come from their dictionaries: this runs at every step, and
+        # a module's attributes are slow to look up
+        own, fitted = self._buffers, mixture._buffers
+        means, noise_variance = fitted["means"], own["noise_variance"]
+        validate.features(rows, means)
+        validate.noise_variance(noise_variance, rows.shape[1])
+        priors = mixture.variances, fitted["weights"], fitted["class_prior"], own["num_samples"], noise_variance
+        return evaluate(rows, labels, means, priors, self.options, self.process_group)
 
     def fit(self, features: Tensor, labels: Tensor | None = None, *, max_iter: int = 50, tol: float = 1e-4) -> CEMLoss:
         """Fits the mixture to the clean features of the training set, starting from the last fit if there is one.

@@ -27,6 +27,8 @@ SHAPES = [
     (2100, 33, 2, 3),
     (0, 5, 2, 3),
 ]
+# more components and dimensions than are packed at once, with few and with many blocks of rows
+LARGER_THAN_PACKED = [(9, 800, 2, 33), (30, 800, 24, 33)]
 DTYPES = list(RELATIVE)
 
 
@@ -80,7 +82,7 @@ def parameter(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + LARGER_THAN_PACKED, ids=str)
 def test_log_prob_and_moments(capability, shape, diag, dtype):
     arguments = mixture_case(shape, diag, dtype)
     grad = torch.rand(shape[0], dtype=parameter(dtype)) - 0.3
