@@ -22,6 +22,8 @@ OPERATIONS = ("cem_paper", "cem_official", "mixture_log_prob", "component_statis
 FITS = ("kmeans", "em")
 # Relative error of a result, in the Euclidean norm, beyond which a contender is wrong, by the features' dtype.
 ALLOWED = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 3e-2}
+# The same of a fit's parameters, relative to how far they are from the start: one iteration less would be more.
+ALLOWED_IN_FIT = 5e-3
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Case:
     def diag(self) -> bool:
         return self.covariance == "diag"
 
+    @property
+    def allowed(self) -> float:
+        return ALLOWED_IN_FIT if self.op in FITS else ALLOWED[self.dtype]
+
     def work(self, direction: str) -> tuple[float, float]:
         """Floating-point operations, and bytes that must be read or written at least once."""
         rows, item = self.N * self.D, getattr(torch, self.dtype).itemsize
@@ -82,7 +88,8 @@ class Case:
 class Problem:
     """The inputs of a case on a device: ``sets`` of rows and labels (None for one class), and the mixture.
 
-    Rows lie about the means, as features lie about what was fitted to them, so that no assignment is a matter of rounding.
+    Rows lie about the means, as features lie about what was fitted to them, so that no assignment is a matter of rounding. Those
+    of a fit overlap, and it starts from rows, so that every iteration has something to do.
     """
 
     def __init__(self, case: Case, device: torch.device):
@@ -106,15 +113,17 @@ class Problem:
         for _ in range(1 if case.op in FITS else SETS):
             labels = torch.randint(C, (N,), generator=random)
             member = torch.randint(K, (N,), generator=random)
-            rows = torch.randn(N, D, generator=random).mul_(0.2).add_(means[labels, member])
+            spread = 0.5 if case.op in FITS else 0.2
+            rows = torch.randn(N, D, generator=random).mul_(spread).add_(means[labels, member])
             self.sets.append((rows.to(device, dtype), labels.to(device) if C > 1 else None))
         # the same memory, with a gradient: whoever is timed uses them alone, one after the other
         self.leaves = [x.detach().requires_grad_() for x, _ in self.sets]
         shape = {"mixture_log_prob": (N,), "component_statistics": (C, K)}.get(case.op, ())
         self.upstream = (0.5 + uniform(*shape)).to(device, self.dtype) if shape else torch.ones((), device=device)
         if case.op in FITS:
-            # a start that leaves something to do
-            self.start = (means + 0.1 * torch.randn(C, K, D, generator=random)).to(device, self.dtype)
+            first = torch.bincount(labels, minlength=C).cumsum(0).roll(1)
+            first[0] = 0
+            self.start = self.sets[0][0][labels.argsort()[first.unsqueeze(1) + torch.arange(K)].to(device)]
 
     @property
     def bound_options(self) -> BoundOptions:
@@ -130,7 +139,7 @@ class Problem:
         )
         mixture = (x, means, variances, weights, labels)
         if case.op in FITS:
-            return self.score(_fitted(case, x, self.start.double(), labels))
+            return _fitted(self, x, labels)
         if case.op == "mixture_log_prob":
             kept = reference.mixture_log_prob_fwd(*mixture, True)
             return {"value": kept[0], "gradient": reference.mixture_log_prob_bwd(g, *mixture, *kept)}
@@ -147,40 +156,35 @@ class Problem:
         """The largest relative error of any result for the first buffers, in the Euclidean norm; infinite if it is not finite.
 
         Args:
-            results: some or all of what ``truth`` has; of a fit its parameters.
+            results: some or all of what ``truth`` has.
         """
-        found = self.score(results) if self.case.op in FITS else results
-        if not found:
-            return float("inf")
-        errors = []
-        for name, result in found.items():
+        errors = [float("inf")] if not results else []
+        start = _start(self) if self.case.op in FITS else {}
+        for name, result in results.items():
             truth = self.truth[name]
             if result.shape != truth.shape:
                 return float("inf")
-            error = (result.detach().to(truth.device).double() - truth).norm() / truth.norm().clamp_min(1e-30)
+            scale = (truth - start[name].double() if name in start else truth).norm().clamp_min(1e-30)
+            error = (result.detach().to(truth.device).double() - truth).norm() / scale
             errors.append(float(error) if torch.isfinite(error) else float("inf"))
         return max(errors)
 
-    def score(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What a fit reached, in float64: the mean squared distance to the nearest mean, or the mean log-likelihood."""
-        x, labels = self.sets[0]
-        given = {name: t.detach().to(self.device).double() for name, t in parameters.items()}
-        if self.case.op == "kmeans":
-            found = reference.component_statistics_fwd(x.double(), given["means"], labels, None, None, False, False)
-            return {"distance": found[1].sum() / len(x)}
-        mixture = (given["means"], given["variances"], given["weights"])
-        return {"likelihood": reference.mixture_log_prob_fwd(x.double(), *mixture, labels, False)[0].mean()}
+
+def _start(problem: Problem) -> dict[str, Tensor]:
+    variances, weights = start_of_em(problem)
+    return {"means": problem.start, "variances": variances, "weights": weights}
 
 
 def start_of_em(problem: Problem) -> tuple[Tensor, Tensor]:
     """The variances ``[C, K, D]`` and weights ``[C, K]`` that every EM starts from."""
-    return torch.full_like(problem.start, 0.05), torch.full_like(problem.weights, 1 / problem.case.K)
+    return torch.full_like(problem.start, 0.25), torch.full_like(problem.weights, 1 / problem.case.K)
 
 
-def _fitted(case: Case, x: Tensor, means: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-    if case.op == "kmeans":
+def _fitted(problem: Problem, x: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    """The parameters after so many iterations."""
+    means, variances, weights = (t.double() for t in _start(problem).values())
+    if problem.case.op == "kmeans":
         return {"means": reference.kmeans(x, means, labels, ITERATIONS, 0.0, False)[0]}
-    variances, weights = torch.full_like(means, 0.05), torch.full_like(means[:, :, 0], 1 / case.K)
     for _ in range(ITERATIONS):
         s0, s1, s2, _ = reference.mixture_statistics(x, means, variances, weights, labels)
         n = s0.clamp_min(1e-300).unsqueeze(-1)
@@ -213,9 +217,9 @@ def operations(quick: bool) -> Iterator[Case]:
     for N, D, C in ((128, 512, 10), (1_024, 512, 100), (8_192, 512, 1_000), (4_096, 2_048, 100), (65_536, 512, 100)):
         yield Case(of, "cem_official", N, D, C, 5)
     yield Case(of, "cem_paper", 128, 512, 10, 5)
-    yield Case(of, "cem_paper", 8_192, 512, 1_000, 5)
-    yield Case(of, "cem_paper", 4_096, 2_048, 100, 5, "diag")
-    yield Case(of, "cem_paper", 65_536, 512, 100, 5, "diag")
+    yield Case(of, "cem_paper", 8_192, 512, 1_000, 5, peers=VECTORIZED)
+    yield Case(of, "cem_paper", 4_096, 2_048, 100, 5, "diag", peers=VECTORIZED)
+    yield Case(of, "cem_paper", 65_536, 512, 100, 5, "diag", peers=VECTORIZED)
     yield Case(of, "cem_paper", 65_536, 512, 100, 5, dtype="bfloat16", peers=VECTORIZED)
     yield Case(of, "mixture_log_prob", 4_096, 2_048, 10, 10, "diag")
     yield Case(of, "mixture_log_prob", 4_096, 2_048, 100, 10, "diag")

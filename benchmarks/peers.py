@@ -23,7 +23,6 @@ from torch import Tensor
 from cem_fast import CEMLoss, GaussianMixture
 from cem_fast import functional as F
 from cem_fast.ops import backend
-from cem_fast.ops.library import OPERATORS
 
 OURS = "cem_fast"
 LARGEST_BYTES = 1 << 30  # of an N x K x D intermediate
@@ -144,8 +143,8 @@ class Fit:
     def results(self) -> dict[str, Tensor]:
         p = self.problem
         shapes = (p.start.shape, p.start.shape, p.weights.shape)
-        given = (torch.as_tensor(np.asarray(t) if isinstance(t, list) else t) for t in self.parameters(self.fitted))
-        return {name: t.reshape(shape) for name, t, shape in zip(("means", "variances", "weights"), given, shapes)}
+        given = zip(("means", "variances", "weights"), self.parameters(self.fitted), shapes)
+        return {name: torch.as_tensor(t).reshape(shape) for name, t, shape in given}
 
 
 Built = Differentiable | Operators | Fit
@@ -223,8 +222,8 @@ def _our_fit(problem: Problem) -> Fit:
 
 
 def triton_operators(problem: Problem) -> Built:
-    if backend.TRITON is None:
-        raise ImportError(f"Triton's kernels do not serve: {backend.describe()['on CUDA tensors']}")
+    from cem_fast.kernels.operators import OPERATORS
+
     return Operators(problem, OPERATORS)
 
 

@@ -122,6 +122,7 @@ def section(runs: Sequence[Recorded], where: str) -> str:
         ]
     if cpu is not None:
         lines += [f"- {fact}" for fact in (*_facts(cpu, where), _counts(cpu, where))]
+    lines += ["", f"![Every contender's time over ours]({where}/{PLOTS[0]})"]
     return "\n".join(lines).rstrip()
 
 

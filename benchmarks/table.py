@@ -32,7 +32,6 @@ class Run:
         processor: name of the processor or GPU.
         threads: how many, and where they are pinned.
         malloc: the allocator's tuning.
-        pools: thread pools of the libraries that were loaded when all was done.
     """
 
     run: str
@@ -177,11 +176,11 @@ def changes(new: Sequence[Row], old: Sequence[Row]) -> tuple[list[Change], int]:
     Returns:
         The changes, the worst first, and how many rows could be compared.
     """
-    before = {(row.contender, *row.case): row for row in old if row.status == OK and row.p50_ms}
+    before = {(row.contender, *row.case): row for row in old if _is_time(row)}
     found, compared = [], 0
     for row in new:
         earlier = before.get((row.contender, *row.case))
-        if earlier is None or row.status != OK or not row.p50_ms:
+        if earlier is None or not _is_time(row):
             continue
         compared += 1
         change = Change(row, earlier)
@@ -189,6 +188,11 @@ def changes(new: Sequence[Row], old: Sequence[Row]) -> tuple[list[Change], int]:
         if apart and abs(change.factor - 1) > BAND:
             found.append(change)
     return sorted(found, key=lambda change: -change.factor), compared
+
+
+def _is_time(row: Row) -> bool:
+    """Not a difference of two, which may be about zero."""
+    return row.p50_ms is not None and row.p50_ms > 0
 
 
 def _require_columns(path: Path) -> None:

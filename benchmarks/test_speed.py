@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cem_fast.benchmarks import cases, peers
-from cem_fast.benchmarks.cases import ALLOWED, Case, Problem
+from cem_fast.benchmarks.cases import Case, Problem
 from cem_fast.benchmarks.peers import Peer, Skipped
 from cem_fast.benchmarks.timing import SETS
 
@@ -41,7 +41,7 @@ def test_speed(benchmark, entry):
     call(0)
     error = problem.error(built.results())
     benchmark.extra_info["error"] = error
-    assert error <= ALLOWED[case.dtype]
+    assert error <= case.allowed
     turn = iter(range(10**9))
 
     def setup():

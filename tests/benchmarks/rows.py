@@ -38,4 +38,4 @@ ROW = Row(
     share=0.5,
     bound="memory",
 )
-END = Row("ceilings", "copy", "machine", direction=LAST, note="30 GB/s", p50_ms=1.0)
+END = Row("ceilings", "copy", "machine", direction=LAST, note="30 GB/s", p20_ms=1.0, p50_ms=1.0, p80_ms=1.0)

@@ -27,7 +27,9 @@ def tiny(monkeypatch):
     monkeypatch.setattr(suite, "BUDGET_S", {True: 0, False: 0})
     case = Case("operations", "component_statistics", 20, 5, 3, 2, peers=("torch eager",))
     monkeypatch.setattr(cases, "GROUPS", {"operations": lambda quick: iter([case])})
-    monkeypatch.setattr(suite, "GROUPS", ("operations",))
+    for module in (suite.training, suite.startup, suite.streams):
+        row = replace(END, group=module.__name__, op=module.__name__, direction="once")
+        monkeypatch.setattr(module, "measure", lambda device, quick, row=row: [row])
 
 
 def status(*arguments):
@@ -54,6 +56,8 @@ def test_a_run_is_recorded_and_reported(tiny, tmp_path, capsys):
     assert recorded.run.torch
     assert recorded.run.malloc == "the user's own"
     assert {row.direction for row in recorded.rows if row.group == "ceilings"} == {"start", LAST}
+    groups = {row.group.rpartition(".")[2] for row in recorded.rows}
+    assert groups == {"ceilings", "operations", "training", "startup", "streams"}
     assert "component_statistics: 20 x 5, C = 3, K = 2" in readme.read_text()
     # again: appended, and compared with what was there
     assert status(

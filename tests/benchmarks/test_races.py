@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cem_fast.benchmarks import cases, machine, peers, released, suite, training
+from cem_fast.benchmarks import cases, machine, peers, released, startup, streams, suite, training
 from cem_fast.benchmarks.cases import Case, Problem
 from cem_fast.benchmarks.peers import OURS, Differentiable, Operators, Peer
 from cem_fast.benchmarks.table import FAILED, MISSING, OK, SKIPPED, WRONG
@@ -125,6 +125,15 @@ def test_a_wrong_contender_is_red_and_never_timed(fault, monkeypatch, capsys):
     assert "WRONG" in line
 
 
+@pytest.mark.parametrize("case", TINY[8:], ids=lambda case: f"{case.op}-{case.C}")
+def test_a_fit_of_fewer_iterations_is_red(case, monkeypatch):
+    monkeypatch.setattr(peers, "ITERATIONS", cases.ITERATIONS - 1)
+    problem = Problem(case, CPU)
+    fit = peers.ours(problem)
+    fit.run(0)
+    assert problem.error(fit.results()) > case.allowed
+
+
 def test_missing_failing_and_unfit_contenders_are_rows_that_say_so(monkeypatch):
     def missing(_):
         raise ImportError("No module named 'fast_mixtures'")
@@ -176,7 +185,7 @@ def test_operators_alone_compute_the_same(case):
     for direction in built.directions:
         built.prepare(direction)(0)
         built.call(direction)(0)
-        assert problem.error(built.results()) <= cases.ALLOWED[case.dtype], direction
+        assert problem.error(built.results()) <= case.allowed, direction
 
 
 def test_cuda_operators_that_are_not_built_are_missing(monkeypatch):
@@ -266,6 +275,26 @@ def test_the_released_loop_trains_with_the_sum_of_both_gradients():
         training._Step(name, network).run(x, y, penalty)
     for a, b in zip(one.parameters(), two.parameters()):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_refits_are_timed_and_streams_are_weighed(monkeypatch):
+    monkeypatch.setattr(streams, "EPOCH", {True: (200, 6)})
+    monkeypatch.setattr(streams, "BATCH", 500)
+    monkeypatch.setattr(streams, "BATCHES", {True: (1, 3)})
+    refit, *of_streams = streams.measure(CPU, quick=True)
+    assert (refit.op, refit.N, refit.D, refit.rounds) == ("refit", 200, 6, streams.REFITS[True])
+    assert [row.N for row in of_streams] == [500, 1_500]
+    assert all(row.peak_mib is None or row.peak_mib >= 0 for row in of_streams)
+
+
+def test_startup_is_timed_in_processes_of_their_own(monkeypatch):
+    monkeypatch.setattr(startup, "PROCESSES", {True: 1})
+    rows = startup.measure("cpu", quick=True)
+    assert [row.contender for row in rows] == list(startup.STAGES)
+    assert all(row.p50_ms > 0 for row in rows)
+    monkeypatch.setattr(startup, "PROGRAM", "raise SystemExit('no such device')")
+    with pytest.raises(RuntimeError, match="a new process failed: no such device"):
+        startup.measure("cpu", quick=True)
 
 
 def test_quick_and_full_have_the_same_groups_and_three_decades():
