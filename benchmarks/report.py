@@ -171,7 +171,7 @@ def _facts(recorded: Recorded, where: str) -> Iterator[str]:
     """What the other groups found, a sentence each."""
     rows = recorded.rows
     yield from _training(rows)
-    refits = [row for row in rows if row.op == "refit"]
+    refits = [row for row in rows if row.op == "refit" and row.status == OK]
     for row in refits:
         yield f"A refit of {row.N:,} rows of {row.D} features ({row.C} classes, {row.K} components) takes {ms(row.p50_ms)}."
     slopes = _slopes(rows)
@@ -185,7 +185,7 @@ def _facts(recorded: Recorded, where: str) -> Iterator[str]:
         sizes = ", ".join(f"{row.N:,}" for row in streams)
         peaks = ", ".join(f"{row.peak_mib:.0f}" for row in streams)
         yield f"Fits to streams of {sizes} rows of {streams[0].D} features add {peaks} MiB ({streams[0].note})."
-    starts = {row.contender: row for row in rows if row.group == "startup"}
+    starts = {row.contender: row for row in rows if row.group == "startup" and row.status == OK}
     if starts:
         times = ", ".join(f"{name} {ms(row.p50_ms)}" for name, row in starts.items())
         yield f"A new process: {times}."
@@ -197,7 +197,7 @@ def _facts(recorded: Recorded, where: str) -> Iterator[str]:
 
 def _training(rows: Sequence[Row]) -> Iterator[str]:
     found = {(row.contender, row.direction): row for row in rows if row.group == "training"}
-    if not found:
+    if (training.PLAIN, training.STEP) not in found:
         return
     plain = found[training.PLAIN, training.STEP]
     steps = plain.N / training.BATCH  # type: ignore[operator]

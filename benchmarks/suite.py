@@ -8,8 +8,9 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,12 +39,12 @@ SYMBOL = {OK: "", WRONG: "WRONG: ", FAILED: "failed: ", MISSING: "missing: ", SK
 
 @dataclass
 class Entry:
-    """A contender on its way into a race."""
+    """A contender on its way into a race, with the memory that a call in each of its directions adds."""
 
     row: Row
     peer: Peer | None = None
     built: Built | None = None
-    directions: tuple[str, ...] = ()
+    peaks: dict[str, float | None] = field(default_factory=dict)
 
 
 def measure(case: Case, device: torch.device, *, budget_s: float, gflop_s: float | None = None) -> list[Row]:
@@ -61,9 +62,8 @@ def measure(case: Case, device: torch.device, *, budget_s: float, gflop_s: float
     problem = Problem(case, device)
     entries = [_entry(peer, problem) for peer in peers.of(case, device)]
     machine.limit_pools(torch.get_num_threads())
-    timed = {(e.row.contender, d): e for e in entries if e.row.status == OK for d in e.directions}
+    timed = {(e.row.contender, direction): e for e in entries for direction in e.peaks}
     contenders = [_contender(entry, direction) for (_, direction), entry in timed.items()]
-    peaks = {contender.key: _peak(contender, device) for contender in contenders}
     copied = _copies(problem)
     quantiles = race([*contenders, copied], clock_of(device), budget_s=budget_s)
     copy = quantiles[copied.key]
@@ -82,7 +82,7 @@ def measure(case: Case, device: torch.device, *, budget_s: float, gflop_s: float
                 p50_ms=took.p50,
                 p80_ms=took.p80,
                 rounds=took.rounds,
-                peak_mib=peaks[name, direction],
+                peak_mib=entry.peaks[direction],
                 share=share,
                 bound=bound,
             )
@@ -106,27 +106,27 @@ def _entry(peer: Peer, problem: Problem) -> Entry:
     try:
         start = time.perf_counter()
         built = peer.build(problem)
-        directions = built.directions
-        _call(built, directions[-1], problem.device)
+        _call(built, built.directions[-1], problem.device)
         row = replace(row, first_ms=1e3 * (time.perf_counter() - start))
         error = problem.error(built.results())
+        row = replace(row, error=error)
+        if not error <= row.allowed:  # type: ignore[operator]
+            return Entry(replace(row, status=WRONG, note=f"off by {error:.1e}, allowed {row.allowed:.0e}"))
+        if backend.TRITON == "CPU" and peer.name.startswith(OURS):
+            note = "Triton's interpreter; its time says nothing"
+            return Entry(replace(row, status=INTERPRETED, first_ms=None, note=note))
         start = time.perf_counter()
-        _call(built, directions[-1], problem.device)
+        _call(built, built.directions[-1], problem.device)
         slow = time.perf_counter() - start > SLOW_S
+        directions = built.directions[-1:] if slow else built.directions
+        # each direction once, so that whoever fails does so here and not in the race
+        return Entry(row, peer, built, {direction: _peak(built, direction, problem.device) for direction in directions})
     except Skipped as reason:
         return Entry(replace(row, status=SKIPPED, note=str(reason)))
     except ImportError as reason:
         return Entry(replace(row, status=MISSING, note=_line(reason)))
     except Exception as reason:  # whatever a peer or its compiler raises
         return Entry(replace(row, status=FAILED, note=f"{type(reason).__name__}: {_line(reason)}"))
-    row = replace(row, error=error)
-    if not error <= row.allowed:  # type: ignore[operator]
-        return Entry(replace(row, status=WRONG, note=f"off by {error:.1e}, allowed {row.allowed:.0e}"))
-    if backend.TRITON == "CPU" and peer.name.startswith(OURS):
-        return Entry(
-            replace(row, status=INTERPRETED, first_ms=None, note="Triton's interpreter; its time says nothing")
-        )
-    return Entry(row, peer, built, directions[-1:] if slow else directions)
 
 
 def _call(built: Built, direction: str, device: torch.device) -> None:
@@ -147,9 +147,9 @@ def _contender(entry: Entry, direction: str) -> Contender:
     )
 
 
-def _peak(contender: Contender, device: torch.device) -> float | None:
-    contender.before(0)
-    return machine.peak_of(lambda: contender.run(0), device)
+def _peak(built: Built, direction: str, device: torch.device) -> float | None:
+    built.prepare(direction)(0)
+    return machine.peak_of(lambda: built.call(direction)(0), device)
 
 
 def _copies(problem: Problem) -> Contender:
@@ -189,6 +189,14 @@ def _ceilings(device: torch.device, when: str, *, budget_s: float) -> tuple[list
     return rows, found[-1].rate
 
 
+def _or_why_not(group: str, measured: Callable[[], list[Row]]) -> list[Row]:
+    """A group that has ours alone: a failure of it is a row, and does not cost what was measured before."""
+    try:
+        return measured()
+    except Exception as reason:
+        return [Row(group, group, OURS, status=FAILED, note=f"{type(reason).__name__}: {_line(reason)}")]
+
+
 def rows_of(groups: Sequence[str], device: torch.device, *, quick: bool) -> Iterator[list[Row]]:
     """Measures the groups, and yields the rows of each race as it ends."""
     budget_s = BUDGET_S[quick]
@@ -199,11 +207,11 @@ def rows_of(groups: Sequence[str], device: torch.device, *, quick: bool) -> Iter
             for case in of_group(quick):
                 yield measure(case, device, budget_s=budget_s, gflop_s=gflop_s)
     if "fitting" in groups:
-        yield streams.measure(device, quick=quick)
+        yield _or_why_not("fitting", partial(streams.measure, device, quick=quick))
     if "training" in groups:
-        yield training.measure(device, quick=quick)
+        yield _or_why_not("training", partial(training.measure, device, quick=quick))
     if "startup" in groups:
-        yield startup.measure(str(device), quick=quick)
+        yield _or_why_not("startup", partial(startup.measure, str(device), quick=quick))
     yield _ceilings(device, table.LAST, budget_s=budget_s)[0]
 
 

@@ -29,7 +29,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(cases, "GROUPS", {"operations": lambda quick: iter([case])})
     for module in (suite.training, suite.startup, suite.streams):
         row = replace(END, group=module.__name__, op=module.__name__, direction="once")
-        monkeypatch.setattr(module, "measure", lambda device, quick, row=row: [row])
+        monkeypatch.setattr(module, "measure", lambda device, *, quick, row=row: [row])
 
 
 def status(*arguments):
@@ -78,6 +78,18 @@ def test_ours_being_wrong_is_red_and_fails(tiny, tmp_path, monkeypatch, capsys):
     ours = [row for row in recorded.rows if row.contender == peers.OURS]
     assert [(row.status, row.p50_ms) for row in ours] == [(WRONG, None)]
     assert any(row.contender == "torch eager" and row.status == OK for row in recorded.rows)
+
+
+def test_a_group_that_fails_does_not_cost_the_others(tiny, tmp_path, monkeypatch, capsys):
+    def failing(device, *, quick):
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(suite.training, "measure", failing)
+    assert status("--quick", "--threads", "1", "--save", tmp_path) == 1
+    assert "cem_fast failed: RuntimeError: no memory left" in capsys.readouterr().out
+    (recorded,) = table.read(tmp_path / table.FILE)
+    assert recorded.complete
+    assert (tmp_path / report.PAGE).exists()
 
 
 def test_comparison_names_what_became_slower(tmp_path, capsys):

@@ -118,7 +118,7 @@ def test_a_wrong_contender_is_red_and_never_timed(fault, monkeypatch, capsys):
     assert rows["wrong"].status == WRONG
     assert rows["wrong"].p50_ms is None
     assert "off by" in rows["wrong"].note
-    assert len(ran) == 2  # as it was judged, not in the race
+    assert len(ran) == 1  # as it was judged, not in the race
     assert rows["eager"].status == rows[OURS].status == OK
     line, red = next((line, red) for line, red in suite._lines(list(rows.values())) if "wrong" in line)
     assert red
@@ -147,13 +147,18 @@ def test_missing_failing_and_unfit_contenders_are_rows_that_say_so(monkeypatch):
     def unfit(_):
         raise peers.Skipped("needs intermediates of 9 GiB")
 
-    contend(monkeypatch, a=missing, b=failing, c=failing_later, d=unfit)
+    def failing_in_the_end(problem):
+        calls, right = iter(range(100)), peers.eager(problem).function
+        return Differentiable(problem, lambda x, labels: right(x, labels) if next(calls) < 2 else failing(x))
+
+    contend(monkeypatch, a=missing, b=failing, c=failing_later, d=unfit, e=failing_in_the_end)
     rows = {row.contender: row for row in suite.measure(TINY[0], CPU, budget_s=0)}
     assert (rows["a"].status, rows["a"].note) == (MISSING, "No module named 'fast_mixtures'")
     assert (rows["b"].status, rows["b"].note) == (FAILED, "RuntimeError: out of luck")
     assert (rows["c"].status, rows["c"].note) == (FAILED, "RuntimeError: out of luck")
+    assert (rows["e"].status, rows["e"].note) == (FAILED, "RuntimeError: out of luck")
     assert (rows["d"].status, rows["d"].note) == (SKIPPED, "needs intermediates of 9 GiB")
-    assert all(rows[name].p50_ms is None for name in "abcd")
+    assert all(rows[name].p50_ms is None for name in "abcde")
 
 
 def test_large_intermediates_are_not_asked_for():
