@@ -12,8 +12,14 @@ PIP = $(PY) -m pip --disable-pip-version-check --quiet
 READY = $(VENV)/.ready
 CPP = $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/cuda/*.cu csrc/cuda/*.cuh tests/sanitizers/*.cpp tests/cuda_host/*.h tests/cuda_host/*.cpp)
 
+define PEERS
+from importlib.metadata import requires
+print(*(r.partition(";")[0] for r in requires("cem_fast") if r.endswith('extra == "bench"')), sep="\n")
+endef
+export PEERS
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format build clean
+.PHONY: help demo test bench check lint format build clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -25,6 +31,10 @@ test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 	@$(PY) -m pytest -q -m "not long"
 	@echo "the operations once more, on the plain torch reference"
 	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/test_mixture.py
+
+bench: $(READY) ## time everything beside its peers and rewrite the README's figures (20 minutes; BENCH=--quick for 2)
+	@$(PY) -c "$$PEERS" | xargs $(PIP) install || echo "make: not all peers could be installed: their rows will say so"
+	@$(PY) -m cem_fast bench --save benchmarks/results --readme README.md $(BENCH)
 
 check: $(READY) ## the long proofs: kills, sanitizers, wrong kernels, a sample of what is compiled, the wheel (also under OTHER_TORCH)
 	@$(PY) -m pytest -q -m long tests/system

@@ -1,4 +1,4 @@
-"""The command ``cem-fast``: demo, train, attack, evaluate, figures, data, doctor."""
+"""The command ``cem-fast``: demo, train, attack, evaluate, figures, data, doctor, bench."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEMO = Path(__file__).with_name("demo.yaml")
-FLAGS = ("address", "check", "config", "data_root", "device", "dry_run", "folder", "jobs", "resume")
+FLAGS = (
+    *("address", "check", "config", "data_root", "device", "dry_run", "folder", "jobs", "resume"),
+    *("compare", "only", "quick", "readme", "render", "save", "threads"),
+)
 RESETTABLE = (  # what `cem-fast attack` may change about the attacks on a saved run
     "attacks",
     "attack_decoder",
@@ -267,6 +270,32 @@ def doctor(settings: Namespace) -> int:
     return clinic.examine(_console(), device=_device(settings.device), check=settings.check)
 
 
+def bench(settings: Namespace) -> int:
+    """Times operations, fits and training beside the libraries that one might take instead, and records it."""
+    from cem_fast.benchmarks import machine
+
+    device = _device(settings.device)
+    if not settings.render:
+        machine.keep_large_blocks()
+    from cem_fast.benchmarks import suite
+
+    files = {
+        name: None if getattr(settings, name) is None else Path(getattr(settings, name))
+        for name in ("readme", "compare")
+    }
+    return suite.main(
+        _console(),
+        device=device,
+        groups=tuple(settings.only),
+        quick=settings.quick,
+        threads=settings.threads,
+        command=settings.command,
+        folder=Path(settings.save),
+        **files,
+        render=settings.render,
+    )
+
+
 COMMANDS = {
     "demo": demo,
     "train": train,
@@ -275,6 +304,7 @@ COMMANDS = {
     "figures": figures,
     "data": data,
     "doctor": doctor,
+    "bench": bench,
 }
 
 
@@ -331,8 +361,10 @@ def _parser() -> Parser:
             command.add_argument("name", type=str, help=text)
             text = "address to fetch from, such as that of a mirror, which must hold the published files; their own if left out"
             command.add_argument("--address", type=str | None, default=None, help=text)
-        else:
+        elif name == "doctor":
             command.add_argument("--check", action="store_true", help="compare every operation with the reference")
+        else:
+            _add_choices_of_bench(command)
         if name in ("demo", "evaluate", "figures"):
             text = "runs at a time, each on its share of the cores; 0 for one run a core, or one in all on a GPU"
             command.add_argument("--jobs", type=NonNegativeInt, default=0, help=text)
@@ -349,6 +381,20 @@ def _parser() -> Parser:
             command.add_argument("--device", type=str, default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
         commands.add_subcommand(name, command, help=function.__doc__)
     return parser
+
+
+def _add_choices_of_bench(parser: Parser) -> None:
+    parser.add_argument("--quick", action="store_true", help="few shapes and few rounds: under 2 minutes")
+    text = "groups to measure: operations, scaling, fitting, training, startup; all if left out"
+    parser.add_argument("--only", type=tuple[str, ...], default=(), help=text)
+    parser.add_argument("--threads", type=NonNegativeInt, default=0, help="threads of the CPU; 0 for all cores")
+    parser.add_argument("--save", type=str, default="runs/bench", help="folder whose table gets the rows appended")
+    text = "Markdown file with a section for the figures, between markers"
+    parser.add_argument("--readme", type=str | None, default=None, help=text)
+    text = "an earlier table: what became slower than its last run, beyond the noise, is listed, and is status 1 if it is ours"
+    parser.add_argument("--compare", type=str | None, default=None, help=text)
+    text = "measure nothing: write the report of the rows that are there"
+    parser.add_argument("--render", action="store_true", help=text)
 
 
 def _add_settings(parser: Parser, config: type[SharedConfig]) -> None:
@@ -386,6 +432,7 @@ def _normalized(arguments: Sequence[str]) -> list[str]:
     lists = {
         f"--{key.replace('_', '-')}": get_args(hint)[0] for key, hint in hints.items() if get_origin(hint) is tuple
     }
+    lists |= {"--only": str} if arguments[:1] == ["bench"] else {}
     found: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -530,9 +577,12 @@ def _say(console: Console, text: str) -> None:
 
 
 def _kept(arguments: Sequence[str]) -> str:
-    if arguments[:1] == ["train"]:
-        return "the training up to its latest epoch, from which --resume goes on,"
-    return "what has been downloaded" if arguments[:1] == ["data"] else "every run that had finished"
+    kept = {
+        "train": "the training up to its latest epoch, from which --resume goes on,",
+        "data": "what has been downloaded",
+        "bench": "every race that had ended",
+    }
+    return kept.get("".join(arguments[:1]), "every run that had finished")
 
 
 def _escape(config: RunConfig) -> str:

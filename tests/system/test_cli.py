@@ -56,7 +56,7 @@ def status(*arguments: str) -> int:
     [
         (["evaluate", "--nose-std", "3"], "unknown setting 'nose_std'; did you mean 'noise_std'?"),
         (["evalute"], "unknown command 'evalute'; did you mean 'evaluate'?"),
-        ([], "expected one of the commands demo, train, attack, evaluate, figures, data, doctor"),
+        ([], "expected one of the commands demo, train, attack, evaluate, figures, data, doctor, bench"),
         (["evaluate", "--epochs", "many"], "epochs must be int, got many"),
         (["evaluate", "--image-size", "big"], "image_size must be int or null, got big"),
         (["evaluate", "--noise-std", "-1"], "noise_std must be at least 0, got -1.0"),

@@ -1,0 +1,261 @@
+"""What is timed: an operation on a shape, its inputs, and the float64 results that every contender is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from cem_fast.benchmarks.timing import SETS
+from torch import Tensor
+
+from cem_fast.ops import reference
+from cem_fast.ops.entropy_bound import BoundOptions, bound_options
+
+NOISE_STD = 0.05
+NUM_SAMPLES = 50_000
+ITERATIONS = 5
+REG_COVAR = 1e-6
+DIRECTIONS = ("forward", "backward", "both")
+OPERATIONS = ("cem_paper", "cem_official", "mixture_log_prob", "component_statistics")
+FITS = ("kmeans", "em")
+# Relative error of a result, in the Euclidean norm, beyond which a contender is wrong, by the features' dtype.
+ALLOWED = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 3e-2}
+# The same of a fit's parameters, relative to how far they are from the start: one iteration less would be more.
+ALLOWED_IN_FIT = 5e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One race: rows ``[N, D]`` of C classes about mixtures of K components each.
+
+    Args:
+        group: ``operations``, ``scaling`` or ``fitting``; scaling cases have an ``axis`` and ours with the vectorized peers alone.
+        op: one of ``OPERATIONS``, each forward, backward and both; or of ``FITS``, ``ITERATIONS`` of them from one start.
+        N, D, C, K: the shape.
+        covariance: ``spherical`` or ``diag``.
+        dtype: of the features.
+        axis: what a scaling curve is drawn over: N, D, C or K.
+        peers: the peers that take part, all of them if empty.
+    """
+
+    group: str
+    op: str
+    N: int
+    D: int
+    C: int
+    K: int
+    covariance: str = "spherical"
+    dtype: str = "float32"
+    axis: str = ""
+    peers: tuple[str, ...] = ()
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return ("fit",) if self.op in FITS else DIRECTIONS
+
+    @property
+    def diag(self) -> bool:
+        return self.covariance == "diag"
+
+    @property
+    def allowed(self) -> float:
+        return ALLOWED_IN_FIT if self.op in FITS else ALLOWED[self.dtype]
+
+    def work(self, direction: str) -> tuple[float, float]:
+        """Floating-point operations, and bytes that must be read or written at least once."""
+        rows, item = self.N * self.D, getattr(torch, self.dtype).itemsize
+        pairs = rows * self.K
+        if self.op in FITS:
+            return (2 if self.op == "kmeans" else 8) * pairs * ITERATIONS, rows * item
+        parameters = 4 * min(self.C, self.N) * self.K * self.D
+        if self.op == "mixture_log_prob":
+            each = (4 if self.diag else 3) * pairs
+            flops = {"forward": each, "backward": each, "both": 2 * each}
+            parameters *= 1 + self.diag
+        else:
+            forward = 3 * pairs + 3 * rows * self.diag
+            flops = {"forward": forward, "backward": 2 * rows, "both": forward + 2 * rows}
+        moved = {
+            "forward": rows * item + parameters,
+            "backward": 2 * rows * item + parameters,
+            "both": 3 * rows * item + parameters,
+        }
+        return flops[direction], moved[direction]
+
+
+class Problem:
+    """The inputs of a case on a device: ``sets`` of rows and labels (None for one class), and the mixture.
+
+    Rows lie about the means, as features lie about what was fitted to them, so that no assignment is a matter of rounding. Those
+    of a fit overlap, and it starts from rows, so that every iteration has something to do.
+    """
+
+    def __init__(self, case: Case, device: torch.device):
+        self.case, self.device = case, device
+        random = torch.Generator().manual_seed(0)
+        dtype = getattr(torch, case.dtype)
+        self.dtype = torch.promote_types(dtype, torch.float32)
+        N, D, C, K = case.N, case.D, case.C, case.K
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=random)
+
+        means, weights = uniform(C, K, D), uniform(C, K) + 0.2
+        variances = 0.02 + 0.2 * uniform(*((C, K, D) if case.diag else (C, K)))
+        self.means, self.variances = (t.to(device, self.dtype) for t in (means, variances))
+        self.weights = (weights / weights.sum(1, keepdim=True)).to(device, self.dtype)
+        self.class_prior = torch.full((C,), 1 / C, device=device, dtype=self.dtype)
+        self.num_samples = torch.tensor(float(max(NUM_SAMPLES, 2 * N)), dtype=torch.float64, device=device)
+        self.noise_variance = torch.tensor([NOISE_STD**2], dtype=torch.float64, device=device)
+        self.sets: list[tuple[Tensor, Tensor | None]] = []
+        for _ in range(1 if case.op in FITS else SETS):
+            labels = torch.randint(C, (N,), generator=random)
+            member = torch.randint(K, (N,), generator=random)
+            spread = 0.5 if case.op in FITS else 0.2
+            rows = torch.randn(N, D, generator=random).mul_(spread).add_(means[labels, member])
+            self.sets.append((rows.to(device, dtype), labels.to(device) if C > 1 else None))
+        # the same memory, with a gradient: whoever is timed uses them alone, one after the other
+        self.leaves = [x.detach().requires_grad_() for x, _ in self.sets]
+        shape = {"mixture_log_prob": (N,), "component_statistics": (C, K)}.get(case.op, ())
+        self.upstream = (0.5 + uniform(*shape)).to(device, self.dtype) if shape else torch.ones((), device=device)
+        if case.op in FITS:
+            first = torch.bincount(labels, minlength=C).cumsum(0).roll(1)
+            first[0] = 0
+            self.start = self.sets[0][0][labels.argsort()[first.unsqueeze(1) + torch.arange(K)].to(device)]
+
+    @property
+    def bound_options(self) -> BoundOptions:
+        variant = self.case.op.removeprefix("cem_")
+        return bound_options(variant, "unbiased", "mean", None, 0.125, 0.01, self.case.diag, False)
+
+    @cached_property
+    def truth(self) -> dict[str, Tensor]:
+        """The results for the first buffers, computed in float64 by the reference."""
+        (x, labels), case = self.sets[0], self.case
+        x, means, variances, weights, prior, g = (
+            t.double() for t in (x, self.means, self.variances, self.weights, self.class_prior, self.upstream)
+        )
+        mixture = (x, means, variances, weights, labels)
+        if case.op in FITS:
+            return _fitted(self, x, labels)
+        if case.op == "mixture_log_prob":
+            kept = reference.mixture_log_prob_fwd(*mixture, True)
+            return {"value": kept[0], "gradient": reference.mixture_log_prob_bwd(g, *mixture, *kept)}
+        if case.op == "component_statistics":
+            found = reference.component_statistics_fwd(x, means, labels, None, None, False, False)
+            gradient = reference.component_statistics_bwd(g, None, x, means, labels, found[3])
+            return {"counts": found[0], "value": found[1], "gradient": gradient}
+        priors = (variances, weights, prior, self.num_samples, self.noise_variance)
+        value, slope, assignment = reference.cem_fwd(x, means, labels, *priors, *self.bound_options)
+        gradient = reference.component_statistics_bwd(slope, None, x, means, labels, assignment)
+        return {"value": value, "gradient": gradient}
+
+    def error(self, results: dict[str, Tensor]) -> float:
+        """The largest relative error of any result for the first buffers, in the Euclidean norm; infinite if it is not finite.
+
+        Args:
+            results: some or all of what ``truth`` has.
+        """
+        errors = [float("inf")] if not results else []
+        start = _start(self) if self.case.op in FITS else {}
+        for name, result in results.items():
+            truth = self.truth[name]
+            if result.shape != truth.shape:
+                return float("inf")
+            scale = (truth - start[name].double() if name in start else truth).norm().clamp_min(1e-30)
+            error = (result.detach().to(truth.device).double() - truth).norm() / scale
+            errors.append(float(error) if torch.isfinite(error) else float("inf"))
+        return max(errors)
+
+
+def _start(problem: Problem) -> dict[str, Tensor]:
+    variances, weights = start_of_em(problem)
+    return {"means": problem.start, "variances": variances, "weights": weights}
+
+
+def start_of_em(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The variances ``[C, K, D]`` and weights ``[C, K]`` that every EM starts from."""
+    return torch.full_like(problem.start, 0.25), torch.full_like(problem.weights, 1 / problem.case.K)
+
+
+def _fitted(problem: Problem, x: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    """The parameters after so many iterations."""
+    means, variances, weights = (t.double() for t in _start(problem).values())
+    if problem.case.op == "kmeans":
+        return {"means": reference.kmeans(x, means, labels, ITERATIONS, 0.0, False)[0]}
+    for _ in range(ITERATIONS):
+        s0, s1, s2, _ = reference.mixture_statistics(x, means, variances, weights, labels)
+        n = s0.clamp_min(1e-300).unsqueeze(-1)
+        means, variances = means + s1 / n, s2 / n - (s1 / n).square() + REG_COVAR
+        weights = s0 / s0.sum(1, keepdim=True)
+    return {"means": means, "variances": variances, "weights": weights}
+
+
+VECTORIZED = ("torch eager", "segmented GEMM")
+QUICK = (*VECTORIZED, "MixtureSameFamily", "scikit-learn", "torchgmm")  # who compiles nothing
+SCALED = {
+    "N": (100, 1_000, 10_000, 100_000),
+    "D": (8, 80, 800, 8_000),
+    "C": (1, 10, 100, 1_000),
+    "K": (1, 10, 100, 1_000),
+}
+SCALED_FITS = SCALED | {"N": (1_000, 10_000, 100_000, 1_000_000), "D": (4, 40, 400, 4_000)}
+
+
+def operations(quick: bool) -> Iterator[Case]:
+    """The operations at the shapes that a training step has, spherical and diag, small and large."""
+    of = "operations"
+    if quick:
+        yield Case(of, "cem_paper", 128, 512, 10, 5)
+        yield Case(of, "cem_official", 1_024, 512, 100, 5)
+        yield Case(of, "mixture_log_prob", 512, 512, 10, 10, "diag", peers=QUICK)
+        yield Case(of, "mixture_log_prob", 1_024, 64, 1, 100, "diag", peers=QUICK)
+        yield Case(of, "component_statistics", 1_024, 512, 10, 5, peers=VECTORIZED)
+        return
+    for N, D, C in ((128, 512, 10), (1_024, 512, 100), (8_192, 512, 1_000), (4_096, 2_048, 100), (65_536, 512, 100)):
+        yield Case(of, "cem_official", N, D, C, 5)
+    yield Case(of, "cem_paper", 128, 512, 10, 5)
+    yield Case(of, "cem_paper", 8_192, 512, 1_000, 5, peers=VECTORIZED)
+    yield Case(of, "cem_paper", 4_096, 2_048, 100, 5, "diag", peers=VECTORIZED)
+    yield Case(of, "cem_paper", 65_536, 512, 100, 5, "diag", peers=VECTORIZED)
+    yield Case(of, "cem_paper", 65_536, 512, 100, 5, dtype="bfloat16", peers=VECTORIZED)
+    yield Case(of, "mixture_log_prob", 4_096, 2_048, 10, 10, "diag")
+    yield Case(of, "mixture_log_prob", 4_096, 2_048, 100, 10, "diag")
+    yield Case(of, "mixture_log_prob", 4_096, 128, 1, 1_000, "diag")
+    yield Case(of, "component_statistics", 4_096, 2_048, 100, 5)
+
+
+def scaling(quick: bool) -> Iterator[Case]:
+    """Three decades of rows, dimensions, classes and components, one at a time."""
+    base = Case("scaling", "cem_paper", 2_048, 256, 10, 5, peers=VECTORIZED)
+    for op, covariance in (("cem_paper", "spherical"), ("mixture_log_prob", "diag")):
+        for axis, sizes in SCALED.items():
+            for size in sizes[:2] if quick else sizes:
+                yield replace(base, op=op, covariance=covariance, axis=axis, **{axis: size})
+
+
+def fitting(quick: bool) -> Iterator[Case]:
+    """Fits of one mixture and of many classes, and three decades of each size."""
+    if quick:
+        yield Case("fitting", "kmeans", 4_096, 128, 1, 10)
+        yield Case("fitting", "em", 4_096, 64, 1, 10, "diag")
+    else:
+        yield Case("fitting", "kmeans", 16_384, 512, 1, 10)
+        yield Case("fitting", "kmeans", 50_000, 512, 100, 5)
+        yield Case("fitting", "em", 16_384, 512, 1, 10, "diag")
+    for op, covariance in (("kmeans", "spherical"), ("em", "diag")):
+        base = Case("fitting", op, 10_000, 64, 10, 8, covariance, peers=("scikit-learn",))
+        for axis, sizes in SCALED_FITS.items():
+            for size in sizes[:2] if quick else sizes:
+                # rows enough for every component
+                rows = {"C": {"N": 100 * size}, "K": {"N": 20_000, "C": 1, "D": 16}}.get(axis, {})
+                yield replace(base, axis=axis, **(rows | {axis: size}))
+
+
+GROUPS: dict[str, Callable[[bool], Iterator[Case]]] = {
+    "operations": operations,
+    "scaling": scaling,
+    "fitting": fitting,
+}

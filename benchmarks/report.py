@@ -1,0 +1,405 @@
+"""Tables and plots of what was measured, in Markdown and PNG, all of them from the CSV file alone."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cem_fast.benchmarks import table, training
+from cem_fast.benchmarks.peers import OURS
+from cem_fast.benchmarks.table import OK, WRONG, Recorded, Row
+
+PAGE = "bench.md"
+PLOTS = ("operations.png", "scaling.png", "fitting.png", "roofline.png")
+BEGIN, END = "<!-- bench: begin (written by cem-fast bench) -->", "<!-- bench: end -->"
+OPERATION = {
+    "cem_paper": "CEMLoss, Eq. 5-7",
+    "cem_official": "CEMLoss, released variant",
+    "mixture_log_prob": "mixture_log_prob",
+    "component_statistics": "component_statistics",
+    "kmeans": "k-means, 5 iterations",
+    "em": "EM, 5 iterations",
+}
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds to three digits: ``0.312 ms``, ``1,240 ms``."""
+    if value is None:
+        return ""
+    digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+    return f"{value:,.{digits}f} ms"
+
+
+def span(row: Row) -> str:
+    """The 20th and 80th percentile beside the median."""
+    return f"{ms(row.p50_ms)} ({ms(row.p20_ms)} to {ms(row.p80_ms)})"
+
+
+def title(row: Row) -> str:
+    """Operation and shape of a row: ``cem_paper N=128 D=512 C=10 K=5 spherical``."""
+    shape = " ".join(f"{name}={getattr(row, name)}" for name in "NDCK" if getattr(row, name) is not None)
+    kind = [row.covariance] if row.covariance == "diag" else []
+    kind += [row.dtype] if row.dtype not in ("", "float32") else []
+    return " ".join([row.op, *([shape] if shape else []), *kind])
+
+
+def write(folder: Path, readme: Path | None) -> list[Path]:
+    """Writes the page and the plots of the last complete runs beside the table, and the README's section.
+
+    Args:
+        folder: of the table.
+        readme: a Markdown file with the two markers; None for none.
+
+    Returns:
+        What was written; where no run was complete, page and plots are of the last one, and the README has no figures.
+
+    Raises:
+        ValueError: the README lacks the markers.
+    """
+    runs = table.read(folder / table.FILE)
+    page = folder / PAGE
+    page.write_text("\n".join(_page(runs)) + "\n")
+    written = [page, *_plots(runs, folder)]
+    if readme is not None:
+        text = readme.read_text()
+        where = Path(os.path.relpath(folder, readme.parent)).as_posix()
+        readme.write_text(replaced(text, section(runs, where), readme))
+        written.append(readme)
+    return written
+
+
+def replaced(text: str, new: str, path: Path) -> str:
+    """The text with another section between the markers.
+
+    Raises:
+        ValueError: the text lacks the markers.
+    """
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"{path} must have one section between {BEGIN!r} and {END!r}")
+    return pattern.sub(lambda _: f"{BEGIN}\n{new}\n{END}", text)
+
+
+def shown(runs: Sequence[Recorded], device: str) -> Recorded | None:
+    """The run of a device that reports speak of: the last complete one."""
+    found = [recorded for recorded in runs if recorded.complete and recorded.run.device == device]
+    return found[-1] if found else None
+
+
+# ---- the README's section
+
+
+def section(runs: Sequence[Recorded], where: str) -> str:
+    """The README's figures: ours beside the fastest other, on the CPU and, where it was measured, on a GPU.
+
+    Args:
+        runs: of the table.
+        where: its folder, as links from the README have it.
+    """
+    cpu, cuda = shown(runs, "cpu"), shown(runs, "cuda")
+    main = [recorded for recorded in (cpu, cuda) if recorded is not None]
+    if not main:
+        return "Nothing has been measured to the end yet: `make bench` fills this in."
+    lines = []
+    for recorded in main:
+        lines += [_origin(recorded), ""]
+    lines += [
+        "| operation | CPU | fastest other | times | share of ceiling | GPU | fastest other | times | share of ceiling |",
+        "|---|--:|---|--:|--:|--:|---|--:|--:|",
+    ]
+    for case in dict.fromkeys(row.case for recorded in main for row in _main_rows(recorded)):
+        cells = [_cells(recorded, case) for recorded in (cpu, cuda)]
+        label = next(row for recorded in main for row in _main_rows(recorded) if row.case == case)
+        lines.append(f"| {_label(label)} | {' | '.join(' | '.join(four) for four in cells)} |")
+    lines.append("")
+    if cuda is None:
+        lines += [
+            "The GPU columns are empty: nothing was measured there. `cem-fast bench --device cuda` fills them.",
+            "",
+        ]
+    if cpu is not None:
+        lines += [f"- {fact}" for fact in (*_facts(cpu, where), _counts(cpu, where))]
+    lines += ["", f"![Every contender's time over ours]({where}/{PLOTS[0]})"]
+    return "\n".join(lines).rstrip()
+
+
+def _origin(recorded: Recorded) -> str:
+    run = recorded.run
+    commit = f", commit {run.commit[:12]}{'-dirty' if run.commit.endswith('-dirty') else ''}" if run.commit else ""
+    quick = ", a quick run: few shapes, few rounds" if run.mode == "quick" else ""
+    return (
+        f"Measured by `{run.command}` on {run.run[:10]} ({run.processor}, threads: {run.threads}; torch {run.torch}{commit}{quick}): "
+        "medians of interleaved calls, forward and backward together, everyone from the same inputs and within the same error of "
+        "the float64 result. The share is what memory or arithmetic alone would have taken."
+    )
+
+
+def _main_rows(recorded: Recorded) -> list[Row]:
+    """Ours at the shapes that are not part of a curve, in the direction that a user waits for."""
+    return [
+        row
+        for row in recorded.rows
+        if row.contender == OURS and row.op in OPERATION and not row.axis and row.direction in ("both", "fit", "")
+    ]
+
+
+def _label(row: Row) -> str:
+    kind = " diag" if row.covariance == "diag" else ""
+    dtype = f", {row.dtype}" if row.dtype != "float32" else ""
+    return f"{OPERATION[row.op]}{kind}{dtype}: {row.N:,} x {row.D:,}, C = {row.C:,}, K = {row.K:,}"
+
+
+def _cells(recorded: Recorded | None, case: tuple) -> tuple[str, str, str, str]:
+    rows = [] if recorded is None else [row for row in recorded.rows if row.case == case]
+    ours = next((row for row in rows if row.contender == OURS), None)
+    if ours is None:
+        return "", "", "", ""
+    if ours.status != OK or ours.p50_ms is None:
+        return f"**{ours.status}**", "", "", ""
+    others = [row for row in rows if not row.contender.startswith(OURS) and row.status == OK and row.p50_ms is not None]
+    share = "" if ours.share is None else f"{ours.share:.0%}"
+    if not others:
+        return ms(ours.p50_ms), "", "", share
+    fastest = min(others, key=lambda row: row.p50_ms)  # type: ignore[arg-type,return-value]
+    return ms(ours.p50_ms), f"{fastest.contender} {ms(fastest.p50_ms)}", f"{fastest.p50_ms / ours.p50_ms:.1f}x", share  # type: ignore[operator]
+
+
+def _facts(recorded: Recorded, where: str) -> Iterator[str]:
+    """What the other groups found, a sentence each."""
+    rows = recorded.rows
+    yield from _training(rows)
+    refits = [row for row in rows if row.op == "refit" and row.status == OK]
+    for row in refits:
+        yield f"A refit of {row.N:,} rows of {row.D} features ({row.C} classes, {row.K} components) takes {ms(row.p50_ms)}."
+    slopes = _slopes(rows)
+    if slopes:
+        text = "; ".join(
+            f"{op}: {', '.join(f'{axis} {value:.2f}' for axis, value in of.items())}" for op, of in slopes.items()
+        )
+        yield f"Over the last decade of each size, the time of a fit grows with the exponent ([curves]({where}/{PLOTS[2]})) {text}."
+    streams = [row for row in rows if row.op == "fit_stream" and row.peak_mib is not None]
+    if streams:
+        sizes = ", ".join(f"{row.N:,}" for row in streams)
+        peaks = ", ".join(f"{row.peak_mib:.0f}" for row in streams)
+        yield f"Fits to streams of {sizes} rows of {streams[0].D} features add {peaks} MiB ({streams[0].note})."
+    starts = {row.contender: row for row in rows if row.group == "startup" and row.status == OK}
+    if starts:
+        times = ", ".join(f"{name} {ms(row.p50_ms)}" for name, row in starts.items())
+        yield f"A new process: {times}."
+    compiles = [row for row in rows if row.contender == "torch.compile" and row.first_ms is not None]
+    if compiles:
+        first = sorted(row.first_ms for row in compiles)  # type: ignore[type-var]
+        yield f"The first call of `torch.compile` takes {ms(first[0])} to {ms(first[-1])} for each shape; ours compiles nothing."
+
+
+def _training(rows: Sequence[Row]) -> Iterator[str]:
+    found = {(row.contender, row.direction): row for row in rows if row.group == "training"}
+    if (training.PLAIN, training.STEP) not in found:
+        return
+    plain = found[training.PLAIN, training.STEP]
+    steps = plain.N / training.BATCH  # type: ignore[operator]
+    epoch = steps * plain.p50_ms  # type: ignore[operator]
+    for name, who in ((training.OURS, "CEM"), (training.RELEASED, "the released loop")):
+        added, refit = found[name, training.ADDED], found[name, training.REFIT]
+        extra = steps * added.p50_ms + refit.p50_ms  # type: ignore[operator]
+        yield (
+            f"In an epoch of VGG11 ({plain.N:,} images of 32x32, {plain.note.partition(',')[0]}, a step of {ms(plain.p50_ms)}), "
+            f"{who} adds {ms(added.p50_ms)} to a step ({ms(added.p20_ms)} to {ms(added.p80_ms)}) and a refit of {ms(refit.p50_ms)} on the "
+            f"features that the epoch computed anyway: {extra / epoch:+.1%}."
+        )
+    anew = found[training.OURS, training.REFIT_ANEW]
+    yield f"A refit with an encoder pass of its own takes {ms(anew.p50_ms)}, {anew.p50_ms / epoch:.1%} of that epoch."
+
+
+def _counts(recorded: Recorded, where: str) -> str:
+    counts = {status: 0 for status in (OK, "wrong", "failed", "missing", "skipped", "interpreted")}
+    for row in recorded.rows:
+        counts[row.status] += 1
+    text = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
+    return f"[All rows]({where}/{PAGE}), with errors, memory and quantiles: {text}."
+
+
+def _slopes(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for op in ("kmeans", "em"):
+        for axis in "NDKC":
+            curve = sorted(_curve(rows, op, axis, OURS, "fit"))[-2:]
+            if len(curve) == 2:
+                (n, t), (m, u) = curve
+                found.setdefault(op, {})[axis] = math.log(u / t) / math.log(m / n)
+    return found
+
+
+def _curve(rows: Sequence[Row], op: str, axis: str, contender: str, direction: str) -> list[tuple[int, float]]:
+    return [
+        (getattr(row, axis), row.p50_ms)
+        for row in rows
+        if (row.op, row.axis, row.contender, row.direction) == (op, axis, contender, direction) and row.p50_ms
+    ]
+
+
+# ---- the page with everything
+
+
+def _page(runs: Sequence[Recorded]) -> Iterator[str]:
+    found = [recorded for recorded in (shown(runs, "cpu"), shown(runs, "cuda")) if recorded is not None]
+    yield "# What was measured"
+    for recorded in found or runs[-1:]:
+        run = recorded.run
+        yield ""
+        yield f"## {run.device}: {run.processor}"
+        yield ""
+        yield f"`{run.command}`, {run.run}, {run.mode}"
+        yield ""
+        for name in ("commit", "cem_fast", "torch", "triton", "numpy", "python", "backend", "threads", "malloc"):
+            yield f"- {name}: {getattr(run, name) or 'none'}"
+        yield from _ceilings(recorded.rows)
+        for group in dict.fromkeys(row.group for row in recorded.rows if row.group != "ceilings"):
+            yield ""
+            yield f"### {group}"
+            rows = [row for row in recorded.rows if row.group == group]
+            for heading in dict.fromkeys(title(row) for row in rows):
+                yield ""
+                yield f"**{heading}**"
+                yield ""
+                yield "| contender | version | pass | median | 20% to 80% | first call | error | memory, MiB | share of ceiling |"
+                yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
+                for row in rows:
+                    if title(row) == heading:
+                        yield _line(row)
+
+
+def _ceilings(rows: Sequence[Row]) -> Iterator[str]:
+    for name in dict.fromkeys(row.op for row in rows if row.group == "ceilings"):
+        found = [row for row in rows if row.group == "ceilings" and row.op == name]
+        yield f"- {name}: " + "; ".join(f"{row.note} at the {row.direction}" for row in found)
+
+
+def _line(row: Row) -> str:
+    status = "" if row.status == OK else f"**{row.status}**: {row.note}"
+    if row.status == WRONG:
+        status = f"🟥 {status}"
+    between = f"{ms(row.p20_ms)} to {ms(row.p80_ms)}" if row.p50_ms is not None else ""
+    cells = (
+        row.contender,
+        row.version,
+        row.direction,
+        status or ms(row.p50_ms),
+        between,
+        ms(row.first_ms),
+        "" if row.error is None else f"{row.error:.0e}",
+        "" if row.peak_mib is None else f"{row.peak_mib:,.1f}",
+        "" if row.share is None else f"{row.share:.0%} of {row.bound}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+# ---- plots
+
+
+def _plots(runs: Sequence[Recorded], folder: Path) -> list[Path]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    recorded = shown(runs, "cpu") or shown(runs, "cuda") or (runs[-1] if runs else None)
+    if recorded is None:
+        return []
+    written = []
+    for name, draw in zip(PLOTS, (_draw_operations, _draw_scaling, _draw_fitting, _draw_roofline)):
+        figure = draw(recorded.rows, plt)
+        if figure is not None:
+            figure.savefig(folder / name, dpi=110)
+            plt.close(figure)
+            written.append(folder / name)
+    return written
+
+
+def _draw_operations(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
+    """Each contender's time over ours, a line of dots for each case."""
+    ours = {
+        row.case: row for row in rows if row.contender == OURS and row.op in OPERATION and not row.axis and row.p50_ms
+    }
+    main = [case for case, row in ours.items() if row.direction in ("both", "fit")]
+    if not main:
+        return None
+    figure, plot = plt.subplots(figsize=(9, 1.2 + 0.42 * len(main)), layout="constrained")
+    others = [row for row in rows if row.case in main and row.contender != OURS and row.p50_ms]
+    for name in dict.fromkeys(row.contender for row in others):
+        points = [(row.p50_ms / ours[row.case].p50_ms, main.index(row.case)) for row in others if row.contender == name]
+        plot.scatter(*zip(*points), label=name, s=36, alpha=0.85)
+    plot.axvline(1, color="black", linewidth=1)
+    plot.set_xscale("log")
+    plot.set_yticks(range(len(main)), [_label(ours[case]) for case in main], fontsize=8)
+    plot.invert_yaxis()
+    plot.set_xlabel("time, as a multiple of cem_fast's (right of the line: slower)")
+    plot.grid(True, axis="x", which="both", alpha=0.2)
+    if others:
+        plot.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _draw_scaling(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
+    """Time over N, D, C and K, a row of plots for each operation and direction."""
+    curves = [row for row in rows if row.group == "scaling" and row.axis and row.p50_ms and row.direction != "copy"]
+    if not curves:
+        return None
+    lines = list(dict.fromkeys((row.op, row.direction) for row in curves))
+    axes = list(dict.fromkeys(row.axis for row in curves))
+    size = (3.2 * len(axes), 2.4 * len(lines))
+    figure, plots = plt.subplots(len(lines), len(axes), figsize=size, squeeze=False, sharey="row", layout="constrained")
+    for line, (op, direction) in zip(plots, lines):
+        for plot, axis in zip(line, axes):
+            for name in dict.fromkeys(row.contender for row in curves):
+                points = sorted(_curve(curves, op, axis, name, direction))
+                if points:
+                    plot.loglog(*zip(*points), marker="o", markersize=4, label=name)
+            plot.grid(True, which="both", alpha=0.2)
+            plot.set_xlabel(axis)
+        line[0].set_ylabel(f"{op}\n{direction}, ms", fontsize=8)
+    plots[0][0].legend(fontsize=8)
+    return figure
+
+
+def _draw_fitting(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
+    """Time of fits over N, D, C and K."""
+    curves = [row for row in rows if row.group == "fitting" and row.axis and row.p50_ms and row.direction == "fit"]
+    if not curves:
+        return None
+    axes = list(dict.fromkeys(row.axis for row in curves))
+    figure, plots = plt.subplots(
+        1, len(axes), figsize=(3.4 * len(axes), 3), sharey=True, squeeze=False, layout="constrained"
+    )
+    for plot, axis in zip(plots[0], axes):
+        for op, name in dict.fromkeys((row.op, row.contender) for row in curves):
+            points = sorted(_curve(curves, op, axis, name, "fit"))
+            if points:
+                plot.loglog(*zip(*points), marker="o", markersize=4, label=f"{op}, {name}")
+        plot.set_xlabel(axis)
+        plot.grid(True, which="both", alpha=0.2)
+    plots[0][0].set_ylabel("ms")
+    plots[0][0].legend(fontsize=8)
+    return figure
+
+
+def _draw_roofline(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
+    """The share of the ceiling that each of our rows reaches."""
+    ours = [row for row in rows if row.contender == OURS and row.share is not None and not row.axis]
+    if not ours:
+        return None
+    figure, plot = plt.subplots(figsize=(9, 1 + 0.24 * len(ours)), layout="constrained")
+    colors = {"memory": "tab:blue", "arithmetic": "tab:orange"}
+    for bound, color in colors.items():
+        picked = [(index, 100 * row.share) for index, row in enumerate(ours) if row.bound == bound]
+        if picked:
+            plot.barh(*zip(*picked), color=color, label=f"limited by {bound}")
+    plot.set_yticks(range(len(ours)), [f"{_label(row)}, {row.direction}" for row in ours], fontsize=7)
+    plot.invert_yaxis()
+    plot.set_xlabel("share of the ceiling, %")
+    plot.legend(fontsize=8)
+    plot.grid(True, axis="x", alpha=0.2)
+    return figure

@@ -1,0 +1,54 @@
+"""What a new process pays before its first result: the imports, and the first step of the loss."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from cem_fast.benchmarks.table import Row
+from cem_fast.benchmarks.timing import quantiles
+
+PROCESSES = {True: 2, False: 5}  # quick or not
+STAGES = ("import torch", "import cem_fast", "first step of CEMLoss", "second step")
+PROGRAM = """
+import sys, time
+marks = [time.perf_counter()]
+import torch
+marks.append(time.perf_counter())
+import cem_fast
+marks.append(time.perf_counter())
+device = sys.argv[1]
+loss = cem_fast.CEMLoss(num_classes=10).to(device)
+loss.load_mixture(means=torch.rand(10, 5, 512, device=device), variances=torch.rand(10, 5, device=device) + 0.1,
+                  weights=torch.full((10, 5), 0.2, device=device), class_prior=torch.full((10,), 0.1, device=device),
+                  num_samples=50_000)
+x = torch.rand(128, 512, device=device, requires_grad=True)
+y = torch.randint(10, (128,), device=device)
+for _ in range(2):
+    start = time.perf_counter()
+    loss(x, y).backward()
+    float(x.grad.sum())
+    marks.append(marks[-1] + time.perf_counter() - start)
+print(*(1e3 * (b - a) for a, b in zip(marks, marks[1:])))
+"""
+
+
+def measure(device: str, *, quick: bool) -> list[Row]:
+    """Times the stages in processes of their own.
+
+    Raises:
+        RuntimeError: one of them failed, with what it said.
+    """
+    found: list[list[float]] = []
+    for _ in range(PROCESSES[quick]):
+        done = subprocess.run([sys.executable, "-c", PROGRAM, device], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"a new process failed: {done.stderr.strip().splitlines()[-1]}")
+        found.append([float(number) for number in done.stdout.split()])
+    rows = []
+    for stage, times in zip(STAGES, zip(*found)):
+        p20, p50, p80, rounds = quantiles(times)
+        rows.append(
+            Row("startup", "new process", stage, direction="once", p20_ms=p20, p50_ms=p50, p80_ms=p80, rounds=rounds)
+        )
+    return rows

@@ -1,0 +1,390 @@
+"""Runs the suite: every case's race, then training and startup, between two measurements of the machine's ceilings."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from cem_fast.benchmarks import cases, machine, peers, report, roofline, startup, streams, table, training
+from cem_fast.benchmarks.cases import Case, Problem
+from cem_fast.benchmarks.peers import OURS, Built, Peer, Skipped
+from cem_fast.benchmarks.table import FAILED, INTERPRETED, MISSING, OK, SKIPPED, WRONG, Row, Run
+from cem_fast.benchmarks.timing import Contender, clock_of, race
+
+import cem_fast
+from cem_fast import provenance
+from cem_fast.names import lookup
+from cem_fast.ops import backend
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+GROUPS = (*cases.GROUPS, "training", "startup")
+BUDGET_S = {True: 0.1, False: 0.4}  # for each contender and direction; quick or not
+SLOW_S = 1.0  # who takes longer for one call is timed in the last direction alone
+YARDSTICK = "copy of the features"
+SYMBOL = {OK: "", WRONG: "WRONG: ", FAILED: "failed: ", MISSING: "missing: ", SKIPPED: "left out: ", INTERPRETED: ""}
+
+
+@dataclass
+class Entry:
+    """A contender on its way into a race, with the memory that a call in each of its directions adds."""
+
+    row: Row
+    peer: Peer | None = None
+    built: Built | None = None
+    peaks: dict[str, float | None] = field(default_factory=dict)
+
+
+def measure(case: Case, device: torch.device, *, budget_s: float, gflop_s: float | None = None) -> list[Row]:
+    """Races everyone who can do a case; who is wrong is never timed.
+
+    Args:
+        case: the race.
+        device: where.
+        budget_s: seconds for each contender and direction.
+        gflop_s: the rate of arithmetic that rows are held against.
+
+    Returns:
+        A row for each contender and direction, and one for the copy of the features; one row for who takes no part.
+    """
+    problem = Problem(case, device)
+    entries = [_entry(peer, problem) for peer in peers.of(case, device)]
+    machine.limit_pools(torch.get_num_threads())
+    timed = {(e.row.contender, direction): e for e in entries for direction in e.peaks}
+    contenders = [_contender(entry, direction) for (_, direction), entry in timed.items()]
+    copied = _copies(problem)
+    quantiles = race([*contenders, copied], clock_of(device), budget_s=budget_s)
+    copy = quantiles[copied.key]
+    features = problem.sets[0][0]
+    moved = 2 * features.numel() * features.element_size()
+    gb_s = moved / copy.p50 / 1e6
+    rows = [entry.row for entry in entries if entry.row.status != OK]
+    for (name, direction), entry in timed.items():
+        took = quantiles[name, direction]
+        share, bound = roofline.share(*case.work(direction), took.p50, gb_s, gflop_s)
+        rows.append(
+            replace(
+                entry.row,
+                direction=direction,
+                p20_ms=took.p20,
+                p50_ms=took.p50,
+                p80_ms=took.p80,
+                rounds=took.rounds,
+                peak_mib=entry.peaks[direction],
+                share=share,
+                bound=bound,
+            )
+        )
+    rows.append(
+        replace(
+            _row(case, YARDSTICK),
+            direction="copy",
+            p20_ms=copy.p20,
+            p50_ms=copy.p50,
+            p80_ms=copy.p80,
+            rounds=copy.rounds,
+        )
+    )
+    return rows
+
+
+def _entry(peer: Peer, problem: Problem) -> Entry:
+    """Builds a contender and holds its results against the truth."""
+    row = _row(problem.case, peer.name, _version(peer.package))
+    try:
+        start = time.perf_counter()
+        built = peer.build(problem)
+        _call(built, built.directions[-1], problem.device)
+        row = replace(row, first_ms=1e3 * (time.perf_counter() - start))
+        error = problem.error(built.results())
+        row = replace(row, error=error)
+        if not error <= row.allowed:  # type: ignore[operator]
+            return Entry(replace(row, status=WRONG, note=f"off by {error:.1e}, allowed {row.allowed:.0e}"))
+        if backend.TRITON == "CPU" and peer.name.startswith(OURS):
+            note = "Triton's interpreter; its time says nothing"
+            return Entry(replace(row, status=INTERPRETED, first_ms=None, note=note))
+        start = time.perf_counter()
+        _call(built, built.directions[-1], problem.device)
+        slow = time.perf_counter() - start > SLOW_S
+        directions = built.directions[-1:] if slow else built.directions
+        # each direction once, so that whoever fails does so here and not in the race
+        return Entry(row, peer, built, {direction: _peak(built, direction, problem.device) for direction in directions})
+    except Skipped as reason:
+        return Entry(replace(row, status=SKIPPED, note=str(reason)))
+    except ImportError as reason:
+        return Entry(replace(row, status=MISSING, note=_line(reason)))
+    except Exception as reason:  # whatever a peer or its compiler raises
+        return Entry(replace(row, status=FAILED, note=f"{type(reason).__name__}: {_line(reason)}"))
+
+
+def _call(built: Built, direction: str, device: torch.device) -> None:
+    built.prepare(direction)(0)
+    built.call(direction)(0)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _contender(entry: Entry, direction: str) -> Contender:
+    assert entry.built is not None
+    assert entry.peer is not None
+    return Contender(
+        (entry.row.contender, direction),
+        entry.built.call(direction),
+        entry.built.prepare(direction),
+        entry.peer.settles,
+    )
+
+
+def _peak(built: Built, direction: str, device: torch.device) -> float | None:
+    built.prepare(direction)(0)
+    return machine.peak_of(lambda: built.call(direction)(0), device)
+
+
+def _copies(problem: Problem) -> Contender:
+    target = torch.empty_like(problem.sets[0][0])
+    return Contender((YARDSTICK, "copy"), lambda buffers: target.copy_(problem.sets[buffers % len(problem.sets)][0]))
+
+
+def _row(case: Case, contender: str, of_version: str = "") -> Row:
+    shape = {name: getattr(case, name) for name in ("N", "D", "C", "K", "covariance", "dtype", "axis")}
+    return Row(case.group, case.op, contender, of_version, **shape, allowed=case.allowed)
+
+
+def _version(package: str | None) -> str:
+    if package is None:
+        return torch.__version__
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def _ceilings(device: torch.device, when: str, *, budget_s: float) -> tuple[list[Row], float | None]:
+    found = roofline.ceilings(device, budget_s=budget_s)
+    rows = []
+    for ceiling in found:
+        row = Row("ceilings", ceiling.name, "machine", direction=when)
+        if ceiling.times is None:
+            rows.append(replace(row, status=MISSING, note=ceiling.reason))
+        else:
+            p20, p50, p80, rounds = ceiling.times
+            note = f"{ceiling.rate:.4g} {ceiling.unit}"
+            rows.append(replace(row, note=note, p20_ms=p20, p50_ms=p50, p80_ms=p80, rounds=rounds))
+    return rows, found[-1].rate
+
+
+def _or_why_not(group: str, measured: Callable[[], list[Row]]) -> list[Row]:
+    """A group that has ours alone: a failure of it is a row, and does not cost what was measured before."""
+    try:
+        return measured()
+    except Exception as reason:
+        return [Row(group, group, OURS, status=FAILED, note=f"{type(reason).__name__}: {_line(reason)}")]
+
+
+def rows_of(groups: Sequence[str], device: torch.device, *, quick: bool) -> Iterator[list[Row]]:
+    """Measures the groups, and yields the rows of each race as it ends."""
+    budget_s = BUDGET_S[quick]
+    start, gflop_s = _ceilings(device, "start", budget_s=budget_s)
+    yield start
+    for name, of_group in cases.GROUPS.items():
+        if name in groups:
+            for case in of_group(quick):
+                yield measure(case, device, budget_s=budget_s, gflop_s=gflop_s)
+    if "fitting" in groups:
+        yield _or_why_not("fitting", partial(streams.measure, device, quick=quick))
+    if "training" in groups:
+        yield _or_why_not("training", partial(training.measure, device, quick=quick))
+    if "startup" in groups:
+        yield _or_why_not("startup", partial(startup.measure, str(device), quick=quick))
+    yield _ceilings(device, table.LAST, budget_s=budget_s)[0]
+
+
+def run(
+    console: Console,
+    *,
+    device: torch.device,
+    groups: Sequence[str],
+    quick: bool,
+    threads: int,
+    command: str,
+    folder: Path,
+) -> table.Recorded:
+    """Measures the groups and appends their rows to the folder's table, each race as it ends.
+
+    Args:
+        console: where to show what is found.
+        device: where to compute.
+        groups: which of ``GROUPS``; all of them if empty.
+        quick: few shapes and few rounds.
+        threads: of the CPU; 0 for as many as torch would use.
+        command: what was typed, for the record.
+        folder: of the table.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ValueError: a group that does not exist, too many threads, or a table with other columns.
+    """
+    for name in groups:
+        lookup("group", name, dict.fromkeys(GROUPS))
+    mode = "part" if groups else "quick" if quick else "full"
+    with machine.pinned(threads or torch.get_num_threads()) as pinned, _undisturbed():
+        this = _this_run(mode, command, device, pinned)
+        table.append(folder, this, [])
+        _say(console, f"{this.processor}, threads: {this.threads}, malloc {this.malloc}, {this.backend}")
+        rows: list[Row] = []
+        for found in rows_of(groups or GROUPS, device, quick=quick):
+            table.append(folder, this, found)
+            rows += found
+            for line, wrong in _lines(found):
+                console.print(line, style="red" if wrong else None, markup=False, highlight=False, soft_wrap=True)
+        _say(console, f"thread pools at the end: {machine.pools()}")
+    return table.Recorded(this, rows)
+
+
+def _this_run(mode: str, command: str, device: torch.device, pinned: str) -> Run:
+    versions = {name: value or "" for name, value in provenance.versions().items()}
+    on_cuda = device.type == "cuda"
+    return Run(
+        run=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        mode=mode,
+        command=command,
+        commit=provenance.commit() or "",
+        **{name: versions[name] for name in ("cem_fast", "torch", "triton", "numpy", "python")},
+        backend=cem_fast.backends()[f"on {'CUDA' if on_cuda else 'CPU'} tensors"],
+        device=device.type,
+        processor=torch.cuda.get_device_name(device) if on_cuda else machine.processor(),
+        threads=pinned,
+        malloc=os.environ.get(machine.MALLOC, "as the system has it"),
+    )
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Full float32 in matrix products, and no warnings but of kernels that are not used: peers' deprecations say nothing here."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", message=".*is not used there")
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, bool]]:
+    """A race in a few lines, and whether each is to be red: one a direction, then one for each who takes no part."""
+    if rows[0].group == "ceilings":
+        yield f"ceilings at the {rows[0].direction}: {', '.join(f'{row.op} {row.note}' for row in rows)}", False
+        return
+    for direction in dict.fromkeys(row.direction for row in rows if row.p50_ms is not None):
+        of_direction = [row for row in rows if row.direction == direction and row.p50_ms is not None]
+        if direction != "copy":
+            times = ", ".join(f"{row.contender} {report.ms(row.p50_ms)}" for row in of_direction)
+            yield f"{report.title(of_direction[0])} {direction}: {times}", False
+    for row in rows:
+        if row.direction == "memory":
+            yield f"{report.title(row)}: {row.peak_mib or math.nan:.1f} MiB more, {row.note}", False
+    for row in rows:
+        if row.status != OK:
+            yield f"{report.title(row)}: {row.contender} {SYMBOL[row.status]}{row.note}", row.status == WRONG
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def main(
+    console: Console,
+    *,
+    device: torch.device,
+    groups: Sequence[str],
+    quick: bool,
+    threads: int,
+    command: str,
+    folder: Path,
+    readme: Path | None,
+    compare: Path | None,
+    render: bool,
+) -> int:
+    """Measures (or, with ``render``, takes the last run of the table), writes the report and compares with an earlier table.
+
+    Args:
+        console, device, groups, quick, threads, command, folder: as in ``run``.
+        readme: a Markdown file whose marked section gets the figures.
+        compare: an earlier table.
+        render: whether to measure nothing.
+
+    Returns:
+        The exit status: 1 if our own results are wrong or failed, or if ours became slower than in the earlier table.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file or option.
+    """
+    earlier = None if compare is None else _latest(table.read(compare), device, compare)
+    if render:
+        recorded = _latest(table.read(folder / table.FILE), device, folder / table.FILE)
+    else:
+        recorded = run(
+            console, device=device, groups=groups, quick=quick, threads=threads, command=command, folder=folder
+        )
+    for path in report.write(folder, readme):
+        _say(console, f"wrote {path}")
+    bad = [row for row in recorded.rows if row.contender.startswith(OURS) and row.status in (WRONG, FAILED)]
+    for row in bad:
+        console.print(f"{report.title(row)}: {row.contender} {row.status}, {row.note}", style="red", soft_wrap=True)
+    slower = False if earlier is None else _show_changes(console, recorded, earlier)
+    return int(bool(bad) or slower)
+
+
+def _latest(runs: Sequence[table.Recorded], device: torch.device, path: Path) -> table.Recorded:
+    found = [recorded for recorded in runs if recorded.run.device == device.type]
+    if not found:
+        raise ValueError(f"{path} must have a run on {device.type}, got none")
+    return found[-1]
+
+
+def _show_changes(console: Console, new: table.Recorded, old: table.Recorded) -> bool:
+    """Prints what became slower or faster; returns whether any of ours became slower."""
+    for name in ("processor", "threads", "malloc", "torch", "mode"):
+        a, b = getattr(old.run, name), getattr(new.run, name)
+        if a != b:
+            _say(console, f"not of a kind: {name} was {a!r} and is {b!r}")
+    found, compared = table.changes(new.rows, old.rows)
+    for row, before in found:
+        factor = row.p50_ms / before.p50_ms
+        kind = "slower" if factor > 1 else "faster"
+        ours = row.contender.startswith(OURS)
+        console.print(
+            f"{kind} {factor:.2f}x  {report.title(row)} {row.direction}, {row.contender}: {report.span(before)} to {report.span(row)}",
+            style="red" if ours and factor > 1 else None,
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    slower = [change for change in found if change.factor > 1]
+    of_ours = [change for change in slower if change.row.contender.startswith(OURS)]
+    _say(
+        console,
+        f"of {compared} times since {old.run.run}, {len(slower)} are slower ({len(of_ours)} of ours), "
+        f"{len(found) - len(slower)} faster, the others within the noise",
+    )
+    return bool(of_ours)
