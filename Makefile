@@ -27,11 +27,13 @@ test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 check: $(READY) ## the long proofs: sanitizers, wrong kernels, a sample of what is compiled, the wheel (also under OTHER_TORCH)
 	@$(PY) tests/sanitizers/run.py
 	@$(PY) tests/cuda_host/run.py
-	@if command -v nvcc >/dev/null; then $(PY) benchmarks/cuda_registers.py --check; \
-	  else echo "nvcc is not installed: the CUDA kernels were not compiled"; fi
 	@if $(PY) -c 'import triton' 2>/dev/null; \
-	  then $(PY) tests/kernels/proofs.py --share $(SHARE) && $(PY) tests/aot/collect.py --share $(SHARE); \
+	  then $(PY) tests/kernels/proofs.py --share $(SHARE) \
+	    && $(PY) benchmarks/tune_kernels.py --check \
+	    && $(PY) tests/aot/collect.py --compiler triton --check --share $(SHARE); \
 	  else echo "triton is not installed: its kernels were neither interpreted nor compiled"; fi
+	@if ! command -v nvcc >/dev/null; then echo "nvcc is not installed: the CUDA kernels were not compiled"; \
+	  elif $(PY) -c 'import triton' 2>/dev/null; then $(PY) tests/aot/collect.py --compiler nvcc --check; fi
 	@$(PY) tests/wheel.py $(if $(OTHER_TORCH),--torch "$(OTHER_TORCH)")
 
 lint: $(READY) ## check style, without changing anything
