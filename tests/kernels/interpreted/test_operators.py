@@ -250,3 +250,11 @@ def test_entropy_bound(diag, noise_per_dimension, rows, dtype):
         check("cem_fwd", dtype, x, mixture.means, labels, *priors, *options)
         counts, scatter, _, _ = reference.component_statistics_fwd(x, mixture.means, labels, None, None, diag, False)
         check("entropy_bound", dtype, counts, scatter, D, *priors, *options)
+
+
+def test_numbers_that_are_zero_ask_for_no_other_kernel():
+    x, labels, mixture = case("one_element", False, torch.float32)
+    scalars = torch.tensor(500.0, dtype=torch.float64), torch.tensor([0.01], dtype=torch.float64)
+    priors = (mixture.variances, mixture.weights, torch.ones(1), *scalars)
+    for threshold, gamma in ((0.125, 0.0), (0.0, 0.01)):
+        check("cem_fwd", torch.float32, x, mixture.means, labels, *priors, True, 10.0, True, True, threshold, gamma)
