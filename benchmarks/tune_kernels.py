@@ -111,15 +111,23 @@ def milliseconds(operator: str, arguments: list[Any]) -> float:
     return triton.testing.do_bench(lambda: OPERATORS[operator](*arguments), quantiles=[0.5])
 
 
+def said(failure: Exception) -> str:
+    """Kind and first line of an error."""
+    return ": ".join([type(failure).__name__, *str(failure).splitlines()[:1]])
+
+
 def faults(family: str, config: Config, architecture: str) -> list[str]:
     """What every kernel of a family would do wrong under a configuration, from the machine code; empty if nothing."""
-    arch = machine.named(architecture)
-    return [
-        f"{case.name} ({case.features}{', aligned' * bool(case.attrs)}): {fault}"
-        for case in _aot.cases_under(family, itemsize(family), config)
-        if machine.serves(case, arch)
-        for fault in machine.report(case, arch).faults(arch, case)
-    ]
+    arch, found = machine.named(architecture), []
+    for case in _aot.cases_under(family, itemsize(family), config):
+        if not machine.serves(case, arch):
+            continue
+        try:
+            wrong = machine.report(case, arch).faults(arch, case)
+        except Exception as failure:  # whatever a compiler raises
+            wrong = [said(failure)]
+        found += [f"{case.name} ({case.features}{', aligned' * bool(case.attrs)}): {fault}" for fault in wrong]
+    return found
 
 
 def tune(
@@ -139,9 +147,7 @@ def tune(
         try:
             times[config] = time(*workload(family, shape, device))
         except Exception as failure:  # whatever a compiler or a driver raises
-            print(
-                f"  {family} {config}: left out: {type(failure).__name__}: {str(failure).splitlines()[0]}", flush=True
-            )
+            print(f"  {family} {config}: left out: {said(failure)}", flush=True)
         else:
             print(f"  {family} {config}: {times[config]:.4f} ms", flush=True)
     for config in sorted(times, key=times.__getitem__):

@@ -119,6 +119,8 @@ def test_a_tile_size_that_does_not_compile_is_noticed():
     text, right = tune_kernels.compiled("reduce", odd, 90, seed=0)
     assert not right
     assert "FAILED" in text
+    (found,) = tune_kernels.faults("reduce", odd, "sm_90")
+    assert found.startswith("reduce_kernel (fp32, aligned): ")
 
 
 def test_a_device_that_is_in_no_table_brings_its_own_limits(monkeypatch):
