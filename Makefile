@@ -40,11 +40,13 @@ check: $(READY) ## the long proofs: kills, sanitizers, wrong kernels, a sample o
 	@$(PY) -m pytest -q -m long tests/system
 	@$(PY) tests/sanitizers/run.py
 	@$(PY) tests/cuda_host/run.py
-	@if command -v nvcc >/dev/null; then $(PY) benchmarks/cuda_registers.py --check; \
-	  else echo "nvcc is not installed: the CUDA kernels were not compiled"; fi
 	@if $(PY) -c 'import triton' 2>/dev/null; \
-	  then $(PY) tests/kernels/proofs.py --share $(SHARE) && $(PY) tests/aot/collect.py --share $(SHARE); \
+	  then $(PY) tests/kernels/proofs.py --share $(SHARE) \
+	    && $(PY) benchmarks/tune_kernels.py --check \
+	    && $(PY) tests/aot/collect.py --compiler triton --check --share $(SHARE); \
 	  else echo "triton is not installed: its kernels were neither interpreted nor compiled"; fi
+	@if ! command -v nvcc >/dev/null; then echo "nvcc is not installed: the CUDA kernels were not compiled"; \
+	  elif $(PY) -c 'import triton' 2>/dev/null; then $(PY) tests/aot/collect.py --compiler nvcc --check; fi
 	@$(PY) tests/wheel.py $(if $(OTHER_TORCH),--torch "$(OTHER_TORCH)")
 
 lint: $(READY) ## check style, without changing anything

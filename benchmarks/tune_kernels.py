@@ -1,19 +1,32 @@
 """Times tile sizes of the Triton kernels on this machine's GPU and prints the rows to put into kernels/_configs.py.
 
-A row changes what can be launched: `python tests/aot/collect.py` must then still find no fault.
+usage: python benchmarks/tune_kernels.py [--family gradient ...] [--rows 8192] [--dimension 2048] [--classes 100]
+           [--components 10] [--check]
 
-usage: python benchmarks/tune_kernels.py [--family gradient ...] [--rows 8192] [--dimension 2048] [--classes 100] [--components 10]
+What cannot be launched, spills or breaks another promise of tests/aot is left out, with the reason. With ``--check`` nothing
+is timed and no GPU is needed: of every tile size one kernel, chosen at random, is compiled for an architecture chosen at
+random. Exit status: 0 if every family has a row, or, with ``--check``, if everything compiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Callable
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
 import triton
-from cem_fast.kernels import _configs, _launch
+from aot import machine
+from cem_fast.kernels import _aot, _configs, _launch
 from cem_fast.kernels._configs import Config
 from cem_fast.kernels.operators import OPERATORS
 
@@ -35,68 +48,166 @@ CANDIDATES: dict[str, list[tuple[int, ...]]] = {
 WARPS = (4, 8)
 
 
-def workload(family: str, N: int, D: int, C: int, K: int) -> Callable[[], object]:
-    """One call that spends its time in the kernels of the family."""
+class Shape(NamedTuple):
+    rows: int
+    dimension: int
+    classes: int
+    components: int
+
+
+def candidates(family: str) -> Iterator[Config]:
+    for (rows, width, *components), warps in itertools.product(CANDIDATES[family], WARPS):
+        yield Config(rows, width, warps, 1, *components)
+
+
+def itemsize(family: str) -> int:
+    """Bytes of the parameters that a family is tuned for: of float32, or of the labels that it sorts."""
+    return min(_configs.TABLE[family]["*"])
+
+
+def workload(family: str, shape: Shape, device: str) -> tuple[str, list[Any]]:
+    """An operator that spends its time in the kernels of the family, and its arguments."""
+    N, D, C, K = shape
     if family == "resident_narrow":
-        D = min(D, 128)
+        D = min(D, _configs.config(family, 4).BLOCK_D)
     if family == "resident_wide":
-        D = 512
-    if family == "sort":
-        N = _configs.PAIRWISE_SORT_ROWS
-    if family == "count":
-        N, D = 8 * _configs.PAIRWISE_SORT_ROWS, 32
+        D = _configs.config(family, 4).BLOCK_D
+    if family in ("sort", "count"):
+        # nearly nothing but labels
+        N, D, K = _configs.PAIRWISE_SORT_ROWS * (8 if family == "count" else 1), 1, 1
     if family.startswith("product"):
         C, K = 1, max(K * C, _configs.PRODUCT_COMPONENTS)
-    on = {"device": "cuda"}
+    on = {"device": device}
     x, labels = torch.rand(N, D, **on), torch.randint(0, C, (N,), **on)
     means, variances = torch.rand(C, K, D, **on), torch.rand(C, K, D, **on) + 0.1
     weights, prior = torch.full((C, K), 1 / K, **on), torch.full((C,), 1 / C, **on)
     row_weights, r = torch.rand(N, **on), torch.softmax(torch.rand(N, K, **on), 1)
-    assignment = torch.randint(0, K, (N,), **on)
-    scalars = torch.tensor(50_000.0, dtype=torch.float64, **on), torch.tensor([0.01], dtype=torch.float64, **on)
-    mixture = (means, variances, weights, labels)
+    if family in ("sort", "count"):
+        return "component_statistics_fwd", [x, means, labels, None, None, False, False]
     if family == "distance":
-        return lambda: OPERATORS["mixture_log_prob_fwd"](x, *mixture, False)
+        return "mixture_log_prob_fwd", [x, means, variances, weights, labels, False]
     if family == "gradient":
-        return lambda: OPERATORS["component_statistics_bwd"](variances, None, x, means, labels, assignment)
+        assignment = torch.randint(0, K, (N,), **on)
+        return "component_statistics_bwd", [variances, None, x, means, labels, assignment]
     if family.startswith("product"):
-        one = (means, variances, weights, None)
-        log_prob, nothing = OPERATORS["mixture_log_prob_fwd"](x, *one, False)
+        one = [x, means, variances, weights, None]
+        log_prob, nothing = OPERATORS["mixture_log_prob_fwd"](*one, False)
         if family == "product":
-            return lambda: OPERATORS["mixture_log_prob_fwd"](x, *one, False)
+            return "mixture_log_prob_fwd", [*one, False]
         name = "mixture_log_prob_bwd" if family == "product_gradient" else "mixture_moments"
-        return lambda: OPERATORS[name](row_weights, x, *one, log_prob, nothing)
+        return name, [row_weights, *one, log_prob, nothing]
     if family in ("moments", "reduce"):
-        return lambda: OPERATORS["mixture_moments"](row_weights, x, *mixture, row_weights, r)
-    options = (False, 1.0, True, True, 0.125, 0.01)
-    return lambda: OPERATORS["cem_fwd"](x, means, labels, variances, weights, prior, *scalars, *options)
+        return "mixture_moments", [row_weights, x, means, variances, weights, labels, row_weights, r]
+    samples, noise = torch.tensor(50_000.0, dtype=torch.float64), torch.tensor([0.01], dtype=torch.float64)
+    priors = [variances, weights, prior, samples.to(device), noise.to(device)]
+    options = [False, 1.0, True, True, 0.125, 0.01]
+    if family == "entropy":
+        counts, scatter = torch.rand(C, K, **on) + 1, torch.rand(C, K, D, **on)
+        return "entropy_bound", [counts, scatter, D, *priors, *options]
+    return "cem_fwd", [x, means, labels, *priors, *options]
 
 
-def main() -> None:
+def milliseconds(operator: str, arguments: list[Any]) -> float:
+    return triton.testing.do_bench(lambda: OPERATORS[operator](*arguments), quantiles=[0.5])
+
+
+def said(failure: Exception) -> str:
+    """Kind and first line of an error."""
+    return ": ".join([type(failure).__name__, *str(failure).splitlines()[:1]])
+
+
+def faults(family: str, config: Config, architecture: str) -> list[str]:
+    """What every kernel of a family would do wrong under a configuration, from the machine code; empty if nothing."""
+    arch, found = machine.named(architecture), []
+    for case in _aot.cases_under(family, itemsize(family), config):
+        if not machine.serves(case, arch):
+            continue
+        try:
+            wrong = machine.report(case, arch).faults(arch, case)
+        except Exception as failure:  # whatever a compiler raises
+            wrong = [said(failure)]
+        found += [f"{case.name} ({case.features}{', aligned' * bool(case.attrs)}): {fault}" for fault in wrong]
+    return found
+
+
+def tune(
+    family: str,
+    architecture: str,
+    shape: Shape,
+    device: str = "cuda",
+    time: Callable[[str, list[Any]], float] = milliseconds,
+    faults: Callable[[str, Config, str], list[str]] = faults,
+) -> Config | None:
+    """Puts the fastest configuration without a fault into the table, and returns it; None if there is no such."""
+    rows, size = _configs.TABLE[family], itemsize(family)
+    before = rows.get(architecture, {})
+    times: dict[Config, float] = {}
+    for config in candidates(family):
+        rows[architecture] = before | {size: config}
+        try:
+            times[config] = time(*workload(family, shape, device))
+        except Exception as failure:  # whatever a compiler or a driver raises
+            print(f"  {family} {config}: left out: {said(failure)}", flush=True)
+        else:
+            print(f"  {family} {config}: {times[config]:.4f} ms", flush=True)
+    for config in sorted(times, key=times.__getitem__):
+        found = faults(family, config, architecture)
+        if not found:
+            rows[architecture] = before | {size: config}
+            print(f'"{family}": {{"{architecture}": {{{size}: {config}}}}}', flush=True)
+            return config
+        print(f"  {family} {config}: left out: {found[0]}", flush=True)
+    rows[architecture] = before
+    print(f"{family}: no tile size can be used here; the table keeps its row", flush=True)
+    return None
+
+
+def compiled(family: str, config: Config, architecture: int | str, seed: int) -> tuple[str, bool]:
+    """Compiles one kernel, chosen at random, under a configuration; returns what came out, and whether it compiled."""
+    chosen = [c for c in _aot.cases_under(family, itemsize(family), config) if machine.serves(c, architecture)]
+    case = random.Random(seed).choice(chosen)
+    name = f"{family} {config}: {case.name} {case.features} for {architecture}"
+    try:
+        found = machine.report(case, architecture).faults(architecture, case)
+    except Exception as failure:  # whatever a compiler raises
+        return f"{name}: FAILED: {type(failure).__name__}: {failure}", False
+    return f"{name}: {'would be left out: ' + '; '.join(found) if found else 'holds'}", True
+
+
+def check(families: list[str]) -> int:
+    """See the top of this file; returns the exit status."""
+    jobs = [(family, config) for family in families for config in candidates(family)]
+    places = [random.choice(list(machine.ARCHITECTURES)) for _ in jobs]
+    seeds = [random.randrange(1 << 30) for _ in jobs]
+    with ProcessPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        results = list(pool.map(compiled, *zip(*jobs), places, seeds))
+    left_out = sum("left out" in text for text, _ in results)
+    failures = [text for text, right in results if not right]
+    print(*failures, sep="\n", end="\n" * bool(failures))
+    print(f"{len(results)} tile sizes compiled, {left_out} would be left out, {len(failures)} failures")
+    return int(bool(failures) or not results)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", nargs="*", choices=list(CANDIDATES), default=list(CANDIDATES))
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--dimension", type=int, default=2048)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--components", type=int, default=10)
+    parser.add_argument("--check", action="store_true", help="time nothing; compile one kernel of every tile size")
     args = parser.parse_args()
+    if args.check:
+        return check(args.family)
     if not torch.cuda.is_available():
-        raise SystemExit("tune_kernels.py times kernels on a GPU, and torch sees none")
+        raise SystemExit("tune_kernels.py times kernels on a GPU, and torch sees none; --check needs none")
     torch.manual_seed(0)
-    architecture = _launch._architecture(torch.cuda.current_device())
-    for family in args.family:
-        call = workload(family, args.rows, args.dimension, args.classes, args.components)
-        size = next(iter(_configs.TABLE[family]["*"]))
-        times: dict[Config, float] = {}
-        for (rows, width, *components), warps in itertools.product(CANDIDATES[family], WARPS):
-            config = Config(rows, width, warps, 1, *components)
-            _configs.TABLE[family][architecture] = {size: config}
-            times[config] = triton.testing.do_bench(call, quantiles=[0.5])
-            print(f"  {family} {config}: {times[config]:.4f} ms")
-        best = min(times, key=times.__getitem__)
-        _configs.TABLE[family][architecture] = {size: best}
-        print(f'"{family}": {{"{architecture}": {{{size}: {best}}}}}')
+    index = torch.cuda.current_device()
+    architecture = _launch._architecture(index)
+    machine.know(architecture, torch.cuda.get_device_properties(index))
+    shape = Shape(args.rows, args.dimension, args.classes, args.components)
+    return int(not all([tune(family, architecture, shape) for family in args.family]))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

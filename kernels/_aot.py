@@ -1,4 +1,4 @@
-"""What can be launched, spelled out: the product of each kernel's versions, dtypes and constants."""
+"""What can be launched, spelled out: the product of each kernel's versions, dtypes, constants and configurations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cem_fast.kernels import _configs
+from cem_fast.kernels._configs import Config
 from cem_fast.kernels._distance import distance_kernel
 from cem_fast.kernels._grouping import count_kernel, pairwise_sort_kernel, place_kernel
 from cem_fast.kernels._launch import Kernel, options
@@ -35,12 +36,18 @@ from triton.runtime.jit import JITFunction
 
 # (features, parameters)
 DTYPES = (("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp32"), ("fp64", "fp64"))
-ITEMSIZE = {"fp32": 4, "fp64": 8}
+ITEMSIZE = {"fp32": 4, "fp64": 8, "i64": 8}
 
 FEATURES = {"x_ptr", "dx_ptr"}
 INT64_POINTERS = {"index_ptr", "offsets_ptr", "sizes_ptr", "assignment_ptr", "labels_ptr", "order_ptr"}
 DOUBLE_POINTERS = {"num_samples_ptr", "noise_ptr"}
 INT64 = {"boost", "threshold", "gamma"}
+
+EITHER, ALIGNED, GENERAL = (True, False), (True,), (False,)
+# A kernel's tile constants, and the fields of a configuration that they are taken from
+TILE = {"BLOCK_N": "BLOCK_N", "BLOCK_D": "BLOCK_D"}
+PRODUCT_TILE = {"BLOCK_N": "BLOCK_N", "BLOCK_K": "BLOCK_K", "BLOCK_D": "BLOCK_D"}
+ROW = {"BLOCK": "BLOCK_D"}
 
 
 @dataclass(frozen=True)
@@ -57,31 +64,54 @@ class Case:
     parameters: str
 
 
-def _type(name: str, features: str, parameters: str, constants: dict[str, Any]) -> str:
-    if name in constants:
-        return "constexpr"
-    if name in FEATURES:
-        return f"*{features}"
-    if name in INT64_POINTERS:
-        return "*i64"
-    if name in DOUBLE_POINTERS:
-        return "*fp64"
-    if name.endswith("_ptr"):
-        return f"*{parameters}"
-    return "i64" if name in INT64 else "i32"
+@dataclass(frozen=True)
+class Launch:
+    """One kernel for one choice of dtypes and constants, which its family's configurations complete."""
 
+    family: str
+    kernel: Kernel
+    versions: tuple[bool, ...]  # aligned or not
+    constants: dict[str, Any]
+    tile: dict[str, str]
+    features: str
+    parameters: str
 
-def case(
-    kernel: Kernel, aligned: bool, config: _configs.Config, constants: dict[str, Any], features: str, parameters: str
-) -> Case:
-    """One version of a kernel for one choice of dtypes and constants."""
-    fn = kernel.aligned if aligned else kernel.general
-    signature = {name: _type(name, features, parameters, constants) for name in fn.arg_names}
-    attrs = {(place,): [["tt.divisibility", 16]] for place in kernel.places if aligned}
-    # one variance a component leaves the bound nothing to read by dimension
-    streams = aligned and not (kernel is entropy_bound_kernel and not constants["DIAG"])
-    precision = constants.get("PRECISION")
-    return Case(kernel.name, fn, signature, constants, attrs, options(config), streams, precision, features, parameters)
+    def cases(self, config: Config) -> Iterator[Case]:
+        """The versions of the kernel under one configuration."""
+        kernel = self.kernel
+        constants = self.constants | {name: getattr(config, field) for name, field in self.tile.items()}
+        for aligned in self.versions:
+            fn = kernel.aligned if aligned else kernel.general
+            signature = {name: self._type(name, constants) for name in fn.arg_names}
+            attrs = {(place,): [["tt.divisibility", 16]] for place in kernel.places if aligned}
+            # one variance a component leaves the bound nothing to read by dimension
+            streams = bool(attrs) and not (kernel is entropy_bound_kernel and not constants["DIAG"])
+            precision = constants.get("PRECISION")
+            yield Case(
+                kernel.name,
+                fn,
+                signature,
+                constants,
+                attrs,
+                options(config),
+                streams,
+                precision,
+                self.features,
+                self.parameters,
+            )
+
+    def _type(self, name: str, constants: dict[str, Any]) -> str:
+        if name in constants:
+            return "constexpr"
+        if name in FEATURES:
+            return f"*{self.features}"
+        if name in INT64_POINTERS:
+            return "*i64"
+        if name in DOUBLE_POINTERS:
+            return "*fp64"
+        if name.endswith("_ptr"):
+            return f"*{self.parameters}"
+        return "i64" if name in INT64 else "i32"
 
 
 def _flags(*names: str) -> Iterator[dict[str, bool]]:
@@ -108,12 +138,12 @@ def _streaming() -> Iterator[tuple[str, Kernel, dict[str, Any]]]:
 def _of_statistics() -> Iterator[tuple[str, Kernel, tuple[bool, ...], dict[str, Any]]]:
     """Configuration, kernel, versions and constants of what only sees parameters and statistics."""
     # partial results always lie where this kernel wants them
-    yield "reduce", reduce_kernel, (True,), {}
-    yield "entropy", entropy_bound_spherical_kernel, (False,), {}
-    yield "entropy", sum_kernel, (False,), {}
-    yield "entropy", entropy_bound_kernel, (True, False), dict(DIAG=False, FROM_PARTIALS=False)
+    yield "reduce", reduce_kernel, ALIGNED, {}
+    yield "entropy", entropy_bound_spherical_kernel, GENERAL, {}
+    yield "entropy", sum_kernel, GENERAL, {}
+    yield "entropy", entropy_bound_kernel, EITHER, dict(DIAG=False, FROM_PARTIALS=False)
     for from_partials in _flags("FROM_PARTIALS"):
-        yield "entropy", entropy_bound_kernel, (True, False), dict(DIAG=True) | from_partials
+        yield "entropy", entropy_bound_kernel, EITHER, dict(DIAG=True) | from_partials
 
 
 def _products() -> Iterator[tuple[str, Kernel, dict[str, Any]]]:
@@ -126,28 +156,38 @@ def _products() -> Iterator[tuple[str, Kernel, dict[str, Any]]]:
         yield "product_moments", global_moments_kernel, constants
 
 
+def launches() -> Iterator[Launch]:
+    """Everything that the launchers can ask for but the configuration."""
+    for (family, kernel, constants), dtypes in itertools.product(_streaming(), DTYPES):
+        # the wide tile leaves no registers to fetch what is not aligned
+        versions = ALIGNED if family == "resident_wide" else EITHER
+        yield Launch(family, kernel, versions, constants, TILE, *dtypes)
+    for (family, kernel, versions, constants), dtype in itertools.product(_of_statistics(), ("fp32", "fp64")):
+        yield Launch(family, kernel, versions, constants, ROW, dtype, dtype)
+    for (family, kernel, constants), dtypes in itertools.product(_products(), DTYPES):
+        yield Launch(family, kernel, ALIGNED, constants, PRODUCT_TILE, *dtypes)
+    for diag in _flags("DIAG"):
+        yield Launch("entropy", component_terms_kernel, ALIGNED, diag, ROW, "fp32", "fp32")
+    for kernel in (count_kernel, place_kernel):
+        yield Launch("count", kernel, GENERAL, {}, {"SPAN": "BLOCK_D", "CHUNK": "BLOCK_N"}, "i64", "i64")
+    yield Launch("sort", pairwise_sort_kernel, GENERAL, {}, {"BLOCK": "BLOCK_N", "CHUNK": "BLOCK_D"}, "i64", "i64")
+
+
 def cases() -> list[Case]:
     """See :func:`cem_fast.kernels.aot_cases`."""
-    found = []
-    for (family, kernel, constants), (features, parameters) in itertools.product(_streaming(), DTYPES):
-        for config in _configs.configs(family, ITEMSIZE[parameters]):
-            tile = constants | dict(BLOCK_N=config.BLOCK_N, BLOCK_D=config.BLOCK_D)
-            for aligned in (True,) if family == "resident_wide" else (True, False):
-                found.append(case(kernel, aligned, config, tile, features, parameters))
-    for (family, kernel, versions, constants), dtype in itertools.product(_of_statistics(), ITEMSIZE):
-        for config, aligned in itertools.product(_configs.configs(family, ITEMSIZE[dtype]), versions):
-            found.append(case(kernel, aligned, config, constants | dict(BLOCK=config.BLOCK_D), dtype, dtype))
-    for (family, kernel, constants), (features, parameters) in itertools.product(_products(), DTYPES):
-        for config in _configs.configs(family, ITEMSIZE[parameters]):
-            tile = constants | dict(BLOCK_N=config.BLOCK_N, BLOCK_K=config.BLOCK_K, BLOCK_D=config.BLOCK_D)
-            found.append(case(kernel, True, config, tile, features, parameters))
-    for diag, config in itertools.product(_flags("DIAG"), _configs.configs("entropy", 4)):
-        block = diag | dict(BLOCK=config.BLOCK_D)
-        found.append(case(component_terms_kernel, True, config, block, "fp32", "fp32"))
-    for config, kernel in itertools.product(_configs.configs("count", 8), (count_kernel, place_kernel)):
-        blocks = dict(SPAN=config.BLOCK_D, CHUNK=config.BLOCK_N)
-        found.append(case(kernel, False, config, blocks, "i64", "i64"))
-    for config in _configs.configs("sort", 8):
-        blocks = dict(BLOCK=config.BLOCK_N, CHUNK=config.BLOCK_D)
-        found.append(case(pairwise_sort_kernel, False, config, blocks, "i64", "i64"))
-    return found
+    return [
+        case
+        for launch in launches()
+        for config in _configs.configs(launch.family, ITEMSIZE[launch.parameters])
+        for case in launch.cases(config)
+    ]
+
+
+def cases_under(family: str, itemsize: int, config: Config) -> list[Case]:
+    """Everything that a configuration would be asked for as the row of a family and of parameters of ``itemsize`` bytes."""
+    return [
+        case
+        for launch in launches()
+        if launch.family == family and ITEMSIZE[launch.parameters] == itemsize
+        for case in launch.cases(config)
+    ]

@@ -73,7 +73,9 @@ def count_kernel(labels_ptr, counts_ptr, N, C, rows_of_program, SPAN: tl.constex
         tl.store(counts_ptr + c, (c * 0).to(tl.int64), mask=c <= C)
     tl.debug_barrier()
     begin = program * rows_of_program
-    place_rows(labels_ptr, counts_ptr, counts_ptr, begin, tl.minimum(begin + rows_of_program, N), C, False, CHUNK)
+    # their sum may be more than 32 bits hold
+    end = begin + tl.minimum(rows_of_program, N - begin)
+    place_rows(labels_ptr, counts_ptr, counts_ptr, begin, end, C, False, CHUNK)
 
 
 @kernel()
@@ -111,7 +113,8 @@ def place_kernel(
     tl.store(offsets_ptr + C + 1 + tl.arange(0, 1), placed, mask=only_if(program == 0, tl.arange(0, 1) == 0))
     tl.debug_barrier()
     begin = program * rows_of_program
-    place_rows(labels_ptr, next_ptr, order_ptr, begin, tl.minimum(begin + rows_of_program, N), C, True, CHUNK)
+    end = begin + tl.minimum(rows_of_program, N - begin)
+    place_rows(labels_ptr, next_ptr, order_ptr, begin, end, C, True, CHUNK)
 
 
 class Groups(NamedTuple):

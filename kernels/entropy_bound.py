@@ -16,7 +16,8 @@ from torch import Tensor
 
 def double_bits(value: float) -> int:
     """A Python number reaches a kernel as float32; as the 64 bits of a float64 it loses nothing."""
-    return struct.unpack("<q", struct.pack("<d", value))[0]
+    # the bits of 0 would pass for a 32-bit number, and ask for another version of the kernel; those of -0 do not
+    return struct.unpack("<q", struct.pack("<d", value or -0.0))[0]
 
 
 @triton.jit

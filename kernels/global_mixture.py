@@ -42,6 +42,7 @@ def component_terms_kernel(
 ):  # fmt: skip
     """Of one component: the joint log-density at its mean, and the squared distance of its mean to the shift."""
     k = tl.program_id(0).to(tl.int64)
+    # of 2 pi v, which is nearer to 1 than v and 2 pi are
     logs = tl.zeros([BLOCK], means_ptr.dtype.element_ty)
     norm = tl.zeros([BLOCK], means_ptr.dtype.element_ty)
     for start in range(0, D, BLOCK):
@@ -50,11 +51,14 @@ def component_terms_kernel(
         away = tl.load(means_ptr + k * D + d, mask=inside, other=0) - tl.load(shift_ptr + d, mask=inside, other=0)
         if DIAG:
             variance = tl.load(variances_ptr + k * D + d, mask=inside, other=1)
+            logs += tl.where(inside, tl.log(variance) + LOG_2PI, 0.0)
         else:
             variance = tl.zeros([BLOCK], means_ptr.dtype.element_ty) + tl.load(variances_ptr + k)
-        logs += tl.where(inside, tl.log(variance), 0.0)
         norm += away * away / variance
-    determinant = tl.sum(logs, 0) + LOG_2PI * D.to(means_ptr.dtype.element_ty)
+    determinant = tl.sum(logs, 0)
+    if not DIAG:
+        # equal terms would all be rounded the same way
+        determinant = (tl.log(tl.load(variances_ptr + k)) + LOG_2PI) * D.to(means_ptr.dtype.element_ty)
     tl.store(constant_ptr + k, tl.log(tl.load(weights_ptr + k)) - 0.5 * determinant)
     tl.store(norm_ptr + k, tl.sum(norm, 0))
 
@@ -115,7 +119,8 @@ def direct_distance(
 ):  # fmt: skip
     """``sum_d (x - mu)^2 / v`` of one component as it stands, ``[BLOCK_N]``."""
     dtype = means_ptr.dtype.element_ty
-    total = tl.zeros([BLOCK_N], dtype)
+    # a column of its own for every dimension of a tile: their roundings cancel, where those of one running sum would add up
+    squares = tl.zeros([BLOCK_N, BLOCK_D], dtype)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         inside = d < D
@@ -124,7 +129,8 @@ def direct_distance(
         square = deviation * deviation
         if DIAG:
             square *= (1 / tl.load(variances_ptr + k.to(tl.int64) * D + d, mask=inside, other=1))[None, :]
-        total += tl.sum(square, 1)
+        squares += square
+    total = tl.sum(squares, 1)
     if not DIAG:
         total /= tl.load(variances_ptr + k)
     return total
@@ -139,22 +145,31 @@ def next_wanted(wanted, j, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def refined_joint(
-    total, floor, constant, norm, x_ptr, stride, means_ptr, variances_ptr, row, valid, first, exists, D,
-    DIAG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+def joint_tile(
+    floor, x_ptr, stride, shift_ptr, means_ptr, variances_ptr, constant_ptr, norm_ptr, row, valid, first, last, D,
+    DIAG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The log joint density of a tile from expanded distances, direct where a component may reach ``floor - NEAR``.
+    """The log joint density of a tile, -inf from component ``last`` on: from expanded distances, or from direct ones where a
+    component may reach ``floor - NEAR``.
 
     The floor ``[BLOCK_N]`` is raised by what the tile reaches for certain.
     """
+    column = tl.arange(0, BLOCK_K)
+    component = first + column
+    exists = component < last
+    constant = tl.load(constant_ptr + component, mask=exists, other=0)
+    norm = tl.load(norm_ptr + component, mask=exists, other=0)
+    total = expanded_distances(
+        x_ptr, stride, shift_ptr, means_ptr, variances_ptr, norm, row, valid, component, exists, D,
+        DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
+    )  # fmt: skip
     joint = constant[None, :] - 0.5 * total
     margin = ROUNDING * (tl.abs(total) + 2 * norm[None, :])
     certain = tl.where(exists[None, :], joint - margin, float("-inf"))
     floor = tl.maximum(floor, tl.max(tl.where(certain == certain, certain, float("-inf")), 1))
-    near = (joint + margin >= floor[:, None] - NEAR) & (norm[None, :] > MATERIAL * total)
+    near = (joint + margin >= floor[:, None] - NEAR) & (norm[None, :] > total * MATERIAL)
     # infinite or huge values may have met as inf - inf, where the direct distance is infinite
     near = (near | (joint != joint)) & valid[:, None] & exists[None, :]
-    column = tl.arange(0, BLOCK_K)
     j = next_wanted(near, -1, BLOCK_K)
     while j < BLOCK_K:
         distance = direct_distance(
@@ -195,17 +210,9 @@ def global_log_prob_kernel(
     mass = tl.zeros([BLOCK_N], dtype)
     last = tl.minimum((share + 1) * share_size, K)
     for first in range(share * share_size, last, BLOCK_K):
-        component = first + tl.arange(0, BLOCK_K)
-        exists = component < last
-        constant = tl.load(constant_ptr + component, mask=exists, other=0)
-        norm = tl.load(norm_ptr + component, mask=exists, other=0)
-        total = expanded_distances(
-            x_ptr, stride, shift_ptr, means_ptr, variances_ptr, norm, row, valid, component, exists, D,
-            DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
-        )  # fmt: skip
-        joint = refined_joint(
-            total, highest, constant, norm, x_ptr, stride, means_ptr, variances_ptr, row, valid, first, exists, D,
-            DIAG, BLOCK_N, BLOCK_K, BLOCK_D,
+        joint = joint_tile(
+            highest, x_ptr, stride, shift_ptr, means_ptr, variances_ptr, constant_ptr, norm_ptr, row, valid, first, last,
+            D, DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
         )  # fmt: skip
         new = tl.maximum(highest, tl.max(tl.where(joint == joint, joint, float("-inf")), 1))
         anchor = tl.where(new == float("-inf"), 0.0, new)
@@ -240,21 +247,15 @@ def global_responsibilities_kernel(
     first = (tl.program_id(0) % tiles) * BLOCK_K
     row = (tl.program_id(0) // tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = row < N
-    component = first + tl.arange(0, BLOCK_K)
-    exists = component < K
     log_prob = tl.load(log_prob_ptr + row, mask=valid, other=0)
-    constant = tl.load(constant_ptr + component, mask=exists, other=0)
-    norm = tl.load(norm_ptr + component, mask=exists, other=0)
-    total = expanded_distances(
-        x_ptr, stride, shift_ptr, means_ptr, variances_ptr, norm, row, valid, component, exists, D,
-        DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
+    joint = joint_tile(
+        log_prob, x_ptr, stride, shift_ptr, means_ptr, variances_ptr, constant_ptr, norm_ptr, row, valid, first, K,
+        D, DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
     )  # fmt: skip
-    joint = refined_joint(
-        total, log_prob, constant, norm, x_ptr, stride, means_ptr, variances_ptr, row, valid, first, exists, D,
-        DIAG, BLOCK_N, BLOCK_K, BLOCK_D,
-    )  # fmt: skip
+    component = first + tl.arange(0, BLOCK_K)
     at = row.to(tl.int64)[:, None] * K + component[None, :]
-    tl.store(responsibilities_ptr + at, tl.exp(joint - log_prob[:, None]), mask=valid[:, None] & exists[None, :])
+    mask = valid[:, None] & (component < K)[None, :]
+    tl.store(responsibilities_ptr + at, tl.exp(joint - log_prob[:, None]), mask=mask)
 
 
 @triton.jit
@@ -267,7 +268,7 @@ def responsibility_tile(responsibilities_ptr, log_prob_ptr, constant_ptr, norm_p
     norm = tl.load(norm_ptr + component, mask=exists, other=0)
     log_r = tl.log(tl.where(r > 0, r, 1.0))
     distance = 2 * (constant[None, :] - log_prob[:, None] - log_r)
-    return r, (r > 0) & (log_r > -NEAR) & (norm[None, :] > MATERIAL * distance)
+    return r, (r > 0) & (log_r > -NEAR) & (norm[None, :] > distance * MATERIAL)
 
 
 @kernel("x_ptr", "stride", "shift_ptr", "means_ptr", "variances_ptr", "dx_ptr", "D")

@@ -1,10 +1,11 @@
-"""Compiles every kernel that can be launched for every architecture; writes benchmarks/results/ahead_of_time.csv.
+"""Compiles every kernel for every architecture, Triton's as launched and CUDA C++'s with nvcc where that is installed, and
+writes benchmarks/results/ahead_of_time.csv.
 
-usage: python tests/aot/collect.py [--kernel NAME ...] [--share F]
+usage: python tests/aot/collect.py [--compiler triton nvcc] [--kernel NAME ...] [--check [--share F]]
 
-The table holds the rows of several releases of Triton; those of the one at hand are made again, or, with ``--kernel``, those
-of some kernels. With a share below 1, a random part is compiled and compared with the table instead. Exit status: 0 if
-everything holds.
+The table holds the rows of several compilers; those of the ones at hand are made again, or, with ``--kernel``, those of some
+of Triton's kernels. With ``--check`` nothing is written: what is compiled, all or a random part, must be what the table says
+of the same compiler, and a kernel that is made to spill must be noticed. Exit status: 0 if everything holds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import csv
 import os
 import random
+import shutil
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -23,11 +26,12 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import triton
+from aot import nvcc
 from aot.machine import ARCHITECTURES, Report, report, serves
 from cem_fast.kernels import aot_cases
 
 TABLE = Path(__file__).resolve().parents[2] / "benchmarks/results/ahead_of_time.csv"
-KEY = ("triton", "kernel", "arch", "features", "aligned", "configuration")
+KEY = ("compiler", "kernel", "arch", "features", "aligned", "configuration")
 
 CASES = aot_cases(everywhere=True)
 JOBS = [(i, arch) for i, case in enumerate(CASES) for arch in ARCHITECTURES if serves(case, arch)]
@@ -41,7 +45,7 @@ def key(case: Any, arch: int | str) -> Row:
         f"{name}={value if isinstance(value, str) else int(value)}" for name, value in case.constexprs.items()
     )
     values = (
-        triton.__version__,
+        f"triton {triton.__version__}",
         case.name,
         f"sm_{arch}" if isinstance(arch, int) else arch,
         case.features,
@@ -72,10 +76,10 @@ def written() -> dict[tuple[str, ...], Row]:
 
 
 def write(found: list[Row]) -> None:
-    """Puts rows into the table in place of those of the same kernels and the same Triton."""
-    kernels = {(row["triton"], row["kernel"]) for row in found}
+    """Puts rows into the table in place of those of the same kernels and the same compiler."""
+    kernels = {(row["compiler"], row["kernel"]) for row in found}
     kept = (
-        [row for row in written().values() if (row["triton"], row["kernel"]) not in kernels] if TABLE.exists() else []
+        [row for row in written().values() if (row["compiler"], row["kernel"]) not in kernels] if TABLE.exists() else []
     )
     with TABLE.open("w", newline="") as file:
         file.write("# python tests/aot/collect.py, with each Triton\n")
@@ -84,29 +88,50 @@ def write(found: list[Row]) -> None:
         writer.writerows(sorted(kept + found, key=key_of))
 
 
+def compiled(jobs: list[tuple[int, int | str]], files: list[tuple[Path, int]]) -> Iterator[tuple[Row, list[str]]]:
+    """Rows of Triton's cases and of the files of CUDA C++, each with what is wrong with it."""
+    with ProcessPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        yield from pool.map(row, jobs)
+        for found in pool.map(nvcc.rows, files):
+            yield from found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kernel", nargs="*", help="only these kernels")
-    parser.add_argument("--share", type=float, default=1.0, help="part of the table to compile, chosen at random")
+    there = ["triton", *(["nvcc"] if shutil.which("nvcc") else [])]
+    parser.add_argument("--compiler", nargs="+", choices=there, default=there, help="only these compilers")
+    parser.add_argument("--kernel", nargs="*", help="only these of Triton's kernels")
+    parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
+    parser.add_argument("--share", type=float, default=1.0, help="with --check: part to compile, chosen at random")
     args = parser.parse_args()
-    rng = random.Random()
-    chosen = [job for job in JOBS if args.kernel is None or CASES[job[0]].name in args.kernel]
-    jobs = [job for job in chosen if rng.random() < args.share]
-    table = written() if args.share < 1 else {}
-    known = any(version == triton.__version__ for version, *_ in table)
-    rows, failures = [], 0
-    with ProcessPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-        for found, faults in pool.map(row, jobs):
-            rows.append(found)
-            if known and table.get(key_of(found)) != found:
-                faults.append("not what the table says")
-            failures += bool(faults)
-            if faults:
-                print(*found.values(), "; ".join(faults), flush=True)
-    if args.share == 1 and rows:
-        write(rows)
-    print(f"{len(rows)} compiled by Triton {triton.__version__}, {failures} failures")
-    return int(failures > 0 or not rows)
+    if args.share < 1 and not args.check:
+        parser.error("--share: a part of the table can only be compared with it (--check)")
+    with_nvcc = "nvcc" in args.compiler and args.kernel is None
+    jobs = [job for job in JOBS if args.kernel is None or CASES[job[0]].name in args.kernel]
+    jobs = [job for job in jobs if "triton" in args.compiler and random.random() < args.share]
+    files = [job for job in nvcc.JOBS if with_nvcc and random.random() < args.share]
+    table = written() if args.check else {}
+    known = {compiler for compiler, *_ in table}
+    found: dict[tuple[str, ...], Row] = {}
+    failures = 0
+    for line, faults in compiled(jobs, files):
+        # what several files of CUDA C++ include is the same in each
+        if found.setdefault(key_of(line), line) != line:
+            faults.append("not what another file made of it")
+        if line["compiler"] in known and table.get(key_of(line)) != line:
+            faults.append("not what the table says")
+        failures += bool(faults)
+        if faults:
+            print(*line.values(), "; ".join(faults), flush=True)
+    if not args.check and found:
+        write(list(found.values()))
+    if args.check and files:
+        noticed = nvcc.starved()
+        failures += not noticed
+        print(f"a kernel that spills {'noticed' if noticed else 'NOT noticed'}")
+    by = {compiler: sum(compiler == line["compiler"] for line in found.values()) for compiler, *_ in found}
+    print(", ".join(f"{count} kernels compiled by {name}" for name, count in by.items()) + f"; {failures} failures")
+    return int(failures > 0 or not found)
 
 
 if __name__ == "__main__":

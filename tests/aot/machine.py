@@ -38,6 +38,20 @@ ARCHITECTURES: dict[int | str, Limits] = {
     "gfx950": Limits(160, 32),
 }
 
+
+def named(architecture: str) -> int | str:
+    """The key of ``ARCHITECTURES`` for what kernels/_configs.py calls ``sm_90`` or ``gfx942``."""
+    return int(architecture.removeprefix("sm_")) if architecture.startswith("sm_") else architecture
+
+
+def know(architecture: str, device: Any) -> None:
+    """Learns the limits of a device, from torch's properties of it, unless they stand in the table."""
+    limits = Limits(
+        device.shared_memory_per_block_optin // 1024, device.max_threads_per_multi_processor // device.warp_size
+    )
+    ARCHITECTURES.setdefault(named(architecture), limits)
+
+
 # Its tensor cores multiply nothing longer than half precision.
 WITHOUT_FLOAT32_PRODUCTS = {75}
 
@@ -82,11 +96,17 @@ def report(case: Any, arch: int | str) -> Report:
     return read(compiled, ARCHITECTURES[arch], case.options["num_warps"])
 
 
-def _occupancy(limits: Limits, warps: int, warps_by_registers: int, shared_bytes: int) -> float:
+def occupancy(limits: Limits, warps: int, warps_by_registers: int, shared_bytes: int) -> float:
+    """Resident warps over those that a multiprocessor can hold, for programs of so many warps and bytes."""
     # the driver keeps a KiB of shared memory for itself in every program
     by_shared = (limits.shared_kib + 1) * 1024 // (shared_bytes + 1024)
     programs = min(warps_by_registers // warps, by_shared, limits.warps // warps)
     return round(programs * warps / limits.warps, 3)
+
+
+def warps_by_registers(registers: int) -> int:
+    """Warps whose registers a multiprocessor of NVIDIA holds: handed out in eights, to each thread of a warp."""
+    return 65536 // (-(-registers // 8) * 8 * 32)
 
 
 def _nvidia(compiled: Any, limits: Limits, warps: int) -> Report:
@@ -103,8 +123,7 @@ def _nvidia(compiled: Any, limits: Limits, warps: int) -> Report:
         registers=registers,
         spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
         shared_bytes=shared,
-        # registers are handed out in eights, to each thread of a warp
-        occupancy=_occupancy(limits, warps, 65536 // (-(-registers // 8) * 8 * 32), shared),
+        occupancy=occupancy(limits, warps, warps_by_registers(registers), shared),
         accesses=len(re.findall(r"\b(?:LDG|STG)\.E", code)),
         wide=len(re.findall(r"\b(?:LDG|STG)\.E[.\w]*\.128", code)),
         tensor=len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA)\b", code)),
@@ -123,7 +142,7 @@ def _amd(compiled: Any, limits: Limits, warps: int) -> Report:
         spills=counted("vgpr_spill_count"),
         shared_bytes=shared,
         # four units of 512 registers each, handed out in eights
-        occupancy=_occupancy(limits, warps, 4 * (512 // (-(-registers // 8) * 8)), shared),
+        occupancy=occupancy(limits, warps, 4 * (512 // (-(-registers // 8) * 8)), shared),
         accesses=len(re.findall(r"\b(?:global|buffer)_(?:load|store)_\w+", code)),
         wide=len(re.findall(r"\b(?:global|buffer)_(?:load|store)_dwordx4\b", code)),
         tensor=len(re.findall(r"\bv_mfma_", code)),

@@ -1,6 +1,7 @@
 """Kernels compiled for real GPUs, without one: no spills, shared memory within limits, wide access, tensor cores."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 pytest.importorskip("triton")
 
 from aot import collect, machine
+from cem_fast.benchmarks import tune_kernels
+from cem_fast.kernels import _configs
 
 # One of each kernel that reads x and the bound, spread over the architectures; the rest is left to collect.py.
 QUICK = [
@@ -52,8 +55,9 @@ def test_table_is_complete():
         by_kernel.setdefault(key["kernel"], set()).add(collect.key_of(key)[1:])
     assert sum(map(len, by_kernel.values())) == len(collect.JOBS)
     recorded = {}
-    for version, *key in table:
-        recorded.setdefault((version, key[0]), set()).add(tuple(key))
+    for compiler, *key in table:
+        if compiler.startswith("triton"):
+            recorded.setdefault((compiler, key[0]), set()).add(tuple(key))
     assert {kernel for _, kernel in recorded} == set(by_kernel)
     assert all(keys == by_kernel[kernel] for (_, kernel), keys in recorded.items())
 
@@ -92,3 +96,37 @@ def test_a_bad_kernel_is_noticed(fault, monkeypatch):
     monkeypatch.setattr(collect, "CASES", [bad])
     _, faults = collect.row((0, arch))
     assert any(fault in text for text in faults), faults
+
+
+def test_a_tile_size_is_compiled_before_it_is_recommended(monkeypatch):
+    fine = _configs.config("reduce", 4)
+    assert tune_kernels.faults("reduce", fine, "sm_90") == []
+    monkeypatch.setitem(machine.ARCHITECTURES, 90, machine.Limits(0, 64))
+    (found,) = tune_kernels.faults("reduce", fine._replace(num_warps=8), "sm_90")
+    assert found.startswith("reduce_kernel (fp32, aligned): ")
+    assert found.endswith("bytes of shared memory, at most 0 KiB")
+
+
+def test_a_sample_of_the_tile_sizes_that_are_tried_compiles():
+    for family, arch in (("gradient", 86), ("product_gradient", 75)):
+        config = list(tune_kernels.candidates(family))[-1]
+        text, right = tune_kernels.compiled(family, config, arch, seed=0)
+        assert right, text
+
+
+def test_a_tile_size_that_does_not_compile_is_noticed():
+    odd = _configs.Config(1, 1000, 4)  # no power of two
+    text, right = tune_kernels.compiled("reduce", odd, 90, seed=0)
+    assert not right
+    assert "FAILED" in text
+    (found,) = tune_kernels.faults("reduce", odd, "sm_90")
+    assert found.startswith("reduce_kernel (fp32, aligned): ")
+
+
+def test_a_device_that_is_in_no_table_brings_its_own_limits(monkeypatch):
+    monkeypatch.setattr(machine, "ARCHITECTURES", dict(machine.ARCHITECTURES))
+    device = SimpleNamespace(shared_memory_per_block_optin=101376, max_threads_per_multi_processor=1536, warp_size=32)
+    machine.know("sm_87", device)
+    machine.know("sm_90", device)
+    assert machine.ARCHITECTURES[87] == machine.Limits(99, 48)
+    assert machine.ARCHITECTURES[90] == machine.Limits(227, 64)

@@ -39,9 +39,11 @@ inline thread_local dim3 gridDim;
 #define __syncthreads() cuda_host::Device::get().synchronize(__FILE__, __LINE__)
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidResourceHandle = 400, cudaErrorLaunchFailure = 719 };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorInvalidResourceHandle ? "invalid resource handle" : "unspecified launch failure";
+}
 
 struct cudaLaunchConfig_t {
   dim3 gridDim;
@@ -52,6 +54,10 @@ struct cudaLaunchConfig_t {
 namespace cuda_host {
 
 constexpr int kWarp = 32;
+
+// The only stream that takes work, and how much of it before a launch fails.
+inline cudaStream_t current_stream = nullptr;
+inline int64_t launches_left = INT64_MAX;
 
 // Runs blocks of a fixed number of threads.
 class Device {
@@ -151,6 +157,8 @@ T __shfl_up_sync(unsigned, T value, int delta) {
 
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
+  if (config->stream != cuda_host::current_stream) return cudaErrorInvalidResourceHandle;
+  if (cuda_host::launches_left-- == 0) return cudaErrorLaunchFailure;
   cuda_host::Device::get().run(config->gridDim.x, config->blockDim.x, [&] { kernel(arguments...); });
   return cudaSuccess;
 }

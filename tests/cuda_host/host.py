@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.cpp_extension import include_paths, library_paths
 
 from cem_fast.ops import library
 
 HERE = Path(__file__).resolve().parent
-SOURCES = HERE.parent.parent / "csrc" / "cuda"
+# CUDA_HOST_SOURCES takes a changed copy of them
+SOURCES = Path(os.environ.get("CUDA_HOST_SOURCES", HERE.parent.parent / "csrc" / "cuda"))
 FLAGS = ["-std=c++20", "-pthread", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror"]
 FLAGS += ["-DCEM_FAST_SMALL_PARTS", f"-I{HERE}"]
 ELEMENTS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -24,19 +27,43 @@ ELEMENTS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 def build(folder: Path, *flags: str) -> Path:
     """Compiles the driver with every kernel; returns the program."""
-    compiler = os.environ.get("CXX", "c++")
+    program = folder / "driver"
     sources = [*sorted(SOURCES.glob("*.cu")), HERE / "driver.cpp"]
-    objects = [folder / f"{source.name}.o" for source in sources]
+    _link(program, _compile(folder, sources, flags), *flags)
+    return program
+
+
+def build_library(folder: Path, *flags: str) -> Path:
+    """Compiles the launchers of torch's tensors with every kernel; returns the library."""
+    library = folder / "launchers.so"
+    flags = ("-fPIC", "-DCUDA_HOST_FIBERS", *flags)
+    kernels = _compile(folder, sorted(SOURCES.glob("*.cu")), flags)
+    headers = [argument for path in include_paths() for argument in ("-isystem", path)]
+    for_torch = [*flags, *headers, "-DTORCH_TARGET_VERSION=0x020b000000000000", "-include", str(HERE / "torch_host.h")]
+    launchers = _compile(folder, [SOURCES / "register.cpp", HERE / "torch_host.cpp"], for_torch)
+    libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
+    _link(library, [*kernels, *launchers], *flags, "-shared", libraries=libraries)
+    return library
+
+
+def _compile(folder: Path, sources: list[Path], flags: Sequence[str]) -> list[Path]:
+    objects = [folder / f"{source.name}{'.pic' * ('-fPIC' in flags)}.o" for source in sources]
 
     def compile_one(source: Path, target: Path) -> None:
-        command = [compiler, *FLAGS, *flags, f"-I{SOURCES}", "-x", "c++", "-c", str(source), "-o", str(target)]
+        command = [_compiler(), *FLAGS, *flags, f"-I{SOURCES}", "-x", "c++", "-c", str(source), "-o", str(target)]
         subprocess.run(command, check=True)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, sources, objects))
-    program = folder / "driver"
-    subprocess.run([compiler, *flags, "-pthread", *map(str, objects), "-o", str(program)], check=True)
-    return program
+    return objects
+
+
+def _link(target: Path, objects: list[Path], *flags: str, libraries: Sequence[str] = ()) -> None:
+    subprocess.run([_compiler(), *flags, "-pthread", *map(str, objects), "-o", str(target), *libraries], check=True)
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "c++")
 
 
 def barriers() -> Iterator[str]:
@@ -108,6 +135,24 @@ class Host:
         if len(data) < size:
             raise Failure(self._process.stderr.read().decode())
         return data
+
+
+class Launchers:
+    """The launchers of torch's tensors, on the host; its operators are called by name. One to a process."""
+
+    def __init__(self, path: Path) -> None:
+        torch.ops.load_library(path)
+        self._names = torch.library.Library("cem_fast_cuda_host", "DEF")
+        for name in library.EVERYWHERE:
+            self._names.define(name + library.SCHEMAS[name])
+        self._library = ctypes.CDLL(str(path))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return getattr(torch.ops.cem_fast_cuda_host, name)
+
+    def fail_after(self, launches: int) -> None:
+        """Lets the launch after so many others fail."""
+        self._library.cuda_host_fail_after(ctypes.c_int64(launches))
 
 
 def _integers(*values: int) -> bytes:

@@ -2,22 +2,26 @@
 
 usage: python tests/cuda_host/run.py
 
-Every barrier of the kernels is then left out in turn, and ThreadSanitizer must notice each. Exit status: 0 if everything
-holds.
+Every barrier of the kernels is then left out in turn, and ThreadSanitizer must notice each; and the launchers are made wrong,
+one way after the other, which their tests must notice. Exit status: 0 if everything holds.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cuda_host.host import Failure, Host, barriers, build
+from cuda_host.host import HERE, SOURCES, Failure, Host, barriers, build
 from cuda_host.problems import SHAPES, Problem, expected, problems
 from tolerances import RELATIVE, relative_error
 
@@ -67,6 +71,40 @@ def notices(program: Path, barrier: str) -> bool:
     return False
 
 
+class Mutant(NamedTuple):
+    file: str
+    right: str
+    wrong: str
+
+
+LAUNCHERS = {
+    "the device's guard": Mutant("register.cpp", "torch::stable::accelerator::DeviceGuard guard_", "int32_t guard_"),
+    "the current stream": Mutant("queue.cuh", "static_cast<cudaStream_t>(context_.stream)", "nullptr"),
+    "the check of a launch": Mutant("queue.cuh", "if (status != cudaSuccess) throw", "if (false) throw"),
+    "64 bits of an offset": Mutant(
+        "distance.cuh", "groups.order[position] * x.stride;", "int(groups.order[position] * x.stride);"
+    ),
+    "neighbors made of what lies apart": Mutant("register.cpp", "t.is_contiguous() ? t : ", "true ? t : "),
+}
+
+
+def launchers_notice(name: str) -> bool:
+    """Whether the tests of the launchers fail where something is left out."""
+    mutant = LAUNCHERS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        sources = Path(folder, "csrc")
+        shutil.copytree(SOURCES.parent, sources)
+        file = sources / "cuda" / mutant.file
+        text = file.read_text()
+        assert mutant.right in text, f"{mutant.file} no longer says {mutant.right!r}"
+        file.write_text(text.replace(mutant.right, mutant.wrong))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--timeout=1800", HERE / "test_launchers.py"]
+        environment = os.environ | {"CUDA_HOST_SOURCES": str(sources / "cuda")}
+        done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True)
+    # a test failed, or the process crashed; that nothing was compiled says nothing
+    return (done.returncode == 1 and "failed" in done.stdout.splitlines()[-1]) or done.returncode < 0
+
+
 def main() -> int:
     torch.manual_seed(0)
     runs, failures = 0, 0
@@ -90,6 +128,10 @@ def main() -> int:
                 noticed = notices(program, barrier)
                 print(f"{name}: without the barrier at {barrier} {'noticed' if noticed else 'NOT noticed'}", flush=True)
                 runs, failures = runs + 1, failures + (not noticed)
+    for name in LAUNCHERS:
+        noticed = launchers_notice(name)
+        print(f"launchers without {name}: {'noticed' if noticed else 'NOT noticed'}", flush=True)
+        runs, failures = runs + 1, failures + (not noticed)
     print(f"{runs} runs, {failures} failures")
     return int(failures > 0 or runs == 0)
 

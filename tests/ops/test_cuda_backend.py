@@ -1,8 +1,11 @@
 """What is known of the compiled CUDA kernels without a GPU: that they load, and who is told what where they cannot."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +35,56 @@ def test_every_operator_is_there_and_has_a_shape():
     labels = torch.empty(5, dtype=torch.int64, device="meta")
     counts, scatter, sums, assignment = operators["component_statistics_fwd"](x, means, labels, None, None, True, True)
     assert (counts.shape, scatter.shape, sums.shape, assignment.shape) == ((2, 4), (2, 4, 3), (2, 4, 3), (5,))
+
+
+SETUP = Path(__file__).resolve().parents[2] / "setup.py"
+# What an installation asks nvcc for; nothing is compiled.
+PLAN = """
+import setuptools
+setuptools.setup = lambda ext_modules, **_: print(*(extension.name for extension in ext_modules))
+exec(open("setup.py").read())
+from torch.utils.cpp_extension import _get_cuda_arch_flags
+print(*_get_cuda_arch_flags())
+"""
+
+
+def planned(**variables):
+    """The extensions that an installation would build, and the devices and the virtual ones that it would build for."""
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_CUDA_ARCH_LIST"} | variables
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PLAN],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=SETUP.parent,
+        env=environment,
+    )
+    extensions, flags = done.stdout.splitlines()
+    return extensions.split(), set(re.findall(r"code=sm_(\d+)", flags)), set(re.findall(r"code=compute_(\d+)", flags))
+
+
+can_build = pytest.mark.skipif(
+    not SETUP.exists() or torch.version.cuda is None or shutil.which("nvcc") is None,
+    reason="there is no source tree, no nvcc or no torch with CUDA",
+)
+
+
+@can_build
+def test_an_installation_builds_for_every_device_and_for_later_ones():
+    extensions, devices, virtual = planned()
+    assert "cem_fast._C_cuda" in extensions
+    assert {"75", "80", "86", "89", "90"} <= devices
+    assert virtual == {max(devices, key=int)}
+
+
+@can_build
+def test_an_installation_builds_for_the_devices_that_are_asked_for():
+    assert planned(TORCH_CUDA_ARCH_LIST="8.6;9.0+PTX")[1:] == ({"86", "90"}, {"90"})
+
+
+@can_build
+def test_an_installation_leaves_the_cuda_kernels_out_on_request():
+    assert "cem_fast._C_cuda" not in planned(CEM_FAST_CUDA="0", TORCH_CUDA_ARCH_LIST="9.0")[0]
 
 
 @needs_library

@@ -101,3 +101,68 @@ def test_a_step_of_the_loss_in_a_cuda_graph(operators):
     x.copy_(x.flip(0))
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(captured, run_step()))
+
+
+def of(name, shape=(130, 33, 3, 3)):
+    return next(p for p in problems(shape, torch.float32, True) if p.name == name)
+
+
+@pytest.mark.skipif(not ON_GPU, reason="there is no CUDA device")
+def test_on_the_current_stream(operators):
+    """The features arrive late, on a stream of their own; on any other, the kernels would not wait for them."""
+    problem = of("component_statistics_fwd")
+    x, *rest = [a.cuda() if isinstance(a, torch.Tensor) else a for a in problem.arguments]
+    operators[problem.name](x, *rest)
+    late = torch.full_like(x, torch.nan)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(200_000_000)
+        late.copy_(x)
+        results = operators[problem.name](late, *rest)
+    torch.cuda.synchronize()
+    for found, wanted in zip(results, expected(problem), strict=True):
+        assert relative_error(found.cpu(), wanted) <= 2 * RELATIVE[torch.float32]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
+def test_on_a_device_that_is_not_the_current_one(operators):
+    for problem in problems(SHAPES[2], torch.float32, True):
+        arguments = [a.to("cuda:1") if isinstance(a, torch.Tensor) else a for a in problem.arguments]
+        with torch.cuda.device(0):
+            results = operators[problem.name](*arguments)
+            assert torch.cuda.current_device() == 0
+        for found, wanted in zip((results,) if isinstance(results, torch.Tensor) else results, expected(problem)):
+            assert found.device == torch.device("cuda:1")
+            assert relative_error(found.cpu().nan_to_num(), wanted.nan_to_num()) <= 2 * RELATIVE[torch.float32]
+
+
+@pytest.mark.skipif(not ON_GPU, reason="there is no CUDA device")
+def test_a_step_of_the_loss_never_waits_for_the_device(operators):
+    step = of("cem_fwd")
+    arguments = [a.cuda() if isinstance(a, torch.Tensor) else a for a in step.arguments]
+    operators["cem_fwd"](*arguments)  # compiled
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        value, slope, assignment = operators["cem_fwd"](*arguments)
+        x, means, labels = arguments[:3]
+        operators["component_statistics_bwd"](slope, torch.ones_like(value), x, means, labels, assignment)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not ON_GPU, reason="there is no CUDA device")
+@pytest.mark.parametrize("name", ["component_statistics_fwd", "component_statistics_bwd", "mixture_log_prob_fwd"])
+def test_rows_that_lie_further_apart_than_32_bits_reach(operators, name, monkeypatch):
+    if torch.cuda.mem_get_info()[0] < 6 * 2**30:
+        pytest.skip("6 GiB of memory are not free on the device")
+    apart = 2**30
+    problem = next(p for p in problems((3, 5, 1, 2), torch.bfloat16, True) if p.name == name)
+    place = next(
+        i for i, a in enumerate(problem.arguments) if isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16
+    )
+    x = problem.arguments[place]
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    far = torch.empty(2 * apart + 5, dtype=x.dtype, device="cuda").as_strided(x.shape, (apart, 1)).copy_(x)
+    there = [*problem.arguments[:place], far, *problem.arguments[place + 1 :]]
+    for one, other in zip(run(operators, problem), run(operators, problem._replace(arguments=there)), strict=True):
+        assert torch.equal(one, other)

@@ -80,7 +80,7 @@ def test_backward(place, diag):
     "shape, diag, dtype",
     [
         ((70, 64, 1, 128), True, torch.float32),
-        ((2, 1040, 1, 200), False, torch.float32),
+        ((40, 1040, 1, 200), False, torch.float32),  # so many rows that no luck decides
         ((9, 32, 1, 300), True, torch.bfloat16),
         ((9, 32, 1, 300), False, torch.float16),
     ],

@@ -1,13 +1,17 @@
 """Every Triton launcher against the reference in float64, in the interpreter, through all its ways to find rows and share work."""
 
+import contextlib
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
-from cem_fast.kernels import _configs, _grouping
+from cem_fast.kernels import _configs, _grouping, _launch
+from cem_fast.kernels.operators import OPERATORS
 from definitions import Mixture, draw
 from interpreter import watching
 from tolerances import RELATIVE, relative_error
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cem_fast.ops import reference
 
@@ -117,6 +121,72 @@ def test_layouts_and_padding_of_nan(shape, layout):
     check_all(layout(x), labels, Mixture(*(layout(t) for t in mixture)), torch.float32)
 
 
+@pytest.mark.parametrize("operator", ["component_statistics_fwd", "mixture_log_prob_fwd"])
+def test_rows_that_lie_further_apart_than_32_bits_reach(operator, monkeypatch):
+    apart = 2**30
+    x, labels, mixture = case("scanned", True, torch.bfloat16)
+    x, labels = x[:3], labels[:3]
+    # only the pages of the rows ever exist
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    far = torch.empty(2 * apart + x.shape[1], dtype=x.dtype).as_strided(x.shape, (apart, 1)).copy_(x)
+    if operator == "component_statistics_fwd":
+        check(operator, torch.float32, far, mixture.means, labels, None, None, True, True)
+    else:
+        check(operator, torch.float32, far, *mixture, labels, False)
+
+
+class Waits(TorchDispatchMode):
+    """Notes what waits for a device: numbers and sizes that only its memory knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
+            self.seen.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", ["scanned", "sorted_by_pairs", pytest.param("sorted_by_counting", marks=long)])
+def test_launchers_never_wait_for_the_device(shape):
+    x, labels, mixture = case(shape, True, torch.float32)
+    C = mixture.means.shape[0]
+    scalars = torch.tensor(500.0, dtype=torch.float64), torch.tensor([0.01], dtype=torch.float64)
+    priors = (mixture.variances, mixture.weights, torch.full((C,), 1 / C), *scalars)
+    with Waits() as noted:
+        _, slope, assignment = OPERATORS["cem_fwd"](x, mixture.means, labels, *priors, False, 1.0, True, True, 0.1, 0.1)
+        OPERATORS["component_statistics_bwd"](slope, scalars[0].float(), x, mixture.means, labels, assignment)
+        log_prob, r = OPERATORS["mixture_log_prob_fwd"](x, *mixture, labels, False)
+        OPERATORS["mixture_log_prob_bwd"](log_prob, x, *mixture, labels, log_prob, r)
+        OPERATORS["mixture_moments"](log_prob, x, *mixture, labels, log_prob, r)
+    assert noted.seen == set()
+    with Waits() as noted:
+        log_prob.sum().item()
+    assert noted.seen
+
+
+def test_a_launch_is_on_the_device_of_its_tensors(monkeypatch):
+    """A device that is not the current one; the current stream of whatever device is current is Triton's own choice."""
+    current = [0]
+
+    @contextlib.contextmanager
+    def device(wanted):
+        current.append(wanted.index)
+        yield
+        current.pop()
+
+    launched = []
+    fake = SimpleNamespace(
+        version=lambda args: {(5,): lambda *given, **constants: launched.append((current[-1], given))}
+    )
+    monkeypatch.setattr(torch.cuda, "device", device)
+    like = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+    _launch.launch(fake, 5, _configs.config("reduce", 4), like, 7)
+    assert launched == [(1, (7,))]
+    assert current == [0]
+
+
 @pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
 def test_no_rows(diag):
     x, labels, mixture = case("scanned", diag, torch.float32)
@@ -180,3 +250,11 @@ def test_entropy_bound(diag, noise_per_dimension, rows, dtype):
         check("cem_fwd", dtype, x, mixture.means, labels, *priors, *options)
         counts, scatter, _, _ = reference.component_statistics_fwd(x, mixture.means, labels, None, None, diag, False)
         check("entropy_bound", dtype, counts, scatter, D, *priors, *options)
+
+
+def test_numbers_that_are_zero_ask_for_no_other_kernel():
+    x, labels, mixture = case("one_element", False, torch.float32)
+    scalars = torch.tensor(500.0, dtype=torch.float64), torch.tensor([0.01], dtype=torch.float64)
+    priors = (mixture.variances, mixture.weights, torch.ones(1), *scalars)
+    for threshold, gamma in ((0.125, 0.0), (0.0, 0.01)):
+        check("cem_fwd", torch.float32, x, mixture.means, labels, *priors, True, 10.0, True, True, threshold, gamma)

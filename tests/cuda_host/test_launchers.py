@@ -1,0 +1,134 @@
+"""The launchers of the CUDA kernels, register.cpp unchanged, on the host: torch's tensors in and out, the device's guard, its
+current stream, and what is refused."""
+
+import shutil
+import sys
+
+import pytest
+import torch
+from cuda_host.host import Launchers, build_library
+from cuda_host.problems import SHAPES, Problem, expected, problems
+from tolerances import RELATIVE, relative_error
+
+from cem_fast.ops import agreement, library
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("c++") is None, reason="the kernels are compiled by a C++ compiler on Linux"
+)
+
+
+@pytest.fixture(scope="module")
+def launchers(tmp_path_factory):
+    return Launchers(build_library(tmp_path_factory.mktemp("launchers"), "-O1"))
+
+
+def run(launchers, problem):
+    results = getattr(launchers, problem.name)(*problem.arguments)
+    return (results,) if isinstance(results, torch.Tensor) else results
+
+
+def agree(launchers, problem):
+    for found, wanted in zip(run(launchers, problem), expected(problem), strict=True):
+        assert found.is_contiguous()
+        assert found.shape == wanted.shape
+        if not wanted.is_floating_point():
+            assert torch.equal(found, wanted), problem.name
+            continue
+        assert torch.equal(found.isnan(), wanted.isnan()), problem.name
+        assert relative_error(found.nan_to_num(), wanted.nan_to_num()) <= RELATIVE[found.dtype], problem.name
+
+
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], (9, 3, 2, 70), SHAPES[-1]], ids=str)
+def test_every_operator(launchers, shape, diag):
+    seen = set()
+    for problem in problems(shape, torch.float32, diag):
+        seen.add(problem.name)
+        agree(launchers, problem)
+    assert seen == set(library.EVERYWHERE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_every_type_of_features(launchers, dtype):
+    for problem in problems(SHAPES[1], dtype, True):
+        agree(launchers, problem)
+        gradient = problem.name.endswith("_bwd")
+        parameter = torch.promote_types(dtype, torch.float32)
+        kinds = {t.dtype for t in run(launchers, problem) if t.is_floating_point()}
+        assert kinds == {dtype if gradient else parameter}
+
+
+def scattered(argument):
+    """The same numbers, no two of them neighbors."""
+    if not isinstance(argument, torch.Tensor) or argument.dim() == 0:
+        return argument
+    room = argument.new_full((*argument.shape, 3), 77)
+    room[..., 1] = argument
+    return room[..., 1]
+
+
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+def test_elements_that_lie_apart(launchers, diag):
+    for problem in problems(SHAPES[1], torch.float32, diag):
+        apart = Problem(problem.name, [scattered(argument) for argument in problem.arguments])
+        for one, other in zip(run(launchers, problem), run(launchers, apart), strict=True):
+            assert torch.equal(one, other), problem.name
+
+
+def test_columns_of_a_transposed_matrix(launchers):
+    for problem in problems((37, 16, 4, 5), torch.float32, True):
+        turned = [
+            a.t().contiguous().t() if isinstance(a, torch.Tensor) and a.dim() == 2 else a for a in problem.arguments
+        ]
+        agree(launchers, Problem(problem.name, turned))
+
+
+@pytest.mark.parametrize("operator", ["component_statistics_fwd", "component_statistics_bwd", "mixture_log_prob_fwd"])
+def test_rows_that_lie_further_apart_than_32_bits_reach(launchers, operator, monkeypatch):
+    apart = 2**30
+    problem = next(p for p in problems((3, 5, 1, 2), torch.bfloat16, True) if p.name == operator)
+    place = next(
+        i for i, a in enumerate(problem.arguments) if isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16
+    )
+    x = problem.arguments[place]
+    # only the pages of the rows ever exist
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    far = torch.empty(2 * apart + 5, dtype=torch.bfloat16).as_strided(x.shape, (apart, 1)).copy_(x)
+    there = [*problem.arguments[:place], far, *problem.arguments[place + 1 :]]
+    for one, other in zip(run(launchers, problem), run(launchers, Problem(operator, there)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", list(agreement.TOLERANCE), ids=str)
+def test_what_is_compared_on_a_users_device(launchers, dtype):
+    for name in library.EVERYWHERE:
+        error = agreement.error(name, getattr(launchers, name), dtype, torch.device("cpu"))
+        assert error <= agreement.TOLERANCE[dtype], name
+
+
+X, MEANS, LABELS = torch.rand(9, 4), torch.rand(2, 3, 4), torch.arange(9) % 2
+
+
+@pytest.mark.parametrize(
+    "x, means, labels, message",
+    [
+        (X, MEANS[..., :3], LABELS, "x must be .N, D. and means .C, K, D."),
+        (X, MEANS.double(), LABELS, "a tensor has the wrong type or, instead of 24, 24 elements"),
+        (X, MEANS, LABELS[:5], "a tensor has the wrong type or, instead of 9, 5 elements"),
+        (X, MEANS, LABELS.int(), "a tensor has the wrong type or, instead of 9, 9 elements"),
+        (X, MEANS, None, "labels may be left out for one class only"),
+        (X.to(torch.complex64), MEANS, LABELS, "x must be float32, float64, bfloat16 or float16"),
+        (torch.zeros(1, 1).expand(2**31, 1), torch.zeros(1, 1, 1), None, "x must have fewer than 2.31 rows"),
+    ],
+)
+def test_what_would_read_out_of_bounds_is_refused(launchers, x, means, labels, message):
+    with pytest.raises(RuntimeError, match=message):
+        launchers.component_statistics_fwd(x, means, labels, None, None, False, False)
+
+
+@pytest.mark.parametrize("launches", [0, 2])
+def test_a_launch_that_fails_is_an_error(launchers, launches):
+    launchers.fail_after(launches)
+    with pytest.raises(RuntimeError, match="CUDA: unspecified launch failure"):
+        launchers.component_statistics_fwd(X, MEANS, LABELS, None, None, False, False)
+    launchers.component_statistics_fwd(X, MEANS, LABELS, None, None, False, False)
