@@ -102,3 +102,17 @@ def test_the_evaluation_pairs_every_defense_with_itself_and_sweeps_the_noise():
             plain = {run.noise_std for run in of_fold if run.defense in ("noise", "bottleneck") and not run.cem_weight}
             assert len(plain) >= 5
             assert 0 in plain
+
+
+def test_fashion_mnist_is_evaluated_with_the_settings_of_the_digits():
+    def load_evaluation(name):
+        settings = ["evaluate", "--config", str(FOLDER.parent / f"{name}.yaml")]
+        return cli._build(GridConfig, cli._parser().parse_args(settings).evaluate)
+
+    def cells(runs, data):
+        attack = {"attacks": ("ridge",), "attack_gan_epochs": 1}  # fewer attacks, each with the same budget
+        return {replace(run, data="", seed=0, fold=1, **attack) for run in runs if run.data == data}
+
+    fashion = cells(load_evaluation("fashion_mnist").runs(), "fashion_mnist_5k")
+    assert fashion < cells(load_evaluation("evaluation").runs(), "digits")
+    assert {run.defense for run in fashion} >= {*ROWS, "noise"}
