@@ -1,9 +1,9 @@
 """Tables of a results.json, as Markdown.
 
-usage: python benchmarks/evaluation.py RESULTS.json
+usage: python benchmarks/evaluation.py RESULTS.json [--summary]
 
-The attack on a run is the strongest one on it; figures are means over the runs of a cell. `docs/evaluation.md` holds what this prints of
-the results beside it.
+The attack on a run is the strongest one on it; figures are means over the runs of a cell. `docs/evaluation.md` holds the tables, and the
+README the summary, of the results in `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,42 @@ def tables(results: dict[str, Any]) -> str:
     )
 
 
+def summary(results: dict[str, Any]) -> str:
+    """One row a data set: what CEM gains over all defenses at the same noise, and over plain noise at equal accuracy."""
+    rows = []
+    for data in results["baseline"]:
+        pairs = [pair for pair in results["pairs"] if pair["data"] == data]
+        gains, drops = [pair["gain"] for pair in pairs], []
+        for pair in pairs:
+            off, on = _both(results, pair)
+            drops.append(_mean(off, _accuracy) - _mean(on, _accuracy))
+        sure = sum(pair["interval"][0] > 0 for pair in pairs)
+        at_equal_accuracy = [
+            entry["gain"] for entry in results["frontier"] if entry["data"] == data and _of_pairs(entry, pairs)
+        ]
+        rows.append(
+            [
+                data,
+                f"{min(gains):+.0%} to {max(gains):+.0%}, mean {_mean(gains, float):+.0%}",
+                f"{sure} of {len(pairs)}",
+            ]
+        )
+        rows[-1].append(f"{100 * _mean(drops, float):.1f} points")
+        low, high = min(at_equal_accuracy, default=float("nan")), max(at_equal_accuracy, default=float("nan"))
+        rows[-1].append(
+            f"{low:+.0%} to {high:+.0%}, mean {_mean(at_equal_accuracy, float):+.0%}" if at_equal_accuracy else "-"
+        )
+    heads = ["data", "same noise: gain", "interval above 0", "accuracy lost", "over plain noise at equal accuracy"]
+    return _table(heads, rows)
+
+
 def same_noise(results: dict[str, Any], data: str) -> str:
     """Every defense without CEM and with it, at the same noise."""
-    cells = _cells(results, data)
     ceiling = results["baseline"][data]["class_mean_mse"]
     rows = []
     for pair in (pair for pair in results["pairs"] if pair["data"] == data):
-        on = results["runs"][pair["run"]]
-        off = next(each for each in cells.values() if not each[0]["cem"] and _partners(each[0], on))
         rows.append([pair["defense"], f"{pair['noise_std']:g}"])
-        for cell in (off, cells[_key(on)]):
+        for cell in _both(results, pair):
             rows[-1] += [
                 f"{_mean(cell, _accuracy):.1%}",
                 f"{_mean(cell, _mse):.5f}",
@@ -91,6 +117,17 @@ def attacks(results: dict[str, Any], data: str) -> str:
     return "The attacks, over all runs with noise:\n\n" + _table(heads, rows)
 
 
+def _both(results: dict[str, Any], pair: dict[str, Any]) -> tuple[list[Run], list[Run]]:
+    """The runs without CEM and with it that a pair compares."""
+    on, cells = results["runs"][pair["run"]], _cells(results, pair["data"])
+    off = next(cell for cell in cells.values() if not cell[0]["cem"] and _partners(cell[0], on))
+    return off, cells[_key(on)]
+
+
+def _of_pairs(entry: dict[str, Any], pairs: list[dict[str, Any]]) -> bool:
+    return entry["run"] in {pair["run"] for pair in pairs}
+
+
 def _cells(results: dict[str, Any], data: str) -> dict[str, list[Run]]:
     found = defaultdict(list)
     for run in results["runs"]:
@@ -138,4 +175,6 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    print(tables(json.loads(parser.parse_args().results.read_text())))
+    parser.add_argument("--summary", action="store_true")
+    arguments = parser.parse_args()
+    print((summary if arguments.summary else tables)(json.loads(arguments.results.read_text())))
