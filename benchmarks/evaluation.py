@@ -11,158 +11,153 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-Run = dict[str, Any]
+Json = dict[str, Any]
 NOT_OF_A_CELL = ("data", "seed", "fold", "attacks")
+OF_CEM = ("lambda", "cem_by_class", "cem_components", "cem_covariance", "cem_variant", "cem_gradient", "cem_schedule")
 
 
-def tables(results: dict[str, Any]) -> str:
+def tables(results: Json) -> str:
     """All tables of a results.json, those of one data set after those of the other."""
     return "\n\n".join(
-        f"### {data}\n\n" + "\n\n".join(part(results, data) for part in (same_noise, sweep, frontier, attacks))
+        f"### {data}\n\n" + "\n\n".join(part(results, data) for part in (same_noise, frontier, sweep, attacks))
         for data in results["baseline"]
     )
 
 
-def summary(results: dict[str, Any]) -> str:
+def summary(results: Json) -> str:
     """One row a data set: what CEM gains over all defenses at the same noise, and over plain noise at equal accuracy."""
     rows = []
     for data in results["baseline"]:
-        pairs = [pair for pair in results["pairs"] if pair["data"] == data]
-        gains, drops = [pair["gain"] for pair in pairs], []
-        for pair in pairs:
-            off, on = _both(results, pair)
-            drops.append(_mean(off, _accuracy) - _mean(on, _accuracy))
+        pairs = _of(data, results["pairs"])
+        both = [_both(results, pair) for pair in pairs]
+        lost = mean(accuracy(off) - accuracy(on) for off, on in both)
         sure = sum(pair["interval"][0] > 0 for pair in pairs)
-        at_equal_accuracy = [
-            entry["gain"] for entry in results["frontier"] if entry["data"] == data and _of_pairs(entry, pairs)
-        ]
-        rows.append(
-            [
-                data,
-                f"{min(gains):+.0%} to {max(gains):+.0%}, mean {_mean(gains, float):+.0%}",
-                f"{sure} of {len(pairs)}",
-            ]
-        )
-        rows[-1].append(f"{100 * _mean(drops, float):.1f} points")
-        low, high = min(at_equal_accuracy, default=float("nan")), max(at_equal_accuracy, default=float("nan"))
-        rows[-1].append(
-            f"{low:+.0%} to {high:+.0%}, mean {_mean(at_equal_accuracy, float):+.0%}" if at_equal_accuracy else "-"
-        )
-    heads = ["data", "same noise: gain", "interval above 0", "accuracy lost", "over plain noise at equal accuracy"]
+        paired = {pair["run"] for pair in pairs}
+        over_noise = [entry for entry in _of(data, results["frontier"]) if entry["run"] in paired]
+        known = f" ({len(over_noise)} of {len(pairs)})"  # the others are less accurate than every level of the sweep
+        figures = _range(pairs), f"{sure} of {len(pairs)}", f"{100 * lost:.1f} points", _range(over_noise) + known
+        rows.append([data, *figures])
+    heads = [
+        "data",
+        "gain at the same noise",
+        "interval above 0",
+        "accuracy lost",
+        "gain over plain noise at equal accuracy",
+    ]
     return _table(heads, rows)
 
 
-def same_noise(results: dict[str, Any], data: str) -> str:
+def same_noise(results: Json, data: str) -> str:
     """Every defense without CEM and with it, at the same noise."""
-    ceiling = results["baseline"][data]["class_mean_mse"]
-    rows = []
-    for pair in (pair for pair in results["pairs"] if pair["data"] == data):
-        rows.append([pair["defense"], f"{pair['noise_std']:g}"])
-        for cell in _both(results, pair):
-            rows[-1] += [
-                f"{_mean(cell, _accuracy):.1%}",
-                f"{_mean(cell, _mse):.5f}",
-                f"{_mean(cell, _mse) / ceiling:.0%}",
-            ]
-        rows[-1].append(_gain(pair))
-    mean = sum(pair["gain"] for pair in results["pairs"] if pair["data"] == data) / max(len(rows), 1)
-    title = f"With CEM and without at the same noise; the class mean's error is {ceiling:.5f}; mean gain {mean:+.0%}:"
-    heads = ["defense", "noise", "accuracy", "attack MSE", "/ class mean"]
-    return title + "\n\n" + _table([*heads, "accuracy, CEM", "attack MSE, CEM", "/ class mean, CEM", "gain"], rows)
-
-
-def sweep(results: dict[str, Any], data: str) -> str:
-    """The bottleneck with nothing but noise, level by level."""
-    plain = [
-        cell
-        for cell in _cells(results, data).values()
-        if cell[0]["defense"] in ("noise", "bottleneck") and not cell[0]["cem"]
+    ceiling, pairs, rows = results["baseline"][data]["class_mean_mse"], _of(data, results["pairs"]), []
+    for pair in pairs:
+        figures = [
+            figure
+            for cell in _both(results, pair)
+            for figure in (f"{accuracy(cell):.1%}", f"{mse(cell):.5f}", f"{mse(cell) / ceiling:.0%}")
+        ]
+        rows.append([pair["defense"], f"{pair['noise_std']:g}", *figures, _gain(pair)])
+    title = f"At the same noise (the error of the class mean is {ceiling:.5f}; gain {_range(pairs)}):"
+    heads = [
+        "defense",
+        "noise",
+        "accuracy",
+        "attack MSE",
+        "/ class mean",
+        "accuracy, CEM",
+        "attack MSE, CEM",
+        "/ class mean, CEM",
     ]
-    plain.sort(key=lambda cell: cell[0]["config"]["noise_std"])
-    rows = [
-        [f"{cell[0]['config']['noise_std']:g}", f"{_mean(cell, _accuracy):.1%}", f"{_mean(cell, _mse):.5f}"]
-        for cell in plain
-    ]
-    return "Plain noise, what CEM is held against at equal accuracy:\n\n" + _table(
-        ["noise", "accuracy", "attack MSE"], rows
-    )
+    return title + "\n\n" + _table([*heads, "gain"], rows)
 
 
-def frontier(results: dict[str, Any], data: str) -> str:
+def frontier(results: Json, data: str) -> str:
     """CEM against more plain noise at equal accuracy."""
-    rows = []
-    for entry in (entry for entry in results["frontier"] if entry["data"] == data):
-        config = results["runs"][entry["run"]]["config"]
-        name = entry["defense"] + ("" if config["cem_by_class"] else ", one Gaussian without labels")
-        rows.append([f"{name} + CEM", f"{entry['accuracy']:.1%}", _gain(entry)])
-    return "CEM over plain noise at equal accuracy:\n\n" + _table(["defense", "accuracy", "gain"], rows)
+    entries, rows = {entry["run"]: entry for entry in _of(data, results["frontier"])}, []
+    for cell in _cells(results, data):
+        if not cell[0]["cem"]:
+            continue
+        name = cell[0]["defense"] + ("" if cell[0]["config"]["cem_by_class"] else ", one Gaussian without labels")
+        entry = entries.get(results["runs"].index(cell[0]))
+        gain = _gain(entry) if entry else "less accurate than every level of the sweep"
+        rows.append([f"{name} + CEM", f"{accuracy(cell):.1%}", f"{mse(cell):.5f}", gain])
+    return "Over plain noise at equal accuracy:\n\n" + _table(["defense", "accuracy", "attack MSE", "gain"], rows)
 
 
-def attacks(results: dict[str, Any], data: str) -> str:
-    """Every attack: its error, how often it was the strongest, and what half its budget costs it."""
-    runs = [run for run in results["runs"] if run["data"] == data]
-    noisy = [run for run in runs if run["config"]["noise_std"] > 0]
+def sweep(results: Json, data: str) -> str:
+    """The bottleneck with nothing but noise, level by level."""
+    plain = {
+        cell[0]["config"]["noise_std"]: [f"{accuracy(cell):.1%}", f"{mse(cell):.5f}"]
+        for cell in _cells(results, data)
+        if cell[0]["defense"] in ("noise", "bottleneck") and not cell[0]["cem"]
+    }
+    rows = [[f"{level:g}", *plain[level]] for level in sorted(plain)]
+    return "The plain noise that this compares to:\n\n" + _table(["noise", "accuracy", "attack MSE"], rows)
+
+
+def attacks(results: Json, data: str) -> str:
+    """Every attack on runs with noise: its error, how often it was the strongest, and what half its budget costs it."""
+    runs = [run for run in _of(data, results["runs"]) if run["config"]["noise_std"] > 0]
+    strongest = [min(run["attacks"], key=lambda name: run["attacks"][name]["mse"]) for run in runs]
     rows = []
     for name in runs[0]["attacks"]:
-        of_name = [run["attacks"][name] for run in noisy]
-        halves = [each["mse_half_budget"] / each["mse"] - 1 for each in of_name if each["mse_half_budget"] is not None]
-        strongest = sum(min(run["attacks"], key=lambda n: run["attacks"][n]["mse"]) == name for run in noisy)
-        rows.append([name, f"{_mean(of_name, lambda each: each['mse']):.5f}", f"{strongest} of {len(noisy)}"])
-        rows[-1] += [f"{sum(halves) / len(halves):+.1%}", f"{max(halves):+.1%}"] if halves else ["-", "-"]
-    heads = ["attack", "MSE", "strongest of its run", "half the budget, mean", "at worst"]
+        entries = [run["attacks"][name] for run in runs]
+        halves = [e["mse_half_budget"] / e["mse"] - 1 for e in entries if e["mse_half_budget"] is not None]
+        cost = [f"{mean(halves):+.1%}", f"{max(halves):+.1%}"] if halves else ["-", "-"]
+        rows.append([name, f"{mean(e['mse'] for e in entries):.5f}", f"{strongest.count(name)} of {len(runs)}", *cost])
+    heads = ["attack", "MSE", "strongest of its run", "half the budget: error, mean", "at worst"]
     return "The attacks, over all runs with noise:\n\n" + _table(heads, rows)
 
 
-def _both(results: dict[str, Any], pair: dict[str, Any]) -> tuple[list[Run], list[Run]]:
-    """The runs without CEM and with it that a pair compares."""
-    on, cells = results["runs"][pair["run"]], _cells(results, pair["data"])
-    off = next(cell for cell in cells.values() if not cell[0]["cem"] and _partners(cell[0], on))
-    return off, cells[_key(on)]
+def accuracy(cell: list[Json]) -> float:
+    """Mean accuracy of the runs of a cell."""
+    return mean(run["accuracy"] for run in cell)
 
 
-def _of_pairs(entry: dict[str, Any], pairs: list[dict[str, Any]]) -> bool:
-    return entry["run"] in {pair["run"] for pair in pairs}
+def mse(cell: list[Json]) -> float:
+    """Mean error of the strongest attack on every run of a cell."""
+    return mean(min(attack["mse"] for attack in run["attacks"].values()) for run in cell)
 
 
-def _cells(results: dict[str, Any], data: str) -> dict[str, list[Run]]:
-    found = defaultdict(list)
-    for run in results["runs"]:
-        if run["data"] == data:
-            found[_key(run)].append(run)
-    return found
-
-
-def _key(run: Run) -> str:
-    return json.dumps({k: v for k, v in run["config"].items() if k not in NOT_OF_A_CELL}, sort_keys=True)
-
-
-def _partners(off: Run, on: Run) -> bool:
-    """Whether two cells differ in CEM alone."""
-    return all(
-        value == on["config"][key]
-        for key, value in off["config"].items()
-        if key not in NOT_OF_A_CELL and key != "lambda" and not key.startswith("cem_")
-    )
-
-
-def _accuracy(run: Run) -> float:
-    return run["accuracy"]
-
-
-def _mse(run: Run) -> float:
-    return min(attack["mse"] for attack in run["attacks"].values())
-
-
-def _mean(items: Iterable[Any], value: Callable[[Any], float]) -> float:
-    values = [value(item) for item in items]
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
     return sum(values) / len(values)
 
 
-def _gain(entry: dict[str, Any]) -> str:
+def _of(data: str, entries: list[Json]) -> list[Json]:
+    return [entry for entry in entries if entry["data"] == data]
+
+
+def _cells(results: Json, data: str) -> list[list[Json]]:
+    """The runs that differ in seed and fold alone, in the order in which they come."""
+    found = defaultdict(list)
+    for run in _of(data, results["runs"]):
+        found[_settings(run)].append(run)
+    return list(found.values())
+
+
+def _both(results: Json, pair: Json) -> tuple[list[Json], list[Json]]:
+    """The runs without CEM and with it that a pair compares."""
+    on, cells = results["runs"][pair["run"]], _cells(results, pair["data"])
+    alike = [cell for cell in cells if _settings(cell[0], *OF_CEM) == _settings(on, *OF_CEM)]
+    return next(c for c in alike if not c[0]["cem"]), next(c for c in alike if _settings(c[0]) == _settings(on))
+
+
+def _settings(run: Json, *ignored: str) -> str:
+    ignored = (*NOT_OF_A_CELL, *ignored)
+    return json.dumps({key: value for key, value in run["config"].items() if key not in ignored}, sort_keys=True)
+
+
+def _range(entries: list[Json]) -> str:
+    gains = [entry["gain"] for entry in entries]
+    return f"{min(gains):+.0%} to {max(gains):+.0%}, mean {mean(gains):+.0%}" if gains else "-"
+
+
+def _gain(entry: Json) -> str:
     low, high = entry["interval"]
     return f"{entry['gain']:+.0%} ({low:+.0%} to {high:+.0%})"
 
@@ -175,6 +170,6 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--summary", action="store_true")
+    parser.add_argument("--summary", action="store_true", help="one row a data set")
     arguments = parser.parse_args()
     print((summary if arguments.summary else tables)(json.loads(arguments.results.read_text())))
