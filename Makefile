@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch
-CXX ?= c++
+ifeq ($(origin CXX),default)
+CXX = c++
+endif
 SHARE ?= 0.05
 
 PY = $(VENV)/bin/python
@@ -20,11 +22,12 @@ demo: $(READY) ## train, attack and report on real faces (about 4 minutes on 2 c
 	@$(PY) -m cem_fast demo
 
 test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -m "not long"
 	@echo "the operations once more, on the plain torch reference"
 	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/test_mixture.py
 
-check: $(READY) ## the long proofs: sanitizers, wrong kernels, a sample of what is compiled, the wheel (also under OTHER_TORCH)
+check: $(READY) ## the long proofs: kills, sanitizers, wrong kernels, a sample of what is compiled, the wheel (also under OTHER_TORCH)
+	@$(PY) -m pytest -q -m long tests/system
 	@$(PY) tests/sanitizers/run.py
 	@$(PY) tests/cuda_host/run.py
 	@if command -v nvcc >/dev/null; then $(PY) benchmarks/cuda_registers.py --check; \

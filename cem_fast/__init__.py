@@ -2,17 +2,15 @@
 
 from cem_fast import interruption
 
-interruption.expect()  # before the first import that takes its time
-
-# ruff: noqa: E402
-from cem_fast import bounds, functional
-from cem_fast.checkpoint import load_run
-from cem_fast.loss import CEMLoss
-from cem_fast.mixture import GaussianMixture
-from cem_fast.ops.backend import describe as backends
-from cem_fast.provenance import package_version
-from cem_fast.schedule import CEMSchedule
-from cem_fast.split import SplitModel
+with interruption.starting():  # these imports take their time, and read the environment
+    from cem_fast import bounds, functional
+    from cem_fast.checkpoint import load_run
+    from cem_fast.loss import CEMLoss
+    from cem_fast.mixture import GaussianMixture
+    from cem_fast.ops.backend import describe as backends
+    from cem_fast.provenance import package_version
+    from cem_fast.schedule import CEMSchedule
+    from cem_fast.split import SplitModel
 
 __version__ = package_version()
 

@@ -7,11 +7,12 @@ covariances, and the held-out estimate is one in expectation.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cem_fast.functional import mixture_log_prob
+from cem_fast.functional import component_statistics, mixture_log_prob
 from cem_fast.mixture import GaussianMixture
 from cem_fast.ops import validate
 
@@ -102,20 +103,85 @@ def heldout_information(
     Source: Gibbs' inequality; Cover and Thomas, "Elements of Information Theory", 2006, section 2.6.
     """
     s2 = _noise_variance(noise_std, mixture.means)
-    pi, variances = _per_dimension(mixture)
-    z = features.detach().flatten(1).double()
-    if len(z) < 2:
+    if len(features) < 2:
         raise ValueError(f"features must have at least two rows for a standard error, got {tuple(features.shape)}")
-    noise = torch.randn(z.shape, dtype=z.dtype, device=z.device, generator=generator)
-    means = mixture.means.double().flatten(0, 1)
-    validate.features(z, means.unsqueeze(0))
-    z = z + s2.sqrt() * noise
-    used = pi > 0
-    spread = (variances + s2)[used].contiguous()
-    log_q = mixture_log_prob(z, means[used].unsqueeze(0), spread.unsqueeze(0), pi[used].unsqueeze(0))
+    z = _noisy(_rows(mixture, features), s2, generator)
+    log_q = mixture_log_prob(z, *(part.unsqueeze(0) for part in _with_noise(mixture, s2)))
     noise_entropy = 0.5 * torch.log(2 * math.pi * math.e * s2).expand(z.shape[1]).sum()
     excess = -log_q - noise_entropy
     return excess.mean(), excess.std() / math.sqrt(len(z))
+
+
+class Utility(NamedTuple):
+    """Mean posteriors of the right component and of the right class, float64 scalars in [0, 1]; see :func:`utility`."""
+
+    component: Tensor
+    label: Tensor
+
+
+@torch.no_grad()
+def utility(
+    mixture: GaussianMixture,
+    features: Tensor,
+    labels: Tensor | None,
+    noise_std: float | Tensor,
+    *,
+    generator: torch.Generator | None = None,
+) -> Utility:
+    """How surely noisy features tell where they come from: the mean posterior of the right component, and of the right class.
+
+    ``U = mean_n( sum_{i in R_n} pi_i N(z_n; mu_i, v_i + s2) / sum_i pi_i N(z_n; mu_i, v_i + s2) )`` with ``z_n = x_n + noise``
+
+    For the component (Eq. 4), ``R_n`` is the one of the row's own class whose mean is nearest to ``x_n``; for the class, it is all of the
+    class's components.
+
+    Args:
+        mixture: fitted mixture of clean features.
+        features: clean features ``[N, ...]``, N >= 1; trailing dimensions are flattened.
+        labels: class of each row ``[N]``, integer; None for a mixture of one class, whose posterior is 1.
+        noise_std: standard deviation of the noise, a number or ``[D]``.
+        generator: source of the noise.
+
+    Returns:
+        Both means.
+
+    Raises:
+        RuntimeError: the mixture is not fitted.
+        ValueError: an argument does not fit.
+
+    Source: Eq. 4 of Xia et al., CVPR 2025, over rows instead of over the mixture's own samples.
+    """
+    s2 = _noise_variance(noise_std, mixture.means)
+    if not len(features):
+        raise ValueError(f"features must have at least one row, got {tuple(features.shape)}")
+    means, spread, pi = _with_noise(mixture, s2)
+    x = _rows(mixture, features)
+    nearest = component_statistics(x, mixture.means.double(), labels).assignment
+    z = _noisy(x, s2, generator)
+    log_q = mixture_log_prob(z, means.unsqueeze(0), spread.unsqueeze(0), pi.unsqueeze(0))
+    index = nearest if labels is None else labels.long() * mixture.num_components + nearest
+    by_component = mixture_log_prob(z, means.unsqueeze(1), spread.unsqueeze(1), pi.unsqueeze(1), index)
+    by_class = (part.unflatten(0, mixture.weights.shape) for part in (means, spread, pi))
+    by_label = mixture_log_prob(z, *by_class, labels)
+    return Utility(*((each - log_q).exp().mean() for each in (by_component, by_label)))
+
+
+def _rows(mixture: GaussianMixture, features: Tensor) -> Tensor:
+    """Features as float64 rows ``[N, D]`` that fit the mixture."""
+    rows = features.detach().flatten(1).double()
+    validate.features(rows, mixture.means.double())
+    return rows
+
+
+def _noisy(rows: Tensor, noise_variance: Tensor, generator: torch.Generator | None) -> Tensor:
+    noise = torch.randn(rows.shape, dtype=rows.dtype, device=rows.device, generator=generator)
+    return rows + noise_variance.sqrt() * noise
+
+
+def _with_noise(mixture: GaussianMixture, noise_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and variances ``[C K, D]`` of the mixture convolved with the noise, and its joint weights ``[C K]``, float64."""
+    pi, variances = _per_dimension(mixture)
+    return mixture.means.double().flatten(0, 1), (variances + noise_variance).contiguous(), pi
 
 
 def mse_lower_bound(conditional_entropy: float | Tensor, dimension: int) -> Tensor:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cem_fast import data, defenses, models
+from cem_fast import data, defenses, models, snapshot
 from cem_fast.config import RunConfig
 from cem_fast.files import write_atomically
 from cem_fast.loss import CEMLoss
@@ -36,11 +36,12 @@ SCHEMA = 1
 DESCRIPTION = "run.json"
 MARK = f'{{\n "schema": {SCHEMA},\n "config": {{'.encode()  # what the run.json of a run begins with
 TENSORS = r"(weights|measurements)-[0-9a-f]{16}\.safetensors"
-OWN = re.compile(rf"{TENSORS}|\.({TENSORS}|{re.escape(DESCRIPTION)})\.\d+\.tmp")
+TRAINING = re.escape(snapshot.NAME)
+OWN = re.compile(rf"{TENSORS}|{TRAINING}|\.({TENSORS}|{TRAINING}|{re.escape(DESCRIPTION)})\.\d+\.tmp")
 
 
 def build_parts(
-    config: RunConfig, *, image_shape: tuple[int, int, int], num_classes: int
+    config: RunConfig, *, image_shape: tuple[int, int, int], num_classes: int, process_group: Any = None
 ) -> tuple[SplitModel, Defense, CEMLoss | None]:
     """Builds the untrained parts of a run.
 
@@ -48,6 +49,7 @@ def build_parts(
         config: the run's settings.
         image_shape: ``(channels, height, width)`` of the images.
         num_classes: number of classes.
+        process_group: torch.distributed group of the processes that train them together; None for a single process.
 
     Returns:
         The model, the defense, and the CEM loss; None in its place where there is no noise, since then no entropy bound is finite.
@@ -63,10 +65,10 @@ def build_parts(
         cut=config.cut,
         bottleneck=config.bottleneck if defense.uses_bottleneck else 0,
     )
-    return model, defense, build_loss(config, num_classes=num_classes)
+    return model, defense, build_loss(config, num_classes=num_classes, process_group=process_group)
 
 
-def build_loss(config: RunConfig, *, num_classes: int) -> CEMLoss | None:
+def build_loss(config: RunConfig, *, num_classes: int, process_group: Any = None) -> CEMLoss | None:
     """Builds the CEM loss of a run, not yet fitted; see :func:`build_parts`."""
     if config.noise_std == 0:
         return None
@@ -77,6 +79,7 @@ def build_loss(config: RunConfig, *, num_classes: int) -> CEMLoss | None:
         covariance_type=config.cem_covariance,
         variant=config.cem_variant,
         gradient=config.cem_gradient,
+        process_group=process_group,
     )
 
 

@@ -1,4 +1,4 @@
-"""The command ``cem-fast``: demo, train, attack, evaluate, data, doctor."""
+"""The command ``cem-fast``: demo, train, attack, evaluate, figures, data, doctor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt
 
-from cem_fast import interruption
+from cem_fast import __version__, interruption
 from cem_fast.config import GridConfig, RunConfig, SharedConfig
 from cem_fast.data.root import DEFAULT as DEFAULT_ROOT
 from cem_fast.data.root import VARIABLE as DATA_ROOT
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEMO = Path(__file__).with_name("demo.yaml")
-FLAGS = ("address", "check", "config", "data_root", "device", "dry_run", "folder", "jobs")
+FLAGS = ("address", "check", "config", "data_root", "device", "dry_run", "folder", "jobs", "resume")
 RESETTABLE = (  # what `cem-fast attack` may change about the attacks on a saved run
     "attacks",
     "attack_decoder",
@@ -52,15 +52,30 @@ class Parser(ArgumentParser):
         settings = {field.name for config in (RunConfig, GridConfig) for field in fields(config)} | set(FLAGS)
         if unknown := re.search(r"unrecognized arguments: --([\w-]+)|does not accept option '([\w.-]+)'", line):
             name = (unknown[1] or unknown[2]).replace("-", "_")
-            line = f"unknown setting {name!r}{_nearest(name, settings)}"
+            known = name in settings
+            line = (
+                f"{name} is no setting of this command"
+                if known
+                else f"unknown setting {name!r}{_nearest(name, settings)}"
+            )
         elif unknown := re.search(r"invalid choice: '(.*?)'", line):
             line = f"unknown command {unknown[1]!r}{_nearest(unknown[1], COMMANDS)}"
+        elif missing := re.search(r"arguments are required: (.*)", line):
+            names = re.sub(r"[a-z]+[.]", "", missing[1]).replace(", ", " and ")
+            command = missing[1].partition(".")[0]
+            line = f"{command} needs {names}: see cem-fast {command} --help"
         elif "subcommand" in line:
             line = f"expected one of the commands {', '.join(COMMANDS)}"
         elif wrong := re.fullmatch(
-            r"Parser key \"(\w+)\": (?:Expected an? (.*?)\.? Got|.*Subtypes: \[(.*?)\].* Given) value: (.*)", line
+            r"Parser key \"(\w+)\": (?:Expected an? (.*?)\.? Got|.*Subtypes: \[(.*)\] Errors.* Given) value: (.*)", line
         ):
             line = f"{wrong[1]} must be {_kinds(wrong[2] or wrong[3])}, got {wrong[4]}"
+        elif wrong := re.fullmatch(
+            r"Parser key \"(\w+)\": Not of type NonNegativeInt: (?:.*: '(.*)'|(.*) does not .*)", line
+        ):
+            line = f"{wrong[1]} must be an integer of at least 0, got {wrong[2] or wrong[3]}"
+        elif wrong := re.fullmatch(r"Parser key \"config\": (File does not exist|Path is not a file): (.*)", line):
+            line = f"the file given as --config is not there, or is no file: {wrong[2]}"
         elif line.startswith("Problems parsing config:"):
             line = f"the file given as --config is not YAML:{line.partition(':')[2]}"
         elif line.startswith("Unexpected config:"):
@@ -92,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings.command = shlex.join(["cem-fast", *arguments])
         if getattr(settings, "data_root", None) is not None:
             os.environ[DATA_ROOT] = settings.data_root  # where the processes of a grid look, too
+        if parsed.subcommand != "train":
+            _require_one_process()
         return COMMANDS[parsed.subcommand](settings)
     except KeyboardInterrupt:
         _fail(f"interrupted; {_kept(arguments)} is kept")
@@ -107,11 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def demo(settings: Namespace) -> int:
     """Trains, attacks and reports on real faces, afresh every time."""
-    parser = Parser(prog="cem-fast demo")
-    _add_settings(parser, GridConfig)
     changes = ["--seeds", f"[{','.join(map(str, settings.seeds))}]"] if settings.seeds else []
-    grid = _build(GridConfig, parser.parse_args(["--config", str(DEMO), *changes]))
-    return _run_grid(grid, settings, fresh=True)
+    return _run_grid(_read_grid(DEMO, *changes), settings, fresh=True)
 
 
 def evaluate(settings: Namespace) -> int:
@@ -120,20 +134,35 @@ def evaluate(settings: Namespace) -> int:
 
 
 def train(settings: Namespace) -> int:
-    """Trains one model and saves it."""
-    from cem_fast import checkpoint, experiment
+    """Trains one model and saves it; under torchrun, all of its processes train it together."""
+    from cem_fast import experiment, ranks
 
-    config, device = _build(RunConfig, settings), _device(settings.device)
+    config, device, first = _build(RunConfig, settings), _device(settings.device), ranks.rank() == 0
     experiment.check([config])
-    checkpoint.check_target(settings.folder, {checkpoint.DESCRIPTION: checkpoint.MARK})
+    if first:
+        experiment.check_run_folder(settings.folder, config)
     if settings.dry_run:
-        return _show_plan(config, [config], settings.folder)
+        return _show_plan(config, [config], settings.folder, attack=False) if first else 0
     console = _console()
-    with _watch(console) as watch:
-        watch.started(0, 1, config)
-        record = experiment.run(config, settings.folder, device=device, attack=False, on_stage=partial(watch.stage, 0))
-    console.print(f"accuracy {record['accuracy']:.1%} on {record['num_test']} test images", highlight=False)
-    console.print(f"saved in {settings.folder}: attack it with cem-fast attack {settings.folder}", highlight=False)
+    console.quiet = not first
+    with ranks.together(device) as (group, own_device):
+        if settings.resume and experiment.is_finished(config, settings.folder):
+            _say(console, f"{settings.folder} holds the finished run of these settings")
+            return 0
+        with _watch(console) as watch:
+            watch.started(0, 1, config)
+            record = experiment.run(
+                config,
+                settings.folder,
+                device=own_device,
+                attack=False,
+                on_stage=partial(watch.stage, 0),
+                resume=settings.resume,
+                process_group=group,
+            )
+    if record is not None:
+        console.print(f"accuracy {record['accuracy']:.1%} on {record['num_test']} test images", highlight=False)
+        console.print(f"saved in {settings.folder}: attack it with cem-fast attack {settings.folder}", highlight=False)
     return 0
 
 
@@ -179,8 +208,29 @@ def attack(settings: Namespace) -> int:
     return 0
 
 
+def figures(settings: Namespace) -> int:
+    """Draws one of the paper's figures: leakage (Fig. 3), sweeps (Fig. 4), utility (Eq. 4) or cost (Table 9)."""
+    from cem_fast import figures as pictures
+
+    folder = Path(settings.source)
+    grid = None if folder.is_dir() else _read_grid(folder)
+    if grid is not None:
+        folder = Path(settings.folder or f"runs/{grid.name}")
+    elif settings.folder:
+        raise ValueError(f"folder is for the runs of a YAML file, and {folder} is a folder of results already")
+    target = settings.save or folder
+    pictures.check(settings.figure, target)
+    if grid is not None:
+        settings.folder = str(folder)
+        _run_grid(grid, settings, fresh=False)
+    if not settings.dry_run:
+        for path in pictures.write(settings.figure, folder, target):
+            _say(_console(), f"written: {path}")
+    return 0
+
+
 def data(settings: Namespace) -> int:
-    """Gets a data set: fetch NAME downloads a published one, prepare facescrub makes small photographs of the raw ones."""
+    """Gets a data set: cem-fast data fetch cifar10, or cem-fast data prepare facescrub."""
     from cem_fast import data as sets
     from cem_fast import progress
     from cem_fast.data import facescrub
@@ -217,22 +267,39 @@ def doctor(settings: Namespace) -> int:
     return clinic.examine(_console(), device=_device(settings.device), check=settings.check)
 
 
-COMMANDS = {"demo": demo, "train": train, "attack": attack, "evaluate": evaluate, "data": data, "doctor": doctor}
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "attack": attack,
+    "evaluate": evaluate,
+    "figures": figures,
+    "data": data,
+    "doctor": doctor,
+}
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="cem-fast", description="Conditional entropy maximization against model inversion attacks.")
+    parser = Parser(
+        prog="cem-fast",
+        description="Conditional entropy maximization against model inversion attacks.",
+        version=__version__,
+    )
     commands = parser.add_subcommands()
     for name, function in COMMANDS.items():
         command = Parser(description=function.__doc__)
         if name == "train":
             _add_settings(command, RunConfig)
             command.add_argument("--folder", type=str, default="runs/train", help="where to save the run")
+            text = (
+                "go on from the latest epoch of a training run of these settings that was interrupted, if there is one"
+            )
+            command.add_argument("--resume", action="store_true", help=text)
         elif name == "attack":
             shared = _described(RunConfig)
             command.add_argument("run", type=str, help="folder of a saved run")
             for key, (hint, _, text) in shared.items():
                 if key in RESETTABLE:
+                    text = "seed of every random choice of the attacks" if key == "seed" else text
                     text += "; the run's own if left out"
                     command.add_argument(f"--{key.replace('_', '-')}", type=hint | None, default=None, help=text)
         elif name == "evaluate":
@@ -243,23 +310,37 @@ def _parser() -> Parser:
         elif name == "demo":
             command.add_argument("--seeds", type=tuple[int, ...] | None, default=None, help="seeds, one run each")
             command.add_argument("--folder", type=str | None, default=None, help="where to save; runs/demo if left out")
+        elif name == "figures":
+            command.add_argument("figure", type=str, help="leakage, sweeps, utility or cost")
+            text = "folder of a grid's results, or a grid's YAML file: what has not been run of it is run first"
+            command.add_argument("source", type=str, help=text)
+            text = "where to write the picture and its table; beside the results if left out"
+            command.add_argument("--save", type=str | None, default=None, help=text)
+            text = "where the runs of a YAML file go; runs/<name> if left out"
+            command.add_argument("--folder", type=str | None, default=None, help=text)
         elif name == "data":
-            command.add_argument("action", type=str, help="fetch or prepare")
-            command.add_argument(
-                "name", type=str, help="the data set: cifar10, cifar100, fashion_mnist, tiny_imagenet, facescrub"
+            text = (
+                "fetch downloads a published data set, goes on where an earlier download stopped, and checks every file; "
+                "prepare makes 48x48 photographs of raw ones"
             )
-            text = "address of a mirror that holds the published files"
+            command.add_argument("action", type=str, help=text)
+            text = (
+                "to fetch: cifar10 or cifar100 (170 MB each), tiny_imagenet (250 MB), fashion_mnist (31 MB); to prepare: facescrub, "
+                "whose photographs its authors give out"
+            )
+            command.add_argument("name", type=str, help=text)
+            text = "address to fetch from, such as that of a mirror, which must hold the published files; their own if left out"
             command.add_argument("--address", type=str | None, default=None, help=text)
         else:
             command.add_argument("--check", action="store_true", help="compare every operation with the reference")
-        if name in ("demo", "evaluate"):
+        if name in ("demo", "evaluate", "figures"):
             text = "runs at a time, each on its share of the cores; 0 for one run a core, or one in all on a GPU"
             command.add_argument("--jobs", type=NonNegativeInt, default=0, help=text)
-        if name in ("demo", "train", "evaluate"):
+        if name in ("demo", "train", "evaluate", "figures"):
             command.add_argument(
                 "--dry-run", action="store_true", help="show the settings and the planned runs, and stop"
             )
-        if name in ("train", "attack", "evaluate", "data"):
+        if name in ("train", "attack", "evaluate", "figures", "data"):
             text = (
                 f"folder of downloaded data sets; the environment variable {DATA_ROOT}, or {DEFAULT_ROOT}, if left out"
             )
@@ -285,6 +366,12 @@ def _described(config: type[SharedConfig]) -> dict[str, tuple[Any, Any, str]]:
     hints = get_type_hints(config)
     defaults = config()
     return {f.name: (hints[f.name], getattr(defaults, f.name), texts[f.name]) for f in fields(config)}
+
+
+def _read_grid(path: Path, *changes: str) -> GridConfig:
+    parser = Parser()
+    _add_settings(parser, GridConfig)
+    return _build(GridConfig, parser.parse_args(["--config", str(path), *changes]))
 
 
 def _build(config: type[RunConfig] | type[GridConfig], settings: Namespace) -> Any:
@@ -322,7 +409,7 @@ def _as_list(text: str, kind: type) -> str:
 
 
 def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:
-    from cem_fast import checkpoint, experiment, report, workers
+    from cem_fast import checkpoint, experiment, progress, report, workers
 
     device = _device(settings.device)
     folder = f"runs/{grid.name}" if settings.folder is None else settings.folder
@@ -338,13 +425,17 @@ def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:
         results = experiment.evaluate(
             grid, folder, device=device, jobs=jobs, fresh=fresh, command=settings.command, watch=watch
         )
-    page = report.write(folder)
-    _show_results(console, results, experiment.load_runs(folder, results))
-    console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    if results["runs"]:
+        page = report.write(folder)
+        _show_results(console, results, experiment.load_runs(folder, results))
+        _say(console, f"report: {page}")
+    for entry in results["failed"]:
+        run = progress.describe(RunConfig.from_json(entry["config"]))
+        _fail(f"{run} failed, and is tried again by the same command: {entry['reason']}")
+    return 1 if results["failed"] else 0
 
 
-def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str) -> int:
+def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str, *, attack: bool = True) -> int:
     """Prints the settings and what the runs will do, in counts: how long that takes depends on the machine."""
     from dataclasses import asdict
 
@@ -358,14 +449,13 @@ def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: st
     for index, run in enumerate(plan):
         splits = experiment.load_data(run.data, run.fold, run.image_size, run.protocol)
         trained += run.epochs * len(splits.train)
-        if {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
-            attacked += (run.attack_epochs + max(1, run.attack_epochs // 2)) * len(splits.attacker)
+        if attack and {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
+            attacked += (run.attack_epochs + run.attack_epochs // 2) * len(splits.attacker)
         print(
             f"[{index + 1}/{len(plan)}] {progress.describe(run)}: {len(splits.train)} training, {len(splits.test)} test images"
         )
-    print(
-        f"in all {trained:,} images to train on and {attacked:,} for the decoder attacks, counting every epoch; nothing was run"
-    )
+    attacks = f" and {attacked:,} for the decoder attacks" if attack else ""
+    print(f"in all {trained:,} images to train on{attacks}, counting every epoch; nothing was run")
     print(f"the results would go to {folder}")
     return 0
 
@@ -404,29 +494,36 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
             share = f"{baseline[key] / baseline['class_mean_mse']:.0%}"
             table.add_row(data, name, "", "", "", f"{baseline[key]:.5f}", share, "", "", style="dim")
     console.print(table)
+    cells = {row.runs[0].cell: row for row in rows}
+
+    def name(entry: dict[str, Any]) -> str:
+        """What a gain is about: ``faces / noise + CEM at noise 0.1``."""
+        row = cells[runs[entry["run"]].cell]
+        return f"{row.data} / {comparison.cell_name(row, rows, shown=['noise_std'])} at noise {row.noise_std:g}"
+
     for title, key in (("at the same noise", "pairs"), ("over plain noise at equal accuracy", "frontier")):
         for entry in results[key]:
             low, high = entry["interval"]
-            console.print(
-                f"CEM on {_cell(entry)}, {title}: strongest attack's MSE {entry['gain']:+.0%} "
+            _say(
+                console,
+                f"{name(entry)}, {title}: strongest attack's MSE {entry['gain']:+.0%} "
                 f"(95% interval {low:+.0%} to {high:+.0%})",
-                highlight=False,
-                soft_wrap=True,
             )
     measured = {entry["run"] for entry in results["frontier"]}
     for entry in results["pairs"]:
         if entry["run"] not in measured:
-            console.print(
-                f"CEM on {_cell(entry)}, over plain noise at equal accuracy: not measured in this grid "
+            _say(
+                console,
+                f"{name(entry)}, over plain noise at equal accuracy: not measured in this grid "
                 "(needs --noise-levels that reach its accuracy)",
-                highlight=False,
-                soft_wrap=True,
             )
 
 
-def _cell(entry: dict[str, Any]) -> str:
-    """What a gain is about: ``faces / noise at noise 0.1``."""
-    return f"{entry['data']} / {entry['defense']} at noise {entry['noise_std']:g}"
+def _require_one_process() -> None:
+    from cem_fast import ranks
+
+    if ranks.count() > 1:
+        raise ValueError("torchrun starts cem-fast train alone; the other commands share the cores by --jobs")
 
 
 def _say(console: Console, text: str) -> None:
@@ -434,6 +531,8 @@ def _say(console: Console, text: str) -> None:
 
 
 def _kept(arguments: Sequence[str]) -> str:
+    if arguments[:1] == ["train"]:
+        return "the training up to its latest epoch, from which --resume goes on,"
     return "what has been downloaded" if arguments[:1] == ["data"] else "every run that had finished"
 
 
@@ -482,7 +581,7 @@ def _nearest(name: str, options: Iterable[str]) -> str:
 def _kinds(text: str) -> str:
     """``int or null`` for the classes that an error of jsonargparse lists."""
     names = {"tuple": "list", "NoneType": "null"}
-    return " or ".join(names.get(kind, kind) for kind in re.findall(r"<class '(\w+)'>", text)) or text
+    return " or ".join(names.get(kind, kind) for kind in re.findall(r"(?:<class '|\b(?=tuple\[))(\w+)", text)) or text
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -496,5 +595,7 @@ def _fail(message: str) -> None:
 def _explain(error: BaseException, *, status: int) -> int:
     if os.environ.get("CEM_FAST_DEBUG") == "1":
         traceback.print_exception(error)
-    _fail(" ".join(str(error).split()) or type(error).__name__)
+    named = isinstance(error, OSError) and error.filename is not None
+    text = f"{error.filename}: {error.strerror}" if named else str(error)
+    _fail(" ".join(text.split()) or type(error).__name__)
     return status

@@ -16,6 +16,11 @@ from cem_fast import defenses, metrics
 
 NUM_RESAMPLES = 2000
 SEED = 0
+SYMBOLS = {
+    "noise_std": "σ",
+    "lambda": "λ",
+    "cem_components": "K",
+}  # how tables and figures call a setting, in this order
 
 
 @dataclass(frozen=True)
@@ -165,16 +170,21 @@ def cell_name(row: Row, among: Sequence[Row], *, shown: Collection[str] = ()) ->
         among: the rows beside it.
         shown: settings that need not be said, since they stand beside the name.
     """
-    symbols = {"noise_std": "σ", "lambda": "λ"}
     config = row.runs[0].record["config"]
     alike = [each.runs[0].record["config"] for each in among if each.label == row.label and each.data == row.data]
     said = [key for key in config if key not in ("data", "seed", "fold", *shown)]
     differing = [key for key in said if any(other[key] != config[key] for other in alike)]
-    texts = {key: f"{config[key]:g}" if isinstance(config[key], float) else str(config[key]) for key in differing}
-    first = [key for key in symbols if key in texts]
-    return ", ".join(
-        [row.label, *(f"{symbols.get(key, key)} = {texts[key]}" for key in dict.fromkeys([*first, *texts]))]
-    )
+    first = [key for key in SYMBOLS if key in differing]
+    return ", ".join([row.label, *(_said(key, config[key]) for key in dict.fromkeys([*first, *differing]))])
+
+
+def _said(key: str, value: Any) -> str:
+    """A setting in as few words as tell it from others: ``K = 5``, ``without labels``, ``variant = official``."""
+    if key == "cem_by_class":
+        return "by class" if value else "without labels"
+    if key == "cem_covariance":
+        return value
+    return f"{SYMBOLS.get(key, key.removeprefix('cem_'))} = {f'{value:g}' if isinstance(value, float) else value}"
 
 
 def pairs(runs: Sequence[Measured]) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from cem_fast.models.bottleneck import Bottleneck
 from cem_fast.names import lookup
 
 MAX_SEED = 2**63 - 1  # what every generator of torch takes
+PRECISIONS = ("fp32", "bf16", "fp16")
+LATER = {"accumulate": 1, "precision": "fp32"}  # settings that runs of earlier versions do not name, and what they were
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class SharedConfig:
         cem_schedule: ``constant``, or ``official``, which lowers the weight of the CEM loss while the learning rate is high.
         epochs: passes over the training images.
         batch_size: images per training step.
+        accumulate: parts that a batch is computed in, one after the other, so that it needs less memory; their gradients add up.
+        precision: what the network computes in during training (``fp32``, ``bf16`` or ``fp16``, where that is safe).
         learning_rate: peak learning rate of the defense training.
         attacks: attacks to run on the trained model.
         attack_decoder: network of the decoder attack (``slim``, ``res_norm``, ``conv_norm``, ``plain``).
@@ -81,6 +85,8 @@ class SharedConfig:
     cem_schedule: str = "constant"
     epochs: int = 40
     batch_size: int = 32
+    accumulate: int = 1
+    precision: str = "fp32"
     learning_rate: float = 0.05
     attacks: tuple[str, ...] = ("decoder", "ridge")
     attack_decoder: str = "slim"
@@ -101,6 +107,7 @@ class SharedConfig:
             "cem_variant": ("paper", "official"),
             "cem_gradient": ("unbiased", "literal"),
             "cem_schedule": schedule.KINDS,
+            "precision": PRECISIONS,
         }
         for key, options in choices.items():
             lookup(key, getattr(self, key), dict.fromkeys(options))
@@ -109,12 +116,15 @@ class SharedConfig:
             "cem_components",
             "epochs",
             "batch_size",
+            "accumulate",
             "attack_epochs",
             "attack_gan_epochs",
             "attack_steps",
             "noise_draws",
         ):
             _require(key, getattr(self, key), at_least=1)
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate must be at most batch_size {self.batch_size}, got {self.accumulate}")
         Bottleneck.parse(self.bottleneck)
         for key in ("noise_std", "adversary_weight"):
             _require(key, getattr(self, key), at_least=0)
@@ -154,6 +164,11 @@ class RunConfig(SharedConfig):
             raise ValueError(f"seed must be at most {MAX_SEED}, got {self.seed}")
         if self.cem_weight > 0 and self.noise_std == 0:
             raise ValueError(f"noise_std must be positive where cem_weight is, got 0 with cem_weight {self.cem_weight}")
+        if self.cem_weight > 0 and self.epochs < 2:
+            raise ValueError(
+                f"epochs must be at least 2 where cem_weight is positive, since CEM is first fitted after epoch 1, got {self.epochs} "
+                f"with cem_weight {self.cem_weight}"
+            )
 
     @property
     def label(self) -> str:
@@ -169,13 +184,13 @@ class RunConfig(SharedConfig):
 
     @classmethod
     def from_json(cls, settings: dict[str, Any]) -> RunConfig:
-        """Rebuilds the settings that :meth:`to_json` wrote.
+        """Rebuilds the settings that :meth:`to_json` of this version or an earlier one wrote.
 
         Raises:
             TypeError: a setting is of the wrong kind.
             ValueError: a key is unknown or missing, or a setting is out of range.
         """
-        settings = dict(settings)
+        settings = LATER | settings
         if "lambda" in settings:
             settings["cem_weight"] = settings.pop("lambda")
         known = {f.name for f in fields(cls)}

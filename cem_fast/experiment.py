@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,17 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cem_fast import attacks, bounds, checkpoint, comparison, data, defenses, metrics, provenance, recognition, training
+from cem_fast import (
+    attacks,
+    bounds,
+    checkpoint,
+    comparison,
+    data,
+    defenses,
+    metrics,
+    provenance,
+    recognition,
+    snapshot,
+    training,
+)
 from cem_fast.attacks.base import Attack, Observe
 from cem_fast.comparison import Measured
-from cem_fast.config import GridConfig, RunConfig
+from cem_fast.config import LATER, GridConfig, RunConfig
 from cem_fast.data import Part, Splits
 from cem_fast.defenses import Defense
 from cem_fast.files import write_atomically
 from cem_fast.loss import CEMLoss
 from cem_fast.names import lookup
+from cem_fast.ranks import Ranks
 from cem_fast.schedule import CEMSchedule
 from cem_fast.seeding import seeded
+from cem_fast.snapshot import Snapshot
 from cem_fast.split import SplitModel
 
 RESULTS = "results.json"
@@ -33,6 +47,7 @@ RUNS = "runs"
 MARK = f'{{\n "schema": {checkpoint.SCHEMA},\n "command": '.encode()  # what the results.json of a grid begins with
 NUM_PICTURES = 6
 NUM_WATCHED = 12  # epochs of a training run after which accuracy and leakage are measured for the curves of the report
+LEAKAGE_COMPONENTS = 5  # of every class, in the mixture that leakage is estimated with
 
 Watcher = Callable[[str, int, int], None]  # stage, steps done, steps in all
 
@@ -48,6 +63,9 @@ class Watch:
 
     def finished(self, index: int, total: int, config: RunConfig, record: dict[str, Any], *, reused: bool) -> None:
         """Run ``index`` of ``total`` has a result, found on disk if ``reused``."""
+
+    def failed(self, index: int, total: int, config: RunConfig, reason: str, *, again: bool) -> None:
+        """Run ``index`` of ``total`` has ended without a result; it is tried once more now if ``again``."""
 
 
 def check(plan: list[RunConfig]) -> None:
@@ -102,10 +120,40 @@ def check_folder(folder: str | Path, plan: list[RunConfig]) -> None:
         held = [record["config"] for record in json.loads(path.read_bytes())["runs"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing there, or nothing that can be read any more
         return
-    if others := sum(config not in planned for config in held):
+    if others := sum({**LATER, **config} not in planned for config in held):
         raise ValueError(
             f"{path} holds the results of {others} runs that this grid does not plan: give it a --name or --folder of its own"
         )
+
+
+def check_run_folder(folder: str | Path, config: RunConfig) -> None:
+    """Raises before anything is trained if a single run cannot go to a folder, or would take the place of another.
+
+    Args:
+        folder: where the run is to go; it need not exist.
+        config: its settings.
+
+    Raises:
+        ValueError: the folder cannot be written to, or holds somebody else's files or a run of other settings, finished or interrupted.
+    """
+    checkpoint.check_target(folder, {checkpoint.DESCRIPTION: checkpoint.MARK})
+    wanted, held = config.to_json(), Snapshot(folder, {}).owner()
+    with suppress(FileNotFoundError, ValueError):  # nothing there, or nothing that can be read any more
+        held = checkpoint.entry(Path(folder), checkpoint.read_description(folder), dict, "config")
+    held = {key: value for key, value in {**LATER, **held}.items() if key in wanted}
+    if held != LATER and held != wanted:
+        raise ValueError(
+            f"{folder} holds a run of other settings, which would be lost: give this one a --folder of its own "
+            f"({snapshot.difference(held, wanted)})"
+        )
+
+
+def is_finished(config: RunConfig, folder: str | Path) -> bool:
+    """Whether a folder holds the finished run of these settings."""
+    try:
+        return {**LATER, **checkpoint.read_description(folder)["config"]} == config.to_json()
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing there, or nothing that can be read any more
+        return False
 
 
 def load_data(name_or_path: str, fold: int, image_size: int | None, protocol: str = "inference") -> Splits:
@@ -126,8 +174,13 @@ def run(
     device: str | torch.device = "cpu",
     attack: bool = True,
     on_stage: Watcher | None = None,
-) -> dict[str, Any]:
+    resume: bool = False,
+    process_group: Any = None,
+) -> dict[str, Any] | None:
     """Trains one model, measures its accuracy and leakage, attacks it, and saves everything.
+
+    Until then, the folder holds the training as it was after the latest epoch. Leakage is estimated with a mixture of five spherical
+    components a class (fewer where a class has fewer images) for every run, whatever the mixture is that CEM trains with.
 
     Besides the weights, the folder gets per test image ``correct [T]`` (share of noise draws classified correctly) and ``correct.groups
     [T]`` (resampling unit), per victim ``mse.<attack> [N]`` and ``groups [N]``, and for a few victims, chosen by class before any attack,
@@ -140,16 +193,23 @@ def run(
         device: where to compute.
         attack: whether to run ``config.attacks``.
         on_stage: hears the stage, the steps done and the steps in all.
+        resume: whether to go on from the training in the folder, if there is one; the result has the bits of an undisturbed run on as many
+            threads and processes, but for ``seconds``, which do not count what came before.
+        process_group: torch.distributed group of processes that train together, each called with the same arguments; only the first
+            one measures, attacks and writes. None for a single process.
 
     Returns:
-        The run's entry in results.json, but for ``checkpoint``.
+        The run's entry in results.json, but for ``checkpoint``; None from all processes but the first.
 
     Raises:
         FileNotFoundError: the data set is missing.
-        ValueError: a setting does not fit, or the folder cannot be written to; nothing was trained.
+        ValueError: a setting does not fit, the folder cannot be written to, or the training in it is damaged or another one; nothing was
+            trained.
     """
     on_stage = on_stage or partial(Watch().stage, 0)
-    checkpoint.check_target(folder, {checkpoint.DESCRIPTION: checkpoint.MARK})
+    ranks = Ranks(process_group)
+    if not ranks.rank:
+        checkpoint.check_target(folder, {checkpoint.DESCRIPTION: checkpoint.MARK})
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     if splits is None:
@@ -159,7 +219,7 @@ def run(
         raise ValueError(f"the test part must hold at least 2 images, got {len(splits.test)}")
     torch.manual_seed(config.seed)
     model, defense, loss = checkpoint.build_parts(
-        config, image_shape=splits.image_shape, num_classes=splits.num_classes
+        config, image_shape=splits.image_shape, num_classes=splits.num_classes, process_group=process_group
     )
     for module in (model, defense, loss):
         if module is not None:
@@ -169,7 +229,18 @@ def run(
         curves = _Curves(config, model, defense, splits, on_stage)
         schedule = CEMSchedule(config.cem_weight, kind=config.cem_schedule)
         cem = {"cem": loss, "schedule": schedule} if config.cem_weight > 0 else {}
-        history = training.train(model, splits, defense, config=config, **cem, on_epoch=curves)
+        history = training.train(
+            model,
+            splits,
+            defense,
+            config=config,
+            **cem,
+            on_epoch=curves,
+            snapshot=_snapshot(config, folder, splits, ranks=ranks, beside=curves.points, resume=resume),
+            process_group=process_group,
+        )
+    if ranks.rank:
+        return None
     defense.eval()
 
     on_stage("measuring", 0, 2)
@@ -178,8 +249,8 @@ def run(
     on_stage("measuring", 1, 2)
     with _timed(seconds, "leakage"):
         # Fitted from scratch, with CEM or without: training's own mixture has a head start and belongs to an earlier encoder.
-        loss = _fitted_loss(config, model, defense, splits)
-        leakage = _leakage(loss, model, defense, splits, seed=config.seed)
+        loss = _fitted(checkpoint.build_loss(config, num_classes=splits.num_classes), config, model, defense, splits)
+        leakage = _leakage(_measuring(config, model, defense, splits), model, defense, splits, seed=config.seed)
 
     victims = splits.victims
     measurements = {"correct": correct, "correct.groups": splits.test.groups.clone(), "groups": victims.groups}
@@ -246,6 +317,26 @@ def run(
         },
     )
     return record
+
+
+def run_cell(
+    config: RunConfig, folder: Path, *, device: str | torch.device, fresh: bool, on_stage: Watcher
+) -> dict[str, Any] | None:
+    """Does one run of a grid, from where it was interrupted if this code left it so, with these images; from the start if ``fresh``."""
+    splits = load_data(config.data, config.fold, config.image_size, config.protocol)
+    resume = not fresh and _snapshot(config, folder, splits, ranks=Ranks(), beside=[], resume=True).fits()
+    return run(config, folder, device=device, on_stage=on_stage, resume=resume)
+
+
+def reason(error: Exception) -> str:
+    """Why a run has failed, in one line.
+
+    Raises:
+        OSError: the error itself if it is one: whatever keeps results from being written would meet every other run as well.
+    """
+    if isinstance(error, OSError):
+        raise error
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def attack_model(
@@ -334,7 +425,9 @@ def evaluate(
     """Runs a grid; results.json holds every planned run that has a result, also while it goes on and after an interruption.
 
     A finished run of the same settings, images and code is not repeated unless ``fresh``; even then its old result stays until the new
-    one takes its place, so that an interrupted grid loses nothing.
+    one takes its place, so that an interrupted grid loses nothing. A run that was interrupted goes on after its latest epoch. A run that
+    fails is left to the next call, with its reason under ``failed``, and the others are done; one whose process is killed is tried once
+    more before that. On as many jobs and cores, the results do not depend on any of this.
 
     Args:
         grid: the runs.
@@ -351,6 +444,7 @@ def evaluate(
     Raises:
         FileNotFoundError: a data set is missing.
         ValueError: a setting does not fit, or the results cannot go to the folder (see :func:`check_folder`); nothing was written.
+        OSError: something cannot be read or written; finished runs are kept.
     """
     plan, watch = grid.runs(), watch or Watch()
     check(plan)
@@ -372,44 +466,55 @@ def evaluate(
             tasks.append((index, config, folder / run_path(config)))
         else:
             watch.finished(index, len(plan), config, found[config].record, reused=True)
+    failed: dict[RunConfig, str] = {}
     try:
-        for kind, index, details in _run_all(tasks, jobs=jobs, device=device, watch=watch):
+        for kind, index, details in _run_all(tasks, jobs=min(jobs, len(plan)), device=device, fresh=fresh, watch=watch):
             if kind == "started":
                 watch.started(index, len(plan), plan[index])
             elif kind == "stage":
                 watch.stage(index, *details)
-            else:
+            elif kind == "finished":
                 found[plan[index]] = _finished(folder, plan[index], identities[plan[index]])
-                results.save_if_cheap(found.values())
+                results.save_if_cheap(found.values(), failed)
                 watch.finished(index, len(plan), plan[index], found[plan[index]].record, reused=False)
+            else:
+                if kind == "failed":
+                    failed[plan[index]] = details[0]
+                watch.failed(index, len(plan), plan[index], details[0], again=kind == "again")
     finally:
-        results.save(found.values())
+        results.save(found.values(), failed)
     return results.content
 
 
 def _run_all(
-    tasks: list[tuple[int, RunConfig, Path]], *, jobs: int, device: str | torch.device, watch: Watch
+    tasks: list[tuple[int, RunConfig, Path]], *, jobs: int, device: str | torch.device, fresh: bool, watch: Watch
 ) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
-    """Runs the tasks and yields what happens, in this process for one job; see :func:`cem_fast.workers.run_all`."""
-    jobs = min(jobs, len(tasks))
-    if jobs > 1:
+    """Does the tasks and yields what happens, in this process for one job; see :func:`cem_fast.workers.run_all`."""
+    if jobs > 1:  # even for a single task that is left: results depend on the number of threads
         from cem_fast import workers  # here, because the workers run what this module defines
 
-        yield from workers.run_all(tasks, jobs=jobs, device=device)
+        yield from workers.run_all(tasks, jobs=jobs, device=device, fresh=fresh)
         return
     for index, config, path in tasks:
         yield "started", index, ()
-        run(config, path, device=device, on_stage=partial(watch.stage, index))
-        yield "finished", index, ()
+        try:
+            run_cell(config, path, device=device, fresh=fresh, on_stage=partial(watch.stage, index))
+        except Exception as error:
+            yield "failed", index, (reason(error),)
+        else:
+            yield "finished", index, ()
 
 
-def summarize(runs: list[Measured], folder: Path, made_with: dict[str, Any]) -> dict[str, Any]:
+def summarize(
+    runs: list[Measured], folder: Path, made_with: dict[str, Any], failed: Mapping[RunConfig, str]
+) -> dict[str, Any]:
     """Everything that results.json holds.
 
     Args:
         runs: the finished runs.
         folder: the folder that the runs' ``checkpoint`` is relative to.
         made_with: ``command``, ``git`` and ``versions``.
+        failed: the runs that failed, and why.
     """
     baseline: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(measured.record["data"] for measured in runs):
@@ -428,6 +533,7 @@ def summarize(runs: list[Measured], folder: Path, made_with: dict[str, Any]) -> 
         "runs": [measured.record for measured in runs],
         "pairs": comparison.pairs(runs),
         "frontier": comparison.frontier(runs),
+        "failed": [{"config": config.to_json(), "reason": reason} for config, reason in failed.items()],
     }
 
 
@@ -475,6 +581,20 @@ def choose_pictures(part: Part, count: int = NUM_PICTURES) -> Tensor:
     return torch.tensor(order[:count])
 
 
+def _snapshot(
+    config: RunConfig,
+    folder: str | Path,
+    splits: Splits,
+    *,
+    ranks: Ranks,
+    beside: list[dict[str, Any]],
+    resume: bool,
+) -> Snapshot:
+    """The place in a run's folder where its training is kept until it is finished."""
+    depends_on = {**config.to_json(), **identity(splits), "processes": ranks.count}
+    return Snapshot(folder, depends_on, resume=resume, beside=beside)
+
+
 class _Results:
     """results.json of a grid in progress."""
 
@@ -483,18 +603,17 @@ class _Results:
         self.content: dict[str, Any] = {}
         self.cost, self.saved_at = 0.0, 0.0
 
-    def save_if_cheap(self, runs: Iterable[Measured | None]) -> None:
+    def save_if_cheap(self, runs: Iterable[Measured | None], failed: Mapping[RunConfig, str]) -> None:
         """Saves, unless that would slow a large grid down: bootstrapping hundreds of runs takes seconds."""
         if time.monotonic() - self.saved_at > 20 * self.cost:
-            self.save(runs)
+            self.save(runs, failed)
 
-    def save(self, runs: Iterable[Measured | None]) -> None:
+    def save(self, runs: Iterable[Measured | None], failed: Mapping[RunConfig, str]) -> None:
         """Replaces results.json by what these runs say; leaves it alone where none has finished."""
-        finished = [measured for measured in runs if measured]
-        if not finished:
-            return
         start = time.monotonic()
-        self.content = summarize(finished, self.folder, self.made_with)
+        self.content = summarize([measured for measured in runs if measured], self.folder, self.made_with, failed)
+        if not self.content["runs"]:
+            return
         document = json.dumps(self.content, indent=1, allow_nan=False) + "\n"
         write_atomically(self.folder / RESULTS, document.encode())
         self.saved_at = time.monotonic()
@@ -516,21 +635,31 @@ class _Curves:
         if epoch % self.every and epoch != self.config.epochs:
             return
         correct = training.correctness(self.model, self.defense, self.splits.test, draws=1, seed=self.config.seed)
-        loss, plugin = _fitted_loss(self.config, self.model, self.defense, self.splits), None
+        loss, plugin = _measuring(self.config, self.model, self.defense, self.splits), None
         if loss is not None:
             plugin = float(bounds.plugin_information(loss.mixture, self.defense.noise_std))
         self.points.append({"epoch": epoch, "accuracy": _mean(correct), "plugin_nats": plugin})
 
 
-def _fitted_loss(config: RunConfig, model: SplitModel, defense: Defense, splits: Splits) -> CEMLoss | None:
-    """A CEM loss whose mixture is fitted to what training images release before the noise; None for a run without noise."""
-    loss = checkpoint.build_loss(config, num_classes=splits.num_classes)
+def _fitted(
+    loss: CEMLoss | None, config: RunConfig, model: SplitModel, defense: Defense, splits: Splits
+) -> CEMLoss | None:
+    """The loss, its mixture fitted to what training images release before the noise; None stays None."""
     if loss is not None:
         with seeded(config.seed):
             sent = _before_noise(model, defense, splits.train.images)
-            labels = splits.train.labels.to(model.device) if config.cem_by_class else None
+            labels = splits.train.labels.to(model.device) if loss.mixture.num_classes > 1 else None
             loss.to(model.device).fit(sent, labels)
     return loss
+
+
+def _measuring(config: RunConfig, model: SplitModel, defense: Defense, splits: Splits) -> CEMLoss | None:
+    """A loss with the mixture that leakage is estimated with: of the same kind for every run, so that runs can be compared."""
+    fewest = int(torch.bincount(splits.train.labels, minlength=splits.num_classes).min())
+    components = min(LEAKAGE_COMPONENTS, max(1, fewest))
+    kind = dict(cem_by_class=True, cem_components=components, cem_covariance="spherical", cem_variant="paper")
+    loss = checkpoint.build_loss(replace(config, **kind), num_classes=splits.num_classes)
+    return _fitted(loss, config, model, defense, splits)
 
 
 @torch.no_grad()

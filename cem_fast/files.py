@@ -12,6 +12,9 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     Args:
         path: the file; an old one is replaced.
         content: its bytes.
+
+    Raises:
+        OSError: it cannot be written; the error names it, and an old file stays.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -21,6 +24,9 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     if os.name == "posix":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from cem_fast.ops.entropy_bound import COVARIANCES, bound_options, evaluate
 from cem_fast.precision import FullPrecisionBuffers
 from cem_fast.split import in_eval_mode
 
+PATIENCE = 2000  # training steps without a fit, more than a usual first epoch has
+
 
 class CEMLoss(FullPrecisionBuffers):
     """Conditional entropy maximization: the information that noisy features carry, as a loss to minimize.
@@ -21,7 +24,8 @@ class CEMLoss(FullPrecisionBuffers):
     ``L_C = sum_ck pi_ck ( -log pi_ck + 1/2 sum_d log((v_ckd + s2) / s2) )``, an upper bound on ``I(z; zhat)``
 
     Fit it to the clean features of the training set once per epoch; each call then blends the batch into the fitted
-    mixture (Eq. 5-6), evaluates Eq. 7 and gives the encoder its gradient. Before the first fit the loss is an exact zero.
+    mixture (Eq. 5-6), evaluates Eq. 7 and gives the encoder its gradient. Before the first fit the loss is an exact zero, as
+    in the first epoch of Algorithm 1; after 2,000 training steps without a fit a warning says so, once.
     The caller scales it: ``loss = task + weight * cem(features, labels)``; useful weights are 0.1 to 3, start at 1.
 
     The paper clusters noisy features without labels, its released code clean features per class, as here;
@@ -94,6 +98,7 @@ class CEMLoss(FullPrecisionBuffers):
         self.register_buffer("noise_variance", variance.reshape(-1))
         self.register_buffer("num_samples", torch.zeros((), dtype=torch.float64))
         self.is_fitted = False
+        self._steps_without_fit = 0
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.options._asdict().items())
@@ -112,12 +117,16 @@ class CEMLoss(FullPrecisionBuffers):
         if self.check_labels and labels is not None:
             validate.label_range(labels, mixture.num_classes)
         if not self.is_fitted:
+            self._count_step(rows)
             return rows.flatten()[:0].sum()
-        # the mixture was checked when it was set: this runs at every step
-        validate.features(rows, mixture.means)
-        validate.noise_variance(self.noise_variance, rows.shape[1])
-        priors = mixture.variances, mixture.weights, mixture.class_prior, self.num_samples, self.noise_variance
-        return evaluate(rows, labels, mixture.means, priors, self.options, self.process_group)
+        # the mixture was checked when it was set, and buffers come from their dictionaries: this runs at every step, and
+        # a module's attributes are slow to look up
+        own, fitted = self._buffers, mixture._buffers
+        means, noise_variance = fitted["means"], own["noise_variance"]
+        validate.features(rows, means)
+        validate.noise_variance(noise_variance, rows.shape[1])
+        priors = mixture.variances, fitted["weights"], fitted["class_prior"], own["num_samples"], noise_variance
+        return evaluate(rows, labels, means, priors, self.options, self.process_group)
 
     def fit(self, features: Tensor, labels: Tensor | None = None, *, max_iter: int = 50, tol: float = 1e-4) -> CEMLoss:
         """Fits the mixture to the clean features of the training set, starting from the last fit if there is one.
@@ -227,6 +236,18 @@ class CEMLoss(FullPrecisionBuffers):
         self.mixture.set_parameters(means=means, variances=variances, weights=weights, class_prior=class_prior)
         self._set_num_samples(num_samples)
         return self
+
+    def _count_step(self, rows: Tensor) -> None:
+        """Warns of a fit that was forgotten; compiled code does not count, since it would compile anew for every count."""
+        if torch.compiler.is_compiling() or not (self.training and rows.requires_grad):
+            return
+        self._steps_without_fit += 1
+        if self._steps_without_fit == PATIENCE:
+            warnings.warn(
+                f"CEMLoss has been an exact zero for {PATIENCE:,} training steps, because it was never fitted: call fit(features, "
+                "labels) or fit_loader(encoder, loader), as a rule once per epoch",
+                stacklevel=2,
+            )
 
     def _set_num_samples(self, value: int) -> None:
         self.num_samples.fill_(value)

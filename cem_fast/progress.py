@@ -49,6 +49,10 @@ class Lines(Watch):
         found = "found on disk, " if reused else ""
         self._print(f"[{index + 1}/{total}] {describe(config)}: {found}{outcome(record)}")
 
+    def failed(self, index: int, total: int, config: RunConfig, reason: str, *, again: bool) -> None:
+        what = "once more, since" if again else "failed:"
+        self._print(f"[{index + 1}/{total}] {describe(config)}: {what} {reason}")
+
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -95,9 +99,16 @@ class Bars(Lines):
 
     def finished(self, index: int, total: int, config: RunConfig, record: dict[str, Any], *, reused: bool) -> None:
         super().finished(index, total, config, record, reused=reused)
+        self._ended(index, total)
+
+    def failed(self, index: int, total: int, config: RunConfig, reason: str, *, again: bool) -> None:
+        super().failed(index, total, config, reason, again=again)
+        self._ended(index, total, runs=not again)
+
+    def _ended(self, index: int, total: int, runs: int = 1) -> None:
         if index in self.current:
             self.bars.remove_task(self.current.pop(index)[1])
-        self.done += 1
+        self.done += runs
         self.bars.update(self.grid, total=total, completed=self.done)
 
 

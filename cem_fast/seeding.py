@@ -18,8 +18,12 @@ def seeded(seed: int, purpose: str = "") -> Iterator[None]:
         purpose: what the draws are for; blocks of the same seed and different purposes draw independent numbers, so that an attack
             never learns on the very noise that it is tested on.
     """
-    if purpose:
-        seed = int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8], "little")
+    seed = derived(seed, purpose) if purpose else seed
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+def derived(seed: int, purpose: str) -> int:
+    """Returns a seed for one purpose, which shares no draws with those for others."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8], "little")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from cem_fast import experiment
 from cem_fast.config import RunConfig
 
-PATIENCE = 1.0  # seconds between two looks at whether every worker is still alive
+Task = tuple[int, RunConfig, Path]
 
 
 def num_cores() -> int:
@@ -27,60 +29,96 @@ def num_cores() -> int:
 
 
 def run_all(
-    tasks: Sequence[tuple[int, RunConfig, Path]], *, jobs: int, device: str | torch.device
+    tasks: Sequence[Task], *, jobs: int, device: str | torch.device, fresh: bool
 ) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
-    """Runs the tasks on ``jobs`` processes with an equal share of the cores each.
+    """Does the tasks on at most ``jobs`` processes, which have an equal share of the cores each, however many tasks there are.
 
-    However the caller stops, by closing the iterator or by an exception, the processes are ended; what they had saved stays.
+    A task whose process dies, as when the system is short of memory, is tried once more, on a new process. However the caller stops, by
+    closing the iterator or by an exception, the processes are ended; what they had saved stays.
 
     Args:
         tasks: the number, the settings and the folder of every run.
         jobs: number of processes.
         device: where to compute.
+        fresh: whether runs start anew where they could go on.
 
     Yields:
-        ``("started", number, ())``, ``("stage", number, (name, done, total))`` and ``("finished", number, ())`` as it happens.
+        ``("started", number, ())``, ``("stage", number, (name, done, total))``, ``("finished", number, ())``,
+        ``("again", number, (reason,))`` and ``("failed", number, (reason,))`` as it happens.
 
     Raises:
-        ChildProcessError: a process died.
-        Exception: what went wrong in a run.
+        OSError: what kept a run from reading or writing its files.
     """
     context = multiprocessing.get_context("spawn")
-    waiting, events = context.Queue(), context.Queue()
-    waiting.cancel_join_thread()  # tasks that nobody takes any more must not hold up the end
-    for task in tasks:
-        waiting.put(task)
-    for _ in range(jobs):
-        waiting.put(None)
     threads = max(1, num_cores() // jobs)
-    workers = [
-        context.Process(target=_work, args=(waiting, events, str(device), threads), daemon=True) for _ in range(jobs)
-    ]
-    with _deaf_to_interruptions():
-        for worker in workers:
-            worker.start()
+    waiting, tried = deque(tasks), set()
+    idle: list[_Worker] = []
+    busy: list[_Worker] = []
     try:
-        unfinished = len(tasks)
-        while unfinished:
-            try:
-                kind, number, details = events.get(timeout=PATIENCE)
-            except queue.Empty:
-                dead = [worker.exitcode for worker in workers if worker.exitcode]
-                if dead:
-                    how = f"was killed by signal {-dead[0]}" if dead[0] < 0 else f"died with exit status {dead[0]}"
-                    raise ChildProcessError(f"a process of the grid {how}") from None
-                continue
-            if kind == "failed":
-                raise details[0]
-            unfinished -= kind == "finished"
-            yield kind, number, details
-        for worker in workers:  # nothing is left to do: let them go in peace
-            worker.join()
+        while waiting or busy:
+            while waiting and len(busy) < jobs:
+                worker = idle.pop() if idle else _Worker(context, str(device), threads, fresh)
+                busy.append(worker)
+                worker.begin(waiting.popleft())
+            by_connection = {worker.connection: worker for worker in busy}
+            for connection in wait(list(by_connection)):
+                worker = by_connection[connection]
+                number = worker.task[0]
+                try:
+                    kind, details = connection.recv()
+                except (EOFError, OSError):
+                    kind, details = "again" if number not in tried else "failed", (worker.death(),)
+                    if kind == "again":
+                        waiting.appendleft(worker.task)
+                    tried.add(number)
+                    busy.remove(worker)
+                else:
+                    if kind == "broken":
+                        raise details[0]
+                    if kind in ("finished", "failed"):
+                        busy.remove(worker)
+                        idle.append(worker)
+                yield kind, number, details
+        for worker in idle:  # nothing is left to do: let them go in peace
+            worker.dismiss()
     finally:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            worker.join()
+        for worker in [*idle, *busy]:
+            worker.process.terminate()
+        for worker in [*idle, *busy]:
+            worker.process.join()
+
+
+class _Worker:
+    """A process that does one task after the other. It has a line of its own to this one: a killed process leaves no shared lock held."""
+
+    task: Task
+
+    def __init__(self, context: SpawnContext, device: str, threads: int, fresh: bool):
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, device, threads, fresh), daemon=True)
+        with _deaf_to_interruptions():
+            self.process.start()
+        theirs.close()  # so that the line ends when the process does
+
+    def begin(self, task: Task) -> None:
+        self.task = task
+        with suppress(OSError):  # it has died: the end of the line will say so
+            self.connection.send(task)
+
+    def dismiss(self) -> None:
+        with suppress(OSError):
+            self.connection.send(None)
+        self.process.join()
+
+    def death(self) -> str:
+        """What became of the process."""
+        self.process.join()
+        status = self.process.exitcode
+        return (
+            f"its process was killed by signal {-status}"
+            if status < 0
+            else f"its process died with exit status {status}"
+        )
 
 
 @contextmanager
@@ -96,23 +134,33 @@ def _deaf_to_interruptions() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(waiting: Any, events: Any, device: str, threads: int) -> None:
+def _work(line: Connection, device: str, threads: int, fresh: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where the start could not see to it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that half-written files are removed on the way out
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # do not outlive it
     torch.set_num_threads(threads)
-    while (task := waiting.get()) is not None:
-        number, config, folder = task
-        events.put(("started", number, ()))
-
-        def on_stage(*details: Any, number: int = number) -> None:
-            events.put(("stage", number, details))
-
-        try:
-            experiment.run(config, folder, device=device, on_stage=on_stage)
-        except Exception as error:
-            events.put(("failed", number, (error,)))
-            break
-        events.put(("finished", number, ()))
+    try:
+        while (task := line.recv()) is not None:
+            _answer(line, task, device, fresh)
+    except (EOFError, ConnectionError):  # the parent is gone
+        os._exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the interpreter's own end must not be interrupted by an exception
+
+
+def _answer(line: Connection, task: Task, device: str, fresh: bool) -> None:
+    """Does a task and says how it goes on."""
+    _, config, folder = task
+    line.send(("started", ()))
+
+    def on_stage(*details: Any) -> None:
+        line.send(("stage", details))
+
+    try:
+        experiment.run_cell(config, folder, device=device, fresh=fresh, on_stage=on_stage)
+    except OSError as error:
+        line.send(("broken", (error,)))
+    except Exception as error:
+        line.send(("failed", (experiment.reason(error),)))
+    else:
+        line.send(("finished", ()))

@@ -94,6 +94,48 @@ def test_heldout_information_of_a_wrong_mixture_is_larger(known_mixture):
     assert wrong > right + 0.5
 
 
+@pytest.mark.parametrize("noise_std", [0.05, 0.5, torch.tensor([0.1, 0.2, 0.3, 0.9])])
+def test_utility_is_the_mean_posterior_of_the_right_component_and_class(known_mixture, noise_std):
+    features, component = known_mixture.sample(300, generator=torch.Generator().manual_seed(9))
+    labels = component // 2
+    found = bounds.utility(known_mixture, features, labels, noise_std, generator=torch.Generator().manual_seed(2))
+    noise = torch.randn(features.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    variances = known_mixture.variances.view(3, 2, -1).expand(3, 2, 4) + torch.as_tensor(noise_std).double() ** 2
+    of_component = of_class = 0.0
+    for clean, z, label in zip(features, features + noise_std * noise, labels.tolist()):
+        density = torch.zeros(3, 2, dtype=torch.float64)
+        for c in range(3):
+            for k in range(2):
+                normal = torch.distributions.Normal(known_mixture.means[c, k], variances[c, k].sqrt())
+                density[c, k] = normal.log_prob(z).sum().exp()
+        joint = known_mixture.class_prior[:, None] * known_mixture.weights * density
+        right = int((clean - known_mixture.means[label]).square().sum(1).argmin())
+        of_component += joint[label, right] / joint.sum() / 300
+        of_class += joint[label].sum() / joint.sum() / 300
+    torch.testing.assert_close(found.component, of_component, rtol=1e-10, atol=0)
+    torch.testing.assert_close(found.label, of_class, rtol=1e-10, atol=0)
+
+
+def test_utility_falls_from_certainty_to_the_prior_as_the_noise_grows(known_mixture):
+    apart = GaussianMixture(num_components=2, num_classes=3, covariance_type="spherical").double()
+    means = 10 * torch.arange(24.0).double().view(3, 2, 4)
+    prior, weights = known_mixture.class_prior, known_mixture.weights
+    apart.set_parameters(means=means, variances=torch.full((3, 2), 0.01), weights=weights, class_prior=prior)
+    labels = torch.tensor([0, 1, 2, 2])
+    for noise_std, component, label in ((0.01, 1.0, 1.0), (1e6, (0.1 + 0.45 + 0.09 + 0.21) / 4, (0.2 + 0.5 + 0.6) / 4)):
+        found = bounds.utility(apart, means[labels, [0, 0, 0, 1]], labels, noise_std)
+        assert found.component.item() == pytest.approx(component, abs=1e-4)
+        assert found.label.item() == pytest.approx(label, abs=1e-4)
+    absent = torch.tensor([0.4, 0.6, 0.0]).double()
+    apart.set_parameters(means=means, variances=torch.full((3, 2), 0.01), weights=weights, class_prior=absent)
+    assert bounds.utility(apart, means[2], torch.tensor([2, 2]), 0.5) == (
+        0,
+        0,
+    )  # a class that the mixture does not know
+    label_free = GaussianMixture(num_components=3).double().fit(torch.rand(30, 4).double())
+    assert bounds.utility(label_free, torch.rand(8, 2, 2), None, 0.1).label == pytest.approx(1)
+
+
 def test_noise_per_dimension(known_mixture):
     noise = torch.full((4,), 0.3)
     for bound in (bounds.entropy_upper_bound, bounds.plugin_information):
@@ -111,3 +153,9 @@ def test_bad_input(known_mixture):
         bounds.mse_lower_bound(1.0, 0)
     with pytest.raises(ValueError, match=r"at least two rows for a standard error, got \(1, 4\)"):
         bounds.heldout_information(known_mixture, torch.zeros(1, 4), 0.1)
+    with pytest.raises(ValueError, match=r"at least one row, got \(0, 4\)"):
+        bounds.utility(known_mixture, torch.zeros(0, 4), torch.zeros(0).long(), 0.1)
+    with pytest.raises(ValueError, match="labels may be None only for one class, got a mixture of 3 classes"):
+        bounds.utility(known_mixture, torch.zeros(2, 4), None, 0.1)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\), got 3 at index 1"):
+        bounds.utility(known_mixture, torch.zeros(2, 4), torch.tensor([0, 3]), 0.1)

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from definitions import draw, paper_bound
+from torch._dynamo.testing import CompileCounter
 
 from cem_fast import CEMLoss, CEMSchedule
 
@@ -34,6 +35,32 @@ def test_is_an_exact_zero_on_the_graph_before_the_first_fit():
     value.backward()
     assert value == 0
     assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+def test_a_fit_that_was_forgotten_is_said_once(monkeypatch):
+    monkeypatch.setattr("cem_fast.loss.PATIENCE", 3)
+    features, labels = data()
+    leaf, loss = features.requires_grad_(), CEMLoss(num_classes=3, num_components=2)
+    loss.eval()(leaf, labels)
+    loss.train()(leaf.detach(), labels)
+    with torch.no_grad():
+        loss(leaf.detach(), labels)
+    loss(leaf, labels), loss(leaf, labels)
+    with pytest.warns(UserWarning, match="an exact zero for 3 training steps, because it was never fitted: call fit"):
+        loss(leaf, labels)
+    loss(leaf, labels)
+    early = CEMLoss(num_classes=3, num_components=2)
+    early(leaf, labels), early(leaf, labels), early.fit(leaf, labels)
+    assert early(leaf, labels) > 0
+
+
+def test_compiled_code_does_not_count_steps_without_a_fit(monkeypatch):
+    monkeypatch.setattr("cem_fast.loss.PATIENCE", 2)
+    features, labels = data()
+    loss, counter = CEMLoss(num_classes=3), CompileCounter()
+    compiled = torch.compile(loss, backend=counter, fullgraph=True)
+    assert [compiled(features.requires_grad_(), labels).item() for _ in range(4)] == [0] * 4
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("covariance_type", ["spherical", "diag"])

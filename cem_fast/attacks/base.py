@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -50,13 +51,14 @@ class Attack(Protocol):
         """
 
     def half_budget(self) -> Attack | None:
-        """Returns an unfitted twin with half the budget, to show that the attack has converged; None where there is no budget."""
+        """Returns an unfitted twin with half the budget, to show whether the attack has converged; None where there is no half."""
 
     def overview(self) -> str:
         """Returns what a reader needs to judge the attack: who the attacker is, and how hard it tries."""
         return f"{self.name}\n  the attacker {self.knowledge}\n  budget: {self.budget}"
 
 
+@dataclass(kw_only=True, eq=False)
 class ClosedForm(Attack):
     """An attack without iterations, from several observations of each of the attacker's images.
 
@@ -69,12 +71,12 @@ class ClosedForm(Attack):
         ValueError: ``draws`` is not positive.
     """
 
-    def __init__(self, *, image_shape: tuple[int, int, int], draws: int = 8, seed: int = 0):
-        if draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
-        self.image_shape = tuple(image_shape)
-        self.draws = draws
-        self.seed = seed
+    image_shape: tuple[int, int, int]
+    draws: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "draws")
 
     def half_budget(self) -> None:
         """Returns None: what has no iterations has no budget."""
@@ -108,6 +110,18 @@ def hold_out(images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
         order = torch.randperm(len(images)).to(images.device)
     count = round(HELD_OUT * len(images))
     return order[:count], order[count:]
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def require_positive(attack: Attack, *settings: str) -> None:
+    """Raises a ValueError unless every one of these settings of the attack is at least 1."""
+    for key in settings:
+        if getattr(attack, key) < 1:
+            raise ValueError(f"{key} must be at least 1, got {getattr(attack, key)}")
 
 
 def require_fitted(attack: Attack, attribute: str) -> None:

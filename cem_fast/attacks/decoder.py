@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -9,7 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cem_fast import metrics
-from cem_fast.attacks.base import QUERIES, Attack, Observe, Standardizer, require_fitted, require_images
+from cem_fast.attacks.base import (
+    QUERIES,
+    Attack,
+    Observe,
+    Standardizer,
+    counted,
+    require_fitted,
+    require_images,
+    require_positive,
+)
 from cem_fast.attacks.networks import ConvDecoder, ResNormDecoder, SlimDecoder
 from cem_fast.attacks.recent import recent
 from cem_fast.names import lookup
@@ -31,6 +41,7 @@ def _dissimilarity(rebuilt: Tensor, images: Tensor) -> Tensor:
 LOSSES = {"mse": F.mse_loss, "ssim": _dissimilarity, "l1": F.l1_loss}
 
 
+@dataclass(kw_only=True, eq=False)
 class Decoder(Attack):
     """Trains a network from released features to images, with fresh noise at every epoch.
 
@@ -56,42 +67,27 @@ class Decoder(Attack):
     name = "decoder"
     knowledge = QUERIES
 
-    def __init__(
-        self,
-        *,
-        image_shape: tuple[int, int, int],
-        epochs: int,
-        decoder: str = "slim",
-        loss: str = "mse",
-        batch_size: int = 32,
-        seed: int = 0,
-    ):
-        lookup("decoder", decoder, DECODERS)
-        lookup("loss", loss, LOSSES)
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
-        if batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2, for batch normalization, got {batch_size}")
-        self.image_shape = tuple(image_shape)
-        self.epochs = epochs
-        self.decoder = decoder
-        self.loss = loss
-        self.batch_size = batch_size
-        self.seed = seed
+    image_shape: tuple[int, int, int]
+    epochs: int
+    decoder: str = "slim"
+    loss: str = "mse"
+    batch_size: int = 32
+    seed: int = 0
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """The arguments that build a twin."""
-        names = ("image_shape", "epochs", "decoder", "loss", "batch_size", "seed")
-        return {name: getattr(self, name) for name in names}
+    def __post_init__(self) -> None:
+        lookup("decoder", self.decoder, DECODERS)
+        lookup("loss", self.loss, LOSSES)
+        require_positive(self, "epochs")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, for batch normalization, got {self.batch_size}")
 
     @property
     def budget(self) -> str:
-        return f"{self.epochs} epochs of the network {self.decoder!r} on its images, minimizing {self.loss}"
+        return f"{counted(self.epochs, 'epoch')} of the network {self.decoder!r} on its images, minimizing {self.loss}"
 
-    def half_budget(self) -> Decoder:
-        """Returns an unfitted twin with half the epochs and its own full schedule."""
-        return Decoder(**{**self.settings, "epochs": max(1, self.epochs // 2)})
+    def half_budget(self) -> Decoder | None:
+        """Returns an unfitted twin with half the epochs and its own full schedule; None where there is one epoch."""
+        return replace(self, epochs=self.epochs // 2) if self.epochs > 1 else None
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
         """Trains the decoder; see :meth:`cem_fast.attacks.base.Attack.fit`.
@@ -109,7 +105,7 @@ class Decoder(Attack):
                 )
             self.standardize = Standardizer(observed)
             train = partial(self._train, observe, images)
-            self.network = recent(observe, self.settings, images, observed, train=train)
+            self.network = recent(observe, asdict(self), images, observed, train=train)
 
     def _train(self, observe: Observe, images: Tensor) -> nn.Module:
         network = DECODERS[self.decoder](tuple(self.standardize.mean.shape), images).to(images.device)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
-from cem_fast.attacks.base import QUERIES, Attack, Observe, hold_out, require_fitted, require_images
+from cem_fast.attacks.base import QUERIES, Attack, Observe, hold_out, require_fitted, require_images, require_positive
 from cem_fast.attacks.decoder import Decoder
 from cem_fast.attacks.ridge import Ridge
 from cem_fast.seeding import seeded
@@ -15,6 +17,7 @@ JUDGES = 500  # held-out images that the weights are chosen on, at the most
 LEAST = 6  # images; four fifths of them are enough for ridge
 
 
+@dataclass(kw_only=True, eq=False)
 class Ensemble(Attack):
     """Rebuilds ``x_p = w_p decoder_p + (1 - w_p) ridge_p``, with a weight for every pixel.
 
@@ -37,14 +40,14 @@ class Ensemble(Attack):
     name = "ensemble"
     knowledge = QUERIES
 
-    def __init__(self, *, image_shape: tuple[int, int, int], decoder: Decoder, draws: int = 4, seed: int = 0):
-        if draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
-        self.image_shape = tuple(image_shape)
-        self.decoder = decoder
-        self.ridge = Ridge(image_shape=image_shape, seed=seed)
-        self.draws = draws
-        self.seed = seed
+    image_shape: tuple[int, int, int]
+    decoder: Decoder
+    draws: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "draws")
+        self.ridge = Ridge(image_shape=self.image_shape, seed=self.seed)
 
     @property
     def budget(self) -> str:
@@ -71,8 +74,7 @@ class Ensemble(Attack):
         self.members = self._fitted(observe, images, labels)
 
     def _fitted(self, observe: Observe, images: Tensor, labels: Tensor) -> tuple[Decoder, Ridge]:
-        decoder = Decoder(**self.decoder.settings)
-        ridge = Ridge(image_shape=self.image_shape, draws=self.ridge.draws, seed=self.ridge.seed)
+        decoder, ridge = replace(self.decoder), replace(self.ridge)
         for member in (decoder, ridge):
             member.fit(observe, images, labels)
         return decoder, ridge

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cem_fast.attacks.base import QUERIES, Attack, Observe, require_fitted
+from cem_fast.attacks.base import QUERIES, Attack, Observe, counted, require_fitted, require_positive
 from cem_fast.attacks.decoder import Decoder, num_batches
 from cem_fast.attacks.networks import Critic
 from cem_fast.rates import falling
@@ -17,6 +18,7 @@ from cem_fast.seeding import seeded
 PENALTY = 10.0  # weight of the gradient penalty, Gulrajani et al.'s
 
 
+@dataclass(kw_only=True, eq=False)
 class Gan(Attack):
     """Minimizes ``mse_weight mse(G(z), x) - critic(G(z))`` over the generator G, warm-started from the decoder attack.
 
@@ -42,42 +44,25 @@ class Gan(Attack):
     name = "gan"
     knowledge = QUERIES
 
-    def __init__(
-        self,
-        *,
-        image_shape: tuple[int, int, int],
-        decoder: Decoder,
-        epochs: int,
-        critic_steps: int = 2,
-        mse_weight: float = 1500.0,
-        seed: int = 0,
-    ):
-        for key, value in (("epochs", epochs), ("critic_steps", critic_steps)):
-            if value < 1:
-                raise ValueError(f"{key} must be at least 1, got {value}")
-        if not mse_weight > 0:
-            raise ValueError(f"mse_weight must be positive, got {mse_weight}")
-        self.image_shape = tuple(image_shape)
-        self.decoder = decoder
-        self.epochs = epochs
-        self.critic_steps = critic_steps
-        self.mse_weight = mse_weight
-        self.seed = seed
+    image_shape: tuple[int, int, int]
+    decoder: Decoder
+    epochs: int
+    critic_steps: int = 2
+    mse_weight: float = 1500.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "epochs", "critic_steps")
+        if not self.mse_weight > 0:
+            raise ValueError(f"mse_weight must be positive, got {self.mse_weight}")
 
     @property
     def budget(self) -> str:
-        return f"{self.epochs} epochs against a critic, after {self.decoder.budget}"
+        return f"{counted(self.epochs, 'epoch')} against a critic, after {self.decoder.budget}"
 
-    def half_budget(self) -> Gan:
-        """Returns an unfitted twin with half the epochs; the decoder's own entry shows whether the warm start has converged."""
-        return Gan(
-            image_shape=self.image_shape,
-            decoder=self.decoder,
-            epochs=max(1, self.epochs // 2),
-            critic_steps=self.critic_steps,
-            mse_weight=self.mse_weight,
-            seed=self.seed,
-        )
+    def half_budget(self) -> Gan | None:
+        """Returns an unfitted twin with half the epochs, None where there is one; the decoder's own entry tells of the warm start."""
+        return replace(self, epochs=self.epochs // 2) if self.epochs > 1 else None
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
         """Trains the decoder, then generator and critic; see :meth:`cem_fast.attacks.base.Attack.fit`.
@@ -85,7 +70,7 @@ class Gan(Attack):
         Raises:
             ValueError: as for the decoder attack.
         """
-        trained = Decoder(**self.decoder.settings)
+        trained = replace(self.decoder)
         trained.fit(observe, images, labels)
         with seeded(self.seed, "gan attack"):
             trained.network = self._train(trained, observe, images)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from cem_fast.attacks.base import QUERIES, Attack, Observe, hold_out, require_fitted, require_images
+from cem_fast.attacks.base import (
+    QUERIES,
+    Attack,
+    Observe,
+    counted,
+    hold_out,
+    require_fitted,
+    require_images,
+    require_positive,
+)
 from cem_fast.attacks.decoder import Decoder
 from cem_fast.functional import mixture_log_prob
 from cem_fast.mixture import GaussianMixture
@@ -46,6 +55,7 @@ RECIPES = (
 )
 
 
+@dataclass(kw_only=True, eq=False)
 class Optimization(Attack):
     """Minimizes ``E || observe(x) - z ||^2 / (D v) + smoothness TV(x) - mixture (2 s2 / (D v)) log p(observe(x))`` over the pixels.
 
@@ -53,8 +63,9 @@ class Optimization(Attack):
     that of their noise, and ``p`` a Gaussian mixture of the features of the attacker's images. Adam starts from the mean image or from
     what the decoder attack rebuilds. The answer is ``start + share (x - start)``.
 
-    How the pixels are moved, and the share, are what serves best on a fifth of the attacker's own images, from which the decoder has not
-    learned. The share is the least-squares solution there, in [0, 1]: on these images the answer is never worse than its start.
+    How the pixels are moved, and the share, are what serves best on a fifth of the attacker's own images, from which neither the decoder
+    nor the mixture has learned; then both learn from all images. The share is the least-squares solution there, in [0, 1]: on these
+    images the answer is never worse than its start.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
@@ -75,37 +86,23 @@ class Optimization(Attack):
     name = "optimization"
     knowledge = f"{QUERIES}; besides, differentiates through the encoder and the defense"
 
-    def __init__(
-        self,
-        *,
-        image_shape: tuple[int, int, int],
-        decoder: Decoder,
-        steps: int = 120,
-        draws: int = 2,
-        seed: int = 0,
-    ):
-        for key, value in (("steps", steps), ("draws", draws)):
-            if value < 1:
-                raise ValueError(f"{key} must be at least 1, got {value}")
-        self.image_shape = tuple(image_shape)
-        self.decoder = decoder
-        self.steps = steps
-        self.draws = draws
-        self.seed = seed
+    image_shape: tuple[int, int, int]
+    decoder: Decoder
+    steps: int = 120
+    draws: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "steps", "draws")
 
     @property
     def budget(self) -> str:
-        return f"{self.steps} steps of Adam on the pixels of each image, {self.draws} draws each; {self.decoder.budget}"
+        steps, draws = counted(self.steps, "step"), counted(self.draws, "draw")
+        return f"{steps} of Adam on the pixels of each image, {draws} each; {self.decoder.budget}"
 
-    def half_budget(self) -> Optimization:
-        """Returns an unfitted twin with half the steps; the decoder's own entry shows whether the decoder has converged."""
-        return Optimization(
-            image_shape=self.image_shape,
-            decoder=self.decoder,
-            steps=max(1, self.steps // 2),
-            draws=self.draws,
-            seed=self.seed,
-        )
+    def half_budget(self) -> Optimization | None:
+        """Returns an unfitted twin with half the steps, None where there is one; the decoder's own entry tells of the decoder."""
+        return replace(self, steps=self.steps // 2) if self.steps > 1 else None
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
         """Judges the recipes and trains the decoder; see :meth:`cem_fast.attacks.base.Attack.fit`.
@@ -115,10 +112,9 @@ class Optimization(Attack):
         """
         require_images(self, images, LEAST)
         self.observe = observe
-        self.mean_image = images.mean(0)
         held_out, rest = hold_out(images, seed=self.seed)
         with seeded(self.seed, "optimization attack"):
-            self._look(observe, images)
+            self._look(observe, images[rest])
             recipes = [r for r in RECIPES if not r.mixture or self.noise_variance > 0]
             secret = images[held_out[:JUDGES]]
             features = observe(secret)
@@ -129,6 +125,7 @@ class Optimization(Attack):
                 _judged(r, start, end - start, secret)
                 for r, start, end in zip(recipes, starts.chunk(len(recipes)), moved.chunk(len(recipes)))
             ]
+            self._look(observe, images)
         self.recipe, self.share, self.error_of_start, self.error = min(outcomes, key=lambda outcome: outcome[-1])
         self.trained = self._trained(observe, images, labels)
 
@@ -144,7 +141,8 @@ class Optimization(Attack):
         return (start + self.share * (torch.cat(moved) - start)).clamp(0, 1)
 
     def _look(self, observe: Observe, images: Tensor) -> None:
-        """Learns from the attacker's images how features vary, how much of that is noise, and how they are distributed."""
+        """Learns from images their mean, how features vary, how much of that is noise, and how they are distributed."""
+        self.mean_image = images.mean(0)
         with torch.no_grad():
             looks = torch.stack([observe(images).flatten(1) for _ in range(4)])
         means = looks.mean(0)
@@ -162,7 +160,7 @@ class Optimization(Attack):
         self.mixture = mixture.means, mixture.variances.clamp_min(0.1 * self.variance), mixture.weights
 
     def _trained(self, observe: Observe, images: Tensor, labels: Tensor) -> Decoder:
-        decoder = Decoder(**self.decoder.settings)
+        decoder = replace(self.decoder)
         decoder.fit(observe, images, labels)
         return decoder
 

@@ -58,6 +58,8 @@ def load(
     if name_or_path in _PUBLISHED:
         check_fold(fold)
         return _PUBLISHED[name_or_path](data_root() if root is None else Path(root), image_size=image_size)
+    if not name_or_path:
+        raise ValueError(f"the data set must be one of {', '.join(names())} or the path of a folder, got ''")
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return folder.load(path, fold=fold, image_size=image_size, seed=seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -122,6 +123,12 @@ class Splits:
                 "training images of some class"
             )
         return replace(self, train=train, attacker=attacker[own.nonzero()[:, 0]], protocol=protocol)
+
+    @cached_property
+    def num_leaked(self) -> int:
+        """How many test images are in the training part as well, pixel by pixel: whoever holds that part has seen them."""
+        known = set(self.train.fingerprints())
+        return sum(image in known for image in self.test.fingerprints())
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -248,6 +255,8 @@ def published(
 ) -> Splits:
     """Keeps the training and the test part that a data set was published with; the attacker knows the training part.
 
+    A warning counts the test images that are in the training part as well. They stay, so that results can be compared with others'.
+
     Args:
         name: name of the data set.
         train: images ``[N, C, H, W]`` float32 in [0, 1] and labels ``[N]`` int64 to train on.
@@ -271,9 +280,16 @@ def published(
         parts.append(Part(images, labels, groups))
         count += len(labels)
     held, tested = parts
-    return Splits(
+    splits = Splits(
         name, held, tested, held, len(class_names), tuple(class_names), credit, unit, mirrored=mirrored, fixed=True
     )
+    if splits.num_leaked:
+        warnings.warn(
+            f"{splits.num_leaked} of the {len(tested)} test images of {name} are among its training images as well, as published: an "
+            "attacker who holds those has seen them",
+            stacklevel=2,
+        )
+    return splits
 
 
 def _read(dataset: torch.utils.data.Dataset, argument: str, first_group: int = 0) -> Part:

@@ -93,4 +93,5 @@ class AdversarialRepresentation(Defense):
         self.proxy.requires_grad_(True)
         self.optimizer.zero_grad()
         F.mse_loss(self.proxy(released), images).backward()
+        self.ranks.average_gradients(self.proxy.parameters(), rows=len(images))
         self.optimizer.step()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from cem_fast.ranks import Ranks
 from cem_fast.split import SplitModel
 
 
@@ -15,15 +17,18 @@ class Defense(nn.Module):
 
     The training loop calls ``start`` once, ``before_epoch`` at the start of every epoch, then for every batch ``penalty`` and, after the
     optimizer's step, ``after_step``. Everything that leaves the device, in training, in testing and under attack, passes through
-    ``release``. A saved network is rebuilt by ``attach`` and ``reshape``.
+    ``release``. A saved network is rebuilt by ``attach`` and ``reshape``. For training to go on after an interruption, state between two
+    epochs must be in parameters, buffers and optimizers that ``start`` makes and keeps as attributes.
 
     Attributes:
         uses_bottleneck: whether the network is built with a bottleneck at the cut (every defense of the field has one).
         noise_std: standard deviation of the Gaussian noise that ``release`` adds last, to what ``before_noise`` returns.
+        ranks: the processes that train together; each gives ``penalty`` and ``after_step`` its share of a batch.
     """
 
     uses_bottleneck: bool = True
     noise_std: float = 0.0
+    ranks: Ranks = Ranks()
 
     def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
         """Builds the defense's own networks, and changes the network where the defense does; a second time changes nothing more.
@@ -57,3 +62,24 @@ class Defense(nn.Module):
 
     def after_step(self, images: Tensor, released: Tensor) -> None:
         """Updates the defense's own networks after the model's step; ``released`` is detached."""
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimizers of this defense and its parts, by the names of their attributes."""
+        return {
+            f"defense.{name}.{key}": value
+            for name, module in self.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, torch.optim.Optimizer)
+        }
+
+    @contextmanager
+    def trained_over(self, ranks: Ranks) -> Iterator[None]:
+        """Inside the block, this defense and its parts are trained by these processes together."""
+        parts = [module for module in self.modules() if isinstance(module, Defense)]
+        for part in parts:
+            part.ranks = ranks
+        try:
+            yield
+        finally:
+            for part in parts:
+                del part.ranks

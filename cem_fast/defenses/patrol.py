@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from cem_fast.defenses.insertion import insert_layer
 from cem_fast.defenses.ressfl import ResSFL
 from cem_fast.seeding import seeded
 from cem_fast.split import SplitModel, in_eval_mode
+
+if TYPE_CHECKING:
+    from torch_pruning.dependency import DependencyGraph, Group
 
 NUM_JUDGES = 256  # at most so many training images' loss says which channels matter
 
@@ -95,14 +99,46 @@ class Patrol(ResSFL):
         for group in groups:
             if not all(_is_narrowed(dependency.target.module) for dependency, _ in group):
                 continue  # what works by parameters of its own, such as a sparse code, keeps its channels
-            root = group[0].dep
-            channels = root.target.module.out_channels
-            count = min(max(1, round(self.pruned_channels * channels)), channels - 1)
-            if count:
-                least = importance(group).argsort()[:count].tolist()
-                graph.get_pruning_group(root.target.module, root.handler, idxs=least).prune()
+            _leave_out_padding(graph, group)
+            scores = importance(group)
+            least = [
+                channel
+                for channels in _sharing_layers(group)
+                for channel in sorted(channels, key=scores.__getitem__)[: self._count(len(channels))]
+            ]
+            if least:
+                root = group[0].dep
+                pruned = graph.get_pruning_group(root.target.module, root.handler, idxs=least)
+                _leave_out_padding(graph, pruned)
+                pruned.prune()
         model.zero_grad()
         encoder.to(memory_format=torch.channels_last)
+
+    def _count(self, channels: int) -> int:
+        """How many of so many channels are pruned."""
+        return min(max(1, round(self.pruned_channels * channels)), channels - 1)
+
+
+def _leave_out_padding(graph: DependencyGraph, group: Group) -> None:
+    """Takes from a layer's channels in a group those that it does not have: a shortcut that widens has padded its output with zeros."""
+    for item in group:
+        layer, takes = item.dep.target.module, graph.is_in_channel_pruning_fn(item.dep.handler)
+        width = (graph.get_in_channels if takes else graph.get_out_channels)(layer)
+        if width is not None:
+            own = [(index, root) for index, root in zip(item.idxs, item.root_idxs, strict=True) if index < width]
+            item.idxs[:], item.root_idxs[:] = [index for index, _ in own], [root for _, root in own]
+
+
+def _sharing_layers(group: Group) -> list[list[int]]:
+    """The channels of a group's first layer, those together that go with channels of the same other layers."""
+    layers: dict[int, list[int]] = {channel: [] for channel in group[0].idxs}
+    for index, item in enumerate(group):
+        for channel in set(item.root_idxs):
+            layers[channel].append(index)
+    together: dict[tuple[int, ...], list[int]] = {}
+    for channel, indices in layers.items():
+        together.setdefault(tuple(indices), []).append(channel)
+    return list(together.values())
 
 
 def _is_narrowed(module: nn.Module | nn.Parameter) -> bool:

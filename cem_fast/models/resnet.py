@@ -22,7 +22,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
         super().__init__()
-        self.stride, self.added = stride, channels_out - channels_in
+        self.stride = stride
         self.residual = nn.Sequential(
             nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
             nn.BatchNorm2d(channels_out),
@@ -32,8 +32,8 @@ class BasicBlock(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        shortcut = hidden[:, :, :: self.stride, :: self.stride]
-        return F.pad(shortcut, (0, 0, 0, 0, 0, self.added)) + self.residual(hidden)
+        shortcut, residual = hidden[:, :, :: self.stride, :: self.stride], self.residual(hidden)
+        return F.pad(shortcut, (0, 0, 0, 0, 0, residual.shape[1] - shortcut.shape[1])) + residual
 
 
 def build(

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from cem_fast.names import lookup
 from cem_fast.ops import agreement, library, reference
 
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
@@ -29,10 +30,8 @@ _CUDA_LIBRARY = torch.library.Library("cem_fast_cuda", "DEF")
 
 
 def _requested(variable: str, allowed: tuple[str, ...], default: str | None) -> str | None:
-    value = os.environ.get(variable, default)
-    if value is not None and value not in allowed:
-        raise ValueError(f"{variable} must be one of {', '.join(allowed)}, got {value!r}")
-    return value
+    value = os.environ.get(variable) or default
+    return None if value is None else lookup(f"value of {variable}", value, {name: name for name in allowed})
 
 
 def _compiled(library_name: str, part: str) -> Path:

@@ -52,16 +52,32 @@ def write(folder: str | Path) -> Path:
     """
     checkpoint.check_target(folder, {PAGE: MARK})
     folder = Path(folder)
-    path = folder / RESULTS
+    page = folder / PAGE
+    write_atomically(page, render(*read(folder), folder).encode())
+    return page
+
+
+def read(folder: str | Path) -> tuple[dict[str, Any], list[Measured]]:
+    """Reads a finished grid.
+
+    Args:
+        folder: holds ``results.json`` and the runs that it names.
+
+    Returns:
+        What results.json holds, and its runs.
+
+    Raises:
+        FileNotFoundError: there is no results.json, or a run that it names is missing.
+        ValueError: a file is damaged.
+    """
+    path = Path(folder) / RESULTS
     try:
         results = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no results here; run cem-fast evaluate or cem-fast demo first") from None
     except ValueError as error:
         raise ValueError(f"{path}: damaged, not readable as JSON ({error})") from None
-    page = folder / PAGE
-    write_atomically(page, render(results, load_runs(folder, results), folder).encode())
-    return page
+    return results, load_runs(folder, results)
 
 
 def render(results: dict[str, Any], runs: Sequence[Measured], folder: Path) -> str:
@@ -108,6 +124,7 @@ def _section(
     shown = next((pair for pair in pairs if pair["defense"] == "noise"), pairs[0] if pairs else None)
     dimension = torch.Size(description["image_shape"]).numel()
     informative = [row for row in rows if row.leakage("heldout_nats")]
+    half_budget = _half_budget(rows)
     tradeoff = None
     if swept:
         levels = {cell[0].cell for cell in comparison.noise_sweep(runs, swept[0].runs[0])}
@@ -117,7 +134,10 @@ def _section(
         "name": name,
         "cells": [{"row": row, "name": cell_name(row, rows), "role": figures.role(row)} for row in rows],
         "attacks": list(first.record["attacks"]),
-        "half_budget": _half_budget(rows),
+        "half_budget": half_budget,
+        "unhalved": {
+            attack: entry["budget"] for attack, entry in first.record["attacks"].items() if attack not in half_budget
+        },
         "recognition": description["recognition"],
         "knowledge": {attack: entry["knowledge"] for attack, entry in first.record["attacks"].items()},
         "baseline": baseline,

@@ -178,8 +178,8 @@ def _chart(
 ) -> Chart:
     drawn = {}
     for theme, colors in COLORS.items():
-        with _figure(width, height, panels, colors) as (figure, axes):
-            draw(axes, colors)
+        with canvas(width, height, colors) as figure:
+            draw(figure.subplots(1, panels, squeeze=False)[0], colors)
             stream = io.BytesIO()
             figure.savefig(stream, format="png", dpi=170, transparent=True)
         drawn[theme] = _data_uri(stream.getvalue())
@@ -187,7 +187,17 @@ def _chart(
 
 
 @contextmanager
-def _figure(width: float, height: float, panels: int, colors: Mapping[str, str]) -> Iterator[tuple[Figure, Any]]:
+def canvas(width: float, height: float, colors: Mapping[str, str]) -> Iterator[Figure]:
+    """An empty picture in the style of the report.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        colors: one of the themes of ``COLORS``.
+
+    Yields:
+        The picture; what is drawn on it takes the style as long as the context lasts.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -211,7 +221,7 @@ def _figure(width: float, height: float, panels: int, colors: Mapping[str, str])
     with rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        yield figure, figure.subplots(1, panels, squeeze=False)[0]
+        yield figure
 
 
 def _data_uri(png: bytes) -> str:

@@ -3,9 +3,6 @@
 // Rows of a block when nothing but distances is wanted of them, and the rows whose second reading still hits the cache.
 constexpr int64_t kStatisticsRows = 32;
 
-// With fewer blocks than this, per-dimension statistics are split by dimension instead of by rows.
-constexpr int64_t kEnoughBlocks = 16;
-
 // The best component of each row of a block so far, its distance, and the least of the others'.
 struct Nearest {
   double score[kBlockRows];  // the smallest wins
@@ -77,11 +74,11 @@ void add_mean(T rows, const T* mean, int64_t length, T* sums) {
 }
 
 // The best component of each of up to kBlockRows rows of class c: the nearest mean or, with normalizers, the highest
-// posterior. `packed` is room for packed_size of a block of components where distances are weighted by diagonal
-// variances, `distance` for kBlockRows times that number.
+// posterior. `distance` is room for kBlockRows times a block of components.
 template <class X, class T>
 void best_components(const RowPointers<X>& rows, const Mixture& mixture, int64_t c, int64_t next_class,
-                     int64_t dimension, const double* normalizers, T* packed, double* distance, Nearest* best) {
+                     int64_t dimension, const double* normalizers, PackedComponents<T>& packed, double* distance,
+                     Nearest* best) {
   const int64_t K = mixture.components, D = dimension;
   const T* means = static_cast<const T*>(mixture.means);
   const T* variances = static_cast<const T*>(mixture.variances);
@@ -138,11 +135,26 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
   // the distance to the chosen component, by position; not needed where the scatter is per dimension
   Scratch<T> nearest_distance(per_dimension == nullptr ? N : 0);
 
+  // Counts and spherical scatter of a class, in row order.
+  const auto total_up = [&](int64_t c, double* total) {
+    fill<double>(total, 2 * K, 0);
+    for (int64_t i = groups.begin(c); i < groups.end(c); ++i) {
+      const int64_t k = p.assignment[groups.row(i)];
+      total[k] += 1;
+      if (per_dimension == nullptr) total[K + k] += static_cast<double>(nearest_distance[i]);
+    }
+    for (int64_t k = 0; k < K; ++k) {
+      counts[c * K + k] = static_cast<T>(total[k]);
+      if (per_dimension == nullptr) scatter[c * K + k] = static_cast<T>(total[K + k]);
+    }
+  };
+  const auto is_one_block = [&](int64_t c) { return blocks.first(c + 1) - blocks.first(c) == 1; };
+
   const int64_t rows_of_block = divide_up(larger<int64_t>(groups.valid_rows(), 1), larger<int64_t>(blocks.count(), 1));
   parallel(parallel_for, blocks.count(), rows_of_block * (K + 1) * D, [&](int64_t first, int64_t last) {
     const int64_t wide = smaller<int64_t>(K, kBlockComponents);
-    Scratch<double> distance(kBlockRows * wide);
-    Scratch<T> packed(weighted ? packed_size(wide, kWeightedChunk) : 0);
+    Scratch<double> distance(kBlockRows * wide), total(2 * K);
+    PackedComponents<T> packed(weighted, wide, D);
     for (int64_t b = first; b < last; ++b) {
       const RowBlock& block = blocks[b];
       const int64_t c = block.class_index, next_class = blocks[smaller(b + 1, blocks.count() - 1)].class_index;
@@ -176,23 +188,16 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
                           block_sums != nullptr ? block_sums + k * D : nullptr);
         });
       }
+      if (is_one_block(c)) total_up(c, total);
     }
   });
 
-  // Counts and spherical scatter in row order; what several blocks of a class have added up.
-  parallel(parallel_for, C, divide_up(N, C) * 4 + (fused ? K * D : 0), [&](int64_t first, int64_t last) {
+  // what a row costs here is waiting for its component's number
+  const int64_t rows_left = blocks.slots() > 0 ? divide_up(N, C) : 0;
+  parallel(parallel_for, C, 2 * K + rows_left * 400, [&](int64_t first, int64_t last) {
     Scratch<double> total(2 * K);
     for (int64_t c = first; c < last; ++c) {
-      fill<double>(total, 2 * K, 0);
-      for (int64_t i = groups.begin(c); i < groups.end(c); ++i) {
-        const int64_t k = p.assignment[groups.row(i)];
-        total[k] += 1;
-        if (per_dimension == nullptr) total[K + k] += static_cast<double>(nearest_distance[i]);
-      }
-      for (int64_t k = 0; k < K; ++k) {
-        counts[c * K + k] = static_cast<T>(total[k]);
-        if (per_dimension == nullptr) scatter[c * K + k] = static_cast<T>(total[K + k]);
-      }
+      if (!is_one_block(c)) total_up(c, total);
     }
   });
   if (second_pass && !fused) {
@@ -254,7 +259,7 @@ void scale_deviation(const X* x, const T* mean, const T* next_mean, const T* gra
   for (; d + kLanes<T> <= D; d += kLanes<T>) {
     Vector<T> factor = uniform;
     if constexpr (kPerDimension) factor = uniform * load(grad + d);
-    prefetch_near(next_mean + d);
+    prefetch(next_mean + d);
     const Vector<T> value = factor * (load(x + d) - load(mean + d));
     if constexpr (kStream) {
       stream(dx + d, value);
@@ -287,7 +292,8 @@ void statistics_backward_of(const StatisticsBackward& p, ParallelFor parallel_fo
         static_cast<uint64_t>(c) < static_cast<uint64_t>(C) && static_cast<uint64_t>(k) < static_cast<uint64_t>(K);
     return valid ? c * K + k : -1;
   };
-  parallel(parallel_for, N, 2 * D, [&](int64_t first, int64_t last) {
+  // moving a number to and from memory takes about as long as eight multiply-adds
+  parallel(parallel_for, N, 16 * D, [&](int64_t first, int64_t last) {
     int64_t next = component_of(first);
     for (int64_t n = first; n < last; ++n) {
       const int64_t ck = next;

@@ -12,9 +12,12 @@ constexpr int kTileComponents = 5;
 constexpr int kBlockRows = 128;
 constexpr int kBlockComponents = 65;
 
-// Dimensions before partial sums are widened to double, at most, so that a tile's operands of one chunk stay in the
-// first-level cache: rows and means alone, or with them some ten components' 1 / v. Chunks are of equal length but for
-// the last.
+// With fewer blocks of rows than this, work is split by dimension, too.
+constexpr int64_t kEnoughBlocks = 16;
+
+// Dimensions before partial sums are widened to double, at most, so that the operands of one chunk stay in the
+// first-level cache: a group of rows and means alone, or with them some ten components' 1 / v. Chunks are of equal
+// length but for the last.
 constexpr int64_t kChunk = 640;
 constexpr int64_t kWeightedChunk = 256;
 
@@ -22,26 +25,39 @@ CEM_FAST_INLINE int64_t chunk_length(int64_t dimension, int64_t longest) {
   return divide_up(divide_up(dimension, divide_up(dimension, longest)), 64) * 64;
 }
 
-// Tiles between a row's prefetch and its use.
-constexpr int kTilesAhead = 4;
+// Tiles of a group: all its chunks come before the next group, so that memory is read a few whole rows at a time. That
+// is also how far ahead rows are fetched.
+constexpr int kGroupTiles = 4;
+
+// What a tile fetches meanwhile: chunks of rows, one after the other because memory likes that best, and chunks of
+// means (and variances), `dimension` apart.
+template <class X, class T>
+struct Upcoming {
+  const X* rows[kTileRows];
+  const T* means;
+  const T* variances;
+  int64_t components;
+};
 
 // One tile over one chunk: adds to distance[r * ld + q]. Components lie `stride` apart; where they are weighted, 1 / v
-// follows half a stride after the mean. Meanwhile fetches the chunks of rows at `upcoming`, one after the other because
-// memory likes that best, and the components at `next_means` (and `next_variances`).
+// follows half a stride after the mean.
 template <int R, int Q, bool kWeighted, class X, class T>
-CEM_FAST_INLINE void distance_tile(const X* const* x, const X* const* upcoming, const T* means, int64_t stride,
-                                   const T* next_means, const T* next_variances, int64_t dimension, int64_t length,
-                                   bool wide, double* distance, int64_t ld) {
+CEM_FAST_INLINE void distance_tile(const X* const* x, const Upcoming<X, T>& upcoming, const T* means, int64_t stride,
+                                   int64_t dimension, int64_t length, bool wide, double* distance, int64_t ld) {
   constexpr int kStep = kTileRows * kLanes<T>, kLine = larger<int>(1, 64 / static_cast<int>(sizeof(X)));
   const int64_t section = divide_up(length, kStep) * kLanes<T>;
   Vector<T> sum[Q][R] = {};
   int64_t d = 0;
   for (int s = 0; s < kTileRows; ++s) {
-    const X* ahead = upcoming[s];
+    const X* ahead = upcoming.rows[s];
     const int64_t end = smaller((s + 1) * section, length);
     for (; d + kLanes<T> <= end; d += kLanes<T>, ahead += kStep) {
 #pragma GCC unroll 8
-      for (int i = 0; i < kStep; i += kLine) prefetch_far(ahead + i);
+      for (int i = 0; i < kStep; i += kLine) prefetch(ahead + i);
+      for (int64_t i = 0; i < upcoming.components; ++i) {
+        prefetch(upcoming.means + i * dimension + d);
+        if constexpr (kWeighted) prefetch(upcoming.variances + i * dimension + d);
+      }
       Vector<T> row[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -51,12 +67,8 @@ CEM_FAST_INLINE void distance_tile(const X* const* x, const X* const* upcoming, 
 #pragma GCC unroll 8
       for (int q = 0; q < Q; ++q) {
         const Vector<T> mean = load(means + q * stride + d);
-        prefetch_far(next_means + q * dimension + d);
         [[maybe_unused]] Vector<T> inverse;
-        if constexpr (kWeighted) {
-          inverse = load(means + q * stride + stride / 2 + d);
-          prefetch_far(next_variances + q * dimension + d);
-        }
+        if constexpr (kWeighted) inverse = load(means + q * stride + stride / 2 + d);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
           const Vector<T> deviation = row[r] - mean;
@@ -99,54 +111,124 @@ CEM_FAST_INLINE void distance_tile(const X* const* x, const X* const* upcoming, 
   }
 }
 
-// Room for a chunk of so many means and 1 / v. They are copied together because rows of a power of two of numbers would
-// compete for the same few lines of a cache.
-CEM_FAST_INLINE int64_t packed_size(int64_t components, int64_t chunk) { return 2 * chunk * components; }
-
+// Chunks of means and 1 / v of a class's components, as many as stay in the second-level cache: a panel. Copied,
+// because rows of a power of two of numbers would compete for the same few lines of a cache, and kept until another
+// panel is asked for, because blocks of rows of one class follow each other.
 template <class T>
-void pack_chunk(const T* means, const T* variances, int64_t dimension, int64_t components, int64_t length,
-                int64_t chunk, T* out) {
-  for (int64_t q = 0; q < components; ++q, means += dimension, variances += dimension, out += 2 * chunk) {
+class PackedComponents {
+ public:
+  // For up to `components` of them. Where they are not `weighted` there is nothing to pack, and one panel is all.
+  PackedComponents(bool weighted, int64_t components, int64_t dimension)
+      : chunk_(chunk_length(dimension, weighted ? kWeightedChunk : kChunk)),
+        panel_(weighted ? chunk_ * smaller(divide_up(dimension, chunk_), larger<int64_t>(1, kBytes / bytes(components)))
+                        : dimension),
+        data_(weighted ? 2 * panel_ * components : 0) {}
+
+  int64_t chunk() const { return chunk_; }
+  int64_t panel() const { return panel_; }
+
+  // Dimensions [start, end) of components whose means and variances begin at the given places: chunk by chunk, in each
+  // one component after the other.
+  const T* operator()(const T* means, const T* variances, int64_t dimension, int64_t components, int64_t start,
+                      int64_t end) {
+    if (means == packed_ && components == components_ && start == start_) return data_;
+    packed_ = means, components_ = components, start_ = start;
+    for (int64_t q = 0; q < components; ++q, means += dimension, variances += dimension) {
+      T* out = data_ + 2 * chunk_ * q;
+      for (int64_t d = start; d < end; d += chunk_, out += 2 * chunk_ * components) {
+        pack(means + d, variances + d, dimension, smaller(chunk_, end - d), out);
+      }
+    }
+    return data_;
+  }
+
+ private:
+  static constexpr int64_t kBytes = 384 << 10;
+  int64_t bytes(int64_t components) const { return 2 * chunk_ * components * static_cast<int64_t>(sizeof(T)); }
+
+  // One chunk of one component, while fetching that of the next.
+  void pack(const T* mean, const T* variance, int64_t dimension, int64_t length, T* out) const {
     int64_t d = 0;
     for (; d + kLanes<T> <= length; d += kLanes<T>) {
-      store(out + d, load(means + d));
-      store(out + chunk + d, T(1) / load(variances + d));
+      prefetch(mean + dimension + d);
+      prefetch(variance + dimension + d);
+      store(out + d, load(mean + d));
+      store(out + chunk_ + d, T(1) / load(variance + d));
     }
     for (; d < length; ++d) {
-      out[d] = means[d];
-      out[chunk + d] = T(1) / variances[d];
+      out[d] = mean[d];
+      out[chunk_ + d] = T(1) / variance[d];
     }
   }
-}
+
+  int64_t chunk_;
+  int64_t panel_;
+  Scratch<T> data_;
+  const T* packed_ = nullptr;
+  int64_t components_ = 0;
+  int64_t start_ = 0;
+};
 
 template <class X>
 CEM_FAST_INLINE const X* row_at(const Features& x, const RowsByClass& groups, int64_t position) {
   return static_cast<const X*>(x.data) + groups.row(position) * x.stride;
 }
 
-// The pointers of up to kBlockRows rows, the last one repeated until the last tile is whole, and those of the tiles
-// that follow.
+// The pointers of up to kBlockRows rows, the last one repeated until the last tile is whole, and those of the group of
+// tiles that comes next: at position `next` or, if not given, right after them.
 template <class X>
 struct RowPointers {
-  const X* row[kBlockRows + kTilesAhead * kTileRows];
+  const X* row[kBlockRows + kGroupTiles * kTileRows];
   int64_t count;
   int64_t tiles;
 
-  RowPointers(const Features& x, const RowsByClass& groups, int64_t begin, int64_t end)
+  RowPointers(const Features& x, const RowsByClass& groups, int64_t begin, int64_t end, int64_t next)
       : count(end - begin), tiles(divide_up(count, kTileRows)) {
     const auto at = [&](int64_t position) { return row_at<X>(x, groups, position); };
     const int64_t padded = tiles * kTileRows;
     for (int64_t i = 0; i < padded; ++i) row[i] = at(begin + smaller(i, count - 1));
-    for (int64_t i = 0; i < kTilesAhead * kTileRows; ++i) row[padded + i] = at(smaller(end + i, x.rows - 1));
+    for (int64_t i = 0; i < kGroupTiles * kTileRows; ++i) row[padded + i] = at(smaller(next + i, x.rows - 1));
   }
+
+  RowPointers(const Features& x, const RowsByClass& groups, int64_t begin, int64_t end)
+      : RowPointers(x, groups, begin, end, end) {}
 
   // The rows at the given positions, at least one.
   RowPointers(const Features& x, const RowsByClass& groups, const int64_t* positions, int64_t size)
       : count(size), tiles(divide_up(count, kTileRows)) {
-    for (int64_t i = 0; i < (tiles + kTilesAhead) * kTileRows; ++i) {
+    for (int64_t i = 0; i < (tiles + kGroupTiles) * kTileRows; ++i) {
       row[i] = row_at<X>(x, groups, positions[smaller(i, size - 1)]);
     }
   }
+};
+
+// Goes through the chunks of one panel of the group of tiles that comes after `group`, row by row.
+template <class X>
+class ChunksAhead {
+ public:
+  ChunksAhead(const RowPointers<X>& rows, int64_t group, int64_t begin, int64_t end, int64_t dimension, int64_t chunk)
+      : row_(rows.row + (group + kGroupTiles) * kTileRows), begin_(begin), end_(end), chunk_(chunk), at_(begin) {
+    const int64_t over = group + kGroupTiles - rows.tiles;
+    if (over < 0) return;
+    // the first rows once more, in the next panel, or those of the next block in the first panel
+    if (end < dimension) row_ = rows.row + smaller<int64_t>(over, rows.tiles - 1) * kTileRows;
+    begin_ = at_ = end < dimension ? end : 0;
+    end_ = begin_ + (end - begin);
+  }
+
+  CEM_FAST_INLINE const X* next() {
+    const X* chunk = *row_ + at_;
+    at_ += chunk_;
+    if (at_ >= end_) {
+      at_ = begin_;
+      ++row_;
+    }
+    return chunk;
+  }
+
+ private:
+  const X* const* row_;
+  int64_t begin_, end_, chunk_, at_;
 };
 
 template <int size>
@@ -163,74 +245,80 @@ struct Components {
   const T* next_variances;
 };
 
-// distance[i * components + k] for the rows of `rows`: room for kBlockRows x components. `packed` is room for
-// packed_size(components, kWeightedChunk) where there are variances.
+// distance[i * components + k] for the rows of `rows`: room for kBlockRows x components.
 template <class X, class T>
-void distances(const RowPointers<X>& rows, int64_t dimension, const Components<T>& c, int64_t components, T* packed,
-               double* distance) {
+void distances(const RowPointers<X>& rows, int64_t dimension, const Components<T>& c, int64_t components,
+               PackedComponents<T>& packed, double* distance) {
   for (int64_t i = 0; i < rows.tiles * kTileRows * components; ++i) distance[i] = 0;
   const bool weighted = c.variances != nullptr;
-  const int64_t chunk = chunk_length(dimension, weighted ? kWeightedChunk : kChunk);
-  for (int64_t start = 0; start < dimension; start += chunk) {
-    const int64_t length = smaller(chunk, dimension - start), stride = weighted ? 2 * chunk : dimension;
-    const bool wide = start > 0 || length >= kLanes<T>, last_chunk = start + length == dimension;
-    if (weighted) pack_chunk(c.means + start, c.variances + start, dimension, components, length, chunk, packed);
-    const T* means = weighted ? packed : c.means + start;
-    const T* variances = weighted ? c.variances : c.means;  // never read, only pointed at, where there are none
-    for (int64_t tile = 0; tile < rows.tiles; ++tile) {
-      const X* x[kTileRows];
-      const X* upcoming[kTileRows];
-      const int64_t next = tile + kTilesAhead, over = next - rows.tiles;
-      for (int r = 0; r < kTileRows; ++r) {
-        x[r] = rows.row[tile * kTileRows + r] + start;
-        if (over < 0) {
-          upcoming[r] = rows.row[next * kTileRows + r] + start;
-        } else if (!last_chunk) {
-          upcoming[r] = rows.row[smaller(over, rows.tiles - 1) * kTileRows + r] + start + length;
-        } else {
-          upcoming[r] = rows.row[next * kTileRows + r];
-        }
-      }
-      // the last tile may have no more than half its rows
-      const int64_t short_rows = (tile + 1) * kTileRows - rows.count;
-      // once for all rows
-      const T* next_means = tile > 0 ? c.means + start : last_chunk ? c.next_means : c.means + start + length;
-      const T* next_variances = tile > 0 || !weighted ? variances + start
-                                : last_chunk          ? c.next_variances
-                                                      : variances + start + length;
-      double* out = distance + tile * kTileRows * components;
-      for (int64_t k = 0; k < components; k += kTileComponents) {
-        const auto run = [&](auto height, auto width) {
-          constexpr int R = decltype(height)::value, Q = decltype(width)::value;
-          const auto run_weighted = [&](auto is_weighted) {
-            distance_tile<R, Q, decltype(is_weighted)::value>(
-                x, upcoming, means + k * stride, stride, next_means + k * dimension, next_variances + k * dimension,
-                dimension, length, wide, out + k, components);
-          };
-          weighted ? run_weighted(Size<true>{}) : run_weighted(Size<false>{});
-        };
-        const auto run_height = [&](auto width) {
-          if (2 * short_rows >= kTileRows) {
-            run(Size<divide_up(kTileRows, 2)>{}, width);
-          } else {
-            run(Size<kTileRows>{}, width);
+  const int64_t chunk = packed.chunk(), stride = weighted ? 2 * chunk : dimension;
+  // what is fetched is shared out: rows among the widths of a tile, components among all tiles and widths
+  const int64_t widths = divide_up(components, kTileComponents);
+  const double share =
+      c.next_means == c.means ? 0 : static_cast<double>(components) / static_cast<double>(rows.tiles * widths);
+  for (int64_t begin = 0; begin < dimension; begin += packed.panel()) {
+    const int64_t end = smaller(begin + packed.panel(), dimension);
+    const T* panel = weighted ? packed(c.means, c.variances, dimension, components, begin, end) : c.means + begin;
+    for (int64_t group = 0; group < rows.tiles; group += kGroupTiles) {
+      const int64_t height = smaller<int64_t>(kGroupTiles, rows.tiles - group);
+      ChunksAhead<X> chunks_ahead(rows, group, begin, end, dimension, chunk);
+      for (int64_t start = begin; start < end; start += chunk) {
+        const int64_t length = smaller(chunk, end - start);
+        const bool wide = start > 0 || length >= kLanes<T>;
+        const T* means = weighted ? panel + (start - begin) * 2 * components : c.means + start;
+        for (int64_t tile = group; tile < group + height; ++tile) {
+          const X* x[kTileRows];
+          const X* ahead[kTileRows];
+          for (int r = 0; r < kTileRows; ++r) {
+            x[r] = rows.row[tile * kTileRows + r] + start;
+            ahead[r] = chunks_ahead.next();
           }
-        };
-        switch (smaller<int64_t>(kTileComponents, components - k)) {
-          case 1:
-            run_height(Size<1>{});
-            break;
-          case 2:
-            run_height(Size<2>{});
-            break;
-          case 3:
-            run_height(Size<3>{});
-            break;
-          case 4:
-            run_height(Size<4>{});
-            break;
-          default:
-            run_height(Size<5>{});
+          // the last tile may have no more than half its rows
+          const int64_t short_rows = (tile + 1) * kTileRows - rows.count;
+          double* out = distance + tile * kTileRows * components;
+          for (int64_t k = 0, width_index = 0; k < components; k += kTileComponents, ++width_index) {
+            Upcoming<X, T> upcoming;
+            for (int r = 0; r < kTileRows; ++r) upcoming.rows[r] = ahead[r];
+            for (int r = 0; r < kTileRows && widths > 1; ++r) {
+              if (r * widths / kTileRows != width_index) upcoming.rows[r] = x[r];
+            }
+            const double turn = static_cast<double>(tile * widths + width_index);
+            const int64_t first = static_cast<int64_t>(turn * share);
+            upcoming.components = static_cast<int64_t>((turn + 1) * share) - first;
+            upcoming.means = c.next_means + first * dimension + start;
+            upcoming.variances = weighted ? c.next_variances + first * dimension + start : nullptr;
+            const auto run = [&](auto rows_of_tile, auto width) {
+              constexpr int R = decltype(rows_of_tile)::value, Q = decltype(width)::value;
+              const auto run_weighted = [&](auto is_weighted) {
+                distance_tile<R, Q, decltype(is_weighted)::value>(x, upcoming, means + k * stride, stride, dimension,
+                                                                  length, wide, out + k, components);
+              };
+              weighted ? run_weighted(Size<true>{}) : run_weighted(Size<false>{});
+            };
+            const auto run_height = [&](auto width) {
+              if (2 * short_rows >= kTileRows) {
+                run(Size<divide_up(kTileRows, 2)>{}, width);
+              } else {
+                run(Size<kTileRows>{}, width);
+              }
+            };
+            switch (smaller<int64_t>(kTileComponents, components - k)) {
+              case 1:
+                run_height(Size<1>{});
+                break;
+              case 2:
+                run_height(Size<2>{});
+                break;
+              case 3:
+                run_height(Size<3>{});
+                break;
+              case 4:
+                run_height(Size<4>{});
+                break;
+              default:
+                run_height(Size<5>{});
+            }
+          }
         }
       }
     }

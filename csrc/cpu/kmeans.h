@@ -113,6 +113,7 @@ class ResidentClass {
         origin_(D_),
         totals_(K_ * D_),
         partial_(D_),
+        unpacked_(false, K_, D_),
         distance_(kBlockRows * smaller<int64_t>(K_, kBlockComponents)),
         shift_(K_),
         gap_(K_) {}
@@ -151,7 +152,7 @@ class ResidentClass {
 
   void nearest(const RowPointers<X>& rows, Nearest* best) {
     const Mixture mixture{1, K_, nullptr, means_, nullptr, nullptr, false};
-    best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, nullptr, distance_, best);
+    best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, unpacked_, distance_, best);
   }
 
   void bound(int64_t i, double squared_own, double squared_others) {
@@ -355,6 +356,7 @@ class ResidentClass {
   Scratch<T> origin_;       // [D]
   Scratch<double> totals_;  // sums over the rows of each component, from the origin [K, D]
   Scratch<T> partial_;      // [D]
+  PackedComponents<T> unpacked_;
   Scratch<double> distance_, shift_, gap_;
   // of the class at hand
   int64_t begin_ = 0, rows_ = 0;

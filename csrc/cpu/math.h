@@ -23,8 +23,10 @@ CEM_FAST_INLINE Vector<double> exp_vector(Vector<double> x) {
   p = p * r + 1.0 / 6;
   p = p * r + 0.5;
   p = p * (r * r) + r + 1.0;
-  const Bits<double> scale = (as_bits(shifted) << 52) + as_bits(broadcast(1.0));
-  return x < -708.0 ? Vector<double>{} : p * as_double(scale);
+  typedef uint64_t Words
+      __attribute__((vector_size(CEM_FAST_WIDTH)));  // wraps around below -708, where nothing uses it
+  const Words scale = ((Words)as_bits(shifted) << 52) + (Words)as_bits(broadcast(1.0));
+  return x < -708.0 ? Vector<double>{} : p * as_double((Bits<double>)scale);
 }
 
 // 2^exponent * mantissa, mantissa in [sqrt 1/2, sqrt 2); x a positive normal number.

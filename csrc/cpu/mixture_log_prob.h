@@ -11,23 +11,30 @@ constexpr double kLog2Pi = 1.8378770664093454836;
 // sum_d log v_d; one logarithm for the product of eight.
 template <class T>
 double sum_of_logs(const T* v, int64_t n) {
-  Vector<double> total{}, product = broadcast(1.0);
-  int factors = 0;
+  constexpr int U = 4, L = kLanes<double>;  // products side by side: one alone would wait for its last factor
+  Vector<double> total{};
   int64_t i = 0;
-  for (; i + kLanes<double> <= n; i += kLanes<double>) {
-    const Vector<double> x = load_double(v + i);
-    if (__builtin_expect(!all_lanes((x > 1e-37) & (x < 1e37)), 0)) {
-      total += log_vector(x);
-      continue;
+  while (n - i >= U * L) {
+    const int64_t begin = i, end = i + smaller<int64_t>(8, (n - i) / (U * L)) * U * L;
+    Vector<double> product[U], low = load_double(v + i), high = low;
+    for (int u = 0; u < U; ++u) product[u] = broadcast(1.0);
+    for (; i < end; i += U * L) {
+#pragma GCC unroll 4
+      for (int u = 0; u < U; ++u) {
+        const Vector<double> x = load_double(v + i + u * L);
+        product[u] *= x;
+        low = x < low ? x : low;
+        high = x > high ? x : high;
+      }
     }
-    product *= x;
-    if (++factors == 8) {
-      total += log_vector(product);
-      product = broadcast(1.0);
-      factors = 0;
+    if (__builtin_expect(all_lanes((low > 1e-37) & (high < 1e37)), 1)) {
+      for (int u = 0; u < U; ++u) total += log_vector(product[u]);
+    } else {
+      for (i = begin; i < end; i += L) total += log_vector(load_double(v + i));
     }
   }
-  double sum = sum_lanes<double>(total + log_vector(product));
+  for (; i + L <= n; i += L) total += log_vector(load_double(v + i));
+  double sum = sum_lanes<double>(total);
   for (; i < n; ++i) sum += __builtin_log(static_cast<double>(v[i]));
   return sum;
 }
@@ -58,12 +65,10 @@ class LogJoint {
       : dimension_(x.dimension),
         mixture_(mixture),
         normalizers_(normalizers),
-        packed_(mixture.diagonal ? packed_size(smaller<int64_t>(mixture.components, kBlockComponents), kWeightedChunk)
-                                 : 0) {}
+        packed_(mixture.diagonal, smaller<int64_t>(mixture.components, kBlockComponents), x.dimension) {}
 
   // out [rows, size] for components k, k + 1, ... of class c; those of `next_class` will be wanted next.
-  void operator()(const RowPointers<X>& rows, int64_t c, int64_t k, int64_t size, int64_t next_class,
-                  double* out) const {
+  void operator()(const RowPointers<X>& rows, int64_t c, int64_t k, int64_t size, int64_t next_class, double* out) {
     const int64_t at = c * mixture_.components + k;
     const int64_t next = k + size < mixture_.components ? at + size : next_class * mixture_.components;
     const T* means = static_cast<const T*>(mixture_.means);
@@ -87,7 +92,7 @@ class LogJoint {
   int64_t dimension_;
   const Mixture& mixture_;
   const double* normalizers_;
-  Scratch<T> packed_;
+  PackedComponents<T> packed_;
 };
 
 // NaN if there is one.
@@ -181,7 +186,7 @@ void log_sums(const Features& x, const Mixture& mixture, const RowsByClass& grou
   const int64_t cost = smaller(size, x.rows) * divide_up(K, parts) * x.dimension;
   parallel(parallel_for, blocks.count() * parts, cost, [&](int64_t first, int64_t last) {
     Scratch<double> joint(kBlockRows * kManyComponents);
-    const LogJoint<X, T> log_joint(x, mixture, normalizers);
+    LogJoint<X, T> log_joint(x, mixture, normalizers);
     for (int64_t item = first; item < last; ++item) {
       const RowBlock& block = blocks[item / parts];
       const int64_t part = item % parts;
@@ -219,7 +224,7 @@ void log_prob_forward_of(const LogProbForward& p, ParallelFor parallel_for) {
   if (K <= kFewComponents) {
     parallel(parallel_for, blocks.count(), smaller(size, N) * K * D, [&](int64_t first, int64_t last) {
       Scratch<double> joint(kBlockRows * K);
-      const LogJoint<X, T> log_joint(p.x, p.mixture, normalizers);
+      LogJoint<X, T> log_joint(p.x, p.mixture, normalizers);
       for (int64_t b = first; b < last; ++b) {
         const RowPointers<X> rows(p.x, groups, blocks[b].begin, blocks[b].end);
         const int64_t next_class = blocks[smaller(b + 1, blocks.count() - 1)].class_index;
@@ -244,7 +249,7 @@ void log_prob_forward_of(const LogProbForward& p, ParallelFor parallel_for) {
   const int64_t component_blocks = divide_up(K, kManyComponents), cost = smaller(size, N) * kManyComponents * D;
   parallel(parallel_for, blocks.count() * component_blocks, cost, [&](int64_t first, int64_t last) {
     Scratch<double> joint(kBlockRows * kManyComponents);
-    const LogJoint<X, T> log_joint(p.x, p.mixture, normalizers);
+    LogJoint<X, T> log_joint(p.x, p.mixture, normalizers);
     for (int64_t item = first; item < last; ++item) {
       const RowBlock& block = blocks[item / component_blocks];
       const int64_t k = item % component_blocks * kManyComponents, count = smaller(kManyComponents, K - k);
@@ -259,64 +264,64 @@ void log_prob_forward_of(const LogProbForward& p, ParallelFor parallel_for) {
   });
 }
 
-// out[r] (+)= sum_k a_rk (mu_k - x_r) (/ v_k) over one chunk, for a tile of rows; components as in distance_tile.
-// Components with a share in no row of the tile add exactly nothing and are left out: posteriors are often zero but for
-// one; `pulling` is room for the others. Meanwhile fetches the rows at `upcoming`. `streaming`: out is aligned to
-// vectors and too large for the caches.
+// out[r] (+)= sum_k a_rk (mu_k - x_r) (/ v_k) over one chunk, for a tile of rows and the `active` components listed in
+// `pulling`; components as in distance_tile. Meanwhile fetches the chunks of rows at `upcoming`. `streaming`: out is
+// aligned to vectors and too large for the caches.
 template <bool kWeighted, bool kAdd, class X, class T, class Out>
-void pull_tile(const X* const* x, const X* const* upcoming, const T* a, const T* means, int64_t stride,
-               int64_t components, int64_t length, bool wide, bool streaming, int32_t* pulling, Out* const* out) {
+CEM_FAST_INLINE void pull_tile(const X* const* x, const X* const* upcoming, const T* a, int64_t ld,
+                               const int32_t* pulling, int64_t active, const T* means, int64_t stride, int64_t length,
+                               bool wide, bool streaming, Out* const* out) {
   constexpr int R = kTileRows, U = 2, L = kLanes<T>;
-  int64_t active = 0;
-  for (int64_t k = 0; k < components; ++k) {
-    bool any = false;
-    for (int r = 0; r < R; ++r) any |= a[r * components + k] != 0;
-    pulling[active] = static_cast<int32_t>(k);
-    active += any;
-  }
+  constexpr int kStep = R * U * L, kLine = larger<int>(1, 64 / static_cast<int>(sizeof(X)));
+  const int64_t section = divide_up(length, kStep) * U * L;
   int64_t d = 0;
-  for (; d + U * L <= length; d += U * L) {
-    Vector<T> row[R][U], sum[R][U] = {};
+  for (int s = 0; s < R; ++s) {
+    const X* ahead = upcoming[s];
+    const int64_t end = smaller((s + 1) * section, length);
+    for (; d + U * L <= end; d += U * L, ahead += kStep) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < kStep; i += kLine) prefetch(ahead + i);
+      Vector<T> row[R][U], sum[R][U] = {};
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-      for (int u = 0; u < U; ++u) {
-        prefetch_far(upcoming[r] + d + u * L);
-        row[r][u] = load(x[r] + d + u * L);
-        pin(row[r][u]);
+        for (int u = 0; u < U; ++u) {
+          row[r][u] = load(x[r] + d + u * L);
+          pin(row[r][u]);
+        }
       }
-    }
-    for (int64_t j = 0; j < active; ++j) {
-      const int64_t k = pulling[j];
+      for (int64_t j = 0; j < active; ++j) {
+        const int64_t k = pulling[j];
 #pragma GCC unroll 2
-      for (int u = 0; u < U; ++u) {
-        const Vector<T> mean = load(means + k * stride + d + u * L);
-        [[maybe_unused]] Vector<T> inverse;
-        if constexpr (kWeighted) inverse = load(means + k * stride + stride / 2 + d + u * L);
+        for (int u = 0; u < U; ++u) {
+          const Vector<T> mean = load(means + k * stride + d + u * L);
+          [[maybe_unused]] Vector<T> inverse;
+          if constexpr (kWeighted) inverse = load(means + k * stride + stride / 2 + d + u * L);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const Vector<T> deviation = mean - row[r][u];
-          if constexpr (kWeighted) {
-            sum[r][u] += deviation * inverse * a[r * components + k];
-          } else {
-            sum[r][u] += deviation * a[r * components + k];
+          for (int r = 0; r < R; ++r) {
+            const Vector<T> deviation = mean - row[r][u];
+            if constexpr (kWeighted) {
+              sum[r][u] += deviation * inverse * a[r * ld + k];
+            } else {
+              sum[r][u] += deviation * a[r * ld + k];
+            }
           }
         }
       }
-    }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+      for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-      for (int u = 0; u < U; ++u) {
-        if constexpr (kAdd) sum[r][u] += load(out[r] + d + u * L);
+        for (int u = 0; u < U; ++u) {
+          if constexpr (kAdd) sum[r][u] += load(out[r] + d + u * L);
+        }
       }
-    }
-    for (int r = 0; r < R; ++r) {
-      for (int u = 0; u < U; ++u) {
-        if (streaming) {
-          stream(out[r] + d + u * L, sum[r][u]);
-        } else {
-          store(out[r] + d + u * L, sum[r][u]);
+      for (int r = 0; r < R; ++r) {
+        for (int u = 0; u < U; ++u) {
+          if (streaming) {
+            stream(out[r] + d + u * L, sum[r][u]);
+          } else {
+            store(out[r] + d + u * L, sum[r][u]);
+          }
         }
       }
     }
@@ -332,9 +337,9 @@ void pull_tile(const X* const* x, const X* const* upcoming, const T* a, const T*
       if constexpr (kWeighted) inverse = load_last(means + k * stride + stride / 2 + d, rest, d > 0);
       for (int r = 0; r < R; ++r) {
         if constexpr (kWeighted) {
-          sum[r] += (mean - row[r]) * inverse * a[r * components + k];
+          sum[r] += (mean - row[r]) * inverse * a[r * ld + k];
         } else {
-          sum[r] += (mean - row[r]) * a[r * components + k];
+          sum[r] += (mean - row[r]) * a[r * ld + k];
         }
       }
     }
@@ -345,26 +350,51 @@ void pull_tile(const X* const* x, const X* const* upcoming, const T* a, const T*
   }
 }
 
-// Rows of a block pulled toward `size` components over dimensions [start, start + length). `means` are those of the
-// chunk, `stride` apart, as pack_chunk leaves them if the mixture is diagonal.
+// Rows of a block pulled toward `size` components by `a` [rows, size], over the dimensions [begin, end) of one panel.
+// Components with a share in no row of a tile add exactly nothing and are left out: posteriors are often zero but for
+// one.
 template <bool kAdd, class X, class T, class Out>
-void pull(const RowPointers<X>& rows, bool diagonal, const T* means, int64_t stride, int64_t size, int64_t start,
-          int64_t length, bool streaming, const T* a, Out* const* out) {
-  Scratch<int32_t> pulling(size);
-  for (int64_t tile = 0; tile < rows.tiles; ++tile) {
-    const X* x[kTileRows];
-    const X* upcoming[kTileRows];
-    Out* to[kTileRows];
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      x[r] = rows.row[tile * kTileRows + r] + start;
-      upcoming[r] = rows.row[(tile + kTilesAhead) * kTileRows + r] + start;
-      to[r] = out[smaller(tile * kTileRows + r, rows.count - 1)] + start;
+void pull(const RowPointers<X>& rows, const T* means, const T* variances, int64_t dimension, int64_t size,
+          int64_t begin, int64_t end, bool streaming, const T* a, PackedComponents<T>& packed, Out* const* out) {
+  const int64_t chunk = packed.chunk();
+  const int64_t stride = variances != nullptr ? 2 * chunk : dimension;
+  const T* panel = variances != nullptr ? packed(means, variances, dimension, size, begin, end) : nullptr;
+  Scratch<int32_t> pulling(kGroupTiles * size);
+  for (int64_t group = 0; group < rows.tiles; group += kGroupTiles) {
+    const int64_t height = smaller<int64_t>(kGroupTiles, rows.tiles - group);
+    int64_t active[kGroupTiles] = {};
+    for (int64_t tile = 0; tile < height; ++tile) {
+      const T* share = a + (group + tile) * kTileRows * size;
+      for (int64_t k = 0; k < size; ++k) {
+        bool any = false;
+        for (int r = 0; r < kTileRows; ++r) any |= share[r * size + k] != 0;
+        pulling[tile * size + active[tile]] = static_cast<int32_t>(k);
+        active[tile] += any;
+      }
     }
-    const T* share = a + tile * kTileRows * size;
-    if (diagonal) {
-      pull_tile<true, kAdd>(x, upcoming, share, means, stride, size, length, start > 0, streaming, pulling, to);
-    } else {
-      pull_tile<false, kAdd>(x, upcoming, share, means, stride, size, length, start > 0, streaming, pulling, to);
+    ChunksAhead<X> chunks_ahead(rows, group, begin, end, dimension, chunk);
+    for (int64_t start = begin; start < end; start += chunk) {
+      const int64_t length = smaller(chunk, end - start);
+      for (int64_t tile = 0; tile < height; ++tile) {
+        const X* x[kTileRows];
+        const X* upcoming[kTileRows];
+        Out* to[kTileRows];
+        for (int64_t r = 0; r < kTileRows; ++r) {
+          const int64_t i = (group + tile) * kTileRows + r;
+          x[r] = rows.row[i] + start;
+          upcoming[r] = chunks_ahead.next();
+          to[r] = out[smaller(i, rows.count - 1)] + start;
+        }
+        const T* share = a + (group + tile) * kTileRows * size;
+        const int32_t* components = pulling + tile * size;
+        if (variances != nullptr) {
+          pull_tile<true, kAdd>(x, upcoming, share, size, components, active[tile], panel + (start - begin) * 2 * size,
+                                stride, length, start > 0, streaming, to);
+        } else {
+          pull_tile<false, kAdd>(x, upcoming, share, size, components, active[tile], means + start, stride, length,
+                                 start > 0, streaming, to);
+        }
+      }
     }
   }
 }
@@ -393,27 +423,22 @@ void log_prob_backward_of(const LogProbBackward& p, ParallelFor parallel_for) {
   }
   const RowBlocks blocks(groups, kBlockRows);
   const bool diagonal = p.mixture.diagonal;
-  const int64_t chunk = chunk_length(D, kChunk), chunks = divide_up(D, chunk);
-  const int64_t stride = diagonal ? 2 * chunk : D;
   const auto precision_of = [&](int64_t c, int64_t k) { return diagonal ? T(1) : 1 / variances[c * K + k]; };
   if (responsibilities != nullptr) {
-    const int64_t cost = smaller<int64_t>(kBlockRows, N) * K * chunk;
     const bool streaming = stream_rows(p.dx, N, D, static_cast<int64_t>(sizeof(X)));
-    parallel(parallel_for, blocks.count() * chunks, cost, [&](int64_t first, int64_t last) {
-      Scratch<T> packed(diagonal ? packed_size(K, chunk) : 0);
+    // blocks in reverse, because the last rows that the forward has read may still be in a cache; few of them are split
+    // by chunks of dimensions
+    const PackedComponents<T> whole(diagonal, K, D);
+    const int64_t panel = blocks.count() < kEnoughBlocks ? whole.chunk() : whole.panel(), panels = divide_up(D, panel);
+    const int64_t cost = smaller<int64_t>(kBlockRows, N) * K * panel;
+    parallel(parallel_for, blocks.count() * panels, cost, [&](int64_t first, int64_t last) {
+      PackedComponents<T> packed(diagonal, K, D);
       Scratch<T> a(kBlockRows * K);
-      int64_t packed_class = -1, packed_start = -1;
       for (int64_t item = first; item < last; ++item) {
-        // within a class all blocks of one chunk, then of the next: they share its packed components
-        const int64_t c = blocks[item / chunks].class_index, of_class = blocks.first(c + 1) - blocks.first(c);
-        const int64_t within = item - blocks.first(c) * chunks, start = within / of_class * chunk;
-        const RowBlock& block = blocks[blocks.first(c) + within % of_class];
-        const int64_t length = smaller(chunk, D - start), at = c * K * D + start;
-        if (diagonal && (c != packed_class || start != packed_start)) {
-          pack_chunk<T>(means + at, variances + at, D, K, length, chunk, packed);
-          packed_class = c, packed_start = start;
-        }
-        const RowPointers<X> rows(p.x, groups, block.begin, block.end);
+        const int64_t b = blocks.count() - 1 - item / panels, begin = item % panels * panel;
+        const RowBlock& block = blocks[b];
+        const int64_t c = block.class_index;
+        const RowPointers<X> rows(p.x, groups, block.begin, block.end, blocks[larger<int64_t>(b - 1, 0)].begin);
         X* out[kBlockRows];
         for (int64_t i = 0; i < rows.count; ++i) {
           const int64_t n = groups.row(block.begin + i);
@@ -421,8 +446,8 @@ void log_prob_backward_of(const LogProbBackward& p, ParallelFor parallel_for) {
           for (int64_t k = 0; k < K; ++k) a[i * K + k] = grad[n] * responsibilities[n * K + k] * precision_of(c, k);
         }
         repeat_last_row<T>(a, rows.count, rows.tiles * kTileRows, K);
-        pull<false, X, T, X>(rows, diagonal, diagonal ? static_cast<const T*>(packed) : means + at, stride, K, start,
-                             length, streaming, a, out);
+        pull<false, X, T, X>(rows, means + c * K * D, diagonal ? variances + c * K * D : nullptr, D, K, begin,
+                             smaller(begin + panel, D), streaming, a, packed, out);
       }
       if (streaming) finish_streaming();
     });
@@ -433,11 +458,11 @@ void log_prob_backward_of(const LogProbBackward& p, ParallelFor parallel_for) {
   Scratch<double> normalizers(p.mixture.classes * K);
   log_normalizers<T>(p.mixture, D, groups, parallel_for, normalizers);
   parallel(parallel_for, blocks.count(), 2 * smaller<int64_t>(kBlockRows, N) * K * D, [&](int64_t first, int64_t last) {
-    Scratch<T> packed(diagonal ? packed_size(kManyComponents, chunk) : 0);
+    PackedComponents<T> packed(diagonal, kManyComponents, D);
     Scratch<double> joint(kBlockRows * kManyComponents);
     Scratch<T> a(kBlockRows * kManyComponents);
     Scratch<T> pulled(kBlockRows * D);
-    const LogJoint<X, T> log_joint(p.x, p.mixture, normalizers);
+    LogJoint<X, T> log_joint(p.x, p.mixture, normalizers);
     for (int64_t b = first; b < last; ++b) {
       const RowBlock& block = blocks[b];
       const int64_t c = block.class_index;
@@ -464,11 +489,10 @@ void log_prob_backward_of(const LogProbBackward& p, ParallelFor parallel_for) {
         }
         if (!any) continue;  // exact: every term is zero
         repeat_last_row<T>(a, rows.count, rows.tiles * kTileRows, size);
-        for (int64_t start = 0; start < D; start += chunk) {
-          const int64_t length = smaller(chunk, D - start), at = (c * K + k) * D + start;
-          if (diagonal) pack_chunk<T>(means + at, variances + at, D, size, length, chunk, packed);
-          pull<true, X, T, T>(rows, diagonal, diagonal ? static_cast<const T*>(packed) : means + at, stride, size,
-                              start, length, false, a, out);
+        const int64_t at = (c * K + k) * D;
+        for (int64_t start = 0; start < D; start += packed.panel()) {
+          pull<true, X, T, T>(rows, means + at, diagonal ? variances + at : nullptr, D, size, start,
+                              smaller(start + packed.panel(), D), false, a, packed, out);
         }
       }
       for (int64_t i = 0; i < rows.count; ++i) {

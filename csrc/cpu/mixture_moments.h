@@ -88,7 +88,7 @@ void mixture_moments_of(const MixtureMoments& p, ParallelFor parallel_for) {
   const int64_t rows_of_block = divide_up(larger<int64_t>(N, 1), larger<int64_t>(blocks.count(), 1));
   parallel(parallel_for, items, 2 * rows_of_block * size * chunk, [&](int64_t first, int64_t last) {
     Scratch<double> joint(saved != nullptr ? 0 : kBlockRows * size);
-    const LogJoint<X, T> log_joint(p.x, p.mixture, normalizers);
+    LogJoint<X, T> log_joint(p.x, p.mixture, normalizers);
     // For each component, the rows that have a share in it and the shares: posteriors are often zero but for one.
     Scratch<T> a(kBlockRows * size);
     Scratch<int32_t> sharing(kBlockRows * size);
@@ -140,7 +140,7 @@ void mixture_moments_of(const MixtureMoments& p, ParallelFor parallel_for) {
             for (int64_t i = kBlockRows * q / count; i < kBlockRows * (q + 1) / count; ++i) {
               const int64_t position = smaller(more ? begin + i : begin + kBlockRows + i, groups.rows() - 1);
               const X* row = row_at<X>(p.x, groups, position) + next_start;
-              for (int64_t d = 0; d < next_length; d += 64 / static_cast<int64_t>(sizeof(X))) prefetch_far(row + d);
+              for (int64_t d = 0; d < next_length; d += 64 / static_cast<int64_t>(sizeof(X))) prefetch(row + d);
             }
             const int64_t at = (k0 + q) * D + low;
             const T* mean = means + c * K * D + at;

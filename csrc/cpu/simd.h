@@ -336,8 +336,7 @@ CEM_FAST_INLINE Vector<double> doubles_of(Vector<float> x, int part) {
   return __builtin_convertvector(__builtin_bit_cast(Halves, x).half[part], Vector<double>);
 }
 
-CEM_FAST_INLINE void prefetch_near(const void* p) { __builtin_prefetch(p, 0, 3); }
-CEM_FAST_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // past the first-level cache
+CEM_FAST_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
 template <class T>
 void fill(T* out, int64_t n, T value) {

@@ -27,6 +27,8 @@ SHAPES = [
     (2100, 33, 2, 3),
     (0, 5, 2, 3),
 ]
+# more components and dimensions than are packed at once, with few and with many blocks of rows
+LARGER_THAN_PACKED = [(9, 800, 2, 33), (30, 800, 24, 33)]
 DTYPES = list(RELATIVE)
 
 
@@ -80,7 +82,7 @@ def parameter(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES + LARGER_THAN_PACKED, ids=str)
 def test_log_prob_and_moments(capability, shape, diag, dtype):
     arguments = mixture_case(shape, diag, dtype)
     grad = torch.rand(shape[0], dtype=parameter(dtype)) - 0.3
@@ -386,8 +388,16 @@ def test_choice_by_environment(variables, expected):
 @pytest.mark.parametrize(
     "variable, value, message",
     [
-        ("CEM_FAST_BACKEND", "best", "CEM_FAST_BACKEND must be one of auto, triton, cuda, cpu, reference, got 'best'"),
-        ("CEM_FAST_CPU_CAPABILITY", "sse9", "CEM_FAST_CPU_CAPABILITY must be one of default, avx2, avx512, got 'sse9'"),
+        (
+            "CEM_FAST_BACKEND",
+            "tritn",
+            "value of CEM_FAST_BACKEND 'tritn': expected one of auto, triton, cuda, cpu, reference; the nearest is 'triton'",
+        ),
+        (
+            "CEM_FAST_CPU_CAPABILITY",
+            "avx521",
+            "value of CEM_FAST_CPU_CAPABILITY 'avx521': expected one of default, avx2, avx512; the nearest is 'avx512'",
+        ),
     ],
 )
 def test_unknown_choice(variable, value, message, monkeypatch):

@@ -13,6 +13,7 @@ from cem_fast import attacks, data, defenses, metrics, training
 from cem_fast.attacks import gan, optimization
 from cem_fast.attacks.networks import Critic
 from cem_fast.attacks.optimization import Recipe
+from cem_fast.mixture import GaussianMixture
 from cem_fast.seeding import seeded
 
 
@@ -117,6 +118,8 @@ def test_parts_of_an_attack_that_are_weighed_have_not_seen_the_images_they_are_w
     for cls in (attacks.Decoder, attacks.Ridge):
         fit = cls.fit
         monkeypatch.setattr(cls, "fit", lambda self, o, x, y, fit=fit: seen.append((self, x)) or fit(self, o, x, y))
+    fit, rows = GaussianMixture.fit, []
+    monkeypatch.setattr(GaussianMixture, "fit", lambda self, x, **kwargs: rows.append(len(x)) or fit(self, x, **kwargs))
     rebuilt = attacks.Decoder.reconstruct
     asked = []
     monkeypatch.setattr(attacks.Decoder, "reconstruct", lambda self, z: asked.append((self, z)) or rebuilt(self, z))
@@ -125,6 +128,7 @@ def test_parts_of_an_attack_that_are_weighed_have_not_seen_the_images_they_are_w
         fitted(name, faces, observe, epochs=1, steps=2)
         counts = {len(images) for _, images in seen}
         assert counts == {256, 320}  # first without a fifth, then with all
+        assert rows == ([256, 320] if name == "optimization" else [])
         for decoder, features in asked:  # while fitting, only the decoder that has not seen the held-out fifth answers
             learned = next(observe(images) for who, images in seen if who is decoder)
             assert len(learned) == 256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import time
 import pytest
 import yaml
 
-from cem_fast import checkpoint, cli, experiment, interruption
+from cem_fast import __version__, checkpoint, cli, experiment, interruption
 from cem_fast.config import GridConfig
 
 
@@ -55,7 +56,7 @@ def status(*arguments: str) -> int:
     [
         (["evaluate", "--nose-std", "3"], "unknown setting 'nose_std'; did you mean 'noise_std'?"),
         (["evalute"], "unknown command 'evalute'; did you mean 'evaluate'?"),
-        ([], "expected one of the commands demo, train, attack, evaluate, data, doctor"),
+        ([], "expected one of the commands demo, train, attack, evaluate, figures, data, doctor"),
         (["evaluate", "--epochs", "many"], "epochs must be int, got many"),
         (["evaluate", "--image-size", "big"], "image_size must be int or null, got big"),
         (["evaluate", "--noise-std", "-1"], "noise_std must be at least 0, got -1.0"),
@@ -71,7 +72,16 @@ def status(*arguments: str) -> int:
         (["train", "--seed", "9" * 23], f"seed must be at most {2**63 - 1}, got {'9' * 23}"),
         (["evaluate", "--attacks", "[]"], "attacks must list at least one value, got none"),
         (["attack", "nowhere"], "nowhere: no finished run here"),
-        (["evaluate", "--config", "missing.yaml"], "missing.yaml"),
+        (["attack"], "attack needs run: see cem-fast attack --help"),
+        (["data"], "data needs action and name: see cem-fast data --help"),
+        (["evaluate", "--config", "missing.yaml"], "the file given as --config is not there, or is no file: '"),
+        (["evaluate", "--jobs", "-1"], "jobs must be an integer of at least 0, got -1"),
+        (["demo", "--config", "my.yaml"], "config is no setting of this command"),
+        (["demo", "--seeds", "x"], "seeds must be list or null, got ['x']"),
+        (["demo", "--jobs", "x"], "jobs must be an integer of at least 0, got x"),
+        (["train", "--data", ""], "the data set must be one of faces, digits, "),
+        (["figures", "sweeps", "missing.yaml"], "missing.yaml"),
+        (["figures", "sweeps", ".", "--folder", "there"], "folder is for the runs of a YAML file, and . is a folder"),
     ],
 )
 def test_bad_input_exits_with_2_and_one_line(arguments, message, capfd, tmp_path, monkeypatch):
@@ -113,6 +123,29 @@ def test_no_traceback_from_a_real_process(tmp_path):
     assert done.stderr == "cem-fast: cut must be between 1 and 3 stages, got 99\n"
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"CEM_FAST_BACKEND": "tritn"},
+            "unknown value of CEM_FAST_BACKEND 'tritn': expected one of auto, triton, cuda, cpu, reference; the nearest is 'triton'",
+        ),
+        (
+            {"CEM_FAST_BACKEND": "reference", "CEM_FAST_CPU_CAPABILITY": "avx2"},
+            "CEM_FAST_CPU_CAPABILITY=avx2 needs the compiled kernels, got CEM_FAST_BACKEND=reference",
+        ),
+    ],
+)
+def test_an_environment_that_asks_for_what_there_is_not_is_one_line(changes, message):
+    done = run("doctor", env={**os.environ, **changes})
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"cem-fast: {message}\n")
+
+
+def test_version(capfd):
+    assert status("--version") == 0
+    assert capfd.readouterr().out == f"cem-fast {__version__}\n"
+
+
 def test_device_that_is_not_there(capfd, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -138,14 +171,29 @@ def test_dry_run_shows_what_a_data_set_has_of_its_own(tmp_path, capfd, monkeypat
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "grid.yaml"
     path.write_text(
-        "data: [faces, digits]\nundefended: []\nseeds: [0]\nper_data: {digits: {epochs: 1, cem_weights: [2]}}\n"
+        "data: [faces, digits]\nundefended: []\nseeds: [0]\nper_data: {digits: {epochs: 2, cem_weights: [2]}}\n"
     )
     assert status("evaluate", "--config", str(path), "--dry-run") == 0
     out = capfd.readouterr().out
     settings = yaml.safe_load(out[: out.index("[1/3]")])
-    assert settings["per_data"] == {"digits": {"epochs": 1, "cem_weights": [2]}}
+    assert settings["per_data"] == {"digits": {"epochs": 2, "cem_weights": [2]}}
     assert "[3/3] digits / noise + CEM at noise 0.1, seed 0, fold 1: 4000 training, 1000 test images" in out
-    assert f"{2 * 40 * 320 + 4000:,} images to train on" in out
+    assert f"{2 * 40 * 320 + 2 * 4000:,} images to train on" in out
+
+
+def test_a_dry_run_of_train_plans_no_attack(tiny_images, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert status("train", "--data", str(tiny_images), "--epochs", "3", "--attacks", "decoder", "--dry-run") == 0
+    assert f"in all {3 * 24} images to train on, counting every epoch; nothing was run\n" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command, start",
+    [("data", "fetch downloads a published data set"), ("attack", "seed of every random choice of the attacks")],
+)
+def test_help_says_what_to_give(command, start, capfd):
+    assert status(command, "--help") == 0
+    assert start in " ".join(capfd.readouterr().out.split())
 
 
 def test_a_package_that_a_defense_needs_is_named_in_one_line(tmp_path, capfd, monkeypatch, tiny_images):
@@ -220,7 +268,7 @@ def test_train_saves_a_run_that_can_be_loaded(tiny_images, tmp_path, capfd):
         "--image-size",
         "16",
         "--epochs",
-        "1",
+        "2",
         "--batch_size",
         "8",
         "--cem-components",
@@ -235,6 +283,7 @@ def test_train_saves_a_run_that_can_be_loaded(tiny_images, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_interruption_keeps_finished_runs_and_the_old_report(config, tmp_path, number, code):
     arguments = ["evaluate", "--config", str(config), "--attacks", "ridge", "--seeds", ",".join(map(str, range(200)))]
     folder = tmp_path / "runs" / "small"
@@ -268,12 +317,50 @@ def test_errors_on_the_way_are_one_line(config, tmp_path, capfd, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cem_fast.checkpoint.write_atomically", full)
+    monkeypatch.setattr("cem_fast.files.os.fsync", full)
     assert status("evaluate", "--config", str(config), "--attacks", "ridge", "--jobs", "1") == 1  # in this process
-    assert capfd.readouterr().err == "cem-fast: [Errno 28] No space left on device\n"
+    err = capfd.readouterr().err
+    assert re.fullmatch(r"cem-fast: runs/small/runs/.*/\S+: No space left on device\n", err)
+    assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.setenv("CEM_FAST_DEBUG", "1")
     assert status("evaluate", "--config", str(config), "--attacks", "ridge", "--jobs", "1") == 1
     assert "Traceback" in capfd.readouterr().err
+
+
+def test_runs_that_failed_are_named_at_the_end(config, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--cem-weights", "1e30,0", "--epochs", "3", "--undefended", "[]", "--attacks", "ridge", "--jobs", "1"]
+    assert status("evaluate", "--config", str(config), *arguments) == 1
+    out, err = capfd.readouterr()
+    name = "tiny / noise + CEM at noise 0.1, seed 0, fold 1"
+    assert f"[1/2] {name}: failed: the training loss is" in out
+    assert "report: runs/small/report.html" in out
+    assert err.startswith(f"cem-fast: {name} failed, and is tried again by the same command: the training loss is")
+    assert err.count("\n") == 1
+    assert status("evaluate", "--config", str(config), *arguments, "--name", "none", "--cem-weights", "1e30") == 1
+    out, err = capfd.readouterr()
+    assert "report:" not in out
+    assert err.count("\n") == 1
+
+
+def test_a_run_that_ends_early_leaves_no_bar():
+    from io import StringIO
+
+    from rich.console import Console
+
+    from cem_fast.config import RunConfig
+    from cem_fast.progress import Bars
+
+    stream = StringIO()
+    with Bars(Console(file=stream, force_terminal=True, width=100)) as bars:
+        for again in (True, False):
+            bars.started(0, 2, RunConfig())
+            bars.stage(0, "training", 1, 40)
+            bars.failed(0, 2, RunConfig(), "its process was killed by signal 9", again=again)
+            assert not bars.current
+            assert bars.done == (0 if again else 1)
+    assert "once more, since its process was killed by signal 9" in stream.getvalue()
+    assert "failed: its process was killed by signal 9" in stream.getvalue()
 
 
 def test_progress_on_a_terminal_shows_bars(config, tmp_path, monkeypatch):
@@ -369,14 +456,15 @@ def test_any_name_of_a_folder_is_taken_as_it_is(name, joint):
 
 
 @pytest.mark.parametrize("module", ["torch", "numpy"])
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_interruption_during_the_imports_is_one_line(module, tmp_path):
     (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     done = run("train", env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"})
     assert (done.returncode, done.stderr) == (130, "cem-fast: interrupted before anything was started\n")
 
 
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_only_the_command_line_answers_to_interruptions(monkeypatch):
-    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores them
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "argv", ["-m"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "other"])
@@ -387,4 +475,3 @@ def test_only_the_command_line_answers_to_interruptions(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is not before
     interruption.over()
     assert signal.getsignal(signal.SIGINT) is before
-    signal.signal(signal.SIGINT, given)

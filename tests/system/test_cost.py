@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cem_fast import cost, models
+from cem_fast import CEMLoss, cost, models
 from cem_fast.split import SplitModel
 
 
@@ -50,3 +50,53 @@ def test_bad_requests():
         cost.measure(model, torch.rand(0, 1, 2, 2))
     with pytest.raises(ValueError, match="passes must be at least 1, got 0"):
         cost.measure(model, torch.rand(1, 1, 2, 2), passes=0)
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Sigmoid(), nn.Flatten(), nn.Linear(32, 3)
+    )
+    images, labels = torch.rand(12, 1, 4, 4), torch.arange(12) % 3
+    return SplitModel.from_sequential(network, cut=3), images, labels
+
+
+@pytest.mark.parametrize("classes", [3, 1])
+def test_what_cem_adds_is_found_in_steps_taken_in_turn(small, classes, monkeypatch):
+    model, images, labels = small
+    took = iter(
+        [9.0, 0.5, 0.7, 0.6, *[8.0, 8.0], *[1.0, 1.5], *[12.0, 11.0], *[2.0, 2.5]]
+    )  # refits, then pairs of steps
+    clock = [0.0]
+
+    def ticking() -> float:
+        ticking.calls += 1
+        clock[0] += next(took) if ticking.calls % 2 == 0 else 0.0
+        return clock[0]
+
+    ticking.calls = 0
+    monkeypatch.setattr(cost.time, "perf_counter", ticking)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    cem = CEMLoss(num_classes=classes, num_components=2, noise_std=0.1)
+    found = cost.measure_training(model.eval(), cem, images, labels, batch_size=4, steps=3)
+    # the pairs: without CEM first in the second and in the fourth, with CEM first in the third
+    assert (found.step, found.added, found.refit) == pytest.approx((2.0, 0.5, 0.6))
+    assert found.epoch(10) == pytest.approx((20.0, 25.6))
+    assert cem.is_fitted
+    assert not model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_only_the_steps_with_cem_call_it(small, monkeypatch):
+    model, images, labels = small
+    cem, called = CEMLoss(num_classes=3, num_components=2, noise_std=0.1), []
+    monkeypatch.setattr(CEMLoss, "forward", lambda self, x, y: called.append(len(y)) or x.sum() * 0)
+    cost.measure_training(model, cem, images, labels, batch_size=5, steps=4)
+    assert called == [5] * 5
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        cost.measure_training(model, cem, images, labels, batch_size=5, steps=0)
+    with pytest.raises(ValueError, match="images must hold at least one image, got none"):
+        cost.measure_training(model, cem, images[:0], labels[:0], batch_size=5)

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from cem_fast import data
 from cem_fast.data import digits, faces
-from cem_fast.data.splits import Splits, by_fold
+from cem_fast.data.splits import Splits, by_fold, published
 
 
 def fingerprints(part: data.Part) -> list[bytes]:
@@ -306,6 +306,17 @@ def test_copies_of_an_image_never_end_on_both_sides():
             "twice", images, labels, fold=fold, seed=0, class_names="abcd", credit="", unit="images", mirrored=False
         )
         assert not set(parts.train.fingerprints()) & set(parts.test.fingerprints())
+
+
+def test_images_that_a_published_data_set_has_in_both_parts_stay_and_are_counted():
+    images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 2
+    settings = {"class_names": "ab", "credit": "", "mirrored": False}
+    apart = published("apart", (images[:4], labels[:4]), (images[4:], labels[4:]), **settings)
+    assert apart.num_leaked == 0
+    test = images[[4, 2, 2, 5]], labels[:4]
+    with pytest.warns(UserWarning, match="2 of the 4 test images of twice are among its training images as well"):
+        twice = published("twice", (images[:4], labels[:4]), test, **settings)
+    assert (twice.num_leaked, len(twice.train), len(twice.test)) == (2, 4, 4)
 
 
 def test_images_of_two_datasets_are_units_of_their_own():

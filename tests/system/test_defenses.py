@@ -498,6 +498,25 @@ def test_pruning_takes_the_channel_that_matters_least_and_nothing_else_changes(d
     assert torch.allclose(training.clean_features(model, images), before, atol=1e-6)
 
 
+def test_pruning_leaves_the_channels_of_shortcuts_that_widen_in_line():
+    images, labels = images_of_two_classes()
+    model = models.build("resnet20", image_shape=(1, 16, 16), num_classes=2, cut=8, bottleneck=4)
+    defense = build("patrol", pruned_channels=1 / 64, noise_std=0.0)
+    defense.attach(model, images.shape[1:])
+    blocks = [stage[0].residual for stage in model.encoder[1:8]]
+    sums = [(model.encoder[0][0], model.encoder[0][1]), *((block[3], block[4]) for block in blocks)]
+    # channels that say nothing: of the 16 of all sums, of those that sums of 32 and of 64 add to them, and within every block
+    with torch.no_grad():
+        for layers, channel in [(each, c) for each in sums for c in (3, 20, 40)] + [(block[:2], 5) for block in blocks]:
+            for parameter in (p for layer in layers for p in layer.parameters() if len(p) > channel):
+                parameter[channel] = 0
+    before, narrow = training.clean_features(model, images), widths(model.encoder)
+    defense.before_epoch(model, images, labels, epoch=0, epochs=1)
+    lost = [old - new for old, new in zip(narrow, widths(model.encoder), strict=True)]
+    assert lost == [1, *[1, 1] * 3, *[1, 2] * 3, 1, 3, 1, 0]
+    assert torch.allclose(training.clean_features(model, images), before, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["patrol", "sca + patrol", "patrol + sca"])
 def test_every_parameter_of_a_pruned_network_goes_on_training(deep, name):
     model, (images, labels) = deep
@@ -516,15 +535,21 @@ def test_every_parameter_of_a_pruned_network_goes_on_training(deep, name):
     assert [key for key in trained if torch.equal(pruned[key], last[key])] == []
 
 
-def test_a_pruned_network_is_loaded_to_the_bit(deep):
-    model, (images, labels) = deep
+@pytest.mark.parametrize("name, cut", [("slim", 2), ("resnet20", 5), ("resnet20", 9), ("resnet32", 7)])
+def test_a_pruned_network_is_loaded_to_the_bit(name, cut):
+    images, labels = images_of_two_classes()
+
+    def network():
+        return models.build(name, image_shape=(1, 16, 16), num_classes=2, cut=cut, bottleneck=4)
+
+    model, fresh = network(), network()
     defense = build("patrol", pruned_channels=0.3, noise_std=0.0)
-    defense.start(model, images)
+    defense.attach(model, images.shape[1:])
     defense.before_epoch(model, images, labels, epoch=0, epochs=1)
-    fresh = models.build("slim", image_shape=(1, 16, 16), num_classes=2, cut=2, bottleneck=4)
     again = build("patrol", pruned_channels=0.3, noise_std=0.0)
     again.attach(fresh, images.shape[1:])
-    assert widths(fresh.encoder) != widths(model.encoder)
+    before = widths(fresh.encoder)
+    assert all(new < old for new, old in zip(widths(model.encoder)[:-1], before[:-1], strict=True))
     again.reshape(fresh, {key: value.shape for key, value in model.state_dict().items()})
     assert [str(m) for m in fresh.encoder.modules()] == [str(m) for m in model.encoder.modules()]
     fresh.load_state_dict(model.state_dict())

@@ -26,7 +26,9 @@ RUN_KEYS = {
 def test_results_have_the_documented_schema(finished):
     results = json.loads((finished.folder / experiment.RESULTS).read_text())
     assert results == finished.results
-    assert set(results) == {"schema", "command", "git", "versions", "baseline", "runs", "pairs", "frontier"}
+    assert set(results) == {
+        "schema", "command", "git", "versions", "baseline", "runs", "pairs", "frontier", "failed",
+    }  # fmt: skip
     assert results["schema"] == 1
     assert results["command"] == "cem-fast evaluate"
     assert results["versions"]["torch"] == torch.__version__
@@ -137,6 +139,8 @@ def test_nothing_is_written_when_a_setting_is_wrong(tiny_grid, tmp_path):
         ({"noise_std": -1.0}, "noise_std must be at least 0, got -1.0"),
         ({"noise_std": math.nan}, "noise_std must be at least 0, got nan"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"accumulate": 33}, "accumulate must be at most batch_size 32, got 33"),
+        ({"precision": "fp8"}, "unknown precision 'fp8': expected one of fp32, bf16, fp16"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"cem_variant": "offical"}, "the nearest is 'official'"),
         ({"cem_weight": 1.0, "noise_std": 0.0}, "noise_std must be positive where cem_weight is"),
@@ -333,13 +337,22 @@ def test_strengths_and_settings_of_cem_are_kept_apart_and_named():
     assert [comparison.cell_name(row, rows) for row in rows] == [
         "adversarial, adversary_weight = 0.3",
         "adversarial, adversary_weight = 0.6",
-        "adversarial + CEM, adversary_weight = 0.3, cem_components = 5",
-        "adversarial + CEM, adversary_weight = 0.6, cem_components = 5",
-        "adversarial + CEM, adversary_weight = 0.6, cem_components = 1",
+        "adversarial + CEM, K = 5, adversary_weight = 0.3",
+        "adversarial + CEM, K = 5, adversary_weight = 0.6",
+        "adversarial + CEM, K = 1, adversary_weight = 0.6",
     ]
     # plain noise has neither strength nor settings of CEM: it is held against every cell
     curve = [measured("noise", s, 0.0, a, m) for s, a, m in ((0.1, 0.95, 0.01), (0.4, 0.80, 0.03))]
     assert [entry["run"] for entry in comparison.frontier([*runs, *curve])] == [1, 3, 5]
+
+
+def test_settings_of_cem_are_named_in_few_words():
+    own = {"cem_by_class": False, "cem_components": 1, "cem_covariance": "diag", "cem_variant": "official"}
+    rows = comparison.rows([measured("noise", 0.1, 0.5, 0.9, 0.01, **some) for some in ({}, own)])
+    assert [comparison.cell_name(row, rows) for row in rows] == [
+        "noise + CEM, K = 5, by class, spherical, variant = paper",
+        "noise + CEM, K = 1, without labels, diag, variant = official",
+    ]
 
 
 def test_rows_say_their_noise_and_only_without_it_are_they_undefended():
@@ -361,23 +374,72 @@ def test_jobs_side_by_side_give_the_same_results(finished, tmp_path):
     assert not multiprocessing.active_children()
 
 
-def test_a_failing_run_stops_the_jobs_and_leaves_no_half_written_file(tiny_grid, tmp_path):
-    broken = replace(tiny_grid, undefended=(), noise_levels=(), cem_weights=(0.0, 1e30), epochs=3)
-    with pytest.raises(FloatingPointError, match="training loss"):
-        experiment.evaluate(broken, tmp_path, jobs=2)
+class Heard(experiment.Watch):
+    """Writes down which runs ended, and how."""
+
+    def __init__(self):
+        self.ends = []
+
+    def finished(self, index, total, config, record, *, reused):
+        self.ends.append((index, "found" if reused else "finished"))
+
+    def failed(self, index, total, config, reason, *, again):
+        self.ends.append((index, "again" if again else "failed"))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failing_run_does_not_end_the_grid_and_is_tried_again_by_the_next_call(tiny_grid, tmp_path, jobs):
+    broken = replace(tiny_grid, undefended=(), noise_levels=(), cem_weights=(1e30, 0.0), epochs=3, attacks=("ridge",))
+    heard = Heard()
+    results = experiment.evaluate(broken, tmp_path, jobs=jobs, watch=heard)
+    assert sorted(heard.ends) == [(0, "failed"), (1, "finished")]
+    (failure,) = results["failed"]
+    assert failure["config"] == broken.runs()[0].to_json()
+    assert failure["reason"].startswith("the training loss is ")
+    assert [run["cem"] for run in results["runs"]] == [False]
+    assert json.loads((tmp_path / experiment.RESULTS).read_text()) == results
     assert not multiprocessing.active_children()
     assert not list(tmp_path.rglob("*.tmp"))
+    if jobs == 1:
+        heard.ends.clear()
+        assert experiment.evaluate(broken, tmp_path, watch=heard)["failed"] == results["failed"]
+        assert heard.ends == [(1, "found"), (0, "failed")]
 
 
-def test_a_killed_worker_is_named(tiny_grid, tmp_path):
+def test_where_every_run_fails_the_old_results_stay(tiny_grid, tmp_path):
+    broken = replace(tiny_grid, undefended=(), noise_levels=(), cem_weights=(1e30,), epochs=3)
+    results = experiment.evaluate(broken, tmp_path)
+    assert (results["runs"], len(results["failed"])) == ([], 1)
+    assert not (tmp_path / experiment.RESULTS).exists()
+
+
+def test_what_keeps_results_from_being_written_ends_the_grid(tiny_grid, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        experiment.evaluate(replace(tiny_grid, attacks=("ridge",)), tmp_path)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_a_run_whose_process_is_killed_is_tried_once_more(tiny_grid, tmp_path, kills):
     from cem_fast import workers
 
-    (config, *_) = replace(tiny_grid, attack_epochs=10**6).runs()
-    events = workers.run_all([(0, config, tmp_path / "run")], jobs=1, device="cpu")
-    assert next(events)[0] == "started"
-    multiprocessing.active_children()[0].kill()
-    with pytest.raises(ChildProcessError, match="was killed by signal 9"):  # an OSError, so one line
-        list(events)
+    (config, *_) = replace(tiny_grid, undefended=(), attacks=("ridge",), epochs=10).runs()
+    events = []
+    for kind, number, details in workers.run_all([(7, config, tmp_path / "run")], jobs=2, device="cpu", fresh=False):
+        assert number == 7
+        events.append((kind, *details) if kind != "stage" else ("stage",))
+        if kind == "stage" and kills:
+            kills -= 1
+            multiprocessing.active_children()[0].kill()
+    ends = [event for event in events if event[0] in ("again", "failed", "finished")]
+    died = "its process was killed by signal 9"
+    assert ends in ([("again", died), ("finished",)], [("again", died), ("failed", died)])
+    assert (tmp_path / "run" / checkpoint.DESCRIPTION).exists() == (ends[-1][0] == "finished")
+    assert events.count(("started",)) == 2
+    assert not multiprocessing.active_children()
 
 
 def test_results_of_other_runs_are_not_replaced(finished, tmp_path):
@@ -425,3 +487,27 @@ def test_the_weight_of_cem_follows_the_schedule_of_the_settings(kind, tiny_grid,
     assert ratios == ({0.001} if kind == "official" else {config.cem_weight})
     with pytest.raises(ValueError, match="unknown cem_schedule 'offical': .* the nearest is 'official'"):
         replace(config, cem_schedule="offical")
+
+
+def test_leakage_is_estimated_with_one_kind_of_mixture_whatever_cem_trains_with(tiny_grid, tmp_path):
+    plain = next(run for run in tiny_grid.runs() if run.defense == "noise" and run.cem_weight == 0)
+    found = []
+    for name, own in (("a", {"cem_components": 1, "cem_by_class": False}), ("b", {"cem_covariance": "diag"})):
+        record = experiment.run(replace(plain, **own), tmp_path / name, attack=False)
+        loaded = checkpoint.load_run(tmp_path / name)
+        found.append((record["leakage"], loaded.description["curves"]))
+        assert loaded.loss.mixture.num_components == loaded.config.cem_components  # the run's own is what is kept
+    assert found[0] == found[1]
+    assert found[0][0]["plugin_nats"] > 0
+
+
+def test_what_is_left_of_a_grid_is_done_on_as_many_processes_and_threads_as_all_of_it(finished, tmp_path, monkeypatch):
+    from cem_fast import workers
+
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    shutil.rmtree(folder / finished.results["runs"][3]["checkpoint"])
+    asked = []
+    monkeypatch.setattr(workers, "run_all", lambda tasks, **how: asked.append(([t[0] for t in tasks], how)) or iter([]))
+    results = experiment.evaluate(finished.grid, folder, jobs=4, command="cem-fast evaluate")
+    assert asked == [([3], {"jobs": 4, "device": "cpu", "fresh": False})]
+    assert len(results["runs"]) == len(finished.results["runs"]) - 1

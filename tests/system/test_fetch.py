@@ -217,6 +217,7 @@ def test_another_file_under_the_same_name_is_removed(cifar, server, tmp_path):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_an_interrupted_download_can_be_resumed(number, code, cifar, server, tmp_path):
     server.hang_after = 2000
     command = [sys.executable, "-m", "cem_fast", "data", "fetch", "cifar10", "--address", server.address]

@@ -386,7 +386,7 @@ def test_where_data_sets_are_looked_for(monkeypatch, tmp_path):
 
 def test_a_run_on_a_published_data_set_and_its_data_again(everything, tmp_path, monkeypatch):
     monkeypatch.setenv("CEM_FAST_DATA", str(everything))
-    config = RunConfig(data="cifar10", image_size=16, epochs=1, cem_weight=1.0, cem_components=2)
+    config = RunConfig(data="cifar10", image_size=16, epochs=2, cem_weight=1.0, cem_components=2)
     config = replace(config, attacks=("ridge",), noise_draws=2)
     record = experiment.run(config, tmp_path / "run")
     assert (record["data"], record["num_test"]) == ("cifar10", 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -75,6 +76,21 @@ def test_page_says_what_a_grid_without_a_sweep_does_not_measure(tiny_grid, finis
     (folder / experiment.RESULTS).unlink()
     experiment.evaluate(replace(tiny_grid, noise_levels=(), cem_weights=(0.0,)), folder)
     assert "says nothing about what CEM gains" in report.write(folder).read_text()
+
+
+def test_an_attack_whose_budget_was_not_halved_is_not_called_converged(finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    page = report.write(folder).read_text()
+    assert "With half its budget, the decoder attack" in page
+    assert re.search(r"The ridge attack \(a closed form, .*\) has no half of its budget to be compared with\.", page)
+    results = json.loads((folder / experiment.RESULTS).read_text())
+    for record in results["runs"]:
+        record["attacks"]["decoder"] |= {"mse_half_budget": None, "budget": "1 epoch"}
+    (folder / experiment.RESULTS).write_text(json.dumps(results))
+    page = report.write(folder).read_text()
+    assert "With half its budget" not in page
+    assert "converged" not in page
+    assert "The decoder attack (1 epoch) has no half of its budget to be compared with." in page
 
 
 def test_user_text_is_escaped(finished, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from ranks_at_work import unnormalized
 
 from cem_fast import CEMLoss, CEMSchedule, data, defenses, models, training
 from cem_fast.config import RunConfig
@@ -86,9 +87,25 @@ def test_history(model, splits):
 
 
 def test_cem_acts_from_the_second_epoch_on(model, splits):
+    def states(weight):
+        each, seen = copy.deepcopy(model), []
+        with_cem = {"cem": cem(), "schedule": CEMSchedule(weight)} if weight else {}
+        training.train(each, splits, defense(), config=CONFIG, **with_cem, on_epoch=lambda _: seen.append(vector(each)))
+        return seen
+
+    assert [torch.equal(without, acted) for without, acted in zip(states(0.0), states(5.0))] == [True, False, False]
+
+
+def test_cem_in_a_single_epoch_is_refused(model, splits):
     one = replace(CONFIG, epochs=1)
-    assert torch.equal(trained(model, splits, config=one)[2], trained(model, splits, config=one, weight=5.0)[2])
-    assert not torch.equal(trained(model, splits)[2], trained(model, splits, weight=5.0)[2])
+    with pytest.raises(
+        ValueError, match="epochs must be at least 2 with CEM, which is first fitted after epoch 1, got 1"
+    ):
+        training.train(model, splits, defense(), config=one, cem=cem(), schedule=CEMSchedule(1.0))
+    with pytest.raises(
+        ValueError, match=r"epochs must be at least 2 where cem_weight is positive, .* got 1 with cem_w"
+    ):
+        replace(one, cem_weight=0.5)
 
 
 def test_cem_shrinks_what_varies_within_a_class(model, splits):
@@ -269,3 +286,124 @@ def test_features_that_are_not_finite_stop_training(model, splits, name, weight)
     )  # a single step an epoch, whose own loss is still finite
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         training.clean_features(trained(model, splits, config=config, name=name, weight=weight)[0], splits.test.images)
+
+
+def test_the_loop_is_the_one_that_the_paper_writes_down(model, splits):
+    config, ours, loss = replace(CONFIG, batch_size=30), copy.deepcopy(model), cem()
+    history = training.train(ours, splits, defense(), config=config, cem=loss, schedule=CEMSchedule(0.7))
+    images, labels, mixture, noise = splits.train.images, splits.train.labels, cem(), defense()
+    with seeded(config.seed, "training"):
+        generator = torch.Generator().manual_seed(config.seed)
+        groups = [[p for p in model.parameters() if (p.dim() > 1) == decayed] for decayed in (True, False)]
+        optimizer = torch.optim.SGD(
+            [{"params": group, "weight_decay": decay} for group, decay in zip(groups, (5e-4, 0.0))],
+            lr=config.learning_rate, momentum=0.9, nesterov=True,
+        )  # fmt: skip
+        steps = -(-len(images) // 30)
+        rates = training.one_cycle(optimizer, steps=config.epochs * steps, warmup=0.2)
+        for epoch in range(config.epochs):
+            if epoch:
+                mixture.fit(training.clean_features(model, images), labels)
+            model.train()
+            for batch in torch.randperm(len(images), generator=generator).tensor_split(steps):
+                x = training.augment(images[batch], mirror=splits.mirrored, generator=generator)
+                features = model.encoder(x)
+                logits = model.decoder(noise.release(features))
+                total = torch.nn.functional.cross_entropy(logits, labels[batch]) + 0.7 * mixture(
+                    features, labels[batch]
+                )
+                optimizer.zero_grad()
+                total.backward()
+                optimizer.step()
+                rates.step()
+    assert torch.equal(vector(model), vector(ours))
+    assert torch.equal(mixture.mixture.means, loss.mixture.means)
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+
+
+class Still(defenses.Defense):
+    """Releases features as they are and keeps the images that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def after_step(self, images, released):
+        assert not released.requires_grad
+        self.steps.append((images, released))
+
+
+@pytest.mark.parametrize("with_cem", [False, True])
+def test_parts_of_a_batch_add_up_to_the_batch(splits, with_cem):
+    torch.manual_seed(0)
+    model = unnormalized(num_classes=10).double()
+    wide = replace(splits, train=replace(splits.train, images=splits.train.images.double()))
+    found = []
+    for parts in (1, 3):
+        each, still = copy.deepcopy(model), Still()
+        loss = {"cem": cem().double(), "schedule": CEMSchedule(1.0)} if with_cem else {}
+        config = replace(CONFIG, epochs=2, accumulate=parts)
+        history = training.train(each, wide, still, config=config, **loss)
+        found.append((vector(each), [r["loss"] for r in history], still.steps))
+    (one, losses, steps), (three, added, again) = found
+    # CEM blends a third of the batch into its mixture at a time
+    tolerance = {"rtol": 1e-9, "atol": 1e-12} if not with_cem else {"rtol": 2e-3, "atol": 2e-5}
+    torch.testing.assert_close(three, one, **tolerance)
+    assert added == pytest.approx(losses, rel=1e-3 if with_cem else 1e-6)
+    assert [len(images) for images, _ in again] == [len(images) for images, _ in steps]
+    assert not torch.equal(one, vector(model))
+
+
+def test_a_batch_that_cannot_be_divided_is_named(model, splits):
+    config = replace(CONFIG, batch_size=len(splits.train) - 1, accumulate=len(splits.train) - 2)
+    message = f"batch_size must give each of {config.accumulate} parts on each of 1 processes an image"
+    with pytest.raises(ValueError, match=message):
+        training.train(model, splits, defense(), config=config)
+
+
+@pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize("name", ["noise", "sca"])
+def test_half_precision_is_for_the_network_alone(model, splits, precision, dtype, name):
+    computed, released, acted = set(), set(), set()
+
+    class Watched(Recorder):
+        def forward(self, features, labels):
+            acted.add(features.dtype)
+            return super().forward(features, labels)
+
+    model.encoder[0].register_forward_hook(lambda _, __, out: computed.add((model.training, out.dtype)))
+    each = defense(name)
+    release = each.release
+    each.release = lambda features: released.add(features.dtype) or release(features)
+    config = replace(CONFIG, precision=precision)
+    history = training.train(model, splits, each, config=config, cem=Watched(), schedule=CEMSchedule(1.0))
+    assert computed >= {(True, dtype)}
+    assert all(kind == (dtype if in_training else torch.float32) for in_training, kind in computed)
+    assert released == acted == {torch.float32}
+    assert all(value.dtype == torch.float32 for value in model.state_dict().values() if value.is_floating_point())
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert torch.isfinite(vector(model)).all()
+
+
+def test_a_step_whose_half_precision_gradient_overflows_is_left_out(model, splits, monkeypatch):
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: scaler(*a, init_scale=2.0**40, **k))
+    before, seen = vector(model), []
+    config = replace(CONFIG, precision="fp16", epochs=1)
+    training.train(model, splits, defense(), config=config, on_epoch=lambda _: seen.append(vector(model)))
+    assert torch.equal(before, seen[0])  # three steps, none of which fits yet
+
+
+def test_frozen_normalization_stays_frozen_and_a_network_in_eval_mode_does_not(model, splits):
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    model.train()
+    norms[0].eval()
+    before = [module.running_mean.clone() for module in norms]
+    training.train(model, splits, defense(), config=replace(CONFIG, epochs=1))
+    assert [torch.equal(module.running_mean, old) for module, old in zip(norms, before)] == [True] + [False] * (
+        len(norms) - 1
+    )
+    training.train(
+        model, splits, defense(), config=replace(CONFIG, epochs=1)
+    )  # after training, all of it is in eval mode
+    assert not torch.equal(norms[0].running_mean, before[0])

@@ -1,0 +1,77 @@
+"""The paper's figures, each from a grid's results: a picture, and as CSV the table that it is drawn from."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from cem_fast import checkpoint, comparison
+from cem_fast.figures import cost, leakage, sweeps, utility
+from cem_fast.files import write_atomically
+from cem_fast.names import lookup
+from cem_fast.report import read
+from cem_fast.report.figures import COLORS, canvas
+
+_FIGURES = {"leakage": leakage, "sweeps": sweeps, "utility": utility, "cost": cost}
+
+
+def names() -> tuple[str, ...]:
+    """Names of the figures that :func:`write` knows."""
+    return tuple(_FIGURES)
+
+
+def check(name: str, target: str | Path) -> None:
+    """Raises before anything is computed what would keep a figure from being written.
+
+    Args:
+        name: one of :func:`names`.
+        target: the folder that it is to go to; it need not exist.
+
+    Raises:
+        ValueError: the name is unknown, the folder cannot be written to, or holds somebody else's file of that name.
+    """
+    figure = lookup("figure", name, _FIGURES)
+    checkpoint.check_target(target, {f"{name}.csv": ",".join(figure.COLUMNS).encode(), f"{name}.png": b"cem_fast"})
+
+
+def write(name: str, folder: str | Path, target: str | Path) -> tuple[Path, Path]:
+    """Draws a figure of a finished grid.
+
+    Args:
+        name: one of :func:`names`.
+        folder: holds ``results.json`` and the runs that it names.
+        target: the folder that ``<name>.csv`` and ``<name>.png`` go to; created if needed.
+
+    Returns:
+        The table and the picture.
+
+    Raises:
+        FileNotFoundError: there is no results.json, or a run that it names is missing.
+        ValueError: see :func:`check`; besides, a file is damaged, or the grid has nothing that the figure shows.
+    """
+    check(name, target)
+    figure, folder, target = _FIGURES[name], Path(folder), Path(target)
+    _, runs = read(folder)
+    table = figure.table(comparison.rows(runs), folder)
+    if not table:
+        raise ValueError(f"{folder} has nothing for the figure {name}: {figure.NEEDS}")
+    with canvas(*figure.size(table), COLORS["light"]) as picture:
+        figure.draw(picture, table, COLORS["light"])
+        stream = io.BytesIO()
+        picture.savefig(stream, format="png", dpi=150, metadata={"Software": "cem_fast"})
+    target.mkdir(parents=True, exist_ok=True)
+    paths = target / f"{name}.csv", target / f"{name}.png"
+    for path, content in zip(paths, (_csv(figure.COLUMNS, table), stream.getvalue())):
+        write_atomically(path, content)
+    return paths
+
+
+def _csv(columns: tuple[str, ...], table: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for line in table:
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in line.items()})
+    return text.getvalue().encode()

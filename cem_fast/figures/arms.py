@@ -1,0 +1,157 @@
+"""Cells that differ in one setting alone, without CEM and with it, as curves over that setting."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from cem_fast.comparison import Row, cell_name
+from cem_fast.report.figures import MARKERS, role
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SETTINGS = {
+    "noise_std": "standard deviation of the noise, σ",
+    "lambda": "weight of CEM, λ",
+    "cut": "stages on the device",
+}
+LEAST = 3  # values that make a curve
+NEEDS = f"it needs attacked cells that differ in one of {', '.join(SETTINGS)} alone, with at least {LEAST} values of it"
+COLUMNS = ("panel", "data", "model", "defense", "setting", "value", "arm", "role", "runs")
+
+
+def lines(rows: Sequence[Row]) -> list[tuple[dict[str, Any], Row]]:
+    """Every point of every curve, panel by panel, arm by arm and by rising value: its place (``COLUMNS``), and the cell.
+
+    Over the noise and the cut, there is an arm without CEM and one for each setting of CEM; over the weight of CEM, an arm starts without.
+    """
+    found: list[tuple[dict[str, Any], Row]] = []
+    panel = 0
+    for setting in SETTINGS:
+        for group in _grouped(rows, partial(_settings, of_cem=False, but=setting)):
+            off = [row for row in group if role(row) != "on"]
+            on = _grouped((row for row in group if role(row) == "on"), partial(_settings, of_cem=True, but=setting))
+            arms = [[*off, *arm] for arm in on] if setting == "lambda" else [off, *on]
+            arms = [arm for arm in arms if len(arm) >= LEAST]
+            panel += bool(arms)
+            for arm in arms:
+                name = cell_name(arm[-1], group, shown=[setting])
+                for row in sorted(arm, key=partial(_value, setting=setting)):
+                    found.append((_place(row, panel, setting, name), row))
+    return found
+
+
+def size(table: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple[str, float]]) -> tuple[float, float]:
+    """Width and height of the picture in inches: a block of rows a data set, a row a measure, a column a panel."""
+    blocks = _blocks(table)
+    return 0.8 + 4.2 * max(map(len, blocks)), (0.6 + 2.3 * len(measures)) * len(blocks)
+
+
+def draw(
+    picture: Figure,
+    table: Sequence[Mapping[str, Any]],
+    colors: Mapping[str, str],
+    measures: Mapping[str, tuple[str, float]],
+) -> None:
+    """Draws every measure over the values of the setting, which stand at equal distances.
+
+    Args:
+        picture: where to.
+        table: lines with the columns ``COLUMNS`` and those of ``measures``, and where these spread, ``<measure>_deviation``.
+        colors: of roles and of texts.
+        measures: column -> its name for people, and what it is multiplied by.
+    """
+    blocks = _blocks(table)
+    for part, block in zip(picture.subfigures(len(blocks), squeeze=False)[:, 0], blocks):
+        grid = part.subplots(len(measures), max(map(len, blocks)), squeeze=False, sharex="col", sharey="row")
+        for axes in grid[:, len(block) :].flat:
+            axes.set_visible(False)
+        for points, column in zip(block, grid.T):
+            _panel(column, points, colors, measures)
+        for axes, (text, _) in zip(grid[:, 0], measures.values()):
+            axes.set_ylabel(text)
+
+
+def _blocks(table: Sequence[Mapping[str, Any]]) -> list[list[list[Mapping[str, Any]]]]:
+    """The points of every panel, by data set: errors on different images have little in common."""
+    blocks: dict[str, dict[int, list[Mapping[str, Any]]]] = {}
+    for line in table:
+        blocks.setdefault(line["data"], {}).setdefault(line["panel"], []).append(line)
+    return [list(panels.values()) for panels in blocks.values()]
+
+
+def _panel(
+    column: Sequence[Axes],
+    points: Sequence[Mapping[str, Any]],
+    colors: Mapping[str, str],
+    measures: Mapping[str, tuple[str, float]],
+) -> None:
+    """A sweep, one measure below the other."""
+    values = sorted({line["value"] for line in points})
+    for axes, (key, (_, scale)) in zip(column, measures.items()):
+        for arm in dict.fromkeys(line["arm"] for line in points):
+            _curve(axes, [line for line in points if line["arm"] == arm], values, key, scale, colors)
+        axes.grid(axis="y", color=colors["grid"], linewidth=0.8)
+        axes.margins(x=0.08, y=0.12)
+    title = ", ".join(points[0][key] for key in ("data", "model", "defense"))
+    column[0].set_title(title, fontsize=10, loc="left", color=colors["text"])
+    column[-1].set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    column[-1].set_xlabel(SETTINGS[points[0]["setting"]])
+    column[-1].legend(frameon=False, fontsize=9, labelcolor=colors["text"])
+
+
+def _curve(
+    axes: Axes,
+    arm: Sequence[Mapping[str, Any]],
+    values: Sequence[float],
+    key: str,
+    scale: float,
+    colors: Mapping[str, str],
+) -> None:
+    """A line in the color of the arm's last cell, and over it every cell in its own, with its deviation over runs."""
+    last = arm[-1]["role"]
+    places, heights = [values.index(line["value"]) for line in arm], [scale * line[key] for line in arm]
+    axes.plot(places, heights, linewidth=1.8, color=colors[last])
+    axes.plot([], [], linewidth=1.8, color=colors[last], marker=MARKERS[last], markersize=6, label=arm[-1]["arm"])
+    for place, height, line in zip(places, heights, arm):
+        style = {"fmt": MARKERS[line["role"]], "color": colors[line["role"]], "markersize": 6, "elinewidth": 0.9}
+        axes.errorbar(place, height, yerr=scale * line.get(f"{key}_deviation", 0.0) or None, **style)
+
+
+def _grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> list[list[Row]]:
+    groups = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return list(groups.values())
+
+
+def _settings(row: Row, *, of_cem: bool, but: str) -> str:
+    """The settings of a cell's CEM, or else all others, but for one of them."""
+    settings = {
+        key: value
+        for key, value in row.runs[0].record["config"].items()
+        if (key == "lambda" or key.startswith("cem_")) == of_cem and key not in (but, "seed", "fold")
+    }
+    return json.dumps([row.data, settings], sort_keys=True)
+
+
+def _value(row: Row, setting: str) -> float:
+    return row.runs[0].record["config"][setting]
+
+
+def _place(row: Row, panel: int, setting: str, arm: str) -> dict[str, Any]:
+    record = row.runs[0].record
+    return {
+        "panel": panel,
+        **{key: record[key] for key in ("data", "model", "defense")},
+        "setting": setting,
+        "value": _value(row, setting),
+        "arm": arm,
+        "role": role(row),
+        "runs": row.num_runs,
+    }

@@ -1,0 +1,89 @@
+"""Fig. 3: the strongest attack's error against what released features leave open of an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cem_fast import checkpoint
+from cem_fast.comparison import Row
+from cem_fast.figures import cell
+from cem_fast.report.figures import MARKERS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NEEDS = "it needs attacked runs with noise, without which no information is finite"
+ESTIMATES = {"heldout_nats": "held-out estimate", "plugin_nats": "plug-in estimate, the one that CEM lowers"}
+COLUMNS = (*cell.COLUMNS, "heldout_nats", "heldout_se", "plugin_nats", "dimension", "mse", "mse_deviation")
+
+
+def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
+    """A line per cell with noise: both estimates of ``I(z; zhat)`` in nats, ``d`` of the images, and the strongest attack's error."""
+    found = []
+    for row in rows:
+        if row.leakage("heldout_nats") is None:
+            continue
+        description = checkpoint.read_description(folder / row.runs[0].record["checkpoint"])
+        estimates = {key: row.leakage(key).mean for key in ("heldout_nats", "heldout_se", "plugin_nats")}
+        found.append(
+            {
+                **cell.entry(row, rows),
+                **estimates,
+                "dimension": math.prod(description["image_shape"]),
+                "mse": row.mse.mean,
+                "mse_deviation": row.mse.deviation,
+            }
+        )
+    return found
+
+
+def size(table: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Width and height of the picture in inches: a row a data set, a column an estimate."""
+    return 10.0, 0.5 + 3.7 * len({line["data"] for line in table})
+
+
+def draw(picture: Figure, table: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) -> None:
+    """Draws ``log MSE`` over ``h = (H(x|z) - H(x)) / d``, what fits it, and ``MSE >= c exp(2 h)`` of Theorem 1.
+
+    The entropy of images is unknown, and so is ``c``: it is the greatest that no cell contradicts.
+    """
+    data = list(dict.fromkeys(line["data"] for line in table))
+    for name, panels in zip(data, picture.subplots(len(data), len(ESTIMATES), squeeze=False, sharey="row")):
+        lines = [line for line in table if line["data"] == name]
+        errors = np.array([line["mse"] for line in lines])
+        for axes, (key, text) in zip(panels, ESTIMATES.items()):
+            left_open = np.array([-line[key] / line["dimension"] for line in lines])
+            for role in ("off", "on"):
+                here = np.array([line["role"] == role for line in lines])
+                style = {"color": colors[role], "markersize": 6, "label": cell.ROLES[role], "zorder": 3}
+                axes.plot(left_open[here], errors[here], MARKERS[role], **style)
+            axes.set_yscale("log")
+            if np.ptp(left_open) > 0:
+                _lines(axes, left_open, errors, colors)
+            axes.set_title(f"{name}: {text}", fontsize=10, loc="left", color=colors["text"])
+            axes.set_xlabel("h: H(x|z) − H(x), nats per pixel")
+            axes.yaxis.set_minor_formatter("{x:.3g}")
+            axes.yaxis.set_major_formatter("{x:.3g}")
+            axes.grid(color=colors["grid"], linewidth=0.8, which="both")
+            axes.legend(frameon=False, fontsize=8.5, labelcolor=colors["text"], loc="upper left")
+        panels[0].set_ylim(errors.min() / 1.1, errors.max() * 1.35)
+        panels[0].set_ylabel("MSE of the strongest attack")
+
+
+def _lines(axes: Axes, left_open: np.ndarray, errors: np.ndarray, colors: Mapping[str, str]) -> None:
+    """The exponential that fits best, and the one of Theorem 1."""
+    slope, height = np.polyfit(left_open, np.log(errors), 1)
+    linear = np.corrcoef(left_open, np.log(errors))[0, 1]
+    of_ranks = np.corrcoef(left_open.argsort().argsort(), errors.argsort().argsort())[0, 1]
+    places = np.linspace(left_open.min(), left_open.max(), 50)
+    fit = f"MSE ∝ exp({slope:.2g} h), correlation {linear:.2f}, of ranks {of_ranks:.2f}".replace("-", "−")
+    axes.plot(places, np.exp(height + slope * places), color=colors["text"], linewidth=1.2, alpha=0.7, label=fit)
+    greatest = (errors * np.exp(-2 * left_open)).min()
+    style = {"color": colors["faint"], "linewidth": 1.4, "linestyle": (0, (4, 3))}
+    axes.plot(places, greatest * np.exp(2 * places), **style, label="Theorem 1: MSE ≥ c exp(2 h)")

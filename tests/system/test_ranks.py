@@ -1,0 +1,105 @@
+"""Processes that train together make the steps of one process, and end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import ranks_at_work
+import torch
+
+from cem_fast import checkpoint, cli
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes made of every case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(ranks_at_work.train_cases, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", ranks_at_work.CASES)
+def test_two_processes_train_the_network_of_one(together, name):
+    state, history = ranks_at_work.train(name, None)
+    first, second = (results[name] for results in together)
+    assert all(torch.equal(first["state"][key], value) for key, value in second["state"].items())
+    assert first["history"] == second["history"]
+    assert first["kept"] == 2  # by the first process
+    assert second["kept"] == 0
+    if name in ranks_at_work.EXACT:
+        for key, value in state.items():
+            torch.testing.assert_close(
+                first["state"][key], value, rtol=1e-8, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}"
+            )
+        figures = ("loss", "accuracy", "learning_rate")
+        for entry, expected in zip(first["history"], history, strict=True):
+            assert [entry[key] for key in figures] == pytest.approx([expected[key] for key in figures], rel=1e-6)
+            assert (entry["cem"] or 0) == pytest.approx(expected["cem"] or 0, rel=1e-6)
+
+
+def test_every_process_draws_noise_of_its_own_and_goes_on_where_it_was_interrupted(together):
+    assert not torch.equal(together[0]["noise"]["drawn"], together[1]["noise"]["drawn"])
+    for results in together:
+        resumed, whole = results["noise"]["resumed"], results["noise"]["state"]
+        assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+
+
+def launch(folder, *settings: str) -> list[subprocess.Popen]:
+    """cem-fast train on two processes, each without torchrun's watch over the other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "cem_fast", "train", "--folder", str(folder), *settings]
+    return [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **own, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+SETTINGS = ("--image-size", "16", "--batch-size", "8", "--cem-components", "2", "--cem-weight", "0.5")
+
+
+def test_torchrun_trains_and_the_first_process_alone_writes_and_speaks(tiny_images, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cem_fast"]
+    arguments = ["train", "--data", str(tiny_images), "--folder", str(folder), "--epochs", "3", *SETTINGS]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved in") == 1
+    run = checkpoint.load_run(folder)
+    assert [entry["epoch"] for entry in run.description["history"]] == [1, 2, 3]
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_a_process_that_dies_ends_the_other_with_one_line(tiny_images, tmp_path):
+    processes = launch(tmp_path / "run", "--data", str(tiny_images), "--epochs", "100000", *SETTINGS)
+    kept = tmp_path / "run" / "training.safetensors"
+    deadline = time.monotonic() + 200
+    while not kept.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert kept.exists()
+    processes[1].kill()
+    _, err = processes[0].communicate(timeout=60)
+    processes[1].communicate()
+    assert [process.returncode for process in processes] == [1, -signal.SIGKILL]
+    assert err.startswith("cem-fast: process 0 of 2 has lost another one, which has ended")
+    assert err.count("\n") == 1
+
+
+def test_other_commands_are_not_for_torchrun(monkeypatch, capfd):
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main(["doctor"]) == 2
+    signal.signal(signal.SIGTERM, before)
+    assert capfd.readouterr().err.startswith("cem-fast: torchrun starts cem-fast train alone")
