@@ -343,7 +343,8 @@ def _read_tensors(folder: Path, description: Mapping[str, Any], kind: str) -> tu
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {DESCRIPTION} names this file and it cannot be read ({error.strerror})") from None
-    if content[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
+    # a safetensors file may begin with the same bytes, the length of its header, but then a brace follows
+    if content[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK") and content[8:9] != b"{":
         raise ValueError(f"{path}: holds a pickle, which may run any code and is never opened; expected safetensors")
     if _digest(content) not in path.name:
         raise ValueError(f"{path}: damaged, its {len(content)} bytes are not those that were saved")

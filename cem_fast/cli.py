@@ -410,7 +410,8 @@ def _described(config: type[SharedConfig]) -> dict[str, tuple[Any, Any, str]]:
         entries = re.findall(r"^ {8}(\w+): (.+(?:\n {12}.+)*)", cls.__doc__, re.MULTILINE)
         texts |= {key: " ".join(text.split()).replace("``", "").rstrip(".") for key, text in entries}
     hints = get_type_hints(config)
-    return {field.name: (hints[field.name], field.default, texts[field.name]) for field in fields(config)}
+    defaults = config()
+    return {f.name: (hints[f.name], getattr(defaults, f.name), texts[f.name]) for f in fields(config)}
 
 
 def _read_grid(path: Path, *changes: str) -> GridConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from itertools import product
 from typing import Any, get_args, get_origin, get_type_hints
@@ -142,8 +142,8 @@ class RunConfig(SharedConfig):
     """Every setting of one training run and of the attacks on it, beside those of :class:`SharedConfig`.
 
     Args:
-        data: name of a data set (``faces``, ``digits``, ``cifar10``, ``cifar100``, ``tiny_imagenet``, ``facescrub``, ``fashion_mnist``)
-            or the path of a folder with one sub-folder per class.
+        data: name of a data set (``faces``, ``digits``, ``cifar10``, ``cifar100``, ``tiny_imagenet``, ``facescrub``, ``fashion_mnist``,
+            ``fashion_mnist_5k``) or the path of a folder with one sub-folder per class.
         defense: name of the defense.
         cem_weight: weight of the CEM loss (lambda); 0 trains without it.
         seed: seed of every random choice of the run.
@@ -225,6 +225,8 @@ class GridConfig(SharedConfig):
         noise_levels: further noise levels for the ``noise`` defense without CEM, the curve that CEM is held against at equal accuracy.
         seeds: seeds, one run each.
         folds: folds of the data, one run each.
+        per_data: settings that a data set has of its own, under the name it has in ``data``, such as ``{digits: {epochs: 10}}``: any
+            setting of a grid but ``name``, ``data`` and this one. They take the place of those that the data sets share.
     """
 
     name: str = "evaluation"
@@ -235,6 +237,7 @@ class GridConfig(SharedConfig):
     noise_levels: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0, 1)
     folds: tuple[int, ...] = (1,)
+    per_data: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -250,12 +253,18 @@ class GridConfig(SharedConfig):
         """The planned runs, those of one data set and fold together, each planned once.
 
         Raises:
-            ValueError: a setting of one of them is out of range.
+            TypeError: a setting of one of them is of the wrong kind.
+            ValueError: a setting of one of them is unknown or out of range.
         """
+        if self.per_data:
+            for data in self.per_data:
+                lookup("data set of per_data", data, dict.fromkeys(self.data))
+            grids = [replace(self, data=(data,), per_data={}, **self._own_settings(data)) for data in self.data]
+            return list(dict.fromkeys(run for grid in grids for run in grid.runs()))
         shared = {f.name: getattr(self, f.name) for f in fields(SharedConfig)}
         cells = [{"defense": defense, "cem_weight": 0.0, "noise_std": 0.0} for defense in self.undefended]
         cells += [
-            _without_idle({"cem_weight": weight, **_own_settings(defense)})
+            _without_idle({"cem_weight": weight, **_cell(defense)})
             for defense, weight in product(self.defenses, self.cem_weights)
         ]
         cells += [{"defense": "noise", "cem_weight": 0.0, "noise_std": level} for level in self.noise_levels]
@@ -265,19 +274,33 @@ class GridConfig(SharedConfig):
         ]
         return list(dict.fromkeys(runs))
 
+    def _own_settings(self, data: str) -> dict[str, Any]:
+        """The settings that a data set has of its own."""
+        settings = self.per_data.get(data, {})
+        if not isinstance(settings, dict):
+            raise TypeError(f"per_data must have settings under {data!r}, got {settings!r}")
+        known = [f.name for f in fields(self) if f.name not in ("name", "data", "per_data")]
+        for key in settings:
+            lookup(f"setting of {data} in per_data", key, dict.fromkeys(known))
+        return {key: _as_said(_kinds(GridConfig)[key], value) for key, value in settings.items()}
 
-def _own_settings(defense: str | dict[str, Any]) -> dict[str, Any]:
+
+def _cell(defense: str | dict[str, Any]) -> dict[str, Any]:
     """The settings of one entry of a grid's defenses: a name is short for a defense without settings of its own."""
     if isinstance(defense, str):
         return {"defense": defense}
     if "defense" not in defense:
         raise ValueError(f"defenses must each have a name under 'defense', got {defense!r}")
-    found = {}
-    for key, value in defense.items():
+    for key in defense:
         lookup("setting of a defense", key, dict.fromkeys(CELL_SETTINGS))
-        whole = _kinds(RunConfig)[key] is float and _is_of(int, value)  # a file may say 1 for 1.0
-        found[key] = float(value) if whole else value
-    return found
+    return {key: _as_said(_kinds(RunConfig)[key], value) for key, value in defense.items()}
+
+
+def _as_said(kind: Any, value: Any) -> Any:
+    """A value from a file as the setting's kind has it: a file may say 1 for 1.0, and knows lists alone."""
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_as_said(get_args(kind)[0], each) for each in value)
+    return float(value) if kind is float and _is_of(int, value) else value
 
 
 def _without_idle(cell: dict[str, Any]) -> dict[str, Any]:

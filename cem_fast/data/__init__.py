@@ -21,6 +21,7 @@ _PUBLISHED = {
     "tiny_imagenet": tiny_imagenet.load,
     "facescrub": facescrub.load,
     "fashion_mnist": fashion_mnist.load,
+    "fashion_mnist_5k": fashion_mnist.load_subset,
 }
 SOURCES = {module.NAME: module.SOURCE for module in (cifar10, cifar100, tiny_imagenet, fashion_mnist)}
 

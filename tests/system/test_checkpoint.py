@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 
 import cem_fast
@@ -80,6 +81,23 @@ def test_a_truncated_file_is_named(saved, keep):
     with pytest.raises(ValueError, match=f"damaged, its {keep} bytes") as raised:
         checkpoint.load_run(saved)
     assert str(raised.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("length", [0x0280, 0x0580, 0x4B50])
+def test_a_header_as_long_as_a_pickles_first_bytes_say_is_no_pickle(saved, length):
+    path, padding = (
+        tensor_file(saved, "measurements"),
+        length - len('{"":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'),
+    )
+    content = safetensors.torch.save({"x" * padding: torch.ones(1)})
+    assert int.from_bytes(content[:8], "little") == length
+    path.unlink()
+    name = f"measurements-{checkpoint._digest(content)}.safetensors"
+    path.with_name(name).write_bytes(content)
+    description = json.loads((saved / "run.json").read_bytes())
+    description["files"]["measurements"] = name
+    (saved / "run.json").write_text(json.dumps(description))
+    assert list(checkpoint.read_measurements(saved).values()) == [torch.ones(1)]
 
 
 def test_a_pickle_is_refused_and_never_run(saved, tmp_path):

@@ -167,6 +167,20 @@ def test_dry_run_shows_settings_that_are_a_config_again(config, tmp_path, capfd,
     assert not (tmp_path / "runs").exists()
 
 
+def test_dry_run_shows_what_a_data_set_has_of_its_own(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "data: [faces, digits]\nundefended: []\nseeds: [0]\nper_data: {digits: {epochs: 2, cem_weights: [2]}}\n"
+    )
+    assert status("evaluate", "--config", str(path), "--dry-run") == 0
+    out = capfd.readouterr().out
+    settings = yaml.safe_load(out[: out.index("[1/3]")])
+    assert settings["per_data"] == {"digits": {"epochs": 2, "cem_weights": [2]}}
+    assert "[3/3] digits / noise + CEM at noise 0.1, seed 0, fold 1: 4000 training, 1000 test images" in out
+    assert f"{2 * 40 * 320 + 2 * 4000:,} images to train on" in out
+
+
 def test_a_dry_run_of_train_plans_no_attack(tiny_images, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert status("train", "--data", str(tiny_images), "--epochs", "3", "--attacks", "decoder", "--dry-run") == 0

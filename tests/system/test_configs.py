@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,33 @@ def test_a_dry_run_shows_the_plan(name, tmp_path, monkeypatch, capfd):
     planned = len(TABLES[name]["undefended"]) + 2 * len(ROWS)
     assert f"[{planned}/{planned}] {name} / {ROWS[-1]} + CEM at noise 0.025" in out
     assert not (tmp_path / "results").exists()
+
+
+def test_the_evaluation_pairs_every_defense_with_itself_and_sweeps_the_noise():
+    settings = ["evaluate", "--config", str(FOLDER.parent / "evaluation.yaml")]
+    runs = cli._build(GridConfig, cli._parser().parse_args(settings).evaluate).runs()
+    assert 0 not in {run.fold for run in runs}  # where the settings were chosen
+    for data in ("faces", "digits"):
+        for fold in (1, 2):
+            of_fold = [run for run in runs if (run.data, run.fold) == (data, fold)]
+            on = {replace(run, cem_weight=0.0) for run in of_fold if run.cem_weight and run.defense in ROWS}
+            assert {run.defense for run in on} == set(ROWS)
+            assert len({run.cem_weight for run in of_fold if run.defense in ROWS}) == 2
+            assert on <= set(of_fold)  # a partner that differs in the weight of CEM alone
+            plain = {run.noise_std for run in of_fold if run.defense in ("noise", "bottleneck") and not run.cem_weight}
+            assert len(plain) >= 5
+            assert 0 in plain
+
+
+def test_fashion_mnist_is_evaluated_with_the_settings_of_the_digits():
+    def load_evaluation(name):
+        settings = ["evaluate", "--config", str(FOLDER.parent / f"{name}.yaml")]
+        return cli._build(GridConfig, cli._parser().parse_args(settings).evaluate)
+
+    def cells(runs, data):
+        attack = {"attacks": ("ridge",), "attack_gan_epochs": 1}  # fewer attacks, each with the same budget
+        return {replace(run, data="", seed=0, fold=1, **attack) for run in runs if run.data == data}
+
+    fashion = cells(load_evaluation("fashion_mnist").runs(), "fashion_mnist_5k")
+    assert fashion < cells(load_evaluation("evaluation").runs(), "digits")
+    assert {run.defense for run in fashion} >= {*ROWS, "noise"}

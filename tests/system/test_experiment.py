@@ -210,6 +210,39 @@ def test_bad_settings_of_a_grids_defense_are_named(cell, error, message):
         GridConfig(defenses=(cell,))
 
 
+def test_a_data_set_may_have_settings_of_its_own():
+    own = {"epochs": 10, "noise_std": 1, "cem_weights": [0, 2], "defenses": ["dropout", {"defense": "noise", "cut": 1}]}
+    shared = {"defenses": ("noise",), "cem_weights": (0.0, 0.5), "seeds": (0,), "epochs": 3}
+    grid = GridConfig(data=("faces", "digits"), per_data={"digits": own}, **shared)
+    apart = [
+        GridConfig(data=("faces",), **shared),
+        GridConfig(
+            data=("digits",),
+            **{**shared, "defenses": tuple(own["defenses"]), "epochs": 10, "noise_std": 1.0, "cem_weights": (0.0, 2.0)},
+        ),
+    ]
+    assert grid.runs() == [run for each in apart for run in each.runs()]
+    assert grid.runs()[-1].to_json() == apart[1].runs()[-1].to_json()  # 1.0 where the settings said 1
+
+
+@pytest.mark.parametrize(
+    "own, error, message",
+    [
+        ({"digit": {}}, ValueError, "unknown data set of per_data 'digit': expected one of faces, digits"),
+        ({"digits": {"epoch": 1}}, ValueError, "unknown setting of digits in per_data 'epoch': .*nearest is 'epochs'"),
+        ({"digits": {"data": ["faces"]}}, ValueError, "unknown setting of digits in per_data 'data'"),
+        ({"digits": {"epochs": 0}}, ValueError, "epochs must be at least 1, got 0"),
+        ({"digits": {"epochs": "ten"}}, TypeError, "epochs must be int, got 'ten'"),
+        ({"digits": {"seeds": 0}}, TypeError, "seeds must be tuple of int, got 0"),
+        ({"digits": 10}, TypeError, "per_data must have settings under 'digits', got 10"),
+        ([], TypeError, r"per_data must be settings, got \[\]"),
+    ],
+)
+def test_bad_settings_of_a_data_set_are_named(own, error, message):
+    with pytest.raises(error, match=message):
+        GridConfig(data=("faces", "digits"), per_data=own)
+
+
 def test_one_gaussian_without_labels_is_a_mixture_of_one(tiny_grid, tmp_path):
     ablation = {"defense": "noise", "cem_weight": 0.5, "cem_by_class": False, "cem_components": 1}
     grid = replace(

@@ -162,6 +162,19 @@ def test_fashion_mnist_of_debian(tmp_path, monkeypatch):
     assert load("fashion_mnist", tmp_path / "root").digest() != splits.digest()  # one's own comes first
 
 
+def test_the_subset_of_fashion_mnist_is_the_first_images_of_every_class(tmp_path, monkeypatch):
+    twins.fashion(tmp_path / "fashion-mnist")
+    whole = load("fashion_mnist", tmp_path)
+    subset = load("fashion_mnist_5k", tmp_path)
+    assert (subset.name, len(subset.train), len(subset.test)) == ("fashion_mnist_5k", len(whole.train), len(whole.test))
+    monkeypatch.setattr(fashion_mnist, "OF_CLASS", (1, 1))
+    subset = load("fashion_mnist_5k", tmp_path)
+    assert subset.attacker is subset.train
+    first = [whole.train.labels.tolist().index(label) for label in range(10)]
+    torch.testing.assert_close(subset.train.images, whole.train.images[sorted(first)])
+    assert sorted(subset.train.labels.tolist()) == sorted(subset.test.labels.tolist()) == list(range(10))
+
+
 IMAGES, LABELS = np.zeros((20, 28, 28), np.uint8), np.zeros(20, np.uint8)
 
 
@@ -333,7 +346,7 @@ def everything(tmp_path, monkeypatch):
     return tmp_path
 
 
-PUBLISHED = ("cifar10", "cifar100", "tiny_imagenet", "facescrub", "fashion_mnist")
+PUBLISHED = ("cifar10", "cifar100", "tiny_imagenet", "facescrub", "fashion_mnist", "fashion_mnist_5k")
 
 
 def test_every_published_data_set_keeps_its_parts(everything, monkeypatch):
@@ -358,8 +371,9 @@ def test_a_missing_data_set_is_one_line_that_names_the_path(name, tmp_path, capf
     assert cli.main(["train", "--data", name, "--data-root", str(tmp_path), "--folder", str(tmp_path / "run")]) == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith(f"cem-fast: {name} is not there, no {tmp_path}/")
-    assert "cem-fast data prepare" in err if name == "facescrub" else f"cem-fast data fetch {name}" in err
+    whole = name.removesuffix("_5k")
+    assert err.startswith(f"cem-fast: {whole} is not there, no {tmp_path}/")
+    assert "cem-fast data prepare" in err if name == "facescrub" else f"cem-fast data fetch {whole}" in err
 
 
 def test_where_data_sets_are_looked_for(monkeypatch, tmp_path):
@@ -372,7 +386,7 @@ def test_where_data_sets_are_looked_for(monkeypatch, tmp_path):
 
 def test_a_run_on_a_published_data_set_and_its_data_again(everything, tmp_path, monkeypatch):
     monkeypatch.setenv("CEM_FAST_DATA", str(everything))
-    config = RunConfig(data="cifar10", image_size=16, epochs=1, cem_weight=1.0, cem_components=2)
+    config = RunConfig(data="cifar10", image_size=16, epochs=2, cem_weight=1.0, cem_components=2)
     config = replace(config, attacks=("ridge",), noise_draws=2)
     record = experiment.run(config, tmp_path / "run")
     assert (record["data"], record["num_test"]) == ("cifar10", 10)

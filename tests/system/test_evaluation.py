@@ -1,0 +1,45 @@
+"""The results that are kept here: what the documentation says is what they say, and they say what they should."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = [ROOT / "benchmarks" / "results" / name for name in ("evaluation", "fashion_mnist")]
+
+spec = importlib.util.spec_from_file_location("evaluation", ROOT / "benchmarks" / "evaluation.py")
+evaluation = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(evaluation)
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
+def results(request):
+    return json.loads((request.param / "results.json").read_text())
+
+
+def test_the_documentation_has_the_tables(results):
+    assert evaluation.tables(results) in (ROOT / "docs" / "evaluation.md").read_text()
+
+
+def test_the_readme_has_the_summary(results):
+    readme = (ROOT / "README.md").read_text()
+    for line in evaluation.summary(results).splitlines():
+        assert line in readme
+
+
+def test_gains_are_those_of_the_tables(results):
+    assert results["pairs"]
+    for pair in results["pairs"]:
+        off, on = evaluation._both(results, pair)
+        assert {run["cem"] for run in off} == {False}
+        assert {run["cem"] for run in on} == {True}
+        assert [run["fold"] for run in off] == [run["fold"] for run in on]
+        assert evaluation.mse(on) / evaluation.mse(off) - 1 == pytest.approx(pair["gain"], abs=1e-4)
+
+
+def test_nothing_was_reported_of_the_fold_that_settings_were_chosen_on(results):
+    assert all(run["fold"] != 0 for run in results["runs"])
