@@ -329,8 +329,6 @@ def _require_memory(rows: int, problem: Problem) -> None:
 
 def compiled(problem: Problem) -> Built:
     torch._dynamo.reset()
-    # the first call is to take what it takes someone who comes to it fresh
-    torch.compiler.config.force_disable_caches = True
     return Differentiable(problem, torch.compile(_eager(problem), dynamic=False))
 
 

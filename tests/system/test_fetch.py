@@ -354,7 +354,7 @@ def test_addresses_that_are_not_of_the_web(cifar, tmp_path, capfd, monkeypatch):
         (["fech", "cifar10"], "unknown action 'fech': expected one of fetch, prepare"),
         (["prepare", "cifar10"], "unknown data set to prepare 'cifar10': expected one of facescrub"),
         (["fetch", "cifar10", "--adress", "x"], "unknown setting 'adress'; did you mean 'address'?"),
-        (["fetch"], "required: data.name"),
+        (["fetch"], "data needs name: see cem-fast data --help"),
     ],
 )
 def test_bad_requests(arguments, message, capfd):

@@ -61,9 +61,9 @@ def test_cells_become_curves_over_the_one_setting_in_which_they_differ():
     seeds = [replace(config, seed=1) for config in levels]
     expected = [
         (1, "noise_std", "noise", [0.1, 0.2, 0.3], ["off"] * 3),
-        (1, "noise_std", "noise + CEM, λ = 0.5, cem_components = 5", [0.1, 0.2, 0.3], ["on"] * 3),
-        (2, "lambda", "noise + CEM, cem_components = 5", [0, 0.5, 1, 2], ["off", "on", "on", "on"]),
-        (2, "lambda", "noise + CEM, cem_components = 1", [0, 0.5, 2], ["off", "on", "on"]),
+        (1, "noise_std", "noise + CEM, λ = 0.5, K = 5", [0.1, 0.2, 0.3], ["on"] * 3),
+        (2, "lambda", "noise + CEM, K = 5", [0, 0.5, 1, 2], ["off", "on", "on", "on"]),
+        (2, "lambda", "noise + CEM, K = 1", [0, 0.5, 2], ["off", "on", "on"]),
         (3, "cut", "dropout + CEM", [1, 2, 3], ["on"] * 3),
     ]
     found = curves(rows(*levels, *seeds, *weights, *one_gaussian, *cuts, *other))
