@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 SETS = 3  # of input buffers, used in turn
-SETTLE_S = 0.03
+SETTLE_S = 0.12  # until the threads of OpenBLAS and OpenMP sleep; 0.03 left the next contender half a core
 L2_BYTES = 256 << 20
 
 
