@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from cem_fast.benchmarks import evaluation
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [ROOT / "benchmarks" / "results" / name for name in ("evaluation", "fashion_mnist")]
-
-spec = importlib.util.spec_from_file_location("evaluation", ROOT / "benchmarks" / "evaluation.py")
-evaluation = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(evaluation)
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
