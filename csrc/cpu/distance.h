@@ -25,12 +25,15 @@ CEM_FAST_INLINE int64_t chunk_length(int64_t dimension, int64_t longest) {
   return divide_up(divide_up(dimension, divide_up(dimension, longest)), 64) * 64;
 }
 
-// Tiles of a group: all its chunks come before the next group, so that memory is read a few whole rows at a time. That
-// is also how far ahead rows are fetched.
+// Tiles of a group: all its chunks come before the next group, so that memory is read a few whole rows at a time.
 constexpr int kGroupTiles = 4;
 
-// What a tile fetches meanwhile: chunks of rows, one after the other because memory likes that best, and chunks of
-// means (and variances), `dimension` apart.
+// How far ahead rows are fetched: about what memory takes to answer. The rows of one tile are fetched side by side, as
+// they will be read: a processor follows several rows at once, and waits for none of their pages alone.
+constexpr int kTilesAhead = 8 / kTileRows;
+
+// What a tile fetches meanwhile: the chunks of a later tile's rows, and chunks of means (and variances), `dimension`
+// apart.
 template <class X, class T>
 struct Upcoming {
   const X* rows[kTileRows];
@@ -44,39 +47,36 @@ struct Upcoming {
 template <int R, int Q, bool kWeighted, class X, class T>
 CEM_FAST_INLINE void distance_tile(const X* const* x, const Upcoming<X, T>& upcoming, const T* means, int64_t stride,
                                    int64_t dimension, int64_t length, bool wide, double* distance, int64_t ld) {
-  constexpr int kStep = kTileRows * kLanes<T>, kLine = larger<int>(1, 64 / static_cast<int>(sizeof(X)));
-  const int64_t section = divide_up(length, kStep) * kLanes<T>;
+  constexpr int kLine = larger<int>(1, 64 / static_cast<int>(sizeof(X)));
   Vector<T> sum[Q][R] = {};
   int64_t d = 0;
-  for (int s = 0; s < kTileRows; ++s) {
-    const X* ahead = upcoming.rows[s];
-    const int64_t end = smaller((s + 1) * section, length);
-    for (; d + kLanes<T> <= end; d += kLanes<T>, ahead += kStep) {
+  for (; d + kLanes<T> <= length; d += kLanes<T>) {
+    if (kLanes<T> >= kLine || d % kLine == 0) {
 #pragma GCC unroll 8
-      for (int i = 0; i < kStep; i += kLine) prefetch(ahead + i);
-      for (int64_t i = 0; i < upcoming.components; ++i) {
-        prefetch(upcoming.means + i * dimension + d);
-        if constexpr (kWeighted) prefetch(upcoming.variances + i * dimension + d);
-      }
-      Vector<T> row[R];
+      for (int r = 0; r < kTileRows; ++r) prefetch(upcoming.rows[r] + d);
+    }
+    for (int64_t i = 0; i < upcoming.components; ++i) {
+      prefetch(upcoming.means + i * dimension + d);
+      if constexpr (kWeighted) prefetch(upcoming.variances + i * dimension + d);
+    }
+    Vector<T> row[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      row[r] = load(x[r] + d);
+      pin(row[r]);
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < Q; ++q) {
+      const Vector<T> mean = load(means + q * stride + d);
+      [[maybe_unused]] Vector<T> inverse;
+      if constexpr (kWeighted) inverse = load(means + q * stride + stride / 2 + d);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        row[r] = load(x[r] + d);
-        pin(row[r]);
-      }
-#pragma GCC unroll 8
-      for (int q = 0; q < Q; ++q) {
-        const Vector<T> mean = load(means + q * stride + d);
-        [[maybe_unused]] Vector<T> inverse;
-        if constexpr (kWeighted) inverse = load(means + q * stride + stride / 2 + d);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const Vector<T> deviation = row[r] - mean;
-          if constexpr (kWeighted) {
-            sum[q][r] += deviation * inverse * deviation;
-          } else {
-            sum[q][r] += deviation * deviation;
-          }
+        const Vector<T> deviation = row[r] - mean;
+        if constexpr (kWeighted) {
+          sum[q][r] += deviation * inverse * deviation;
+        } else {
+          sum[q][r] += deviation * deviation;
         }
       }
     }
@@ -174,11 +174,11 @@ CEM_FAST_INLINE const X* row_at(const Features& x, const RowsByClass& groups, in
   return static_cast<const X*>(x.data) + groups.row(position) * x.stride;
 }
 
-// The pointers of up to kBlockRows rows, the last one repeated until the last tile is whole, and those of the group of
-// tiles that comes next: at position `next` or, if not given, right after them.
+// The pointers of up to kBlockRows rows, the last one repeated until the last tile is whole, and those of the tiles
+// that come next: at position `next` or, if not given, right after them.
 template <class X>
 struct RowPointers {
-  const X* row[kBlockRows + kGroupTiles * kTileRows];
+  const X* row[kBlockRows + kTilesAhead * kTileRows];
   int64_t count;
   int64_t tiles;
 
@@ -187,7 +187,7 @@ struct RowPointers {
     const auto at = [&](int64_t position) { return row_at<X>(x, groups, position); };
     const int64_t padded = tiles * kTileRows;
     for (int64_t i = 0; i < padded; ++i) row[i] = at(begin + smaller(i, count - 1));
-    for (int64_t i = 0; i < kGroupTiles * kTileRows; ++i) row[padded + i] = at(smaller(next + i, x.rows - 1));
+    for (int64_t i = 0; i < kTilesAhead * kTileRows; ++i) row[padded + i] = at(smaller(next + i, x.rows - 1));
   }
 
   RowPointers(const Features& x, const RowsByClass& groups, int64_t begin, int64_t end)
@@ -196,44 +196,43 @@ struct RowPointers {
   // The rows at the given positions, at least one.
   RowPointers(const Features& x, const RowsByClass& groups, const int64_t* positions, int64_t size)
       : count(size), tiles(divide_up(count, kTileRows)) {
-    for (int64_t i = 0; i < (tiles + kGroupTiles) * kTileRows; ++i) {
+    for (int64_t i = 0; i < (tiles + kTilesAhead) * kTileRows; ++i) {
       row[i] = row_at<X>(x, groups, positions[smaller(i, size - 1)]);
     }
   }
 };
 
-// Goes through the chunks of one panel of the group of tiles that comes after `group`, row by row.
-template <class X>
-class ChunksAhead {
- public:
-  ChunksAhead(const RowPointers<X>& rows, int64_t group, int64_t begin, int64_t end, int64_t dimension, int64_t chunk)
-      : row_(rows.row + (group + kGroupTiles) * kTileRows), begin_(begin), end_(end), chunk_(chunk), at_(begin) {
-    const int64_t over = group + kGroupTiles - rows.tiles;
-    if (over < 0) return;
-    // the first rows once more, in the next panel, or those of the next block in the first panel
-    if (end < dimension) row_ = rows.row + smaller<int64_t>(over, rows.tiles - 1) * kTileRows;
-    begin_ = at_ = end < dimension ? end : 0;
-    end_ = begin_ + (end - begin);
-  }
-
-  CEM_FAST_INLINE const X* next() {
-    const X* chunk = *row_ + at_;
-    at_ += chunk_;
-    if (at_ >= end_) {
-      at_ = begin_;
-      ++row_;
-    }
-    return chunk;
-  }
-
- private:
-  const X* const* row_;
-  int64_t begin_, end_, chunk_, at_;
-};
-
 template <int size>
 struct Size {
   static constexpr int value = size;
+};
+
+// Finds the chunks of rows that are read kTilesAhead tiles after a tile of one group, within one panel.
+template <class X>
+class ChunksAhead {
+ public:
+  ChunksAhead(const RowPointers<X>& rows, int64_t group, int64_t height, int64_t begin, int64_t end, int64_t dimension,
+              int64_t chunk)
+      : rows_(rows), group_(group), height_(height), begin_(begin), end_(end), dimension_(dimension), chunk_(chunk) {}
+
+  CEM_FAST_INLINE void operator()(int64_t tile, int64_t start, const X** chunks) const {
+    const int64_t past_group = tile + kTilesAhead - (group_ + height_);
+    if (past_group < 0) return point(tile + kTilesAhead, start, chunks);
+    if (start + chunk_ < end_) return point(group_ + smaller(past_group, height_ - 1), start + chunk_, chunks);
+    const int64_t next = group_ + height_ + past_group, past_block = next - rows_.tiles;
+    if (past_block < 0) return point(next, begin_, chunks);
+    // the first rows once more, in the next panel, or those of the next block in the first panel
+    if (end_ < dimension_) return point(smaller(past_block, rows_.tiles - 1), end_, chunks);
+    point(next, 0, chunks);
+  }
+
+ private:
+  CEM_FAST_INLINE void point(int64_t tile, int64_t start, const X** chunks) const {
+    for (int r = 0; r < kTileRows; ++r) chunks[r] = rows_.row[tile * kTileRows + r] + start;
+  }
+
+  const RowPointers<X>& rows_;
+  int64_t group_, height_, begin_, end_, dimension_, chunk_;
 };
 
 // Means and, where distances are weighted, variances of some components; and those that will be wanted next.
@@ -261,7 +260,7 @@ void distances(const RowPointers<X>& rows, int64_t dimension, const Components<T
     const T* panel = weighted ? packed(c.means, c.variances, dimension, components, begin, end) : c.means + begin;
     for (int64_t group = 0; group < rows.tiles; group += kGroupTiles) {
       const int64_t height = smaller<int64_t>(kGroupTiles, rows.tiles - group);
-      ChunksAhead<X> chunks_ahead(rows, group, begin, end, dimension, chunk);
+      const ChunksAhead<X> chunks_ahead(rows, group, height, begin, end, dimension, chunk);
       for (int64_t start = begin; start < end; start += chunk) {
         const int64_t length = smaller(chunk, end - start);
         const bool wide = start > 0 || length >= kLanes<T>;
@@ -269,10 +268,8 @@ void distances(const RowPointers<X>& rows, int64_t dimension, const Components<T
         for (int64_t tile = group; tile < group + height; ++tile) {
           const X* x[kTileRows];
           const X* ahead[kTileRows];
-          for (int r = 0; r < kTileRows; ++r) {
-            x[r] = rows.row[tile * kTileRows + r] + start;
-            ahead[r] = chunks_ahead.next();
-          }
+          chunks_ahead(tile, start, ahead);
+          for (int r = 0; r < kTileRows; ++r) x[r] = rows.row[tile * kTileRows + r] + start;
           // the last tile may have no more than half its rows
           const int64_t short_rows = (tile + 1) * kTileRows - rows.count;
           double* out = distance + tile * kTileRows * components;

@@ -272,56 +272,56 @@ CEM_FAST_INLINE void pull_tile(const X* const* x, const X* const* upcoming, cons
                                const int32_t* pulling, int64_t active, const T* means, int64_t stride, int64_t length,
                                bool wide, bool streaming, Out* const* out) {
   constexpr int R = kTileRows, U = 2, L = kLanes<T>;
-  constexpr int kStep = R * U * L, kLine = larger<int>(1, 64 / static_cast<int>(sizeof(X)));
-  const int64_t section = divide_up(length, kStep) * U * L;
+  constexpr int kLine = larger<int>(1, 64 / static_cast<int>(sizeof(X)));
   int64_t d = 0;
-  for (int s = 0; s < R; ++s) {
-    const X* ahead = upcoming[s];
-    const int64_t end = smaller((s + 1) * section, length);
-    for (; d + U * L <= end; d += U * L, ahead += kStep) {
-#pragma GCC unroll 8
-      for (int i = 0; i < kStep; i += kLine) prefetch(ahead + i);
-      Vector<T> row[R][U], sum[R][U] = {};
+  for (; d + U * L <= length; d += U * L) {
+    if (U * L >= kLine || d % kLine == 0) {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-        for (int u = 0; u < U; ++u) {
-          row[r][u] = load(x[r] + d + u * L);
-          pin(row[r][u]);
-        }
+        for (int i = 0; i < U * L; i += kLine) prefetch(upcoming[r] + d + i);
       }
-      for (int64_t j = 0; j < active; ++j) {
-        const int64_t k = pulling[j];
-#pragma GCC unroll 2
-        for (int u = 0; u < U; ++u) {
-          const Vector<T> mean = load(means + k * stride + d + u * L);
-          [[maybe_unused]] Vector<T> inverse;
-          if constexpr (kWeighted) inverse = load(means + k * stride + stride / 2 + d + u * L);
+    }
+    Vector<T> row[R][U], sum[R][U] = {};
 #pragma GCC unroll 8
-          for (int r = 0; r < R; ++r) {
-            const Vector<T> deviation = mean - row[r][u];
-            if constexpr (kWeighted) {
-              sum[r][u] += deviation * inverse * a[r * ld + k];
-            } else {
-              sum[r][u] += deviation * a[r * ld + k];
-            }
-          }
-        }
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-        for (int u = 0; u < U; ++u) {
-          if constexpr (kAdd) sum[r][u] += load(out[r] + d + u * L);
-        }
+      for (int u = 0; u < U; ++u) {
+        row[r][u] = load(x[r] + d + u * L);
+        pin(row[r][u]);
       }
-      for (int r = 0; r < R; ++r) {
-        for (int u = 0; u < U; ++u) {
-          if (streaming) {
-            stream(out[r] + d + u * L, sum[r][u]);
+    }
+    for (int64_t j = 0; j < active; ++j) {
+      const int64_t k = pulling[j];
+#pragma GCC unroll 2
+      for (int u = 0; u < U; ++u) {
+        const Vector<T> mean = load(means + k * stride + d + u * L);
+        [[maybe_unused]] Vector<T> inverse;
+        if constexpr (kWeighted) inverse = load(means + k * stride + stride / 2 + d + u * L);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const Vector<T> deviation = mean - row[r][u];
+          if constexpr (kWeighted) {
+            sum[r][u] += deviation * inverse * a[r * ld + k];
           } else {
-            store(out[r] + d + u * L, sum[r][u]);
+            sum[r][u] += deviation * a[r * ld + k];
           }
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int u = 0; u < U; ++u) {
+        if constexpr (kAdd) sum[r][u] += load(out[r] + d + u * L);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      for (int u = 0; u < U; ++u) {
+        if (streaming) {
+          stream(out[r] + d + u * L, sum[r][u]);
+        } else {
+          store(out[r] + d + u * L, sum[r][u]);
         }
       }
     }
@@ -372,17 +372,17 @@ void pull(const RowPointers<X>& rows, const T* means, const T* variances, int64_
         active[tile] += any;
       }
     }
-    ChunksAhead<X> chunks_ahead(rows, group, begin, end, dimension, chunk);
+    const ChunksAhead<X> chunks_ahead(rows, group, height, begin, end, dimension, chunk);
     for (int64_t start = begin; start < end; start += chunk) {
       const int64_t length = smaller(chunk, end - start);
       for (int64_t tile = 0; tile < height; ++tile) {
         const X* x[kTileRows];
         const X* upcoming[kTileRows];
         Out* to[kTileRows];
+        chunks_ahead(group + tile, start, upcoming);
         for (int64_t r = 0; r < kTileRows; ++r) {
           const int64_t i = (group + tile) * kTileRows + r;
           x[r] = rows.row[i] + start;
-          upcoming[r] = chunks_ahead.next();
           to[r] = out[smaller(i, rows.count - 1)] + start;
         }
         const T* share = a + (group + tile) * kTileRows * size;
