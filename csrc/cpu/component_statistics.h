@@ -3,22 +3,40 @@
 // Rows of a block when nothing but distances is wanted of them, and the rows whose second reading still hits the cache.
 constexpr int64_t kStatisticsRows = 32;
 
+// A number as an integer of the same order, in torch's: NaN comes before every number.
+CEM_FAST_INLINE int64_t order_of(double value) {
+  const int64_t bits = __builtin_bit_cast(int64_t, value + 0.0);  // -0 is 0
+  return value == value ? bits ^ ((bits >> 63) & INT64_MAX) : INT64_MIN;
+}
+
+CEM_FAST_INLINE double from_order(int64_t order) {
+  return __builtin_bit_cast(double, order ^ ((order >> 63) & INT64_MAX));
+}
+
 // The best component of each row of a block so far, its distance, and the least of the others'.
 struct Nearest {
-  double score[kBlockRows];  // the smallest wins
+  double score[kBlockRows];  // the smallest wins, then the lowest index
   double second[kBlockRows];
   int32_t component[kBlockRows];
 
-  // In torch's order: NaN before every number, then the lowest index.
-  CEM_FAST_INLINE void offer(int64_t row, double candidate, int64_t k) {
-    const bool better = k == 0 || candidate < score[row] || (candidate != candidate && score[row] == score[row]);
-    if (better) {
-      second[row] = k == 0 ? __builtin_inf() : score[row];
-      score[row] = candidate;
-      component[row] = static_cast<int32_t>(k);
-    } else if (candidate < second[row]) {
-      second[row] = candidate;
+  // Takes score(0), ..., score(size - 1) of the components from k on. A branch on which is smaller would be
+  // mispredicted more often than not, so they are compared as integers, which compilers select without one.
+  template <class F>
+  CEM_FAST_INLINE void offer(int64_t row, int64_t k, int64_t size, const F& score_of) {
+    int64_t first = k == 0 ? order_of(__builtin_inf()) : order_of(score[row]);
+    int64_t next = k == 0 ? order_of(__builtin_inf()) : order_of(second[row]);
+    int64_t best = k == 0 ? 0 : component[row];
+    for (int64_t q = 0; q < size; ++q) {
+      const int64_t candidate = order_of(score_of(q));
+      const bool better = candidate < first;
+      const int64_t loser = better ? first : candidate;
+      next = loser < next ? loser : next;
+      first = better ? candidate : first;
+      best = better ? k + q : best;
     }
+    score[row] = from_order(first);
+    second[row] = from_order(next);
+    component[row] = static_cast<int32_t>(best);
   }
 };
 
@@ -90,14 +108,15 @@ void best_components(const RowPointers<X>& rows, const Mixture& mixture, int64_t
                                    weighted ? variances + next * D : nullptr};
     distances<X, T>(rows, D, components, size, packed, distance);
     for (int64_t i = 0; i < rows.count; ++i) {
-      for (int64_t q = 0; q < size; ++q) {
-        double score = distance[i * size + q];
-        if (posterior) {
-          const double precision = mixture.diagonal ? 1.0 : 1 / static_cast<double>(variances[at + q]);
-          score = 0.5 * score * precision - normalizers[at + q];
-        }
-        best->offer(i, score, k + q);
+      const double* of_row = distance + i * size;
+      if (!posterior) {
+        best->offer(i, k, size, [&](int64_t q) { return of_row[q]; });
+        continue;
       }
+      best->offer(i, k, size, [&](int64_t q) {
+        const double precision = mixture.diagonal ? 1.0 : 1 / static_cast<double>(variances[at + q]);
+        return 0.5 * of_row[q] * precision - normalizers[at + q];
+      });
     }
   }
 }
