@@ -82,6 +82,20 @@ def pools() -> str:
     return ", ".join(dict.fromkeys(found)) or "none"
 
 
+@contextlib.contextmanager
+def older_objects_aside() -> Iterator[None]:
+    """Inside the block, the garbage collector looks at what has been made in it alone.
+
+    Imported packages are half a million objects, and to look at them all took longer than most of what is measured.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def peak_of(call: Callable[[], object], device: torch.device) -> float | None:
     """The most memory that a call adds to what is held before it, in MiB; None where that cannot be seen.
 

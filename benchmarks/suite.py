@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 GROUPS = (*cases.GROUPS, "training", "startup")
 BUDGET_S = {True: 0.1, False: 0.4}  # for each contender and direction; quick or not
+MOST_ROUNDS = {True: 15, False: 51}  # of the fastest
 SLOW_S = 1.0  # who takes longer for one call is timed in the last direction alone
 YARDSTICK = "copy of the features"
 SYMBOL = {OK: "", WRONG: "WRONG: ", FAILED: "failed: ", MISSING: "missing: ", SKIPPED: "left out: ", INTERPRETED: ""}
@@ -47,13 +48,22 @@ class Entry:
     peaks: dict[str, float | None] = field(default_factory=dict)
 
 
-def measure(case: Case, device: torch.device, *, budget_s: float, gflop_s: float | None = None) -> list[Row]:
+@machine.older_objects_aside()
+def measure(
+    case: Case,
+    device: torch.device,
+    *,
+    budget_s: float,
+    most_rounds: int = MOST_ROUNDS[False],
+    gflop_s: float | None = None,
+) -> list[Row]:
     """Races everyone who can do a case; who is wrong is never timed.
 
     Args:
         case: the race.
         device: where.
         budget_s: seconds for each contender and direction.
+        most_rounds: of the fastest.
         gflop_s: the rate of arithmetic that rows are held against.
 
     Returns:
@@ -67,7 +77,7 @@ def measure(case: Case, device: torch.device, *, budget_s: float, gflop_s: float
     timed = {(e.row.contender, direction): e for e in entries for direction in e.peaks}
     contenders = [_contender(entry, direction) for (_, direction), entry in timed.items()]
     copied = _copies(problem)
-    quantiles = race([*contenders, copied], clock_of(device), budget_s=budget_s)
+    quantiles = race([*contenders, copied], clock_of(device), budget_s=budget_s, most=most_rounds)
     copy = quantiles[copied.key]
     features = problem.sets[0][0]
     moved = 2 * features.numel() * features.element_size()
@@ -207,7 +217,7 @@ def rows_of(groups: Sequence[str], device: torch.device, *, quick: bool) -> Iter
     for name, of_group in cases.GROUPS.items():
         if name in groups:
             for case in of_group(quick):
-                yield measure(case, device, budget_s=budget_s, gflop_s=gflop_s)
+                yield measure(case, device, budget_s=budget_s, most_rounds=MOST_ROUNDS[quick], gflop_s=gflop_s)
     if "fitting" in groups:
         yield _or_why_not("fitting", partial(streams.measure, device, quick=quick))
     if "training" in groups:

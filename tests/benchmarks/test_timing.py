@@ -1,5 +1,6 @@
 """The timer: who runs when, on which buffers, and what is inside the clock."""
 
+import gc
 import time
 
 import pytest
@@ -130,3 +131,12 @@ def test_threads_are_pinned_and_given_back():
         machine.pinned(100_000),
     ):
         pass
+
+
+def test_older_objects_are_out_of_the_collectors_sight_inside_the_block_alone():
+    old = [[] for _ in range(1_000)]
+    with machine.older_objects_aside():
+        assert gc.get_freeze_count() >= len(old)
+        assert not any(found is old for found in gc.get_objects())
+    assert gc.get_freeze_count() == 0
+    assert any(found is old for found in gc.get_objects())
