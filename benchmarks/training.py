@@ -23,7 +23,7 @@ from cem_fast import CEMLoss, models
 from cem_fast.training import clean_features
 
 BATCH, CLASSES, COMPONENTS, NOISE_STD = 128, 10, 5, 0.025
-IMAGES = {True: 4 * BATCH, False: 40 * BATCH}  # quick or not
+IMAGES = {True: 4 * BATCH, False: 79 * BATCH}  # quick or not
 REFITS = 5
 PLAIN, OURS, RELEASED = "without CEM", "cem_fast", "released loop"
 STEP, ADDED, REFIT, REFIT_ANEW = "step", "step, added", "refit on kept features", "refit with an encoder pass"

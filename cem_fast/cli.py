@@ -384,7 +384,7 @@ def _parser() -> Parser:
 
 
 def _add_choices_of_bench(parser: Parser) -> None:
-    parser.add_argument("--quick", action="store_true", help="few shapes and few rounds: about 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="few shapes and few rounds: about 2 minutes")
     text = "groups to measure: operations, scaling, fitting, training, startup; all if left out"
     parser.add_argument("--only", type=tuple[str, ...], default=(), help=text)
     parser.add_argument("--threads", type=NonNegativeInt, default=0, help="threads of the CPU; 0 for all cores")

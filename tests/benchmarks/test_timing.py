@@ -62,6 +62,16 @@ def test_threads_that_spin_are_given_time_to_settle():
     assert time.perf_counter() - start >= timing.SETTLE_S
 
 
+@pytest.mark.parametrize("settles", [False, True])
+def test_a_call_that_does_not_count_wakes_threads_that_others_have_let_sleep(settles, monkeypatch):
+    monkeypatch.setattr(timing, "SETTLE_S", 0.0)
+    happened = []
+    own = Contender("a", lambda _: happened.append("run"), before=lambda _: happened.append("before"))
+    found = race([own, Contender("b", idle, settles=settles)], CpuClock(), budget_s=1.0, fewest=3, most=3)
+    assert found["a"].rounds == 3
+    assert happened == ["before", "run"] * (7 if settles else 4)  # one to find out how long it takes
+
+
 def test_quantiles_are_measured_values():
     assert quantiles([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == (2.0, 3.0, 5.0, 6)
     assert quantiles([7.0]) == (7.0, 7.0, 7.0, 1)
