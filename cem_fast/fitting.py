@@ -166,19 +166,23 @@ def draw_sample(
     Returns:
         The rows as chunks, the number ``[C]`` of rows of each class that went by, and whether all were kept.
     """
-    held: list[tuple[Tensor, Tensor, Tensor]] = []
+    held: list[tuple[Tensor, ...]] = []
     sizes, complete, size = torch.zeros(num_classes, dtype=torch.float64), True, 0
     device = "cpu" if generator is None else generator.device
 
     def shrink() -> None:
-        x, labels, keys = (torch.cat(part) for part in zip(*held))
+        labels, keys = (torch.cat([kept[part] for kept in held]) for part in (1, 2))
         order = keys.argsort()
         order = order[labels[order].argsort(stable=True)]
         counts = torch.bincount(labels, minlength=num_classes)
-        place = torch.arange(len(x), device=x.device) - (counts.cumsum(0) - counts)[labels[order]]
-        quota = max(1, memory_budget // (4 * num_classes * x.shape[1] * x.element_size()))
-        order = order[place < quota]
-        held[:] = [(x[order], labels[order], keys[order])]
+        place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
+        row_size = held[0][0].shape[1] * held[0][0].element_size()
+        stays = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+        stays[order[place < max(1, memory_budget // (4 * num_classes * row_size))]] = True
+        # chunk by chunk, so that what goes and what stays are never held twice
+        for i, of_chunk in enumerate(stays.split([len(kept[0]) for kept in held])):
+            held[i] = tuple(part[of_chunk] for part in held[i])
+        held[:] = [tuple(torch.cat(parts) for parts in zip(*held))]
 
     for x, labels in stream:
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device) if labels is None else labels

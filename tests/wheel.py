@@ -2,6 +2,8 @@
 
 usage: python tests/wheel.py [--torch REQUIREMENT]
 
+The CUDA kernels are part of it where the package in the source tree has them; they must load then, which needs no GPU.
+
 With ``--torch torch==X`` the same wheel is also installed into a new environment with that release of torch, to show that one
 binary serves several.
 """
@@ -21,8 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTED = ["ops", "test_loss.py", "test_mixture.py", "test_bounds.py"]
 LOCATE = """
 import sys, torch, cem_fast
+from cem_fast.ops import backend
 serving = cem_fast.backends()["on CPU tensors"]
-print("torch", torch.__version__, "| cem_fast", cem_fast.__file__, "|", serving)
+cuda = len(backend.cuda_operators()) if sys.argv[2] == "cuda" and torch.version.cuda else "no"
+print("torch", torch.__version__, "| cem_fast", cem_fast.__file__, "|", serving, "|", cuda, "compiled CUDA operators loaded")
 sys.exit(not (cem_fast.__file__.startswith(sys.argv[1]) and serving.startswith("compiled")))
 """
 
@@ -31,12 +35,12 @@ def call(*command: str | Path, **options: object) -> None:
     subprocess.run([str(part) for part in command], check=True, **options)  # type: ignore[call-overload]
 
 
-def run_tests(python: str | Path, tests: Path, site: Path | None = None) -> None:
-    """Runs the copied tests with the package installed for ``python``, or in ``site``."""
+def run_tests(python: str | Path, tests: Path, cuda: bool, site: Path | None = None) -> None:
+    """Runs the copied tests with the package, CUDA kernels and all if ``cuda``, installed for ``python`` or in ``site``."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("CEM_FAST", "PYTHON"))}
     if site is not None:
         environment["PYTHONPATH"] = str(site)
-    call(python, "-c", LOCATE, tests.parent, cwd=tests, env=environment)
+    call(python, "-c", LOCATE, tests.parent, "cuda" if cuda else "cpu", cwd=tests, env=environment)
     call(python, "-m", "pytest", "-q", *TESTED, cwd=tests, env=environment)
 
 
@@ -51,8 +55,8 @@ def main() -> None:
         shutil.copytree(
             ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "runs", "*.so", "*.egg-info", "__pycache__")
         )
-        # the CUDA kernels take minutes to compile, and nothing here can run them
-        must_build = {**os.environ, "CEM_FAST_CPP": "1", "CEM_FAST_CUDA": "0"}
+        cuda = any((ROOT / "cem_fast").glob("_C_cuda.*"))
+        must_build = {**os.environ, "CEM_FAST_CPP": "1", "CEM_FAST_CUDA": str(int(cuda))}
         call(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", place / "dist", source, env=must_build)
         (wheel,) = (place / "dist").glob("*.whl")
         print(wheel.name, f"{wheel.stat().st_size / 1e6:.1f} MB", flush=True)
@@ -61,13 +65,13 @@ def main() -> None:
         # the tests' own settings, without the repository around them
         shutil.copy(ROOT / "pyproject.toml", place / "pyproject.toml")
         call(*pip, "install", "--no-deps", "--target", place / "site", wheel)
-        run_tests(sys.executable, tests, place / "site")
+        run_tests(sys.executable, tests, cuda, place / "site")
         if torch_requirement:
             venv.create(place / "env", with_pip=True)
             python = place / "env/bin/python"
             packages = [wheel, torch_requirement, "pytest", "pytest-timeout"]
             call(python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", *packages)
-            run_tests(python, tests)
+            run_tests(python, tests, cuda)
 
 
 if __name__ == "__main__":
