@@ -88,6 +88,14 @@ class Parser(ArgumentParser):
         sys.exit(2)
 
 
+def command() -> NoReturn:
+    """Runs the command line as a process of its own, which ends with the exit status."""
+    status = main()
+    from cem_fast import ranks
+
+    ranks.leave(status)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
