@@ -328,22 +328,20 @@ def main(
     console: Console,
     *,
     device: torch.device,
-    groups: Sequence[str],
-    quick: bool,
-    threads: int,
-    command: str,
     folder: Path,
+    measuring: Callable[..., table.Recorded] | None,
     readme: Path | None,
     compare: Path | None,
-    render: bool,
 ) -> int:
-    """Measures (or, with ``render``, takes the last run of the table), writes the report and compares with an earlier table.
+    """Measures (or takes the last run of the table), writes the report and compares with an earlier table.
 
     Args:
-        console, device, groups, quick, threads, command, folder: as in ``run``.
+        console: where to show what is found.
+        device: where to compute.
+        folder: of the table.
+        measuring: ``run`` with its other arguments; None measures nothing.
         readme: a Markdown file whose marked section gets the figures.
         compare: an earlier table.
-        render: whether to measure nothing.
 
     Returns:
         The exit status: 1 if our own results are wrong or failed, or if ours became slower than in the earlier table.
@@ -352,12 +350,10 @@ def main(
         FileNotFoundError, ValueError: naming the file or option.
     """
     earlier = None if compare is None else _latest(table.read(compare), device, compare)
-    if render:
+    if measuring is None:
         recorded = _latest(table.read(folder / table.FILE), device, folder / table.FILE)
     else:
-        recorded = run(
-            console, device=device, groups=groups, quick=quick, threads=threads, command=command, folder=folder
-        )
+        recorded = measuring(console, device=device, folder=folder)
     for path in report.write(folder, readme):
         _say(console, f"wrote {path}")
     bad = [row for row in recorded.rows if row.contender.startswith(OURS) and row.status in (WRONG, FAILED)]

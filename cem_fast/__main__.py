@@ -1,8 +1,6 @@
 """``python -m cem_fast`` is the command line ``cem-fast``."""
 
-import sys
-
-from cem_fast.cli import main
+from cem_fast.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -88,6 +88,14 @@ class Parser(ArgumentParser):
         sys.exit(2)
 
 
+def command() -> NoReturn:
+    """Runs the command line as a process of its own, which ends with the exit status."""
+    status = main()
+    from cem_fast import ranks
+
+    ranks.leave(status)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -283,16 +291,19 @@ def bench(settings: Namespace) -> int:
         name: None if getattr(settings, name) is None else Path(getattr(settings, name))
         for name in ("readme", "compare")
     }
-    return suite.main(
-        _console(),
-        device=device,
+    measuring = partial(
+        suite.run,
         groups=tuple(settings.only),
         quick=settings.quick,
         threads=settings.threads,
         command=settings.command,
+    )
+    return suite.main(
+        _console(),
+        device=device,
         folder=Path(settings.save),
+        measuring=None if settings.render else measuring,
         **files,
-        render=settings.render,
     )
 
 

@@ -246,7 +246,7 @@ class CEMLoss(FullPrecisionBuffers):
             warnings.warn(
                 f"CEMLoss has been an exact zero for {PATIENCE:,} training steps, because it was never fitted: call fit(features, "
                 "labels) or fit_loader(encoder, loader), as a rule once per epoch",
-                stacklevel=2,
+                stacklevel=5,  # whoever called the module: above forward are two frames of torch's
             )
 
     def _set_num_samples(self, value: int) -> None:

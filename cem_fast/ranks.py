@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, distributed, nn
@@ -104,6 +105,25 @@ def together(device: torch.device) -> Iterator[tuple[Any, torch.device]]:
             f"process {rank()} of {count()} has lost another one, which has ended or did not answer within {PATIENCE}: {reason}"
         ) from error
     distributed.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process, at once if it has not parted from the others in order.
+
+    A thread of gloo's may then still hold a tensor of Python's, and letting go of it takes the interpreter: asked for while the
+    interpreter ends, that aborts the process.
+
+    Args:
+        status: the exit status.
+
+    Source:
+        https://github.com/pytorch/pytorch/issues/190489
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -46,8 +46,11 @@ def test_a_fit_that_was_forgotten_is_said_once(monkeypatch):
     with torch.no_grad():
         loss(leaf.detach(), labels)
     loss(leaf, labels), loss(leaf, labels)
-    with pytest.warns(UserWarning, match="an exact zero for 3 training steps, because it was never fitted: call fit"):
+    with pytest.warns(
+        UserWarning, match="an exact zero for 3 training steps, because it was never fitted: call fit"
+    ) as said:
         loss(leaf, labels)
+    assert said[0].filename == __file__
     loss(leaf, labels)
     early = CEMLoss(num_classes=3, num_components=2)
     early(leaf, labels), early(leaf, labels), early.fit(leaf, labels)

@@ -13,7 +13,7 @@ import pytest
 import ranks_at_work
 import torch
 
-from cem_fast import checkpoint, cli
+from cem_fast import checkpoint, cli, ranks
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,17 @@ def test_a_process_that_dies_ends_the_other_with_one_line(tiny_images, tmp_path)
     assert [process.returncode for process in processes] == [1, -signal.SIGKILL]
     assert err.startswith("cem-fast: process 0 of 2 has lost another one, which has ended")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_process_that_has_not_parted_from_the_others_ends_at_once(joined, monkeypatch):
+    def at_once(status):
+        raise InterruptedError(status)
+
+    monkeypatch.setattr(os, "_exit", at_once)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: joined)
+    with pytest.raises(InterruptedError if joined else SystemExit, match="3"):
+        ranks.leave(3)
 
 
 def test_other_commands_are_not_for_torchrun(monkeypatch, capfd):

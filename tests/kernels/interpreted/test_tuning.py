@@ -1,6 +1,9 @@
 """The script that times tile sizes on a GPU, up to its clock: every tile size gives right results, and none ends the script."""
 
 import copy
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -95,3 +98,12 @@ def test_a_family_without_any_keeps_its_row(table, capsys):
     assert tune_kernels.tune("reduce", "sm_90", SMALL, device="cpu", time=time) is None
     assert table == before
     assert "the table keeps its row" in capsys.readouterr().out
+
+
+def test_where_the_source_tree_is_missing_it_says_so(tmp_path):
+    installed = tmp_path / "cem_fast" / "benchmarks" / "tune_kernels.py"
+    installed.parent.mkdir(parents=True)
+    shutil.copy(tune_kernels.__file__, installed)
+    done = subprocess.run([sys.executable, installed, "--check"], capture_output=True, text=True, timeout=60)
+    expected = "tune_kernels judges by tests/aot, which is not installed: run it in the source tree\n"
+    assert (done.returncode, done.stderr) == (1, expected)
