@@ -36,7 +36,7 @@ bench: $(READY) ## time everything beside its peers and rewrite the README's fig
 	@$(PY) -c "$$PEERS" | xargs $(PIP) install || echo "make: not all peers could be installed: their rows will say so"
 	@$(PY) -m cem_fast bench --save benchmarks/results --readme README.md $(BENCH)
 
-check: $(READY) ## the long proofs: kills, sanitizers, wrong kernels, all that is compiled, the wheel (also under OTHER_TORCH); hours, but for SHARE=0.05
+check: $(READY) ## the long proofs: kills, sanitizers, wrong kernels, all that is compiled, the wheel (also under OTHER_TORCH); 2 hours, with SHARE=0.05 half of one
 	@$(PY) -m pytest -q -m long tests/system
 	@$(PY) tests/sanitizers/run.py
 	@$(PY) tests/cuda_host/run.py

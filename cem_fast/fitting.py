@@ -170,28 +170,31 @@ def draw_sample(
     sizes, complete, size = torch.zeros(num_classes, dtype=torch.float64), True, 0
     device = "cpu" if generator is None else generator.device
 
+    def bytes_of(chunk: tuple[Tensor, ...]) -> int:
+        return sum(part.numel() * part.element_size() for part in chunk)
+
     def shrink() -> None:
         labels, keys = (torch.cat([kept[part] for kept in held]) for part in (1, 2))
         order = keys.argsort()
         order = order[labels[order].argsort(stable=True)]
         counts = torch.bincount(labels, minlength=num_classes)
         place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
-        row_size = held[0][0].shape[1] * held[0][0].element_size()
         stays = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-        stays[order[place < max(1, memory_budget // (4 * num_classes * row_size))]] = True
-        # chunk by chunk, so that what goes and what stays are never held twice
+        stays[order[place < max(1, memory_budget * len(labels) // (4 * num_classes * size))]] = True
+        # chunk by chunk, so that all rows are never there twice
         for i, of_chunk in enumerate(stays.split([len(kept[0]) for kept in held])):
-            held[i] = tuple(part[of_chunk] for part in held[i])
+            rows = of_chunk.nonzero().squeeze(1)
+            held[i] = tuple(part[rows] for part in held[i])
         held[:] = [tuple(torch.cat(parts) for parts in zip(*held))]
 
     for x, labels in stream:
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device) if labels is None else labels
         held.append((x, labels, torch.rand(len(x), generator=generator, device=device).to(x.device)))
         sizes += torch.bincount(labels, minlength=num_classes).double().cpu()
-        size += x.numel() * x.element_size()
+        size += bytes_of(held[-1])
         if size > memory_budget // 2:
             shrink()
-            complete, size = False, held[0][0].numel() * x.element_size()
+            complete, size = False, bytes_of(held[0])
     if not complete:
         shrink()  # rows since the last time are as likely to stay as those before
     return [(x, labels) for x, labels, _ in held], sizes, complete

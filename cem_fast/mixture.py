@@ -185,7 +185,8 @@ class GaussianMixture(FullPrecisionBuffers):
 
         Args:
             batches: ``(x [n, D], labels [n] or None)``; must give the same rows every time it is iterated, in any order.
-            memory_budget: bytes of rows that may be kept; the rest of the memory is one batch and the parameters.
+            memory_budget: bytes of rows, labels included, that may be kept; one batch, its work space and the parameters come on
+                top.
             on_pass: called after each pass with its number, from 1, and the rows it saw.
 
         Raises:

@@ -2,7 +2,8 @@
 
 usage: python tests/wheel.py [--torch REQUIREMENT]
 
-The CUDA kernels are part of it where the package in the source tree has them; they must load then, which needs no GPU.
+The CUDA kernels are part of it where the package in the source tree has them; with a torch for CUDA they must load then, which
+needs no GPU.
 
 With ``--torch torch==X`` the same wheel is also installed into a new environment with that release of torch, to show that one
 binary serves several.

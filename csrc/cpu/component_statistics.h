@@ -19,8 +19,8 @@ struct Nearest {
   double second[kBlockRows];
   int32_t component[kBlockRows];
 
-  // Takes score(0), ..., score(size - 1) of the components from k on. A branch on which is smaller would be
-  // mispredicted more often than not, so they are compared as integers, which compilers select without one.
+  // Takes score(0), ..., score(size - 1) of the components from k on. A branch on which is smaller would often
+  // be mispredicted, so they are compared as integers, which compilers select without one.
   template <class F>
   CEM_FAST_INLINE void offer(int64_t row, int64_t k, int64_t size, const F& score_of) {
     int64_t first = k == 0 ? order_of(__builtin_inf()) : order_of(score[row]);

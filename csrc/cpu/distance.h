@@ -202,11 +202,6 @@ struct RowPointers {
   }
 };
 
-template <int size>
-struct Size {
-  static constexpr int value = size;
-};
-
 // Finds the chunks of rows that are read kTilesAhead tiles after a tile of one group, within one panel.
 template <class X>
 class ChunksAhead {
@@ -216,10 +211,10 @@ class ChunksAhead {
       : rows_(rows), group_(group), height_(height), begin_(begin), end_(end), dimension_(dimension), chunk_(chunk) {}
 
   CEM_FAST_INLINE void operator()(int64_t tile, int64_t start, const X** chunks) const {
-    const int64_t past_group = tile + kTilesAhead - (group_ + height_);
-    if (past_group < 0) return point(tile + kTilesAhead, start, chunks);
-    if (start + chunk_ < end_) return point(group_ + smaller(past_group, height_ - 1), start + chunk_, chunks);
-    const int64_t next = group_ + height_ + past_group, past_block = next - rows_.tiles;
+    int64_t later = tile + kTilesAhead - group_;
+    for (; later >= height_ && start + chunk_ < end_; later -= height_) start += chunk_;
+    if (later < height_) return point(group_ + later, start, chunks);
+    const int64_t next = group_ + later, past_block = next - rows_.tiles;
     if (past_block < 0) return point(next, begin_, chunks);
     // the first rows once more, in the next panel, or those of the next block in the first panel
     if (end_ < dimension_) return point(smaller(past_block, rows_.tiles - 1), end_, chunks);
@@ -233,6 +228,11 @@ class ChunksAhead {
 
   const RowPointers<X>& rows_;
   int64_t group_, height_, begin_, end_, dimension_, chunk_;
+};
+
+template <int size>
+struct Size {
+  static constexpr int value = size;
 };
 
 // Means and, where distances are weighted, variances of some components; and those that will be wanted next.

@@ -48,6 +48,14 @@ def test_gpu_columns_are_filled_by_a_run_there():
     assert "columns are empty" not in report.section(runs, "results")
 
 
+def test_races_that_others_win_are_named():
+    faster = replace(COMPILED, p20_ms=0.4, p50_ms=0.5, p80_ms=0.6)
+    level = replace(EAGER, p20_ms=0.9, p50_ms=0.95, p80_ms=1.1)
+    assert "Others are faster" not in report.section([Recorded(RUN, [ROW, EAGER, level, END])], "results")
+    section = report.section([Recorded(RUN, [ROW, EAGER, level, faster, END])], "results")
+    assert f"Others are faster in 1 of all races: {LABEL}: 1.00 ms, torch.compile 0.500 ms." in section
+
+
 def test_a_wrong_row_is_red_and_never_fast(tmp_path):
     wrong = replace(EAGER, status=WRONG, note="off by 1e-01, allowed 1e-03", p20_ms=None, p50_ms=None, p80_ms=None)
     rows = [ROW, wrong, COMPILED, END]

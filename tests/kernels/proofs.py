@@ -2,7 +2,7 @@
 
 usage: python tests/kernels/proofs.py [--share F]
 
-With a share below 1, only a random part of the long tests and of the wrong kernels is run; all of them take many minutes.
+With a share below 1, only a random part of the long tests and of the wrong kernels is run; all of them take some 20 minutes.
 Exit status: 0 if everything holds.
 """
 
