@@ -32,7 +32,7 @@ test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 	@echo "the operations once more, on the plain torch reference"
 	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/test_mixture.py
 
-bench: $(READY) ## time everything beside its peers and rewrite the README's figures (some 10 minutes; BENCH=--quick for 2)
+bench: $(READY) ## time everything beside its peers and rewrite the README's figures (some 13 minutes; BENCH=--quick for 2)
 	@$(PY) -c "$$PEERS" | xargs $(PIP) install || echo "make: not all peers could be installed: their rows will say so"
 	@$(PY) -m cem_fast bench --save benchmarks/results --readme README.md $(BENCH)
 
