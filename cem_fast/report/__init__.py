@@ -170,6 +170,7 @@ def _section(
         "num_classes": description["num_classes"],
         "num_victims": description["data"]["num_victims"],
         "victims": _VICTIMS[first.record["protocol"]][0],
+        "leaked": _leaked(rows, folder),
         "data": description["data"],
         "record": first.record,
     }
@@ -204,6 +205,15 @@ def _half_budget(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
         if excess:
             found[attack] = (min(excess), max(excess))
     return found
+
+
+def _leaked(rows: Sequence[Row], folder: Path) -> tuple[int, int] | None:
+    """How many of the test images of all folds the attacker holds as well, and how many there are; None if runs do not say."""
+    folds = {run.record["fold"]: run.record["checkpoint"] for row in rows for run in row.runs}
+    parts = [checkpoint.read_description(folder / path)["data"] for path in folds.values()]
+    if any("num_leaked" not in part for part in parts):  # runs of earlier versions
+        return None
+    return sum(part["num_leaked"] for part in parts), sum(part["num_victims"] for part in parts)
 
 
 def _strips(rows: Sequence[Row], pair: dict[str, Any] | None, baseline: dict[str, float]) -> list[Strip]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cem_fast import attacks, data, defenses, metrics, models, training
+from cem_fast import attacks, data, defenses, experiment, metrics, models, training
 from cem_fast.attacks import Ensemble, Gan, Nearest, Optimization
 from cem_fast.attacks.decoder import DECODERS, Decoder
 from cem_fast.attacks.ridge import PENALTIES, Ridge
@@ -47,6 +47,20 @@ def test_overview_says_who_the_attacker_is_and_how_hard_it_tries(name):
     assert ("67 steps" in attack.budget) == (name == "optimization")
     assert ("45 epochs" in attack.budget) == (name == "gan")
     assert ("differentiates" in attack.knowledge) == (name == "optimization")
+
+
+def test_settings_reach_the_attacks(faces):
+    config = RunConfig(
+        attack_batch_size=7, attack_dropout=0.6, attack_epochs=3, attack_gan_epochs=4, attack_steps=5, seed=6
+    )
+    for name in ("decoder", "gan", "optimization", "ensemble"):
+        built = experiment.build_attack(name, config, faces)
+        decoder = built if name == "decoder" else built.decoder
+        assert (decoder.batch_size, decoder.dropout, decoder.epochs, decoder.seed) == (7, 0.6, 3, 6)
+    assert experiment.build_attack("gan", config, faces).epochs == 4
+    assert experiment.build_attack("optimization", config, faces).steps == 5
+    decoder.fit(lambda x: F.avg_pool2d(x, 2), faces.attacker.images[:8], faces.attacker.labels[:8])
+    assert [part.p for part in decoder.network.modules() if isinstance(part, torch.nn.Dropout)] == [0.6]
 
 
 @pytest.mark.parametrize("name", attacks.names())
@@ -160,10 +174,13 @@ def test_half_the_budget():
         assert build(name, images, steps=1, gan_epochs=1, epochs=1).half_budget() is None
 
 
-@pytest.mark.parametrize("name", ["optimization", "gan"])
+@pytest.mark.parametrize("name", ["decoder", "optimization", "gan"])
 def test_half_of_the_usual_budget_does_nearly_as_well(faces, observe, name):
     usual = RunConfig()
-    full = build(name, faces.train.images, steps=usual.attack_steps, gan_epochs=usual.attack_gan_epochs)
+    budget = dict(steps=usual.attack_steps, gan_epochs=usual.attack_gan_epochs)
+    if name == "decoder":
+        budget["epochs"] = usual.attack_epochs
+    full = build(name, faces.train.images, **budget)
     errors = []
     for attack in (full, full.half_budget()):
         attack.fit(observe, faces.attacker.images, faces.attacker.labels)
@@ -235,6 +252,10 @@ def test_each_loss_serves_its_own_measure_best(faces, observe):
         (lambda: Nearest(image_shape=(1, 8, 8), draws=0), "draws must be at least 1, got 0"),
         (lambda: build("decoder", torch.rand(2, 1, 8, 8), epochs=0), "epochs must be at least 1, got 0"),
         (lambda: Decoder(image_shape=(1, 8, 8), epochs=1, batch_size=0), "batch_size must be at least 2"),
+        (
+            lambda: Decoder(image_shape=(1, 8, 8), epochs=1, dropout=1.0),
+            "dropout must be at least 0 and below 1, got 1.0",
+        ),
         (lambda: Ridge(image_shape=(1, 8, 8), draws=0), "draws must be at least 1, got 0"),
     ],
 )

@@ -93,6 +93,20 @@ def test_an_attack_whose_budget_was_not_halved_is_not_called_converged(finished,
     assert "The decoder attack (1 epoch) has no half of its budget to be compared with." in page
 
 
+def test_page_says_how_many_test_images_the_attacker_holds(finished, tmp_path):
+    def said(**changes) -> str:
+        for path in (folder / experiment.RUNS).glob("*/run.json"):
+            description = json.loads(path.read_text())
+            description["data"] = {k: v for k, v in {**description["data"], **changes}.items() if v is not None}
+            path.write_text(json.dumps(description, indent=1) + "\n")
+        return " ".join(report.write(folder).read_text().split())
+
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    assert "none of which is, pixel by pixel, among those that it holds" in said()
+    assert "of which it holds 2 of 6, pixel by pixel" in said(num_leaked=2)
+    assert "whether it holds copies of some was not recorded" in said(num_leaked=None)
+
+
 def test_user_text_is_escaped(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
     path = folder / experiment.RESULTS
