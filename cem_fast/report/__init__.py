@@ -67,7 +67,7 @@ def read(folder: str | Path) -> tuple[dict[str, Any], list[Measured]]:
         What results.json holds, and its runs.
 
     Raises:
-        FileNotFoundError: there is no results.json, or a run that it names is missing.
+        FileNotFoundError: there is no results.json, or a run that it names is missing or was not kept.
         ValueError: a file is damaged.
     """
     path = Path(folder) / RESULTS
@@ -77,6 +77,10 @@ def read(folder: str | Path) -> tuple[dict[str, Any], list[Measured]]:
         raise FileNotFoundError(f"{path}: no results here; run cem-fast evaluate or cem-fast demo first") from None
     except ValueError as error:
         raise ValueError(f"{path}: damaged, not readable as JSON ({error})") from None
+    if lost := sum(run["checkpoint"] is None for run in results["runs"]):
+        raise FileNotFoundError(
+            f"{path}: the files of {lost} of its {len(results['runs'])} runs were not kept; to have them again: {results['command']}"
+        )
     return results, load_runs(folder, results)
 
 

@@ -122,6 +122,15 @@ def test_a_foreign_page_is_left_alone(finished, tmp_path):
     assert (folder / report.PAGE).read_text() == "<title>mine</title>"
 
 
+def test_results_without_the_files_of_some_runs_say_how_to_get_them(finished, tmp_path):
+    results = json.loads((finished.folder / experiment.RESULTS).read_text())
+    results["runs"][1]["checkpoint"] = None
+    (tmp_path / experiment.RESULTS).write_text(json.dumps(results))
+    message = r"results\.json: the files of 1 of its 10 runs were not kept; to have them again: cem-fast evaluate"
+    with pytest.raises(FileNotFoundError, match=message):
+        report.write(tmp_path)
+
+
 def test_missing_and_damaged_results_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"results\.json: no results here"):
         report.write(tmp_path)
