@@ -35,8 +35,10 @@ FLAGS = (
 RESETTABLE = (  # what `cem-fast attack` may change about the attacks on a saved run
     "attacks",
     "attack_decoder",
+    "attack_dropout",
     "attack_loss",
     "attack_epochs",
+    "attack_batch_size",
     "attack_gan_epochs",
     "attack_steps",
     "seed",

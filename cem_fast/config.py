@@ -14,7 +14,8 @@ from cem_fast.names import lookup
 
 MAX_SEED = 2**63 - 1  # what every generator of torch takes
 PRECISIONS = ("fp32", "bf16", "fp16")
-LATER = {"accumulate": 1, "precision": "fp32"}  # settings that runs of earlier versions do not name, and what they were
+# settings that runs of earlier versions do not name, and what they were
+LATER = {"accumulate": 1, "precision": "fp32", "attack_batch_size": 32, "attack_dropout": 0.3}
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ class SharedConfig:
         learning_rate: peak learning rate of the defense training.
         attacks: attacks to run on the trained model.
         attack_decoder: network of the decoder attack (``slim``, ``res_norm``, ``conv_norm``, ``plain``).
+        attack_dropout: share of its hidden features that the network ``slim`` drops in training, below 1.
         attack_loss: what the decoder attack minimizes (``mse``, ``ssim``, ``l1``).
         attack_epochs: passes of the decoder attack over the attacker's images, also where another attack starts from it.
+        attack_batch_size: images per step of the decoder attack, and of the gan attack after it.
         attack_gan_epochs: passes of the gan attack after that.
         attack_steps: steps of the optimization attack.
         noise_draws: noise draws that the accuracy is averaged over.
@@ -90,8 +93,10 @@ class SharedConfig:
     learning_rate: float = 0.05
     attacks: tuple[str, ...] = ("decoder", "ridge")
     attack_decoder: str = "slim"
+    attack_dropout: float = 0.3
     attack_loss: str = "mse"
     attack_epochs: int = 160
+    attack_batch_size: int = 32
     attack_gan_epochs: int = 20
     attack_steps: int = 120
     noise_draws: int = 20
@@ -126,11 +131,12 @@ class SharedConfig:
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must be at most batch_size {self.batch_size}, got {self.accumulate}")
         Bottleneck.parse(self.bottleneck)
-        for key in ("noise_std", "adversary_weight"):
+        for key in ("noise_std", "adversary_weight", "attack_dropout"):
             _require(key, getattr(self, key), at_least=0)
         _require("learning_rate", self.learning_rate, at_least=0)
         if self.learning_rate == 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        _require("attack_batch_size", self.attack_batch_size, at_least=2)  # a batch of one cannot be normalized
         if self.image_size is not None:
             _require("image_size", self.image_size, at_least=1)
         if not self.attacks:

@@ -304,6 +304,7 @@ def run(
                 "num_train": len(splits.train),
                 "num_attacker": len(splits.attacker),
                 "num_victims": len(victims),
+                "num_leaked": splits.num_leaked,
             },
             "baseline": data.baselines(splits),
             "recognition": {
@@ -406,7 +407,9 @@ def build_attack(name: str, config: RunConfig, splits: Splits) -> Attack:
         epochs=config.attack_epochs,
         decoder=config.attack_decoder,
         seed=config.seed,
+        dropout=config.attack_dropout,
         loss=config.attack_loss,
+        batch_size=config.attack_batch_size,
         gan_epochs=config.attack_gan_epochs,
         steps=config.attack_steps,
     )

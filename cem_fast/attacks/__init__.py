@@ -57,7 +57,9 @@ def build(
     epochs: int,
     decoder: str,
     seed: int,
+    dropout: float = 0.3,
     loss: str = "mse",
+    batch_size: int = 32,
     gan_epochs: int = 20,
     steps: int = 120,
 ) -> Attack:
@@ -69,7 +71,9 @@ def build(
         epochs: passes of the decoder attack over the attacker's images, also where it is the start of another attack.
         decoder: network of the decoder attack, one of :func:`decoder_names`.
         seed: seed of every random choice of the attack.
+        dropout: share of its hidden features that the network ``slim`` drops in training.
         loss: what the decoder attack minimizes, one of :func:`loss_names`.
+        batch_size: images per step of the decoder attack, and of the gan attack after it.
         gan_epochs: passes of the gan attack over the attacker's images.
         steps: steps of the optimization attack.
 
@@ -80,7 +84,7 @@ def build(
         ValueError: a name is unknown, or an argument is out of range.
     """
     shared = {"image_shape": image_shape, "seed": seed}
-    of_decoder = {"epochs": epochs, "decoder": decoder, "loss": loss}
+    of_decoder = {"epochs": epochs, "decoder": decoder, "dropout": dropout, "loss": loss, "batch_size": batch_size}
     cls = lookup("attack", name, _ATTACKS)
     if cls is Decoder:
         return Decoder(**shared, **of_decoder)

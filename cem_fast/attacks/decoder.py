@@ -52,6 +52,7 @@ class Decoder(Attack):
         image_shape: ``(channels, height, width)`` of the images.
         epochs: passes over the attacker's images.
         decoder: ``slim``, ``res_norm``, ``conv_norm`` or ``plain``.
+        dropout: share of its hidden features that ``slim`` drops in training; the others drop none.
         loss: what is minimized: ``mse``, ``ssim`` (one minus the structural similarity) or ``l1``.
         batch_size: images per step.
         seed: seed of the initial weights, the order and the noise.
@@ -70,6 +71,7 @@ class Decoder(Attack):
     image_shape: tuple[int, int, int]
     epochs: int
     decoder: str = "slim"
+    dropout: float = 0.3
     loss: str = "mse"
     batch_size: int = 32
     seed: int = 0
@@ -78,6 +80,8 @@ class Decoder(Attack):
         lookup("decoder", self.decoder, DECODERS)
         lookup("loss", self.loss, LOSSES)
         require_positive(self, "epochs")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, for batch normalization, got {self.batch_size}")
 
@@ -108,7 +112,8 @@ class Decoder(Attack):
             self.network = recent(observe, asdict(self), images, observed, train=train)
 
     def _train(self, observe: Observe, images: Tensor) -> nn.Module:
-        network = DECODERS[self.decoder](tuple(self.standardize.mean.shape), images).to(images.device)
+        own = {"dropout": self.dropout} if self.decoder == "slim" else {}
+        network = DECODERS[self.decoder](tuple(self.standardize.mean.shape), images, **own).to(images.device)
         steps_per_epoch = num_batches(len(images), self.batch_size)
         optimizer = torch.optim.Adam(network.parameters(), lr=network.learning_rate)
         rates = one_cycle(optimizer, steps=self.epochs * steps_per_epoch, warmup=0.1)

@@ -16,6 +16,9 @@ from cem_fast.split import SplitModel, in_eval_mode
 class ProxyDecoder(nn.Module):
     """Rebuilds images from released features: the adversary inside the defense, which is not the attacker's network.
 
+    It starts as ``mean``, the mean of the training images, and nothing bounds what it adds to that: behind a Sigmoid, images that are
+    mostly black drive the whole picture to black, where no gradient brings it back.
+
     Args:
         feature_shape: ``(channels, height, width)`` of the features.
         image_shape: ``(channels, height, width)`` of the images.
@@ -32,6 +35,9 @@ class ProxyDecoder(nn.Module):
             nn.Conv2d(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)
         )
         self.last = nn.Conv2d(widths[-1], image_shape[0], 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.register_buffer("mean", torch.zeros(image_shape))
 
     def forward(self, released: Tensor) -> Tensor:
         hidden = F.relu(self.first(released))
@@ -39,7 +45,7 @@ class ProxyDecoder(nn.Module):
             hidden = F.relu(convolution(F.interpolate(hidden, scale_factor=2.0)))
         if hidden.shape[2:] != self.size:
             hidden = F.interpolate(hidden, self.size)
-        return torch.sigmoid(self.last(hidden))
+        return self.mean + self.last(hidden)
 
 
 class AdversarialRepresentation(Defense):
@@ -82,7 +88,8 @@ class AdversarialRepresentation(Defense):
     def start(self, model: SplitModel, images: Tensor) -> None:
         super().start(model, images)
         self.optimizer = torch.optim.Adam(self.proxy.parameters(), lr=2e-3)
-        self.variance = (images - images.mean(0)).square().mean()
+        self.proxy.mean = images.mean(0)
+        self.variance = (images - self.proxy.mean).square().mean()
 
     def penalty(self, images: Tensor, features: Tensor, released: Tensor, labels: Tensor) -> Tensor:
         self.proxy.requires_grad_(False)  # the gradient is for the encoder alone

@@ -67,7 +67,7 @@ def read(folder: str | Path) -> tuple[dict[str, Any], list[Measured]]:
         What results.json holds, and its runs.
 
     Raises:
-        FileNotFoundError: there is no results.json, or a run that it names is missing.
+        FileNotFoundError: there is no results.json, or a run that it names is missing or was not kept.
         ValueError: a file is damaged.
     """
     path = Path(folder) / RESULTS
@@ -77,6 +77,10 @@ def read(folder: str | Path) -> tuple[dict[str, Any], list[Measured]]:
         raise FileNotFoundError(f"{path}: no results here; run cem-fast evaluate or cem-fast demo first") from None
     except ValueError as error:
         raise ValueError(f"{path}: damaged, not readable as JSON ({error})") from None
+    if lost := sum(run["checkpoint"] is None for run in results["runs"]):
+        raise FileNotFoundError(
+            f"{path}: the files of {lost} of its {len(results['runs'])} runs were not kept; to have them again: {results['command']}"
+        )
     return results, load_runs(folder, results)
 
 
@@ -170,6 +174,7 @@ def _section(
         "num_classes": description["num_classes"],
         "num_victims": description["data"]["num_victims"],
         "victims": _VICTIMS[first.record["protocol"]][0],
+        "leaked": _leaked(rows, folder),
         "data": description["data"],
         "record": first.record,
     }
@@ -204,6 +209,15 @@ def _half_budget(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
         if excess:
             found[attack] = (min(excess), max(excess))
     return found
+
+
+def _leaked(rows: Sequence[Row], folder: Path) -> tuple[int, int] | None:
+    """How many of the test images of all folds the attacker holds as well, and how many there are; None if runs do not say."""
+    folds = {run.record["fold"]: run.record["checkpoint"] for row in rows for run in row.runs}
+    parts = [checkpoint.read_description(folder / path)["data"] for path in folds.values()]
+    if any("num_leaked" not in part for part in parts):  # runs of earlier versions
+        return None
+    return sum(part["num_leaked"] for part in parts), sum(part["num_victims"] for part in parts)
 
 
 def _strips(rows: Sequence[Row], pair: dict[str, Any] | None, baseline: dict[str, float]) -> list[Strip]:

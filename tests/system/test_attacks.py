@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cem_fast import attacks, data, defenses, metrics, models, training
+from cem_fast import attacks, data, defenses, experiment, metrics, models, training
 from cem_fast.attacks import Ensemble, Gan, Nearest, Optimization
 from cem_fast.attacks.decoder import DECODERS, Decoder
 from cem_fast.attacks.ridge import PENALTIES, Ridge
 from cem_fast.config import RunConfig
+from cem_fast.seeding import seeded
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,20 @@ def test_overview_says_who_the_attacker_is_and_how_hard_it_tries(name):
     assert ("67 steps" in attack.budget) == (name == "optimization")
     assert ("45 epochs" in attack.budget) == (name == "gan")
     assert ("differentiates" in attack.knowledge) == (name == "optimization")
+
+
+def test_settings_reach_the_attacks(faces):
+    config = RunConfig(
+        attack_batch_size=7, attack_dropout=0.6, attack_epochs=3, attack_gan_epochs=4, attack_steps=5, seed=6
+    )
+    for name in ("decoder", "gan", "optimization", "ensemble"):
+        built = experiment.build_attack(name, config, faces)
+        decoder = built if name == "decoder" else built.decoder
+        assert (decoder.batch_size, decoder.dropout, decoder.epochs, decoder.seed) == (7, 0.6, 3, 6)
+    assert experiment.build_attack("gan", config, faces).epochs == 4
+    assert experiment.build_attack("optimization", config, faces).steps == 5
+    decoder.fit(lambda x: F.avg_pool2d(x, 2), faces.attacker.images[:8], faces.attacker.labels[:8])
+    assert [part.p for part in decoder.network.modules() if isinstance(part, torch.nn.Dropout)] == [0.6]
 
 
 @pytest.mark.parametrize("name", attacks.names())
@@ -164,11 +179,27 @@ def test_half_the_budget():
 def test_half_of_the_usual_budget_does_nearly_as_well(faces, observe, name):
     usual = RunConfig()
     full = build(name, faces.train.images, steps=usual.attack_steps, gan_epochs=usual.attack_gan_epochs)
+    assert at_half(full, faces, observe) < 1.03
+
+
+def test_the_decoder_converges_on_noisy_features_and_a_budget_that_is_too_small_shows(faces, observe):
+    def noisy(images):
+        features = torch.sigmoid(observe(images))
+        return features + 0.1 * torch.randn_like(features)
+
+    settings = {"batch_size": 64, "dropout": 0.1}  # those of the evaluation
+    assert at_half(build("decoder", faces.train.images, epochs=120, **settings), faces, noisy) < 1.03
+    assert at_half(build("decoder", faces.train.images, epochs=10, **settings), faces, noisy) > 1.03
+
+
+def at_half(full, faces, observe) -> float:
+    """The error that an attack comes to with half its budget, in units of what it comes to with all of it."""
     errors = []
-    for attack in (full, full.half_budget()):
-        attack.fit(observe, faces.attacker.images, faces.attacker.labels)
-        errors.append(float(metrics.mse(attack.reconstruct(observe(faces.test.images)), faces.test.images).mean()))
-    assert errors[1] < 1.03 * errors[0]
+    for attack in (full.half_budget(), full):
+        with seeded(0):
+            attack.fit(observe, faces.attacker.images, faces.attacker.labels)
+            errors.append(float(metrics.mse(attack.reconstruct(observe(faces.test.images)), faces.test.images).mean()))
+    return errors[0] / errors[1]
 
 
 @pytest.mark.parametrize("network", DECODERS.values(), ids=DECODERS)
@@ -235,6 +266,10 @@ def test_each_loss_serves_its_own_measure_best(faces, observe):
         (lambda: Nearest(image_shape=(1, 8, 8), draws=0), "draws must be at least 1, got 0"),
         (lambda: build("decoder", torch.rand(2, 1, 8, 8), epochs=0), "epochs must be at least 1, got 0"),
         (lambda: Decoder(image_shape=(1, 8, 8), epochs=1, batch_size=0), "batch_size must be at least 2"),
+        (
+            lambda: Decoder(image_shape=(1, 8, 8), epochs=1, dropout=1.0),
+            "dropout must be at least 0 and below 1, got 1.0",
+        ),
         (lambda: Ridge(image_shape=(1, 8, 8), draws=0), "draws must be at least 1, got 0"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -277,6 +277,23 @@ def test_the_proxy_of_ressfl_starts_trained_and_leaves_the_network_as_it_was(tin
     assert errors[40] < 0.7 * errors[0]
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["noise_arl", "ressfl"])
+def test_the_adversary_beats_the_mean_image_on_images_that_are_mostly_black(name):
+    splits = experiment.load_data("digits", 0, 16)
+    splits = replace(splits, train=splits.train[torch.arange(0, len(splits.train), 4)])
+    torch.manual_seed(0)
+    model = models.build("slim", image_shape=splits.image_shape, num_classes=10, cut=2, bottleneck=8)
+    defense = build(name, adversary_weight=0.1)
+    training.train(model, splits, defense, config=RunConfig(epochs=3, image_size=16))
+    with torch.no_grad():
+        images, labels = splits.test.images, splits.test.labels
+        released = defense.eval().release(model.encoder(images))
+        proxy = part(defense, defenses.AdversarialRepresentation).proxy
+        of_mean_image = (images - splits.train.images.mean(0)).square().mean()
+        assert (proxy(released) - images).square().mean() < 0.95 * of_mean_image
+        assert defense.penalty(images, released, released, labels) > 0
 
 
 @pytest.mark.parametrize("feature, image", [((2, 3, 3), (1, 12, 12)), ((2, 4, 4), (3, 18, 18)), ((2, 8, 8), (1, 8, 8))])

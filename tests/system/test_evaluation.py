@@ -8,13 +8,20 @@ from pathlib import Path
 import pytest
 from cem_fast.benchmarks import evaluation
 
+from cem_fast import checkpoint
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = [ROOT / "benchmarks" / "results" / name for name in ("evaluation", "fashion_mnist")]
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
-def results(request):
-    return json.loads((request.param / "results.json").read_text())
+def folder(request):
+    return request.param
+
+
+@pytest.fixture
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
 
 
 def test_the_documentation_has_the_tables(results):
@@ -39,3 +46,20 @@ def test_gains_are_those_of_the_tables(results):
 
 def test_nothing_was_reported_of_the_fold_that_settings_were_chosen_on(results):
     assert all(run["fold"] != 0 for run in results["runs"])
+
+
+def test_every_run_that_is_named_is_there_and_no_other(results, folder):
+    kept = {run["checkpoint"] for run in results["runs"]} - {None}
+    assert kept == {f"runs/{path.parent.name}" for path in (folder / "runs").glob("*/run.json")}
+    record = checkpoint.read_description(folder / results["runs"][-1]["checkpoint"])["record"]
+    assert {**record, "checkpoint": results["runs"][-1]["checkpoint"]} == results["runs"][-1]
+
+
+def test_half_the_budget_of_the_strongest_attack_does_nearly_as_well():
+    excess = []
+    for run in json.loads((FOLDERS[0] / "results.json").read_text())["runs"]:
+        halved = [attack for attack in run["attacks"].values() if attack["mse_half_budget"] is not None]
+        strongest = min(halved, key=lambda attack: attack["mse"])
+        excess.append(strongest["mse_half_budget"] / strongest["mse"] - 1)
+    assert sum(share > 0.03 for share in excess) <= len(excess) / 20
+    assert max(excess) < 0.05

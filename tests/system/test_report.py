@@ -93,6 +93,20 @@ def test_an_attack_whose_budget_was_not_halved_is_not_called_converged(finished,
     assert "The decoder attack (1 epoch) has no half of its budget to be compared with." in page
 
 
+def test_page_says_how_many_test_images_the_attacker_holds(finished, tmp_path):
+    def said(**changes) -> str:
+        for path in (folder / experiment.RUNS).glob("*/run.json"):
+            description = json.loads(path.read_text())
+            description["data"] = {k: v for k, v in {**description["data"], **changes}.items() if v is not None}
+            path.write_text(json.dumps(description, indent=1) + "\n")
+        return " ".join(report.write(folder).read_text().split())
+
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    assert "none of which is, pixel by pixel, among those that it holds" in said()
+    assert "of which it holds 2 of 6, pixel by pixel" in said(num_leaked=2)
+    assert "whether it holds copies of some was not recorded" in said(num_leaked=None)
+
+
 def test_user_text_is_escaped(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
     path = folder / experiment.RESULTS
@@ -106,6 +120,15 @@ def test_a_foreign_page_is_left_alone(finished, tmp_path):
     with pytest.raises(ValueError, match=r"report\.html was not written by cem_fast and is left alone"):
         report.write(folder)
     assert (folder / report.PAGE).read_text() == "<title>mine</title>"
+
+
+def test_results_without_the_files_of_some_runs_say_how_to_get_them(finished, tmp_path):
+    results = json.loads((finished.folder / experiment.RESULTS).read_text())
+    results["runs"][1]["checkpoint"] = None
+    (tmp_path / experiment.RESULTS).write_text(json.dumps(results))
+    message = r"results\.json: the files of 1 of its 10 runs were not kept; to have them again: cem-fast evaluate"
+    with pytest.raises(FileNotFoundError, match=message):
+        report.write(tmp_path)
 
 
 def test_missing_and_damaged_results_are_named(tmp_path):
