@@ -162,24 +162,26 @@ def _cells(recorded: Recorded | None, case: tuple) -> tuple[str, str, str, str]:
         return "", "", "", ""
     if ours.status != OK or ours.p50_ms is None:
         return f"**{ours.status}**", "", "", ""
-    others = [row for row in rows if not row.contender.startswith(OURS) and row.status == OK and row.p50_ms is not None]
     share = "" if ours.share is None else f"{ours.share:.0%}"
-    if not others:
+    fastest = _fastest_other(rows)
+    if fastest is None:
         return ms(ours.p50_ms), "", "", share
-    fastest = min(others, key=lambda row: row.p50_ms)  # type: ignore[arg-type,return-value]
     return ms(ours.p50_ms), f"{fastest.contender} {ms(fastest.p50_ms)}", f"{fastest.p50_ms / ours.p50_ms:.1f}x", share  # type: ignore[operator]
+
+
+def _fastest_other(of_case: Sequence[Row]) -> Row | None:
+    """The fastest contender of a case but for ours; None if none was timed."""
+    others = [r for r in of_case if not r.contender.startswith(OURS) and r.status == OK and r.p50_ms is not None]
+    return min(others, key=lambda row: row.p50_ms, default=None)  # type: ignore[arg-type,return-value]
 
 
 def _lost(rows: Sequence[Row]) -> Iterator[str]:
     """The cases in which another contender is faster than ours, beyond the middle of the rounds of both."""
     lost = []
-    for ours in (row for row in rows if row.contender == OURS and row.op in OPERATION and row.status == OK):
-        others = [r for r in rows if r.case == ours.case and not r.contender.startswith(OURS) and r.status == OK]
-        timed = [row for row in others if row.p80_ms is not None]
-        if not timed or ours.p20_ms is None:
-            continue
-        best = min(timed, key=lambda row: row.p50_ms)  # type: ignore[arg-type,return-value]
-        if best.p80_ms < ours.p20_ms:  # type: ignore[operator]
+    timed = [row for row in rows if row.op in OPERATION and row.status == OK and row.p50_ms is not None]
+    for ours in (row for row in timed if row.contender == OURS):
+        best = _fastest_other([row for row in timed if row.case == ours.case])
+        if best is not None and best.p80_ms < ours.p20_ms:  # type: ignore[operator]
             label = _label(ours) + (f" ({ours.direction})" if ours.direction not in ("both", "fit", "") else "")
             lost.append(f"{label}: {ms(ours.p50_ms)}, {best.contender} {ms(best.p50_ms)}")
     if lost:

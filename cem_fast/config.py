@@ -131,8 +131,9 @@ class SharedConfig:
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must be at most batch_size {self.batch_size}, got {self.accumulate}")
         Bottleneck.parse(self.bottleneck)
-        for key in ("noise_std", "adversary_weight", "attack_dropout"):
+        for key in ("noise_std", "adversary_weight"):
             _require(key, getattr(self, key), at_least=0)
+        _require("attack_dropout", self.attack_dropout, at_least=0, below=1)
         _require("learning_rate", self.learning_rate, at_least=0)
         if self.learning_rate == 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
@@ -342,6 +343,7 @@ def _is_of(kind: Any, value: Any) -> bool:
     return isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _require(key: str, value: float, *, at_least: float) -> None:
-    if not (math.isfinite(value) and value >= at_least):
-        raise ValueError(f"{key} must be at least {at_least}, got {value}")
+def _require(key: str, value: float, *, at_least: float, below: float = math.inf) -> None:
+    if not (math.isfinite(value) and at_least <= value < below):
+        limit = f" and below {below}" if math.isfinite(below) else ""
+        raise ValueError(f"{key} must be at least {at_least}{limit}, got {value}")

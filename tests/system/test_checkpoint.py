@@ -297,5 +297,5 @@ def test_whatever_a_description_says_a_run_loads_or_is_refused(saved, wrong):
             _ = run.measurements, run.data
         except (ValueError, FileNotFoundError) as error:
             refusals.append(str(error))
-    assert len(refusals) > len(places) / 3  # a 2 is right for many a setting
+    assert len(refusals) > len(places) / 2
     assert not [message for message in refusals if "\n" in message]

@@ -141,6 +141,7 @@ def test_nothing_is_written_when_a_setting_is_wrong(tiny_grid, tmp_path):
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"accumulate": 33}, "accumulate must be at most batch_size 32, got 33"),
         ({"attack_batch_size": 1}, "attack_batch_size must be at least 2, got 1"),
+        ({"attack_dropout": 1.0}, "attack_dropout must be at least 0 and below 1, got 1.0"),
         ({"precision": "fp8"}, "unknown precision 'fp8': expected one of fp32, bf16, fp16"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"cem_variant": "offical"}, "the nearest is 'official'"),
