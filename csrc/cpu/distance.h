@@ -42,6 +42,20 @@ struct Upcoming {
   int64_t components;
 };
 
+// sum[r] += (row[r] - mean)^2, times `inverse` where weighted.
+template <int R, bool kWeighted, class T>
+CEM_FAST_INLINE void add_squares(const Vector<T>* row, Vector<T> mean, Vector<T> inverse, Vector<T>* sum) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Vector<T> deviation = row[r] - mean;
+    if constexpr (kWeighted) {
+      sum[r] += deviation * inverse * deviation;
+    } else {
+      sum[r] += deviation * deviation;
+    }
+  }
+}
+
 // One tile over one chunk: adds to distance[r * ld + q]. Components lie `stride` apart; where they are weighted, 1 / v
 // follows half a stride after the mean.
 template <int R, int Q, bool kWeighted, class X, class T>
@@ -68,17 +82,9 @@ CEM_FAST_INLINE void distance_tile(const X* const* x, const Upcoming<X, T>& upco
 #pragma GCC unroll 8
     for (int q = 0; q < Q; ++q) {
       const Vector<T> mean = load(means + q * stride + d);
-      [[maybe_unused]] Vector<T> inverse;
+      Vector<T> inverse{};
       if constexpr (kWeighted) inverse = load(means + q * stride + stride / 2 + d);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vector<T> deviation = row[r] - mean;
-        if constexpr (kWeighted) {
-          sum[q][r] += deviation * inverse * deviation;
-        } else {
-          sum[q][r] += deviation * deviation;
-        }
-      }
+      add_squares<R, kWeighted, T>(row, mean, inverse, sum[q]);
     }
   }
   if (d < length) {
@@ -89,17 +95,9 @@ CEM_FAST_INLINE void distance_tile(const X* const* x, const Upcoming<X, T>& upco
 #pragma GCC unroll 8
     for (int q = 0; q < Q; ++q) {
       const Vector<T> mean = load_last(means + q * stride + d, rest, kWeighted ? d > 0 : wide);
-      [[maybe_unused]] Vector<T> inverse;
+      Vector<T> inverse{};
       if constexpr (kWeighted) inverse = load_last(means + q * stride + stride / 2 + d, rest, d > 0);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vector<T> deviation = row[r] - mean;
-        if constexpr (kWeighted) {
-          sum[q][r] += deviation * inverse * deviation;
-        } else {
-          sum[q][r] += deviation * deviation;
-        }
-      }
+      add_squares<R, kWeighted, T>(row, mean, inverse, sum[q]);
     }
   }
 #pragma GCC unroll 8
