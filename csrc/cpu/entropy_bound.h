@@ -56,6 +56,32 @@ CEM_FAST_INLINE Vector<double> load_some(const T* p, int n) {
   return value;
 }
 
+template <class T>
+CEM_FAST_INLINE void store_some(T* p, int n, Vector<double> value) {
+  if (n == kLanes<double>) return store_double(p, value);
+  for (int i = 0; i < n; ++i) p[i] = static_cast<T>(value[i]);
+}
+
+// A number as T holds it. What decides a comparison is rounded as the parameters are, so that every backend takes the
+// same side; sums, products and quotients of floats that are taken in double and rounded are those taken in float.
+CEM_FAST_INLINE Vector<double> as(float, Vector<double> value) {
+  typedef float Narrow __attribute__((vector_size(CEM_FAST_WIDTH / 2)));
+  return __builtin_convertvector(__builtin_convertvector(value, Narrow), Vector<double>);
+}
+
+CEM_FAST_INLINE Vector<double> as(double, Vector<double> value) { return value; }
+
+// Calls f(i, n) for every vector of components: n lanes of it count. load_some fills the others with zeros: components
+// without rows and without weight, which add nothing.
+template <class F>
+CEM_FAST_INLINE void for_each_components(int64_t size, const F& f) {
+  int64_t i = 0;
+  for (; i + kLanes<double> <= size; i += kLanes<double>) f(i, kLanes<double>);
+  if (i < size) f(i, static_cast<int>(size - i));
+}
+
+CEM_FAST_INLINE Vector<double> at_least_a_row(Vector<double> n) { return n < 1.0 ? broadcast(1.0) : n; }
+
 // sum_d log(1 + v / s2) of one component with v = v + blend (scatter / n - v), and slope = scale / (v + s2).
 template <class T>
 double entropy_of_diagonal(const EntropyBound& p, const T* variances, const T* scatter, double n, double blend,
@@ -65,12 +91,7 @@ double entropy_of_diagonal(const EntropyBound& p, const T* variances, const T* s
     const Vector<double> fitted = load_some(variances + d, lanes);
     const Vector<double> v = fitted + blend * (load_some(scatter + d, lanes) / n - fitted);
     logs.add(v / s2);
-    const Vector<double> derivative = scale / (v + s2);
-    if (lanes == kLanes<double>) {
-      store_double(slope + d, derivative);
-    } else {
-      for (int i = 0; i < lanes; ++i) slope[d + i] = static_cast<T>(derivative[i]);
-    }
+    store_some(slope + d, lanes, scale / (v + s2));
   });
   return logs.sum();
 }
@@ -100,58 +121,62 @@ void bound_of_paper(const EntropyBound& p, ParallelFor parallel_for) {
   const T* class_prior = static_cast<const T*>(p.class_prior);
   T* slope = static_cast<T*>(p.slope);
 
-  // The weights of the blend are rounded as the parameters are, so that every backend takes the same side of a
-  // comparison.
-  double rows = 0;
-  for (int64_t i = 0; i < CK; ++i) rows += static_cast<double>(counts[i]);
+  Vector<double> row_sums{};
+  for_each_components(CK, [&](int64_t i, int lanes) { row_sums += load_some(counts + i, lanes); });
+  const double rows = sum_lanes<double>(row_sums);
   const double at_least_one = rows < 1 ? 1 : rows, share = p.num_samples / at_least_one;
   const double b = share > p.boost ? p.boost : share;  // NaN counts must stay NaN
   const double left = p.num_samples - b * rows;
-  const T remainder = static_cast<T>(left < 0 ? 0 : left);  // rounding must not make a mass negative
+  // of T, like the products below; rounding must not make a mass negative
+  const double remainder = static_cast<double>(static_cast<T>(left < 0 ? 0 : left));
+  const double boost = static_cast<double>(static_cast<T>(b));
+  const double num_samples = static_cast<double>(static_cast<T>(p.num_samples));
   const double scale = p.mean ? 1 / static_cast<double>(D) : 1;
   const double gradient = 0.5 * scale * (p.unbiased ? 1 / at_least_one : b / p.num_samples);
+  // where all dimensions of a component are alike, one logarithm is its entropy
+  const bool uniform = !p.diagonal && p.noise_size == 1;
+  const double s2 = p.noise_variance[0], half_dimension = 0.5 * static_cast<double>(D);
 
-  Scratch<double> pi(CK), blend(CK), entropy(CK), log_pi(CK);
-  for (int64_t i = 0; i < CK; ++i) {
-    const T mass = class_prior[i / p.components] * weights[i] * remainder + static_cast<T>(b) * counts[i];
-    pi[i] = static_cast<double>(mass / static_cast<T>(p.num_samples));
-    blend[i] = counts[i] > 0 ? static_cast<double>(static_cast<T>(b) * counts[i] / mass) : 0;
-    log_pi[i] = pi[i] == 0 ? 1 : pi[i];
-  }
-  map_doubles(log_pi, CK, Log{});
-
-  const auto rows_of = [&](int64_t i) {
-    const double n = static_cast<double>(counts[i]);
-    return n < 1 ? 1 : n;
-  };
-  if (p.diagonal) {
+  Scratch<double> pi(CK), blend(CK), entropy(CK);
+  Vector<double> sum{};
+  int64_t c = 0, k = 0;
+  for_each_components(CK, [&](int64_t i, int lanes) {
+    T prior_of_lane[kLanes<double>]{};
+    for (int j = 0; j < lanes; ++j) {
+      prior_of_lane[j] = class_prior[c];
+      if (++k == p.components) k = 0, ++c;
+    }
+    const Vector<double> prior = as(T{}, load_double(prior_of_lane) * load_some(weights + i, lanes));
+    const Vector<double> n = load_some(counts + i, lanes), seen = as(T{}, boost * n);
+    const Vector<double> mass = as(T{}, as(T{}, prior * remainder) + seen);
+    const Vector<double> share_of_mixture = as(T{}, mass / num_samples);
+    const Vector<double> share_of_batch = n > 0.0 ? as(T{}, seen / mass) : Vector<double>{};
+    sum -= share_of_mixture * log_vector(share_of_mixture == 0.0 ? broadcast(1.0) : share_of_mixture);
+    store_some<double>(pi + i, lanes, share_of_mixture);
+    store_some<double>(blend + i, lanes, share_of_batch);
+    if (p.diagonal) return;
+    const Vector<double> fitted = load_some(variances + i, lanes);
+    const Vector<double> observed = load_some(scatter + i, lanes) / (at_least_a_row(n) * static_cast<double>(D));
+    const Vector<double> v = fitted + share_of_batch * (observed - fitted);
+    if (uniform) {
+      sum += share_of_mixture * (half_dimension * log1p_vector(v / s2));
+      store_some(slope + i, lanes, gradient / (v + s2));
+    } else {
+      store_some<double>(entropy + i, lanes, v);
+    }
+  });
+  double value = sum_lanes<double>(sum);
+  if (!uniform) {
     parallel(parallel_for, CK, 8 * D, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        entropy[i] = 0.5 * entropy_of_diagonal(p, variances + i * D, scatter + i * D, rows_of(i), blend[i], gradient,
-                                               slope + i * D);
+        const double n = static_cast<double>(counts[i]);
+        entropy[i] = 0.5 * (p.diagonal ? entropy_of_diagonal(p, variances + i * D, scatter + i * D, n < 1 ? 1 : n,
+                                                             blend[i], gradient, slope + i * D)
+                                       : entropy_of_spherical(p, entropy[i], gradient, slope + i));
       }
     });
-  } else {
-    for (int64_t i = 0; i < CK; ++i) {
-      const double fitted = static_cast<double>(variances[i]);
-      const double observed = static_cast<double>(scatter[i]) / (rows_of(i) * static_cast<double>(D));
-      const double v = fitted + blend[i] * (observed - fitted);
-      entropy[i] = p.noise_size == 1 ? v / p.noise_variance[0] : v;
-      if (p.noise_size == 1) slope[i] = static_cast<T>(gradient / (v + p.noise_variance[0]));
-    }
-    if (p.noise_size == 1) {
-      map_doubles(entropy, CK, Log1p{});
-      for (int64_t i = 0; i < CK; ++i) entropy[i] *= 0.5 * static_cast<double>(D);
-    } else {
-      parallel(parallel_for, CK, 8 * D, [&](int64_t first, int64_t last) {
-        for (int64_t i = first; i < last; ++i) {
-          entropy[i] = 0.5 * entropy_of_spherical(p, entropy[i], gradient, slope + i);
-        }
-      });
-    }
+    for (int64_t i = 0; i < CK; ++i) value += pi[i] * entropy[i];
   }
-  double value = 0;
-  for (int64_t i = 0; i < CK; ++i) value += pi[i] * (entropy[i] - log_pi[i]);
   *static_cast<T*>(p.value) = static_cast<T>(scale * value);
 }
 
@@ -170,29 +195,27 @@ void hinge_of_released_code(const EntropyBound& p) {
     for (int64_t k = 0; k < p.components; ++k) rows += counts[c * p.components + k];
     present += rows > 0;
   }
-  const T classes_present = static_cast<T>(larger<int64_t>(present, 1));
-  const T class_rows = static_cast<T>(p.num_samples) / static_cast<T>(p.classes);
+  const double classes_present = static_cast<double>(larger<int64_t>(present, 1));
+  const double class_rows = static_cast<double>(static_cast<T>(p.num_samples) / static_cast<T>(p.classes));
+  const double boost = static_cast<double>(static_cast<T>(p.boost)), most = static_cast<double>(T(0.99));
   const double level = __builtin_log(p.threshold * p.noise_variance[0] + p.gamma);
+  const double dimension = static_cast<double>(p.dimension);
 
-  Scratch<double> blend(CK), padded(CK), hinge(CK);
-  for (int64_t i = 0; i < CK; ++i) {
-    const T share = counts[i] > 0 ? static_cast<T>(p.boost) * counts[i] / (weights[i] * class_rows) : T(0);
-    blend[i] = static_cast<double>(share < 1 ? share : T(0.99));
-    const double n = static_cast<double>(counts[i]), fitted = static_cast<double>(variances[i]);
-    const double observed = static_cast<double>(scatter[i]) / ((n < 1 ? 1 : n) * static_cast<double>(p.dimension));
-    padded[i] = hinge[i] = fitted + blend[i] * (observed - fitted) + p.gamma;
-  }
-  map_doubles(hinge, CK, Log{});
-  double value = 0;
-  for (int64_t i = 0; i < CK; ++i) {
-    const double n = static_cast<double>(counts[i]);
-    const double share = counts[i] > 0 ? static_cast<double>(weights[i] / classes_present) : 0;
-    const double excess = hinge[i] - level;
-    value += share * (excess <= 0 ? 0 : excess);  // NaN stays NaN
-    const double rows = (n < 1 ? 1 : n) * static_cast<double>(p.dimension);
-    slope[i] = static_cast<T>((excess > 0 ? share : 0) * blend[i] / (padded[i] * rows));
-  }
-  *static_cast<T*>(p.value) = static_cast<T>(value);
+  Vector<double> sum{};
+  for_each_components(CK, [&](int64_t i, int lanes) {
+    const Vector<double> n = load_some(counts + i, lanes), weight = load_some(weights + i, lanes);
+    const Vector<double> of_batch =
+        n > 0.0 ? as(T{}, as(T{}, boost * n) / as(T{}, weight * class_rows)) : Vector<double>{};
+    const Vector<double> blend = of_batch < 1.0 ? of_batch : broadcast(most);
+    const Vector<double> fitted = load_some(variances + i, lanes), rows = at_least_a_row(n) * dimension;
+    const Vector<double> observed = load_some(scatter + i, lanes) / rows;
+    const Vector<double> padded = fitted + blend * (observed - fitted) + p.gamma;
+    const Vector<double> share = n > 0.0 ? as(T{}, weight / classes_present) : Vector<double>{};
+    const Vector<double> excess = log_vector(padded) - level;
+    sum += share * (excess <= 0.0 ? Vector<double>{} : excess);  // NaN stays NaN
+    store_some(slope + i, lanes, (excess > 0.0 ? share : Vector<double>{}) * blend / (padded * rows));
+  });
+  *static_cast<T*>(p.value) = static_cast<T>(sum_lanes<double>(sum));
 }
 
 void entropy_bound(const EntropyBound& p, ParallelFor parallel_for) {
