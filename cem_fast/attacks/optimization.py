@@ -24,7 +24,7 @@ from cem_fast.rates import falling
 from cem_fast.seeding import seeded
 
 CHUNK = 256  # images that are optimized at a time
-JUDGES = 16  # held-out images that the settings are judged on, at the most
+JUDGES = 32  # held-out images that the settings are judged on, at the most
 COMPONENTS = 32  # of the mixture of features, at the most
 LEAST = 6  # images; one of them is held out
 
