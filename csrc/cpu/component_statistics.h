@@ -13,10 +13,11 @@ CEM_FAST_INLINE double from_order(int64_t order) {
   return __builtin_bit_cast(double, order ^ ((order >> 63) & INT64_MAX));
 }
 
-// The best component of each row of a block so far, its distance, and the least of the others'.
+// The best component of each row of a block so far, its distance and, with the second, the least of the others'.
+template <bool kWithSecond>
 struct Nearest {
   double score[kBlockRows];  // the smallest wins, then the lowest index
-  double second[kBlockRows];
+  double second[kWithSecond ? kBlockRows : 1];
   int32_t component[kBlockRows];
 
   // Takes score(0), ..., score(size - 1) of the components from k on. A branch on which is smaller would often
@@ -24,18 +25,21 @@ struct Nearest {
   template <class F>
   CEM_FAST_INLINE void offer(int64_t row, int64_t k, int64_t size, const F& score_of) {
     int64_t first = k == 0 ? order_of(__builtin_inf()) : order_of(score[row]);
-    int64_t next = k == 0 ? order_of(__builtin_inf()) : order_of(second[row]);
+    int64_t next = order_of(__builtin_inf());
+    if (kWithSecond && k > 0) next = order_of(second[row]);
     int64_t best = k == 0 ? 0 : component[row];
     for (int64_t q = 0; q < size; ++q) {
       const int64_t candidate = order_of(score_of(q));
       const bool better = candidate < first;
-      const int64_t loser = better ? first : candidate;
-      next = loser < next ? loser : next;
+      if constexpr (kWithSecond) {
+        const int64_t loser = better ? first : candidate;
+        next = loser < next ? loser : next;
+      }
       first = better ? candidate : first;
       best = better ? k + q : best;
     }
     score[row] = from_order(first);
-    second[row] = from_order(next);
+    if constexpr (kWithSecond) second[row] = from_order(next);
     component[row] = static_cast<int32_t>(best);
   }
 };
@@ -92,11 +96,12 @@ void add_mean(T rows, const T* mean, int64_t length, T* sums) {
 }
 
 // The best component of each of up to kBlockRows rows of class c: the nearest mean or, with normalizers, the highest
-// posterior. `distance` is room for kBlockRows times a block of components.
-template <class X, class T>
+// posterior; found(i) is called as soon as it is known for row i. `distance` is room for kBlockRows times a block of
+// components.
+template <class X, class T, bool kWithSecond, class F>
 void best_components(const RowPointers<X>& rows, const Mixture& mixture, int64_t c, int64_t next_class,
                      int64_t dimension, const double* normalizers, PackedComponents<T>& packed, double* distance,
-                     Nearest* best) {
+                     Nearest<kWithSecond>* best, const F& found) {
   const int64_t K = mixture.components, D = dimension;
   const T* means = static_cast<const T*>(mixture.means);
   const T* variances = static_cast<const T*>(mixture.variances);
@@ -109,14 +114,15 @@ void best_components(const RowPointers<X>& rows, const Mixture& mixture, int64_t
     distances<X, T>(rows, D, components, size, packed, distance);
     for (int64_t i = 0; i < rows.count; ++i) {
       const double* of_row = distance + i * size;
-      if (!posterior) {
+      if (posterior) {
+        best->offer(i, k, size, [&](int64_t q) {
+          const double precision = mixture.diagonal ? 1.0 : 1 / static_cast<double>(variances[at + q]);
+          return 0.5 * of_row[q] * precision - normalizers[at + q];
+        });
+      } else {
         best->offer(i, k, size, [&](int64_t q) { return of_row[q]; });
-        continue;
       }
-      best->offer(i, k, size, [&](int64_t q) {
-        const double precision = mixture.diagonal ? 1.0 : 1 / static_cast<double>(variances[at + q]);
-        return 0.5 * of_row[q] * precision - normalizers[at + q];
-      });
+      if (k + size == K) found(i);
     }
   }
 }
@@ -132,8 +138,7 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
   T* sums = static_cast<T*>(p.sums);
   const bool second_pass = per_dimension != nullptr || sums != nullptr;
 
-  const RowsByClass groups(p.mixture.labels, N, C);
-  for (int64_t i = groups.valid_rows(); i < N; ++i) p.assignment[groups.row(i)] = -1;
+  const RowsByClass groups(p.mixture.labels, N, C, p.assignment);
 
   // A block that accumulates into its own partial sums pays only if it is longer than they are.
   const RowBlocks long_blocks(groups, larger<int64_t>(8 * kStatisticsRows, D));
@@ -151,14 +156,16 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
   Scratch<double> normalizers(posterior ? C * K : 0);
   if (posterior) log_normalizers<T>(p.mixture, D, groups, parallel_for, normalizers);
 
-  // the distance to the chosen component, by position; not needed where the scatter is per dimension
+  // The chosen component and the distance to it (not needed where the scatter is per dimension), by position: rows that
+  // share a cache line of the assignment are mostly another thread's.
+  Scratch<int32_t> component(N);
   Scratch<T> nearest_distance(per_dimension == nullptr ? N : 0);
 
   // Counts and spherical scatter of a class, in row order.
   const auto total_up = [&](int64_t c, double* total) {
     fill<double>(total, 2 * K, 0);
     for (int64_t i = groups.begin(c); i < groups.end(c); ++i) {
-      const int64_t k = p.assignment[groups.row(i)];
+      const int64_t k = component[i];
       total[k] += 1;
       if (per_dimension == nullptr) total[K + k] += static_cast<double>(nearest_distance[i]);
     }
@@ -189,17 +196,16 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
       }
       for (int64_t begin = block.begin; begin < block.end; begin += kStatisticsRows) {
         const RowPointers<X> rows(p.x, groups, begin, smaller(begin + kStatisticsRows, block.end));
-        Nearest best;
+        Nearest<false> best;
         best_components<X, T>(rows, p.mixture, c, next_class, D,
-                              posterior ? static_cast<const double*>(normalizers) : nullptr, packed, distance, &best);
-        for (int64_t i = 0; i < rows.count; ++i) {
-          const int64_t k = best.component[i];
-          p.assignment[groups.row(begin + i)] = k;
-          if (per_dimension != nullptr) continue;
-          double squared = best.score[i];
-          if (posterior) squared = squared_distance(rows.row[i], means + (c * K + k) * D, D);
-          nearest_distance[begin + i] = static_cast<T>(squared);
-        }
+                              posterior ? static_cast<const double*>(normalizers) : nullptr, packed, distance, &best,
+                              [&](int64_t i) {
+                                const int64_t k = component[begin + i] = best.component[i];
+                                if (per_dimension != nullptr) return;
+                                double squared = best.score[i];
+                                if (posterior) squared = squared_distance(rows.row[i], means + (c * K + k) * D, D);
+                                nearest_distance[begin + i] = static_cast<T>(squared);
+                              });
         if (!fused) continue;
         for_each_component(rows, best.component, [&](int64_t k, const X* const* members, int64_t count) {
           accumulate_rows(members, count, means + (c * K + k) * D, D,
@@ -211,9 +217,15 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
     }
   });
 
-  // what a row costs here is waiting for its component's number
+  // what a row costs here is waiting for its component
+  parallel(parallel_for, N, 64, [&](int64_t first, int64_t last) {
+    for (int64_t n = first; n < last; ++n) {
+      const int64_t position = p.assignment[n];
+      p.assignment[n] = position < groups.valid_rows() ? component[position] : -1;
+    }
+  });
   const int64_t rows_left = blocks.slots() > 0 ? divide_up(N, C) : 0;
-  parallel(parallel_for, C, 2 * K + rows_left * 400, [&](int64_t first, int64_t last) {
+  parallel(parallel_for, C, 2 * K + rows_left * 64, [&](int64_t first, int64_t last) {
     Scratch<double> total(2 * K);
     for (int64_t c = first; c < last; ++c) {
       if (!is_one_block(c)) total_up(c, total);
@@ -230,8 +242,8 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
           if (sums != nullptr) fill(sums + at, length, T(0));
         }
         for (int64_t i = groups.begin(c); i < groups.end(c); ++i) {
-          const int64_t n = groups.row(i), at = (c * K + p.assignment[n]) * D + start;
-          const X* row = static_cast<const X*>(p.x.data) + n * p.x.stride + start;
+          const int64_t at = (c * K + component[i]) * D + start;
+          const X* row = row_at<X>(p.x, groups, i) + start;
           accumulate_rows(&row, 1, means + at, length, per_dimension != nullptr ? scatter + at : nullptr,
                           sums != nullptr ? sums + at : nullptr);
         }

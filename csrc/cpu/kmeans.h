@@ -150,9 +150,9 @@ class ResidentClass {
 
   const X* row(int64_t i) const { return row_at<X>(p_.x, groups_, begin_ + i); }
 
-  void nearest(const RowPointers<X>& rows, Nearest* best) {
+  void nearest(const RowPointers<X>& rows, Nearest<true>* best) {
     const Mixture mixture{1, K_, nullptr, means_, nullptr, nullptr, false};
-    best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, unpacked_, distance_, best);
+    best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, unpacked_, distance_, best, [](int64_t) {});
   }
 
   void bound(int64_t i, double squared_own, double squared_others) {
@@ -178,7 +178,7 @@ class ResidentClass {
     for (int64_t d = 0; d < D_; ++d) origin_[d] = sizeof(T) < sizeof(double) ? T(0) : means_[d];
     for (int64_t at = 0; at < rows_; at += kStatisticsRows) {
       const RowPointers<X> rows(p_.x, groups_, begin_ + at, begin_ + smaller(at + kStatisticsRows, rows_));
-      Nearest best;
+      Nearest<true> best;
       nearest(rows, &best);
       for (int64_t i = 0; i < rows.count; ++i) {
         component_[at + i] = best.component[i];
@@ -301,7 +301,7 @@ class ResidentClass {
     int64_t positions[kStatisticsRows];
     for (int64_t i = 0; i < count; ++i) positions[i] = begin_ + which[i];
     const RowPointers<X> rows(p_.x, groups_, positions, count);
-    Nearest best;
+    Nearest<true> best;
     nearest(rows, &best);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t from = component_[which[i]], to = best.component[i];

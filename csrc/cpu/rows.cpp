@@ -11,18 +11,18 @@ int64_t class_of(int64_t label, int64_t classes) {
 }  // namespace
 
 // A stable counting sort.
-RowsByClass::RowsByClass(const int64_t* labels, int64_t rows, int64_t classes)
+RowsByClass::RowsByClass(const int64_t* labels, int64_t rows, int64_t classes, int64_t* positions)
     : classes_(classes), rows_(rows), offsets_(new int64_t[classes + 2]()), order_(nullptr) {
   int64_t* next = offsets_ + 1;  // while sorting: where the next row of class c goes
-  if (labels == nullptr) {
-    offsets_[1] = rows;
-    return;
-  }
-  for (int64_t n = 0; n < rows; ++n) {
+  if (labels == nullptr) next[0] = rows;
+  for (int64_t n = 0; n < rows && labels != nullptr; ++n) {
     const int64_t c = class_of(labels[n], classes);
     if (c < classes) ++next[c];
   }
-  if (classes == 1 && next[0] == rows) return;
+  if (classes == 1 && next[0] == rows) {
+    for (int64_t n = 0; n < rows && positions != nullptr; ++n) positions[n] = n;
+    return;
+  }
   int64_t start = 0;
   for (int64_t c = 0; c < classes; ++c) {
     const int64_t size = next[c];
@@ -31,7 +31,11 @@ RowsByClass::RowsByClass(const int64_t* labels, int64_t rows, int64_t classes)
   }
   next[classes] = start;
   order_ = new int32_t[rows];
-  for (int64_t n = 0; n < rows; ++n) order_[next[class_of(labels[n], classes)]++] = static_cast<int32_t>(n);
+  for (int64_t n = 0; n < rows; ++n) {
+    const int64_t position = next[class_of(labels[n], classes)]++;
+    order_[position] = static_cast<int32_t>(n);
+    if (positions != nullptr) positions[n] = position;
+  }
 }
 
 RowsByClass::~RowsByClass() {

@@ -9,7 +9,8 @@ namespace cem_fast {
 // whose label is out of range.
 class RowsByClass {
  public:
-  RowsByClass(const int64_t* labels, int64_t rows, int64_t classes);
+  // `positions` [rows], where given, takes every row's.
+  RowsByClass(const int64_t* labels, int64_t rows, int64_t classes, int64_t* positions = nullptr);
   ~RowsByClass();
   RowsByClass(const RowsByClass&) = delete;
   RowsByClass& operator=(const RowsByClass&) = delete;
