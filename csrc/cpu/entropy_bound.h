@@ -137,7 +137,7 @@ void bound_of_paper(const EntropyBound& p, ParallelFor parallel_for) {
   const bool uniform = !p.diagonal && p.noise_size == 1;
   const double s2 = p.noise_variance[0], half_dimension = 0.5 * static_cast<double>(D);
 
-  Scratch<double> pi(CK), blend(CK), entropy(CK);
+  Scratch<double> pi(uniform ? 0 : CK), entropy(uniform ? 0 : CK), blend(p.diagonal ? CK : 0);
   Vector<double> sum{};
   int64_t c = 0, k = 0;
   for_each_components(CK, [&](int64_t i, int lanes) {
@@ -152,9 +152,8 @@ void bound_of_paper(const EntropyBound& p, ParallelFor parallel_for) {
     const Vector<double> share_of_mixture = as(T{}, mass / num_samples);
     const Vector<double> share_of_batch = n > 0.0 ? as(T{}, seen / mass) : Vector<double>{};
     sum -= share_of_mixture * log_vector(share_of_mixture == 0.0 ? broadcast(1.0) : share_of_mixture);
-    store_some<double>(pi + i, lanes, share_of_mixture);
-    store_some<double>(blend + i, lanes, share_of_batch);
-    if (p.diagonal) return;
+    if (!uniform) store_some<double>(pi + i, lanes, share_of_mixture);
+    if (p.diagonal) return store_some<double>(blend + i, lanes, share_of_batch);
     const Vector<double> fitted = load_some(variances + i, lanes);
     const Vector<double> observed = load_some(scatter + i, lanes) / (at_least_a_row(n) * static_cast<double>(D));
     const Vector<double> v = fitted + share_of_batch * (observed - fitted);

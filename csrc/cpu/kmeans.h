@@ -150,9 +150,10 @@ class ResidentClass {
 
   const X* row(int64_t i) const { return row_at<X>(p_.x, groups_, begin_ + i); }
 
-  void nearest(const RowPointers<X>& rows, Nearest<true>* best) {
+  template <class F>
+  void nearest(const RowPointers<X>& rows, Nearest<true>* best, const F& found) {
     const Mixture mixture{1, K_, nullptr, means_, nullptr, nullptr, false};
-    best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, unpacked_, distance_, best, [](int64_t) {});
+    best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, unpacked_, distance_, best, found);
   }
 
   void bound(int64_t i, double squared_own, double squared_others) {
@@ -179,12 +180,11 @@ class ResidentClass {
     for (int64_t at = 0; at < rows_; at += kStatisticsRows) {
       const RowPointers<X> rows(p_.x, groups_, begin_ + at, begin_ + smaller(at + kStatisticsRows, rows_));
       Nearest<true> best;
-      nearest(rows, &best);
-      for (int64_t i = 0; i < rows.count; ++i) {
+      nearest(rows, &best, [&](int64_t i) {
         component_[at + i] = best.component[i];
         bound(at + i, best.score[i], best.second[i]);
         squared_ += best.score[i];
-      }
+      });
       for_each_component(rows, best.component,
                          [&](int64_t k, const X* const* members, int64_t count) { join(members, count, k, 1); });
     }
@@ -302,17 +302,16 @@ class ResidentClass {
     for (int64_t i = 0; i < count; ++i) positions[i] = begin_ + which[i];
     const RowPointers<X> rows(p_.x, groups_, positions, count);
     Nearest<true> best;
-    nearest(rows, &best);
-    for (int64_t i = 0; i < count; ++i) {
+    nearest(rows, &best, [&](int64_t i) {
       const int64_t from = component_[which[i]], to = best.component[i];
       const double went = bounds_[which[i]].own;
       bound(which[i], best.score[i], best.second[i]);
-      if (from == to) continue;
+      if (from == to) return;
       component_[which[i]] = best.component[i];
       left_[from] = larger(left_[from], went);
       join(rows.row + i, 1, from, -1);
       join(rows.row + i, 1, to, 1);
-    }
+    });
   }
 
   // Half the distance from every mean to the nearest other one: whoever is closer than that needs no other bound. Not

@@ -92,9 +92,6 @@ struct Exp {
 struct Log {
   CEM_FAST_INLINE Vector<double> operator()(Vector<double> x) const { return log_vector(x); }
 };
-struct Log1p {
-  CEM_FAST_INLINE Vector<double> operator()(Vector<double> x) const { return log1p_vector(x); }
-};
 
 template <class F>
 CEM_FAST_INLINE void map_doubles(double* values, int64_t n, const F& f) {

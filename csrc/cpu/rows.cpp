@@ -14,13 +14,18 @@ int64_t class_of(int64_t label, int64_t classes) {
 RowsByClass::RowsByClass(const int64_t* labels, int64_t rows, int64_t classes, int64_t* positions)
     : classes_(classes), rows_(rows), offsets_(new int64_t[classes + 2]()), order_(nullptr) {
   int64_t* next = offsets_ + 1;  // while sorting: where the next row of class c goes
-  if (labels == nullptr) next[0] = rows;
-  for (int64_t n = 0; n < rows && labels != nullptr; ++n) {
-    const int64_t c = class_of(labels[n], classes);
-    if (c < classes) ++next[c];
+  if (labels == nullptr) {
+    next[0] = rows;
+  } else {
+    for (int64_t n = 0; n < rows; ++n) {
+      const int64_t c = class_of(labels[n], classes);
+      if (c < classes) ++next[c];
+    }
   }
   if (classes == 1 && next[0] == rows) {
-    for (int64_t n = 0; n < rows && positions != nullptr; ++n) positions[n] = n;
+    if (positions != nullptr) {
+      for (int64_t n = 0; n < rows; ++n) positions[n] = n;
+    }
     return;
   }
   int64_t start = 0;

@@ -61,5 +61,4 @@ def test_half_the_budget_of_the_strongest_attack_does_nearly_as_well():
         halved = [attack for attack in run["attacks"].values() if attack["mse_half_budget"] is not None]
         strongest = min(halved, key=lambda attack: attack["mse"])
         excess.append(strongest["mse_half_budget"] / strongest["mse"] - 1)
-    assert sum(share > 0.03 for share in excess) <= len(excess) / 20
-    assert max(excess) < 0.05
+    assert max(excess) <= 0.03
