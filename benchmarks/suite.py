@@ -23,8 +23,8 @@ from cem_fast.benchmarks.table import FAILED, INTERPRETED, MISSING, OK, SKIPPED,
 from cem_fast.benchmarks.timing import Contender, clock_of, race
 
 import cem_fast
-from cem_fast import provenance
-from cem_fast.names import lookup
+from cem_fast._support.lookup import lookup
+from cem_fast.experiments import provenance
 from cem_fast.ops import backend
 
 if TYPE_CHECKING:

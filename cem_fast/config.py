@@ -9,8 +9,8 @@ from itertools import product
 from typing import Any, get_args, get_origin, get_type_hints
 
 from cem_fast import schedule
+from cem_fast._support.lookup import lookup
 from cem_fast.models.bottleneck import Bottleneck
-from cem_fast.names import lookup
 
 MAX_SEED = 2**63 - 1  # what every generator of torch takes
 PRECISIONS = ("fp32", "bf16", "fp16")

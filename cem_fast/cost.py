@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from cem_fast._support.eval_mode import in_eval_mode
+from cem_fast._support.seeding import seeded
 from cem_fast.loss import CEMLoss
-from cem_fast.seeding import seeded
-from cem_fast.split import SplitModel, in_eval_mode
+from cem_fast.models.split import SplitModel
 from cem_fast.training import clean_features
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast.mixture import GaussianMixture
+from cem_fast.mixture.buffers import FullPrecisionBuffers
 from cem_fast.ops import validate
 from cem_fast.ops.entropy_bound import COVARIANCES, bound_options, evaluate
-from cem_fast.precision import FullPrecisionBuffers
-from cem_fast.split import in_eval_mode
 
 PATIENCE = 2000  # training steps without a fit, more than a usual first epoch has
 

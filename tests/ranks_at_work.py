@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cem_fast import CEMLoss, CEMSchedule, defenses, models, ranks, training
+from cem_fast import CEMLoss, CEMSchedule, defenses, models, training
+from cem_fast._support import ranks
 from cem_fast.config import RunConfig
 from cem_fast.data import Part, Splits
-from cem_fast.snapshot import Snapshot
-from cem_fast.split import SplitModel
+from cem_fast.models.split import SplitModel
+from cem_fast.training.resume import Snapshot
 
 CONFIG = RunConfig(epochs=2, batch_size=9, learning_rate=0.02, noise_std=0.1, pruned_channels=0.3, adversary_weight=3.0)
 # defense, its noise, what is given to CEM, and settings; batches of 9 and 8 images, so that shares differ

@@ -12,7 +12,7 @@ from test_mixture import blobs
 
 import cem_fast
 from cem_fast import CEMLoss, GaussianMixture
-from cem_fast.fitting import Stream, draw_sample
+from cem_fast.mixture.fitting import Stream, draw_sample
 
 OPS = torch.ops.cem_fast
 

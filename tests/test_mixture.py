@@ -7,7 +7,7 @@ import torch
 from definitions import Mixture, log_prob
 
 from cem_fast import CEMLoss, GaussianMixture
-from cem_fast.fitting import (
+from cem_fast.mixture.fitting import (
     Estimate,
     Rows,
     expectation_maximization_of_matrices,

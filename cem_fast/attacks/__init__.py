@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cem_fast._support.lookup import lookup
 from cem_fast.attacks.base import Attack
 from cem_fast.attacks.decoder import DECODERS, LOSSES, Decoder
 from cem_fast.attacks.ensemble import Ensemble
@@ -9,7 +10,6 @@ from cem_fast.attacks.gan import Gan
 from cem_fast.attacks.nearest import Nearest
 from cem_fast.attacks.optimization import Optimization
 from cem_fast.attacks.ridge import Ridge
-from cem_fast.names import lookup
 
 __all__ = [
     "Attack",

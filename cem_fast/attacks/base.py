@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cem_fast.seeding import seeded
+from cem_fast._support.seeding import seeded
 
 Observe = Callable[[Tensor], Tensor]
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cem_fast import metrics
+from cem_fast._support.learning_rate import one_cycle
+from cem_fast._support.lookup import lookup
+from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import (
     QUERIES,
     Attack,
@@ -20,11 +23,8 @@ from cem_fast.attacks.base import (
     require_images,
     require_positive,
 )
+from cem_fast.attacks.decoder_cache import recent
 from cem_fast.attacks.networks import ConvDecoder, ResNormDecoder, SlimDecoder
-from cem_fast.attacks.recent import recent
-from cem_fast.names import lookup
-from cem_fast.rates import one_cycle
-from cem_fast.seeding import seeded
 
 DECODERS = {
     "slim": SlimDecoder,

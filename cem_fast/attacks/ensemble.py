@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import QUERIES, Attack, Observe, hold_out, require_fitted, require_images, require_positive
 from cem_fast.attacks.decoder import Decoder
 from cem_fast.attacks.ridge import Ridge
-from cem_fast.seeding import seeded
 
 SHRINKAGES = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, 1e6)  # in units of what the average pixel says
 JUDGES = 500  # held-out images that the weights are chosen on, at the most

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cem_fast._support.learning_rate import falling
+from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import QUERIES, Attack, Observe, counted, require_fitted, require_positive
 from cem_fast.attacks.decoder import Decoder, num_batches
 from cem_fast.attacks.networks import Critic
-from cem_fast.rates import falling
-from cem_fast.seeding import seeded
 
 PENALTY = 10.0  # weight of the gradient penalty, Gulrajani et al.'s
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import QUERIES, ClosedForm, Observe, Standardizer, require_fitted, require_images
-from cem_fast.seeding import seeded
 
 
 class Nearest(ClosedForm):

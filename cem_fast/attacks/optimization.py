@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cem_fast._support.learning_rate import falling
+from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import (
     QUERIES,
     Attack,
@@ -20,8 +22,6 @@ from cem_fast.attacks.base import (
 from cem_fast.attacks.decoder import Decoder
 from cem_fast.functional import mixture_log_prob
 from cem_fast.mixture import GaussianMixture
-from cem_fast.rates import falling
-from cem_fast.seeding import seeded
 
 CHUNK = 256  # images that are optimized at a time
 JUDGES = 32  # held-out images that the settings are judged on, at the most

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import (
     HELD_OUT,
     QUERIES,
@@ -15,7 +16,6 @@ from cem_fast.attacks.base import (
     require_fitted,
     require_images,
 )
-from cem_fast.seeding import seeded
 
 PENALTIES = torch.logspace(-6, 4, 41, dtype=torch.float64)
 

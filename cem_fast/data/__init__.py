@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cem_fast._support.lookup import lookup
 from cem_fast.data import cifar10, cifar100, digits, faces, facescrub, fashion_mnist, folder, tiny_imagenet
 from cem_fast.data.root import data_root
 from cem_fast.data.splits import NUM_FOLDS, PROTOCOLS, Part, Splits, check_fold
-from cem_fast.names import lookup
 
 __all__ = ["NUM_FOLDS", "PROTOCOLS", "Part", "Splits", "baselines", "class_means", "data_root", "load", "names"]
 

@@ -14,8 +14,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from cem_fast._support.lookup import lookup
 from cem_fast.data.images import is_grey, pixels
-from cem_fast.names import lookup
 
 NUM_FOLDS = 5
 PROTOCOLS = ("inference", "train")

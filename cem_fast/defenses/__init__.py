@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cem_fast._support.lookup import lookup
 from cem_fast.defenses.adversarial import AdversarialRepresentation
 from cem_fast.defenses.base import Defense
 from cem_fast.defenses.bottleneck import Bottleneck
@@ -19,7 +20,6 @@ from cem_fast.defenses.patrol import Patrol
 from cem_fast.defenses.ressfl import ResSFL
 from cem_fast.defenses.sca import SparseCodingArchitecture
 from cem_fast.defenses.topk_pruning import TopKPruning
-from cem_fast.names import lookup
 
 __all__ = [
     "AdversarialRepresentation",

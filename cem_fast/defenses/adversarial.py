@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cem_fast._support.eval_mode import in_eval_mode
+from cem_fast._support.seeding import seeded
 from cem_fast.defenses.base import Defense
-from cem_fast.seeding import seeded
-from cem_fast.split import SplitModel, in_eval_mode
+from cem_fast.models.split import SplitModel
 
 
 class ProxyDecoder(nn.Module):

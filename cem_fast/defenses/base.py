@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from cem_fast.ranks import Ranks
-from cem_fast.split import SplitModel
+from cem_fast._support.ranks import Ranks
+from cem_fast.models.split import SplitModel
 
 
 class Defense(nn.Module):

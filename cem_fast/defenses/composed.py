@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cem_fast.defenses.base import Defense
-from cem_fast.split import SplitModel
+from cem_fast.models.split import SplitModel
 
 
 class Composed(Defense):

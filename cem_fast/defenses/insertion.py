@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from cem_fast.split import SplitModel, in_eval_mode
+from cem_fast._support.eval_mode import in_eval_mode
+from cem_fast.models.split import SplitModel
 
 
 def insert_layer(

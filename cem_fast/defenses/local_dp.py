@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from cem_fast._support.lookup import lookup
 from cem_fast.defenses.base import Defense
-from cem_fast.names import lookup
 
 NORMS = {"gaussian": 2, "laplace": 1}  # in which each mechanism measures how far two releases can be apart
 

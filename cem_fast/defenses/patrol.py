@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cem_fast._support.eval_mode import in_eval_mode
+from cem_fast._support.seeding import seeded
 from cem_fast.defenses.insertion import insert_layer
 from cem_fast.defenses.ressfl import ResSFL
-from cem_fast.seeding import seeded
-from cem_fast.split import SplitModel, in_eval_mode
+from cem_fast.models.split import SplitModel
 
 if TYPE_CHECKING:
     from torch_pruning.dependency import DependencyGraph, Group

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cem_fast import metrics
 from cem_fast.defenses.adversarial import AdversarialRepresentation
-from cem_fast.split import SplitModel
+from cem_fast.models.split import SplitModel
 
 BATCH = 32  # images at a time before training
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cem_fast._support.seeding import seeded
 from cem_fast.defenses.base import Defense
 from cem_fast.defenses.insertion import insert_layer
-from cem_fast.seeding import seeded
-from cem_fast.split import SplitModel
+from cem_fast.models.split import SplitModel
 
 GRID = 8  # frequencies a side at which the dictionary's gain is measured
 STEP = 1.6  # the competition converges below 2

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from cem_fast.models.bottleneck import ACTIVATIONS, Bottleneck, Compress, Expand
-from cem_fast.split import SplitModel
+from cem_fast.models.split import SplitModel
 
 
 def divide(

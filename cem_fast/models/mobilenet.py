@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from cem_fast.models.assembly import divide, finish
-from cem_fast.split import SplitModel
+from cem_fast.models.split import SplitModel
 
 # expansion, channels, blocks, and the first block's stride, which is 1 in two places where large images have 2
 GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cem_fast.models.assembly import divide, finish
-from cem_fast.split import SplitModel
+from cem_fast.models.split import SplitModel
 
 
 class BasicBlock(nn.Module):

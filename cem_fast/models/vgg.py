@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from cem_fast.models.assembly import divide, finish
-from cem_fast.split import SplitModel
+from cem_fast.models.split import SplitModel
 
 
 def stage(channels_in: int, channels_out: int, pool: bool, normalize: bool) -> nn.Sequential:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from cem_fast.names import lookup
+from cem_fast._support.lookup import lookup
 from cem_fast.ops import agreement, library, reference
 
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")

@@ -13,7 +13,7 @@ from cem_fast.benchmarks.peers import Differentiable, Peer
 from cem_fast.benchmarks.table import LAST, OK, WRONG
 from rows import END, ROW, RUN
 
-from cem_fast import cli
+from cem_fast.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
 

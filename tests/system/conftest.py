@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from cem_fast import data, defenses, experiment, models, training
+from cem_fast import data, defenses, models, training
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import Splits
-from cem_fast.split import SplitModel
+from cem_fast.experiments import run as experiment
+from cem_fast.models.split import SplitModel
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cem_fast import attacks, data, defenses, metrics, training
+from cem_fast._support.seeding import seeded
 from cem_fast.attacks import gan, optimization
 from cem_fast.attacks.networks import Critic
 from cem_fast.attacks.optimization import Recipe
 from cem_fast.mixture import GaussianMixture
-from cem_fast.seeding import seeded
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +323,7 @@ def test_attacks_share_a_decoder_of_the_same_observer_and_of_no_other(faces, und
 def test_a_network_is_forgotten_with_its_observer(faces):
     import gc
 
-    from cem_fast.attacks.recent import _networks
+    from cem_fast.attacks.decoder_cache import _networks
 
     observe = lambda x: F.avg_pool2d(x, 4)  # noqa: E731
     fitted("decoder", faces, observe, epochs=1)

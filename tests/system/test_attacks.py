@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cem_fast import attacks, data, defenses, experiment, metrics, models, training
+from cem_fast import attacks, data, defenses, metrics, models, training
+from cem_fast._support.seeding import seeded
 from cem_fast.attacks import Ensemble, Gan, Nearest, Optimization
 from cem_fast.attacks.decoder import DECODERS, Decoder
 from cem_fast.attacks.ridge import PENALTIES, Ridge
 from cem_fast.config import RunConfig
-from cem_fast.seeding import seeded
+from cem_fast.experiments import run as experiment
 
 
 @pytest.fixture(scope="module")

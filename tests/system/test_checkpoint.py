@@ -13,8 +13,10 @@ import safetensors.torch
 import torch
 
 import cem_fast
-from cem_fast import checkpoint, experiment, training
-from cem_fast.files import write_atomically
+from cem_fast import training
+from cem_fast._support.files import write_atomically
+from cem_fast.experiments import run as experiment
+from cem_fast.experiments import saved_run
 
 
 @pytest.fixture
@@ -24,11 +26,11 @@ def saved(finished, tmp_path):
 
 
 def tensor_file(folder, kind):
-    return folder / json.loads((folder / checkpoint.DESCRIPTION).read_text())["files"][kind]
+    return folder / json.loads((folder / saved_run.DESCRIPTION).read_text())["files"][kind]
 
 
 def test_a_loaded_run_is_the_run_that_was_saved(saved):
-    run = checkpoint.load_run(saved)
+    run = saved_run.load_run(saved)
     assert not run.model.training
     assert not run.defense.training
     assert run.config.defense == "noise"
@@ -44,34 +46,34 @@ def test_a_loaded_run_is_the_run_that_was_saved(saved):
 
 
 def test_load_run_is_public():
-    assert cem_fast.load_run is checkpoint.load_run
+    assert cem_fast.load_run is saved_run.load_run
 
 
 def test_networks_inside_a_defense_come_back(tiny_grid, tmp_path):
     config = next(run for run in tiny_grid.runs() if run.defense == "noise")
     config = type(config)(**{**vars(config), "defense": "noise_arl"})
     experiment.run(config, tmp_path / "run", attack=False)
-    run = checkpoint.load_run(tmp_path / "run")
+    run = saved_run.load_run(tmp_path / "run")
     proxy = run.defense.parts[0].proxy.state_dict()
     with torch.no_grad():
-        checkpoint_weights = checkpoint._read_tensors(tmp_path / "run", run.description, "weights")[0]
+        checkpoint_weights = saved_run._read_tensors(tmp_path / "run", run.description, "weights")[0]
     assert proxy
     assert all(torch.equal(value, checkpoint_weights[f"defense.parts.0.proxy.{key}"]) for key, value in proxy.items())
 
 
 def test_another_architecture_is_named_key_by_key(saved):
-    path = saved / checkpoint.DESCRIPTION
+    path = saved / saved_run.DESCRIPTION
     description = json.loads(path.read_text())
     description["config"]["cut"] = 3
     path.write_text(json.dumps(description))
     with pytest.raises(ValueError, match=r"encoder's weights are of another architecture.*missing: 2\.") as raised:
-        checkpoint.load_run(saved)
+        saved_run.load_run(saved)
     assert str(tensor_file(saved, "weights")) in str(raised.value)
     assert "\n" not in str(raised.value)
     description["config"].update(cut=2, bottleneck=4)
     path.write_text(json.dumps(description))
     with pytest.raises(ValueError, match=r"of another shape: .*\(8, 32, 3, 3\) for \(4, 32, 3, 3\)"):
-        checkpoint.load_run(saved)
+        saved_run.load_run(saved)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 1000])
@@ -79,7 +81,7 @@ def test_a_truncated_file_is_named(saved, keep):
     path = tensor_file(saved, "weights")
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=f"damaged, its {keep} bytes") as raised:
-        checkpoint.load_run(saved)
+        saved_run.load_run(saved)
     assert str(raised.value).startswith(str(path))
 
 
@@ -92,12 +94,12 @@ def test_a_header_as_long_as_a_pickles_first_bytes_say_is_no_pickle(saved, lengt
     content = safetensors.torch.save({"x" * padding: torch.ones(1)})
     assert int.from_bytes(content[:8], "little") == length
     path.unlink()
-    name = f"measurements-{checkpoint._digest(content)}.safetensors"
+    name = f"measurements-{saved_run._digest(content)}.safetensors"
     path.with_name(name).write_bytes(content)
     description = json.loads((saved / "run.json").read_bytes())
     description["files"]["measurements"] = name
     (saved / "run.json").write_text(json.dumps(description))
-    assert list(checkpoint.read_measurements(saved).values()) == [torch.ones(1)]
+    assert list(saved_run.read_measurements(saved).values()) == [torch.ones(1)]
 
 
 def test_a_pickle_is_refused_and_never_run(saved, tmp_path):
@@ -108,31 +110,31 @@ def test_a_pickle_is_refused_and_never_run(saved, tmp_path):
     path = tensor_file(saved, "weights")
     path.write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ValueError, match="holds a pickle"):
-        checkpoint.load_run(saved)
+        saved_run.load_run(saved)
     torch.save({"x": Evil()}, path)
     with pytest.raises(ValueError, match="holds a pickle"):
-        checkpoint.load_run(saved)
+        saved_run.load_run(saved)
     assert not (tmp_path / "opened").exists()
 
 
 def test_foreign_and_damaged_descriptions_are_named(saved):
-    path = saved / checkpoint.DESCRIPTION
+    path = saved / saved_run.DESCRIPTION
     description = json.loads(path.read_text())
     path.write_text(path.read_text()[:-100])
     with pytest.raises(ValueError, match=r"run\.json: damaged, not readable as JSON"):
-        checkpoint.load_run(saved)
+        saved_run.load_run(saved)
     path.write_text(json.dumps({**description, "schema": 99}))
     with pytest.raises(ValueError, match="expected a run of schema 1, got 99"):
-        checkpoint.load_run(saved)
+        saved_run.load_run(saved)
     path.write_text(json.dumps({**description, "config": {**description["config"], "sigma": 1}}))
     with pytest.raises(ValueError, match=r"unknown keys \['sigma'\]"):
-        checkpoint.load_run(saved)
+        saved_run.load_run(saved)
     path.write_text(json.dumps({**description, "files": {"weights": "../../etc/passwd"}}))
     with pytest.raises(ValueError, match="passwd: run.json names this file and it cannot be read"):
-        checkpoint.load_run(saved)
+        saved_run.load_run(saved)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no finished run here"):
-        checkpoint.load_run(saved)
+        saved_run.load_run(saved)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -152,11 +154,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys
 import torch
-from cem_fast import checkpoint
+from cem_fast.experiments import saved_run
 
 torch.set_num_threads(1)  # a fork does not inherit a pool of threads
 folder, replace = sys.argv[1], os.replace
-old = checkpoint.load_run(folder)
+old = saved_run.load_run(folder)
 before = {k: v.clone() for k, v in old.model.state_dict().items()}
 for steps in range(3):
     child = os.fork()
@@ -175,10 +177,10 @@ for steps in range(3):
                 value.add_(1 + steps)
         parts = {"model": old.model, "defense": old.defense, "loss": old.loss}
         measurements = {k: v + 1 for k, v in old.measurements.items()}
-        checkpoint.save_run(folder, config=old.config, **parts, measurements=measurements, description=old.description)
+        saved_run.save_run(folder, config=old.config, **parts, measurements=measurements, description=old.description)
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    now = checkpoint.load_run(folder)
+    now = saved_run.load_run(folder)
     assert all(torch.equal(v, before[k]) for k, v in now.model.state_dict().items()), steps
     assert now.measurements.keys() == old.measurements.keys()
 print("intact")
@@ -190,15 +192,15 @@ def test_kill_during_a_save_leaves_the_old_run(saved):
     assert done.stdout.strip() == "intact", done.stderr
     leftovers = [path for path in saved.iterdir() if path.name.endswith(".tmp")]
     assert leftovers, "the kill should have come before the last rename"
-    run = checkpoint.load_run(saved)
+    run = saved_run.load_run(saved)
     parts = {"model": run.model, "defense": run.defense, "loss": run.loss}
-    checkpoint.save_run(saved, config=run.config, **parts, measurements=run.measurements, description=run.description)
+    saved_run.save_run(saved, config=run.config, **parts, measurements=run.measurements, description=run.description)
     assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".safetensors", ".safetensors"]
 
 
 def save_again(run, folder):
     parts = {"model": run.model, "defense": run.defense, "loss": run.loss}
-    checkpoint.save_run(folder, config=run.config, **parts, measurements=run.measurements, description=run.description)
+    saved_run.save_run(folder, config=run.config, **parts, measurements=run.measurements, description=run.description)
 
 
 def test_other_files_in_the_folder_are_left_alone(saved):
@@ -207,13 +209,13 @@ def test_other_files_in_the_folder_are_left_alone(saved):
     before = {path.name for path in saved.iterdir()}
     for name in others + leftovers:
         (saved / name).write_text("precious")
-    save_again(checkpoint.load_run(saved), saved)
+    save_again(saved_run.load_run(saved), saved)
     assert {path.name for path in saved.iterdir()} == before | set(others)
     assert all((saved / name).read_text() == "precious" for name in others)
 
 
 def test_a_foreign_description_is_never_overwritten(saved, tmp_path):
-    run, folder = checkpoint.load_run(saved), tmp_path / "mine"
+    run, folder = saved_run.load_run(saved), tmp_path / "mine"
     folder.mkdir()
     (folder / "run.json").write_text("keep")
     with pytest.raises(ValueError, match=r"mine/run\.json was not written by cem_fast and is left alone"):
@@ -228,19 +230,19 @@ def test_a_foreign_description_is_never_overwritten(saved, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, target):
     (tmp_path / "file").write_text("keep")
     with pytest.raises(ValueError, match=f"folder must be one that can be written to, got '.*{target}'"):
-        checkpoint.check_target(tmp_path / target, {checkpoint.DESCRIPTION: checkpoint.MARK})
-    checkpoint.check_target(tmp_path / "a/b", {checkpoint.DESCRIPTION: checkpoint.MARK})
+        saved_run.check_target(tmp_path / target, {saved_run.DESCRIPTION: saved_run.MARK})
+    saved_run.check_target(tmp_path / "a/b", {saved_run.DESCRIPTION: saved_run.MARK})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 SAVED_AT_ONCE = """
 import os, sys
 import torch
-from cem_fast import checkpoint
+from cem_fast.experiments import saved_run
 
 torch.set_num_threads(1)  # a fork does not inherit a pool of threads
 os.fsync = lambda _: None  # slow, and nothing here outlives the machine
-run, folder = checkpoint.load_run(sys.argv[1]), sys.argv[1]
+run, folder = saved_run.load_run(sys.argv[1]), sys.argv[1]
 parts = {"model": run.model, "defense": run.defense, "loss": run.loss}
 run.measurements  # read now: once there are several writers, this file is gone any moment
 children = []
@@ -249,10 +251,10 @@ for child in range(3):
     if children[-1] == 0:
         for step in range(20):
             measured = {k: v + child + 10 * step for k, v in run.measurements.items()}
-            checkpoint.save_run(folder, config=run.config, **parts, measurements=measured, description=run.description)
+            saved_run.save_run(folder, config=run.config, **parts, measurements=measured, description=run.description)
         os._exit(0)
 assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
-checkpoint.load_run(folder).measurements
+saved_run.load_run(folder).measurements
 print("intact")
 """
 
@@ -267,22 +269,22 @@ def test_saves_to_one_folder_at_once_do_not_remove_each_others_files(saved):
 
 def test_only_the_images_of_the_run_are_its_data(saved, tiny_images, tmp_path, monkeypatch):
     images = shutil.copytree(tiny_images, tmp_path / "images")
-    path = saved / checkpoint.DESCRIPTION
+    path = saved / saved_run.DESCRIPTION
     description = json.loads(path.read_text())
     description["config"]["data"] = "images"
     path.write_text(json.dumps(description))
     with pytest.raises(FileNotFoundError, match="was trained on the images in 'images', and there is no such folder"):
-        _ = checkpoint.load_run(saved).data
+        _ = saved_run.load_run(saved).data
     monkeypatch.chdir(tmp_path)
-    assert len(checkpoint.load_run(saved).data.test) == 6
+    assert len(saved_run.load_run(saved).data.test) == 6
     shutil.copy(images / "left" / "0.png", images / "right" / "new.png")
     with pytest.raises(ValueError, match="was trained on other images than 'images' holds now"):
-        _ = checkpoint.load_run(saved).data
+        _ = saved_run.load_run(saved).data
 
 
 @pytest.mark.parametrize("wrong", [None, True, -1, 2, 1.5, "2", [], [1], {}, {"a": 1}])
 def test_whatever_a_description_says_a_run_loads_or_is_refused(saved, wrong):
-    path = saved / checkpoint.DESCRIPTION
+    path = saved / saved_run.DESCRIPTION
     description = json.loads(path.read_text())
     places = [(key,) for key in ("config", "image_shape", "num_classes", "files", "identity", "schema")]
     places += [("config", key) for key in description["config"]]
@@ -293,7 +295,7 @@ def test_whatever_a_description_says_a_run_loads_or_is_refused(saved, wrong):
         (changed[above[0]] if above else changed)[key] = wrong
         path.write_text(json.dumps(changed))
         try:
-            run = checkpoint.load_run(saved)
+            run = saved_run.load_run(saved)
             _ = run.measurements, run.data
         except (ValueError, FileNotFoundError) as error:
             refusals.append(str(error))

@@ -15,8 +15,12 @@ import time
 import pytest
 import yaml
 
-from cem_fast import __version__, checkpoint, cli, experiment, interruption
+from cem_fast import __version__
+from cem_fast.cli import main as cli
+from cem_fast.cli import signals
 from cem_fast.config import GridConfig
+from cem_fast.experiments import run as experiment
+from cem_fast.experiments import saved_run
 
 
 def run(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
@@ -277,7 +281,7 @@ def test_train_saves_a_run_that_can_be_loaded(tiny_images, tmp_path, capfd):
     ]
     assert status("train", "--data", str(tiny_images), "--folder", str(folder), *arguments) == 0
     assert f"cem-fast attack {folder}" in capfd.readouterr().out.replace("\n", "")
-    loaded = checkpoint.load_run(folder)
+    loaded = saved_run.load_run(folder)
     assert loaded.config.cem_weight == 0.5
     assert loaded.description["record"]["attacks"] == {}
 
@@ -305,7 +309,7 @@ def test_interruption_keeps_finished_runs_and_the_old_report(config, tmp_path, n
     assert "every run that had finished is kept" in err
     records = json.loads((folder / experiment.RESULTS).read_text())["runs"]
     assert len(records) >= 2
-    loss = checkpoint.load_run(folder / records[0]["checkpoint"]).loss
+    loss = saved_run.load_run(folder / records[0]["checkpoint"]).loss
     assert (loss is None) == (records[0]["config"]["noise_std"] == 0)
     assert (folder / "report.html").read_text() == older
     assert not list(folder.rglob("*.tmp"))
@@ -317,7 +321,7 @@ def test_errors_on_the_way_are_one_line(config, tmp_path, capfd, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cem_fast.files.os.fsync", full)
+    monkeypatch.setattr("cem_fast._support.files.os.fsync", full)
     assert status("evaluate", "--config", str(config), "--attacks", "ridge", "--jobs", "1") == 1  # in this process
     err = capfd.readouterr().err
     assert re.fullmatch(r"cem-fast: runs/small/runs/.*/\S+: No space left on device\n", err)
@@ -348,8 +352,8 @@ def test_a_run_that_ends_early_leaves_no_bar():
 
     from rich.console import Console
 
+    from cem_fast.cli.progress import Bars
     from cem_fast.config import RunConfig
-    from cem_fast.progress import Bars
 
     stream = StringIO()
     with Bars(Console(file=stream, force_terminal=True, width=100)) as bars:
@@ -396,7 +400,7 @@ def test_doctor_says_what_is_in_force_and_finds_a_wrong_operation(capfd, monkeyp
 
 
 def test_doctor_says_which_kernel_is_not_used(capfd, monkeypatch):
-    from cem_fast import doctor
+    from cem_fast.cli import doctor
     from cem_fast.ops import backend
 
     def broken(*_):
@@ -411,7 +415,7 @@ def test_doctor_says_which_kernel_is_not_used(capfd, monkeypatch):
 
 def test_a_run_without_its_record_cannot_be_attacked(finished, tmp_path, capfd):
     folder = shutil.copytree(finished.run(cem=True), tmp_path / "run")
-    path = folder / checkpoint.DESCRIPTION
+    path = folder / saved_run.DESCRIPTION
     description = json.loads(path.read_text())
     for key, message in (
         ("record", "record.attacks must be an object"),
@@ -427,7 +431,7 @@ def test_a_run_without_its_record_cannot_be_attacked(finished, tmp_path, capfd):
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 def test_a_folder_that_the_results_cannot_go_to_is_named_first(command, dry, tiny_images, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("cem_fast.training.train", None)
+    monkeypatch.setattr("cem_fast.training.loop.train", None)
     arguments = [command, "--data", str(tiny_images), "--image-size", "16", *dry]
     (tmp_path / "file").write_text("keep")
     for name in ("run.json", "results.json", "report.html"):
@@ -468,10 +472,10 @@ def test_only_the_command_line_answers_to_interruptions(monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(sys, "argv", ["-m"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "other"])
-    interruption.expect()
+    signals.expect()
     assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "cem_fast", "demo"])
-    interruption.expect()
+    signals.expect()
     assert signal.getsignal(signal.SIGINT) is not before
-    interruption.over()
+    signals.over()
     assert signal.getsignal(signal.SIGINT) is before

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cem_fast import CEMSchedule, checkpoint, defenses, experiment, training
+from cem_fast import CEMSchedule, defenses, training
+from cem_fast._support.seeding import seeded
 from cem_fast.config import RunConfig
-from cem_fast.seeding import seeded
+from cem_fast.experiments import run as experiment
+from cem_fast.experiments import saved_run
 
 CONFIG = RunConfig(
     image_size=16, fold=0, epochs=1, batch_size=8, cem_components=2, attacks=("ridge",), attack_epochs=1, noise_draws=2
@@ -33,7 +35,7 @@ def test_every_defense_trains_with_cem_and_without_and_comes_back_the_same(name,
 
         patch.setattr(training, "train", trained)
         record = experiment.run(config, tmp_path)
-    run = checkpoint.load_run(tmp_path)
+    run = saved_run.load_run(tmp_path)
     history = run.description["history"]
     assert all(math.isfinite(epoch["loss"]) for epoch in history)
     assert (history[-1]["cem"] is not None) == (weight > 0)
@@ -61,7 +63,7 @@ def test_no_defense_ever_sees_a_test_image(name, tiny_images):
     states = []
     for each in (splits, broken):
         torch.manual_seed(0)
-        model, defense, _ = checkpoint.build_parts(config, image_shape=(1, 16, 16), num_classes=3)
+        model, defense, _ = saved_run.build_parts(config, image_shape=(1, 16, 16), num_classes=3)
         training.train(model, each, defense, config=config)
         states.append({**model.state_dict(), **defense.state_dict()})
     assert states[0].keys() == states[1].keys()
@@ -76,7 +78,7 @@ def test_all_of_them_at_once(tiny_images, tmp_path):
     networks = []
     for _ in range(2):
         torch.manual_seed(0)
-        model, noise, cem = checkpoint.build_parts(config, image_shape=(1, 16, 16), num_classes=3)
+        model, noise, cem = saved_run.build_parts(config, image_shape=(1, 16, 16), num_classes=3)
         values = {key: getattr(config, key) for key in defenses.settings() if key != "noise_std"}
         defense = defenses.Composed(*(defenses.build(name, noise_std=0.0, **values) for name in names), noise)
         networks.append((model, defense, cem))
@@ -100,7 +102,7 @@ def test_information_is_estimated_from_what_the_noise_is_added_to(tiny_images, t
     for name, own in (("noise", {}), ("topk_pruning", {"pruned_share": 0.99})):
         config = replace(CONFIG, data=str(tiny_images), defense=name, **own)
         nats[name] = experiment.run(config, tmp_path / name, attack=False)["leakage"]["heldout_nats"]
-        run = checkpoint.load_run(tmp_path / name)
+        run = saved_run.load_run(tmp_path / name)
         sent = run.defense.before_noise(training.clean_features(run.model, run.data.train.images)).flatten(1)
         mixture = run.loss.mixture
         assert (mixture.means.flatten(0, 1).unsqueeze(1) - sent).square().sum(-1).min(0).values.mean() < sent.var(

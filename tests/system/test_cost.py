@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cem_fast import CEMLoss, cost, models
-from cem_fast.split import SplitModel
+from cem_fast.models.split import SplitModel
 
 
 def test_a_network_counted_by_hand():

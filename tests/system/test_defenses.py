@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cem_fast import checkpoint, defenses, experiment, metrics, models, training
+from cem_fast import defenses, metrics, models, training
 from cem_fast.config import RunConfig
 from cem_fast.data.splits import Part, Splits
 from cem_fast.defenses.adversarial import ProxyDecoder
@@ -20,7 +20,9 @@ from cem_fast.defenses.distance_correlation import distance_correlation
 from cem_fast.defenses.local_dp import gaussian_scale
 from cem_fast.defenses.patrol import ExtraConvolution
 from cem_fast.defenses.sca import SparseCoding, _gain
-from cem_fast.split import SplitModel
+from cem_fast.experiments import run as experiment
+from cem_fast.experiments import saved_run
+from cem_fast.models.split import SplitModel
 
 NOISY = ("noise", "noise_arl", "noise_nopeek")  # what is nothing without noise
 
@@ -714,5 +716,5 @@ def test_patrol_restores_depthwise_convolutions_as_they_were_pruned(tmp_path):
         model="mobilenet_v2", cut=3, bottleneck=8, defense="patrol", epochs=2, attacks=("ridge",), noise_draws=1
     )
     experiment.run(config, tmp_path / "run", splits=parts, attack=False)
-    model = checkpoint.load_run(tmp_path / "run").model
+    model = saved_run.load_run(tmp_path / "run").model
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 2)

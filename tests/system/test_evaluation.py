@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from cem_fast.benchmarks import evaluation
 
-from cem_fast import checkpoint
+from cem_fast.experiments import saved_run
+from cem_fast.report import markdown as evaluation
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [ROOT / "benchmarks" / "results" / name for name in ("evaluation", "fashion_mnist")]
@@ -51,7 +51,7 @@ def test_nothing_was_reported_of_the_fold_that_settings_were_chosen_on(results):
 def test_every_run_that_is_named_is_there_and_no_other(results, folder):
     kept = {run["checkpoint"] for run in results["runs"]} - {None}
     assert kept == {f"runs/{path.parent.name}" for path in (folder / "runs").glob("*/run.json")}
-    record = checkpoint.read_description(folder / results["runs"][-1]["checkpoint"])["record"]
+    record = saved_run.read_description(folder / results["runs"][-1]["checkpoint"])["record"]
     assert {**record, "checkpoint": results["runs"][-1]["checkpoint"]} == results["runs"][-1]
 
 

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from cem_fast import checkpoint, comparison, experiment, training
-from cem_fast.comparison import Measured
+from cem_fast import training
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import Part
+from cem_fast.experiments import gains, saved_run
+from cem_fast.experiments import run as experiment
+from cem_fast.experiments.gains import Measured
 
 RUN_KEYS = {
     "data", "protocol", "model", "cut", "defense", "cem", "config", "seed", "fold", "accuracy", "num_test", "attacks",
@@ -49,7 +51,7 @@ def test_results_have_the_documented_schema(finished):
         assert set(record["leakage"]) == {"plugin_nats", "heldout_nats", "heldout_se"}
         assert all((value is None) == noiseless for value in record["leakage"].values())
         assert RunConfig.from_json(record["config"]).to_json() == record["config"]
-        assert (finished.folder / record["checkpoint"] / checkpoint.DESCRIPTION).is_file()
+        assert (finished.folder / record["checkpoint"] / saved_run.DESCRIPTION).is_file()
     for entry in [*results["pairs"], *results["frontier"]]:
         assert entry["interval"][0] <= entry["gain"] <= entry["interval"][1]
 
@@ -79,7 +81,7 @@ def test_finished_runs_are_not_repeated_and_changed_ones_are(tiny_grid, tmp_path
     larger = replace(grid, cem_weights=(0.0, 0.35, 2.0))
     experiment.evaluate(larger, tmp_path)
     assert len(trained) == 4
-    description = tmp_path / first["runs"][0]["checkpoint"] / checkpoint.DESCRIPTION
+    description = tmp_path / first["runs"][0]["checkpoint"] / saved_run.DESCRIPTION
     description.write_text(description.read_text()[:100])
     experiment.evaluate(larger, tmp_path)
     assert len(trained) == 5
@@ -114,9 +116,9 @@ def test_an_interrupted_grid_keeps_what_it_has(tiny_grid, tmp_path, monkeypatch)
 
 def test_same_seed_gives_the_same_run_and_accuracy_is_that_of_the_documented_measure(finished, tmp_path):
     path = finished.run(cem=True)
-    before = checkpoint.load_run(path)
+    before = saved_run.load_run(path)
     experiment.run(before.config, tmp_path / "again", attack=False)
-    after = checkpoint.load_run(tmp_path / "again")
+    after = saved_run.load_run(tmp_path / "again")
     for key, value in before.model.state_dict().items():
         assert torch.equal(value, after.model.state_dict()[key]), key
     accuracy = training.evaluate_accuracy(
@@ -252,7 +254,7 @@ def test_one_gaussian_without_labels_is_a_mixture_of_one(tiny_grid, tmp_path):
     )
     results = experiment.evaluate(grid, tmp_path)
     off, on = results["runs"]
-    run = checkpoint.load_run(tmp_path / on["checkpoint"])
+    run = saved_run.load_run(tmp_path / on["checkpoint"])
     assert run.loss.mixture.means.shape[:2] == (1, 1)
     features = training.clean_features(run.model, run.data.train.images).flatten(1)
     assert torch.allclose(run.loss.mixture.means[0, 0], features.mean(0), atol=1e-5)
@@ -291,11 +293,11 @@ def test_frontier_compares_at_equal_accuracy():
         measured("noise", s, 0.0, a, m) for s, a, m in ((0.1, 0.95, 0.010), (0.2, 0.90, 0.020), (0.4, 0.80, 0.030))
     ]
     on = measured("noise", 0.1, 1.0, 0.85, 0.050)
-    (entry,) = comparison.frontier([*curve, on])
+    (entry,) = gains.frontier([*curve, on])
     assert entry["accuracy"] == pytest.approx(0.85)
     assert entry["gain"] == pytest.approx(0.050 / 0.025 - 1)
     assert entry["interval"][0] < entry["gain"] < entry["interval"][1]
-    (worse,) = comparison.frontier([*curve, measured("noise", 0.1, 1.0, 0.85, 0.020)])
+    (worse,) = gains.frontier([*curve, measured("noise", 0.1, 1.0, 0.85, 0.020)])
     assert worse["gain"] == pytest.approx(0.020 / 0.025 - 1)
 
 
@@ -304,12 +306,12 @@ def test_frontier_takes_the_best_plain_noise_and_stays_inside_the_sweep():
     curve = [
         measured("noise", s, 0.0, a, m) for s, a, m in ((0.1, 0.95, 0.010), (0.2, 0.95, 0.020), (0.4, 0.80, 0.015))
     ]
-    (entry,) = comparison.frontier([*curve, measured("noise", 0.1, 1.0, 0.90, 0.020)])
+    (entry,) = gains.frontier([*curve, measured("noise", 0.1, 1.0, 0.90, 0.020)])
     assert entry["gain"] == pytest.approx(0.0, abs=1e-9)
-    (above,) = comparison.frontier([*curve, measured("noise", 0.1, 1.0, 0.99, 0.030)])
+    (above,) = gains.frontier([*curve, measured("noise", 0.1, 1.0, 0.99, 0.030)])
     assert above["gain"] == pytest.approx(0.5)
-    assert comparison.frontier([*curve, measured("noise", 0.1, 1.0, 0.50, 0.030)]) == []
-    assert comparison.frontier([curve[0], measured("noise", 0.1, 1.0, 0.90, 0.020)]) == []
+    assert gains.frontier([*curve, measured("noise", 0.1, 1.0, 0.50, 0.030)]) == []
+    assert gains.frontier([curve[0], measured("noise", 0.1, 1.0, 0.90, 0.020)]) == []
 
 
 def test_pairs_keep_noise_levels_and_weights_apart():
@@ -319,7 +321,7 @@ def test_pairs_keep_noise_levels_and_weights_apart():
         for w in (0.0, 0.5, 1.0)
         for seed in (0, 1)
     ]
-    found = {(p["noise_std"], p["lambda"]): p["gain"] for p in comparison.pairs(runs)}
+    found = {(p["noise_std"], p["lambda"]): p["gain"] for p in gains.pairs(runs)}
     assert found == pytest.approx({(0.1, 0.5): 0.5, (0.1, 1.0): 1.0, (0.2, 0.5): 0.5, (0.2, 1.0): 1.0})
 
 
@@ -329,14 +331,14 @@ def test_strengths_and_settings_of_cem_are_kept_apart_and_named():
     for strength, components, off, on in cells:
         runs.append(measured("adversarial", 0.1, 0.0, 0.9, off, adversary_weight=strength))
         runs.append(measured("adversarial", 0.1, 0.5, 0.9, on, adversary_weight=strength, cem_components=components))
-    found = comparison.pairs(runs)
+    found = gains.pairs(runs)
     assert [(p["run"], p["gain"]) for p in found] == [
         (1, pytest.approx(1)),
         (3, pytest.approx(2)),
         (5, pytest.approx(3)),
     ]
-    rows = comparison.rows(runs)
-    assert [comparison.cell_name(row, rows) for row in rows] == [
+    rows = gains.rows(runs)
+    assert [gains.cell_name(row, rows) for row in rows] == [
         "adversarial, adversary_weight = 0.3",
         "adversarial, adversary_weight = 0.6",
         "adversarial + CEM, K = 5, adversary_weight = 0.3",
@@ -345,13 +347,13 @@ def test_strengths_and_settings_of_cem_are_kept_apart_and_named():
     ]
     # plain noise has neither strength nor settings of CEM: it is held against every cell
     curve = [measured("noise", s, 0.0, a, m) for s, a, m in ((0.1, 0.95, 0.01), (0.4, 0.80, 0.03))]
-    assert [entry["run"] for entry in comparison.frontier([*runs, *curve])] == [1, 3, 5]
+    assert [entry["run"] for entry in gains.frontier([*runs, *curve])] == [1, 3, 5]
 
 
 def test_settings_of_cem_are_named_in_few_words():
     own = {"cem_by_class": False, "cem_components": 1, "cem_covariance": "diag", "cem_variant": "official"}
-    rows = comparison.rows([measured("noise", 0.1, 0.5, 0.9, 0.01, **some) for some in ({}, own)])
-    assert [comparison.cell_name(row, rows) for row in rows] == [
+    rows = gains.rows([measured("noise", 0.1, 0.5, 0.9, 0.01, **some) for some in ({}, own)])
+    assert [gains.cell_name(row, rows) for row in rows] == [
         "noise + CEM, K = 5, by class, spherical, variant = paper",
         "noise + CEM, K = 1, without labels, diag, variant = official",
     ]
@@ -359,10 +361,10 @@ def test_settings_of_cem_are_named_in_few_words():
 
 def test_rows_say_their_noise_and_only_without_it_are_they_undefended():
     runs = [measured("bottleneck", s, 0.0, 0.9, 0.01) for s in (0.0, 0.1)] + [measured("noise", 0.1, 0.0, 0.9, 0.01)]
-    rows = comparison.rows(runs)
-    names = [comparison.cell_name(row, rows) for row in rows]
+    rows = gains.rows(runs)
+    names = [gains.cell_name(row, rows) for row in rows]
     assert names == ["bottleneck, σ = 0", "bottleneck, σ = 0.1", "noise"]
-    assert [comparison.cell_name(row, rows, shown=["noise_std"]) for row in rows] == ["bottleneck"] * 2 + ["noise"]
+    assert [gains.cell_name(row, rows, shown=["noise_std"]) for row in rows] == ["bottleneck"] * 2 + ["noise"]
     assert [row.undefended for row in rows] == [True, False, False]
     assert [row.noise_std for row in rows] == [0.0, 0.1, 0.1]
 
@@ -419,14 +421,14 @@ def test_what_keeps_results_from_being_written_ends_the_grid(tiny_grid, tmp_path
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr(saved_run, "write_atomically", full)
     with pytest.raises(OSError, match="No space left on device"):
         experiment.evaluate(replace(tiny_grid, attacks=("ridge",)), tmp_path)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_whose_process_is_killed_is_tried_once_more(tiny_grid, tmp_path, kills):
-    from cem_fast import workers
+    from cem_fast.experiments import workers
 
     (config, *_) = replace(tiny_grid, undefended=(), attacks=("ridge",), epochs=10).runs()
     events = []
@@ -439,7 +441,7 @@ def test_a_run_whose_process_is_killed_is_tried_once_more(tiny_grid, tmp_path, k
     ends = [event for event in events if event[0] in ("again", "failed", "finished")]
     died = "its process was killed by signal 9"
     assert ends in ([("again", died), ("finished",)], [("again", died), ("failed", died)])
-    assert (tmp_path / "run" / checkpoint.DESCRIPTION).exists() == (ends[-1][0] == "finished")
+    assert (tmp_path / "run" / saved_run.DESCRIPTION).exists() == (ends[-1][0] == "finished")
     assert events.count(("started",)) == 2
     assert not multiprocessing.active_children()
 
@@ -496,7 +498,7 @@ def test_leakage_is_estimated_with_one_kind_of_mixture_whatever_cem_trains_with(
     found = []
     for name, own in (("a", {"cem_components": 1, "cem_by_class": False}), ("b", {"cem_covariance": "diag"})):
         record = experiment.run(replace(plain, **own), tmp_path / name, attack=False)
-        loaded = checkpoint.load_run(tmp_path / name)
+        loaded = saved_run.load_run(tmp_path / name)
         found.append((record["leakage"], loaded.description["curves"]))
         assert loaded.loss.mixture.num_components == loaded.config.cem_components  # the run's own is what is kept
     assert found[0] == found[1]
@@ -504,7 +506,7 @@ def test_leakage_is_estimated_with_one_kind_of_mixture_whatever_cem_trains_with(
 
 
 def test_what_is_left_of_a_grid_is_done_on_as_many_processes_and_threads_as_all_of_it(finished, tmp_path, monkeypatch):
-    from cem_fast import workers
+    from cem_fast.experiments import workers
 
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
     shutil.rmtree(folder / finished.results["runs"][3]["checkpoint"])

@@ -17,7 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import twins
 
-from cem_fast import cli, data
+from cem_fast import data
+from cem_fast.cli import main as cli
 from cem_fast.data import cifar10, fashion_mnist, fetch, tiny_imagenet
 
 

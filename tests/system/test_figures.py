@@ -16,11 +16,15 @@ import yaml
 from PIL import Image
 
 import cem_fast
-from cem_fast import bounds, checkpoint, cli, comparison, cost, experiment, figures, training
-from cem_fast.comparison import Measured, Row
+from cem_fast import bounds, cost, training
+from cem_fast._support.seeding import seeded
+from cem_fast.cli import main as cli
 from cem_fast.config import GridConfig, RunConfig
-from cem_fast.figures import arms, leakage, sweeps
-from cem_fast.seeding import seeded
+from cem_fast.experiments import gains, saved_run
+from cem_fast.experiments import run as experiment
+from cem_fast.experiments.gains import Measured, Row
+from cem_fast.report import figures
+from cem_fast.report.figures import arms, leakage, sweeps
 
 SWEEPS = Path(cem_fast.__file__).parent / "configs" / "sweeps"
 
@@ -40,7 +44,7 @@ def rows(*configs: RunConfig) -> list[Row]:
             "attacks": {"ridge": {"mse": 0.01 + 0.001 * index}},
         }  # fmt: skip
         runs.append(Measured(record, {}))
-    return comparison.rows(runs)
+    return gains.rows(runs)
 
 
 def curves(cells: list[Row]) -> list[tuple]:
@@ -87,13 +91,13 @@ def test_the_sweeps_that_come_along_have_five_points_an_arm_or_more(name, expect
         found.setdefault(setting, []).append((roles[-1], len(values)))
     assert found == expected
     for config in plan:
-        checkpoint.build_parts(config, image_shape=(1, config.image_size, config.image_size), num_classes=40)
+        saved_run.build_parts(config, image_shape=(1, config.image_size, config.image_size), num_classes=40)
 
 
 def test_every_data_set_has_a_block_of_its_own_and_points_stand_at_their_values():
     from matplotlib.figure import Figure
 
-    from cem_fast.report.figures import COLORS
+    from cem_fast.report.charts import COLORS
 
     levels = [RunConfig(noise_std=std, cem_weight=weight) for std in (0.1, 0.2, 0.3) for weight in (0.0, 0.5, 1.0)]
     table = sweeps.table(rows(*levels, *(RunConfig(data="digits", noise_std=std) for std in (0.5, 0.7, 0.9))), Path())
@@ -130,7 +134,7 @@ def test_a_picture_and_its_table_are_written(name, finished, tmp_path):
 
 def test_leakage_says_what_the_runs_measured(finished, tmp_path):
     table = lines(figures.write("leakage", finished.folder, tmp_path)[0])
-    cells = {row.runs[0].cell: row for row in comparison.rows(experiment.load_runs(finished.folder, finished.results))}
+    cells = {row.runs[0].cell: row for row in gains.rows(experiment.load_runs(finished.folder, finished.results))}
     noisy = [row for row in cells.values() if row.noise_std > 0]
     assert len(table) == len(noisy) == 4
     for line, row in zip(table, noisy):
@@ -149,7 +153,7 @@ def test_leakage_says_what_the_runs_measured(finished, tmp_path):
 def test_leakage_draws_the_exponential_that_the_cells_follow():
     from matplotlib.figure import Figure
 
-    from cem_fast.report.figures import COLORS
+    from cem_fast.report.charts import COLORS
 
     shared = {"data": "x", "role": "off", "dimension": 100}
     table = [{**shared, "heldout_nats": n, "plugin_nats": n / 2, "mse": math.exp(-3 * n / 100)} for n in (10, 40, 90)]
@@ -171,7 +175,7 @@ def test_utility_is_that_of_the_test_images(finished, tmp_path):
         for record in finished.results["runs"]:
             if record["config"]["noise_std"] != float(line["value"]) or record["cem"]:
                 continue
-            run = checkpoint.load_run(finished.folder / record["checkpoint"])
+            run = saved_run.load_run(finished.folder / record["checkpoint"])
             sent, labels = training.clean_features(run.model, run.data.test.images), run.data.test.labels
             with seeded(record["seed"], "utility"):
                 found = bounds.utility(
@@ -184,7 +188,7 @@ def test_utility_is_that_of_the_test_images(finished, tmp_path):
 
 def test_cost_is_that_of_the_runs_networks(finished, tmp_path):
     (line,) = lines(figures.write("cost", finished.folder, tmp_path)[0])
-    run = checkpoint.load_run(finished.run(cem=True))
+    run = saved_run.load_run(finished.run(cem=True))
     parts = cost.measure(run.model, torch.rand(1, 1, 16, 16), passes=1)
     for name, part in (("device", "encoder"), ("cloud", "decoder")):
         assert int(line[f"{name}_parameters"]) == parts[part].parameters
@@ -198,7 +202,7 @@ def test_cost_is_that_of_the_runs_networks(finished, tmp_path):
     )
     assert float(line["plain_epoch_s"]) > 0
     wrote = [
-        checkpoint.read_description(finished.folder / record["checkpoint"])["history"][1]["seconds"]
+        saved_run.read_description(finished.folder / record["checkpoint"])["history"][1]["seconds"]
         for record in finished.results["runs"]
         if record["cem"]
     ]

@@ -14,7 +14,9 @@ import time
 import pytest
 import yaml
 
-from cem_fast import checkpoint, experiment, snapshot
+from cem_fast.experiments import run as experiment
+from cem_fast.experiments import saved_run
+from cem_fast.training import resume as snapshot
 
 SETTINGS = {
     "name": "killed", "image_size": 16, "seeds": [0], "cem_components": 2, "epochs": 20, "batch_size": 4, "attack_epochs": 30,
@@ -79,7 +81,7 @@ def test_a_grid_that_is_killed_at_random_ends_like_an_undisturbed_one(kills, def
     assert without_times(results) == without_times(expected)
     for run, twin in zip(results["runs"], expected["runs"]):
         descriptions = [
-            checkpoint.read_description(folder / each["checkpoint"]) for folder, each in ((killed, run), (whole, twin))
+            saved_run.read_description(folder / each["checkpoint"]) for folder, each in ((killed, run), (whole, twin))
         ]
         assert (
             descriptions[0]["files"] == descriptions[1]["files"]

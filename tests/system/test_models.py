@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from cem_fast import checkpoint, models
+from cem_fast import models
 from cem_fast.attacks.networks import ResNormDecoder
 from cem_fast.config import RunConfig
+from cem_fast.experiments import saved_run
 from cem_fast.models import Bottleneck
 from cem_fast.models.resnet import BasicBlock
-from cem_fast.split import SplitModel
+from cem_fast.models.split import SplitModel
 
 ARCHITECTURES = [name for name in models.names() if not name.endswith("_relu")]
 
@@ -96,14 +97,14 @@ def test_every_network_learns(name, shape):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_network_is_saved_and_loaded(name, tmp_path):
     config = RunConfig(model=name, bottleneck="noRELU_C4S2", data="digits")
-    model, defense, loss = checkpoint.build_parts(config, image_shape=(1, 32, 32), num_classes=3)
+    model, defense, loss = saved_run.build_parts(config, image_shape=(1, 32, 32), num_classes=3)
     model.eval()
     description = {"image_shape": [1, 32, 32], "num_classes": 3}
-    checkpoint.save_run(
+    saved_run.save_run(
         tmp_path, config=config, model=model, defense=defense, loss=loss, measurements={}, description=description
     )
     images = torch.rand(2, 1, 32, 32)
-    loaded = checkpoint.load_run(tmp_path)
+    loaded = saved_run.load_run(tmp_path)
     assert loaded.config == config
     with torch.no_grad():
         assert torch.equal(loaded.model(images), model(images))

@@ -8,9 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cem_fast import attacks, checkpoint, data, experiment, recognition, report, training
+from cem_fast import attacks, data, training
 from cem_fast.config import RunConfig
 from cem_fast.data import Part, Splits
+from cem_fast.experiments import run as experiment
+from cem_fast.experiments import saved_run
+from cem_fast.metrics import recognition
+from cem_fast.report import page as report
 
 ALL = attacks.names()
 
@@ -153,7 +157,7 @@ def test_no_attack_is_fitted_to_its_victims_or_to_test_images(faces, tmp_path, m
     for who, images in learned.items():
         assert images <= prints(split.attacker), who
         assert not images & forbidden, who
-    measured = checkpoint.load_run(tmp_path).measurements
+    measured = saved_run.load_run(tmp_path).measurements
     for name in ALL:
         assert len(measured[f"mse.{name}"]) == len(split.victims)
     assert torch.equal(measured["groups"], split.victims.groups)
@@ -166,7 +170,7 @@ def test_a_grid_under_train_is_compared_and_reported_and_attacked_again(tiny_gri
     grid = replace(tiny_grid, protocol="train", attacks=("ridge",), noise_levels=(0.3, 0.05))
     results = experiment.evaluate(grid, tmp_path)
     assert len(results["pairs"]) == 1
-    run = checkpoint.load_run(tmp_path / results["runs"][0]["checkpoint"])
+    run = saved_run.load_run(tmp_path / results["runs"][0]["checkpoint"])
     assert run.data.protocol == "train"
     assert (len(run.data.victims), len(run.data.attacker), len(run.data.test)) == (12, 12, 6)
     entry, errors, _ = experiment.attack_model("ridge", run.model, run.defense, run.data, run.config)
@@ -183,16 +187,16 @@ def test_a_grid_under_train_is_compared_and_reported_and_attacked_again(tiny_gri
 def test_resamples_keep_images_with_accuracies_and_with_errors_apart():
     import numpy as np
 
-    from cem_fast import comparison
+    from cem_fast.experiments import gains
 
     both = np.ones((2, 4, 30))
     apart = both.copy()
     apart[:, 1, :4] = 0  # units that were attacked only
     apart[:, 3, 4:] = 0  # units that were classified only
-    draws = comparison._resampled(apart)
+    draws = gains._resampled(apart)
     assert (draws[:, :4].sum(1) == 4).all()
     assert (draws[:, 4:].sum(1) == 26).all()
     assert draws[:, :4].std() > 0
-    joint = comparison._resampled(both)
+    joint = gains._resampled(both)
     assert (joint.sum(1) == 30).all()
     assert joint[:, :4].sum(1).std() > 0

@@ -13,9 +13,12 @@ import torch
 import twins
 from PIL import Image
 
-from cem_fast import checkpoint, cli, data, experiment
+from cem_fast import data
+from cem_fast.cli import main as cli
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import cifar10, cifar100, facescrub, fashion_mnist
+from cem_fast.experiments import run as experiment
+from cem_fast.experiments import saved_run
 
 
 def load(name, root, **settings):
@@ -390,11 +393,11 @@ def test_a_run_on_a_published_data_set_and_its_data_again(everything, tmp_path, 
     config = replace(config, attacks=("ridge",), noise_draws=2)
     record = experiment.run(config, tmp_path / "run")
     assert (record["data"], record["num_test"]) == ("cifar10", 10)
-    run = checkpoint.load_run(tmp_path / "run")
+    run = saved_run.load_run(tmp_path / "run")
     assert len(run.data.train) == 50
     monkeypatch.setenv("CEM_FAST_DATA", str(tmp_path / "elsewhere"))
     with pytest.raises(FileNotFoundError, match="cifar10 is not there, no .*elsewhere/cifar-10-batches-py"):
-        _ = checkpoint.load_run(tmp_path / "run").data
+        _ = saved_run.load_run(tmp_path / "run").data
 
 
 def test_folds_of_a_fixed_test_part_are_refused(everything, monkeypatch):

@@ -13,7 +13,9 @@ import pytest
 import ranks_at_work
 import torch
 
-from cem_fast import checkpoint, cli, ranks
+from cem_fast._support import ranks
+from cem_fast.cli import main as cli
+from cem_fast.experiments import saved_run
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_torchrun_trains_and_the_first_process_alone_writes_and_speaks(tiny_imag
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("saved in") == 1
-    run = checkpoint.load_run(folder)
+    run = saved_run.load_run(folder)
     assert [entry["epoch"] for entry in run.description["history"]] == [1, 2, 3]
     assert len(list(folder.iterdir())) == 3
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cem_fast.rates import one_cycle
+from cem_fast._support.learning_rate import one_cycle
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 10, 100])

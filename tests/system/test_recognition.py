@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cem_fast import data, recognition
-from cem_fast.recognition import Recognizer
+from cem_fast import data
+from cem_fast.metrics import recognition
+from cem_fast.metrics.recognition import Recognizer
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from cem_fast import experiment, report
+from cem_fast.experiments import run as experiment
+from cem_fast.report import page as report
 
 
 class Links(HTMLParser):

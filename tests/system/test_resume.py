@@ -13,9 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from cem_fast import CEMLoss, CEMSchedule, checkpoint, cli, defenses, experiment, models, training
+from cem_fast import CEMLoss, CEMSchedule, defenses, models, training
+from cem_fast.cli import main as cli
 from cem_fast.config import LATER, RunConfig
-from cem_fast.snapshot import NAME, Snapshot
+from cem_fast.experiments import run as experiment
+from cem_fast.experiments import saved_run
+from cem_fast.training.resume import NAME, Snapshot
 
 CONFIG = RunConfig(image_size=16, epochs=4, batch_size=8, seed=1, noise_std=0.1, pruned_channels=0.3)
 
@@ -122,7 +125,8 @@ def test_a_snapshot_of_another_training_or_a_damaged_one_is_not_continued(tmp_pa
 KILLED = """
 import os, sys
 import torch
-from cem_fast import cli, snapshot
+from cem_fast.cli import main as cli
+from cem_fast.training import resume as snapshot
 
 torch.set_num_threads(1)
 save, saved = snapshot.Snapshot.save, []
@@ -155,7 +159,7 @@ def test_train_resumes_after_kill_9(tiny_images, tmp_path, capfd):
         )
     assert cli.main([*command, str(killed), "--resume"]) == 0
     assert cli.main([*command, str(whole), "--resume"]) == 0  # from the beginning where there is nothing
-    runs = [checkpoint.load_run(folder) for folder in (killed, whole)]
+    runs = [saved_run.load_run(folder) for folder in (killed, whole)]
     for part in ("model", "loss"):
         states = [getattr(run, part).state_dict() for run in runs]
         assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
@@ -166,12 +170,12 @@ def test_train_resumes_after_kill_9(tiny_images, tmp_path, capfd):
     assert not (killed / NAME).exists()
 
     capfd.readouterr()
-    before = (killed / checkpoint.DESCRIPTION).read_bytes()
+    before = (killed / saved_run.DESCRIPTION).read_bytes()
     assert cli.main([*command, str(killed), "--resume"]) == 0
     assert "killed holds the finished run of these settings" in capfd.readouterr().out
     assert cli.main(other) == 2
     assert "(epochs was 4 and is 5)" in capfd.readouterr().err
-    assert (killed / checkpoint.DESCRIPTION).read_bytes() == before
+    assert (killed / saved_run.DESCRIPTION).read_bytes() == before
 
 
 def test_settings_that_came_later_have_the_value_that_earlier_runs_acted_by(finished, tmp_path):

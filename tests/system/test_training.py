@@ -10,8 +10,8 @@ import torch
 from ranks_at_work import unnormalized
 
 from cem_fast import CEMLoss, CEMSchedule, data, defenses, models, training
+from cem_fast._support.seeding import seeded
 from cem_fast.config import RunConfig
-from cem_fast.seeding import seeded
 
 CONFIG = RunConfig(fold=0, epochs=3, batch_size=32, seed=1)
 

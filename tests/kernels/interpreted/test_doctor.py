@@ -4,7 +4,7 @@ import pytest
 import torch
 from interpreter import watching
 
-from cem_fast import doctor
+from cem_fast.cli import doctor
 from cem_fast.ops import library
 
 

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from cem_fast._support.eval_mode import in_eval_mode
+from cem_fast._support.learning_rate import one_cycle
+from cem_fast._support.ranks import Ranks, synchronized
+from cem_fast._support.seeding import derived, seeded
 from cem_fast.config import RunConfig
 from cem_fast.data.splits import Part, Splits
 from cem_fast.defenses.base import Defense
-from cem_fast.ranks import Ranks, synchronized
-from cem_fast.rates import one_cycle
-from cem_fast.seeding import derived, seeded
-from cem_fast.snapshot import Snapshot, random_state, set_random_state
-from cem_fast.split import SplitModel, in_eval_mode
+from cem_fast.models.split import SplitModel
+from cem_fast.training.resume import Snapshot, random_state, set_random_state
 
 if TYPE_CHECKING:
     from cem_fast.loss import CEMLoss, CEMSchedule

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from cem_fast.comparison import Row, cell_name, envelope
+from cem_fast.experiments.gains import Row, cell_name, envelope
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

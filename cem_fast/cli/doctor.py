@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import cem_fast
-from cem_fast import provenance
+from cem_fast.experiments import provenance
 from cem_fast.ops import agreement
 from cem_fast.ops.agreement import TOLERANCE
 from cem_fast.ops.library import OPERATORS

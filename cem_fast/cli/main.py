@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt
 
-from cem_fast import __version__, interruption
+from cem_fast import __version__
+from cem_fast.cli import signals
 from cem_fast.config import GridConfig, RunConfig, SharedConfig
 from cem_fast.data.root import DEFAULT as DEFAULT_ROOT
 from cem_fast.data.root import VARIABLE as DATA_ROOT
@@ -27,7 +28,7 @@ from cem_fast.data.root import VARIABLE as DATA_ROOT
 if TYPE_CHECKING:
     from rich.console import Console
 
-DEMO = Path(__file__).with_name("demo.yaml")
+DEMO = Path(__file__).parents[1] / "demo.yaml"
 FLAGS = (
     *("address", "check", "config", "data_root", "device", "dry_run", "folder", "jobs", "resume"),
     *("compare", "only", "quick", "readme", "render", "save", "threads"),
@@ -93,7 +94,7 @@ class Parser(ArgumentParser):
 def command() -> NoReturn:
     """Runs the command line as a process of its own, which ends with the exit status."""
     status = main()
-    from cem_fast import ranks
+    from cem_fast._support import ranks
 
     ranks.leave(status)
 
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 when something went wrong on the way; 2 for a bad setting or bad input; 130 after Ctrl-C and 143 after
         SIGTERM, with finished runs kept.
     """
-    interruption.over()
+    signals.over()
     signal.signal(signal.SIGTERM, _terminate)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
@@ -148,7 +149,8 @@ def evaluate(settings: Namespace) -> int:
 
 def train(settings: Namespace) -> int:
     """Trains one model and saves it; under torchrun, all of its processes train it together."""
-    from cem_fast import experiment, ranks
+    from cem_fast._support import ranks
+    from cem_fast.experiments import run as experiment
 
     config, device, first = _build(RunConfig, settings), _device(settings.device), ranks.rank() == 0
     experiment.check([config])
@@ -183,15 +185,17 @@ def attack(settings: Namespace) -> int:
     """Attacks a saved run again, with any attack and its own budget."""
     from rich.table import Table
 
-    from cem_fast import attacks, checkpoint, experiment, training
-    from cem_fast.names import lookup
+    from cem_fast import attacks, training
+    from cem_fast._support.lookup import lookup
+    from cem_fast.experiments import run as experiment
+    from cem_fast.experiments import saved_run
 
-    run = checkpoint.load_run(settings.run, device=_device(settings.device))
+    run = saved_run.load_run(settings.run, device=_device(settings.device))
     asked = {key: getattr(settings, key) for key in RESETTABLE}
     config = replace(run.config, **{key: value for key, value in asked.items() if value is not None})
     for name in config.attacks:
         lookup("attack", name, dict.fromkeys(attacks.names()))
-    found = partial(checkpoint.entry, run.path, run.description)
+    found = partial(saved_run.entry, run.path, run.description)
     saved = {name: found(float, "record", "attacks", name, "mse") for name in found(dict, "record", "attacks")}
     baseline = {key: found(float, "baseline", key) for key in ("class_mean_mse", "mean_image_mse")}
     console = _console()
@@ -223,7 +227,7 @@ def attack(settings: Namespace) -> int:
 
 def figures(settings: Namespace) -> int:
     """Draws one of the paper's figures: leakage (Fig. 3), sweeps (Fig. 4), utility (Eq. 4) or cost (Table 9)."""
-    from cem_fast import figures as pictures
+    from cem_fast.report import figures as pictures
 
     folder = Path(settings.source)
     grid = None if folder.is_dir() else _read_grid(folder)
@@ -245,10 +249,10 @@ def figures(settings: Namespace) -> int:
 def data(settings: Namespace) -> int:
     """Gets a data set: cem-fast data fetch cifar10, or cem-fast data prepare facescrub."""
     from cem_fast import data as sets
-    from cem_fast import progress
+    from cem_fast._support.lookup import lookup
+    from cem_fast.cli import progress
     from cem_fast.data import facescrub
     from cem_fast.data.fetch import fetch
-    from cem_fast.names import lookup
 
     lookup("action", settings.action, dict.fromkeys(("fetch", "prepare")))
     root, console = sets.data_root(), _console()
@@ -275,7 +279,7 @@ def data(settings: Namespace) -> int:
 
 def doctor(settings: Namespace) -> int:
     """Says which implementation of every operation is in force, and why."""
-    from cem_fast import doctor as clinic
+    from cem_fast.cli import doctor as clinic
 
     return clinic.examine(_console(), device=_device(settings.device), check=settings.check)
 
@@ -469,11 +473,14 @@ def _as_list(text: str, kind: type) -> str:
 
 
 def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:
-    from cem_fast import checkpoint, experiment, progress, report, workers
+    from cem_fast.cli import progress
+    from cem_fast.experiments import run as experiment
+    from cem_fast.experiments import saved_run, workers
+    from cem_fast.report import page as report
 
     device = _device(settings.device)
     folder = f"runs/{grid.name}" if settings.folder is None else settings.folder
-    checkpoint.check_target(folder, {report.PAGE: report.MARK})
+    saved_run.check_target(folder, {report.PAGE: report.MARK})
     if settings.dry_run:
         experiment.check(grid.runs())
         experiment.check_folder(folder, grid.runs())
@@ -501,7 +508,8 @@ def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: st
 
     import yaml
 
-    from cem_fast import experiment, progress
+    from cem_fast.cli import progress
+    from cem_fast.experiments import run as experiment
 
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
     print(yaml.safe_dump(settings, sort_keys=False), end="")
@@ -524,7 +532,7 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
     from rich import box
     from rich.table import Table
 
-    from cem_fast import comparison
+    from cem_fast.experiments import gains
 
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -535,12 +543,12 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
     for column in ("data", "defense", "noise", "runs", "accuracy, %", "attack MSE", "/ class mean", "PSNR", "SSIM"):
         justify = "left" if column in ("data", "defense") else "right"
         table.add_column(column, justify=justify, no_wrap=console.width >= 100 and column != "defense")
-    rows = comparison.rows(runs)
+    rows = gains.rows(runs)
     for row in rows:
         class_mean = results["baseline"][row.data]["class_mean_mse"]
         table.add_row(
             row.data,
-            comparison.cell_name(row, rows, shown=["noise_std"]),
+            gains.cell_name(row, rows, shown=["noise_std"]),
             f"{row.noise_std:g}",
             str(row.num_runs),
             f"{100 * row.accuracy.mean:.1f} ± {100 * row.accuracy.deviation:.1f}",
@@ -559,7 +567,7 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
     def name(entry: dict[str, Any]) -> str:
         """What a gain is about: ``faces / noise + CEM at noise 0.1``."""
         row = cells[runs[entry["run"]].cell]
-        return f"{row.data} / {comparison.cell_name(row, rows, shown=['noise_std'])} at noise {row.noise_std:g}"
+        return f"{row.data} / {gains.cell_name(row, rows, shown=['noise_std'])} at noise {row.noise_std:g}"
 
     for title, key in (("at the same noise", "pairs"), ("over plain noise at equal accuracy", "frontier")):
         for entry in results[key]:
@@ -580,7 +588,7 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
 
 
 def _require_one_process() -> None:
-    from cem_fast import ranks
+    from cem_fast._support import ranks
 
     if ranks.count() > 1:
         raise ValueError("torchrun starts cem-fast train alone; the other commands share the cores by --jobs")
@@ -602,7 +610,7 @@ def _kept(arguments: Sequence[str]) -> str:
 def _escape(config: RunConfig) -> str:
     from rich.markup import escape
 
-    from cem_fast.progress import describe
+    from cem_fast.cli.progress import describe
 
     return escape(describe(config))
 
@@ -615,7 +623,7 @@ def _console() -> Console:
 
 
 def _watch(console: Console) -> Any:
-    from cem_fast.progress import Bars, Lines
+    from cem_fast.cli.progress import Bars, Lines
 
     return (Bars if console.is_terminal else Lines)(console)
 

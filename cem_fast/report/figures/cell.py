@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cem_fast.comparison import Row, cell_name
-from cem_fast.report.figures import role
+from cem_fast.experiments.gains import Row, cell_name
+from cem_fast.report.charts import role
 
 COLUMNS = ("data", "cell", "role", "runs", "noise_std", "lambda")
 ROLES = {"undefended": "undefended", "off": "without CEM", "on": "with CEM"}

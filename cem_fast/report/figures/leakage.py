@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cem_fast import checkpoint
-from cem_fast.comparison import Row
-from cem_fast.figures import cell
-from cem_fast.report.figures import MARKERS
+from cem_fast.experiments import saved_run
+from cem_fast.experiments.gains import Row
+from cem_fast.report.charts import MARKERS
+from cem_fast.report.figures import cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
     for row in rows:
         if row.leakage("heldout_nats") is None:
             continue
-        description = checkpoint.read_description(folder / row.runs[0].record["checkpoint"])
+        description = saved_run.read_description(folder / row.runs[0].record["checkpoint"])
         estimates = {key: row.leakage(key).mean for key in ("heldout_nats", "heldout_se", "plugin_nats")}
         found.append(
             {

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cem_fast.comparison import Row, cell_name
-from cem_fast.report.figures import MARKERS, role
+from cem_fast.experiments.gains import Row, cell_name
+from cem_fast.report.charts import MARKERS, role
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cem_fast import checkpoint
-from cem_fast.checkpoint import Run
-from cem_fast.comparison import Row
 from cem_fast.cost import measure, measure_training
-from cem_fast.figures import cell
-from cem_fast.report.figures import role
+from cem_fast.experiments import saved_run
+from cem_fast.experiments.gains import Row
+from cem_fast.experiments.saved_run import Run
+from cem_fast.report.charts import role
+from cem_fast.report.figures import cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
     cells: dict[str, list[Row]] = {}
     runs: dict[str, Run] = {}
     for row in rows:
-        run = checkpoint.load_run(folder / row.runs[0].record["checkpoint"])
+        run = saved_run.load_run(folder / row.runs[0].record["checkpoint"])
         network = f"{row.data} {run.description['image_shape']} {run.model}"
         cells.setdefault(network, []).append(row)
         if network not in runs or runs[network].loss is None:
@@ -70,7 +70,7 @@ def _line(run: Run, rows: Sequence[Row], folder: Path) -> dict[str, Any]:
 def _trained(rows: Sequence[Row], folder: Path) -> float | None:
     """The median epoch that the runs wrote down, but for the first, in which CEM does nothing yet."""
     paths = [folder / run.record["checkpoint"] for row in rows for run in row.runs]
-    seconds = [entry["seconds"] for path in paths for entry in checkpoint.read_description(path)["history"][1:]]
+    seconds = [entry["seconds"] for path in paths for entry in saved_run.read_description(path)["history"][1:]]
     return statistics.median(seconds) if seconds else None
 
 

@@ -14,9 +14,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from cem_fast import covariance
-from cem_fast.files import write_atomically
-from cem_fast.fitting import (
+from cem_fast._support.files import write_atomically
+from cem_fast.functional import component_statistics, mixture_log_prob
+from cem_fast.mixture import covariance
+from cem_fast.mixture.buffers import FullPrecisionBuffers
+from cem_fast.mixture.fitting import (
     Chunk,
     Estimate,
     Rows,
@@ -31,9 +33,7 @@ from cem_fast.fitting import (
     require_finite,
     soft_statistics,
 )
-from cem_fast.functional import component_statistics, mixture_log_prob
 from cem_fast.ops import validate
-from cem_fast.precision import FullPrecisionBuffers
 
 ALGORITHMS = ("em", "kmeans")
 DECLARED = ("num_components", "num_classes", "covariance_type", "algorithm", "reg_covar")

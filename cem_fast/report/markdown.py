@@ -1,6 +1,6 @@
 """Tables of a results.json, as Markdown.
 
-usage: python benchmarks/evaluation.py RESULTS.json [--summary]
+usage: python -m cem_fast.report.markdown RESULTS.json [--summary]
 
 The attack on a run is the strongest one on it; figures are means over the runs of a cell. `docs/evaluation.md` holds the tables, and the
 README the summary, of the results in `benchmarks/results`.

@@ -15,36 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cem_fast import (
-    attacks,
-    bounds,
-    checkpoint,
-    comparison,
-    data,
-    defenses,
-    metrics,
-    provenance,
-    recognition,
-    snapshot,
-    training,
-)
+from cem_fast import attacks, bounds, data, defenses, metrics, training
+from cem_fast._support.files import write_atomically
+from cem_fast._support.lookup import lookup
+from cem_fast._support.ranks import Ranks
+from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import Attack, Observe
-from cem_fast.comparison import Measured
 from cem_fast.config import LATER, GridConfig, RunConfig
 from cem_fast.data import Part, Splits
 from cem_fast.defenses import Defense
-from cem_fast.files import write_atomically
+from cem_fast.experiments import gains, provenance, saved_run
+from cem_fast.experiments.gains import Measured
 from cem_fast.loss import CEMLoss
-from cem_fast.names import lookup
-from cem_fast.ranks import Ranks
+from cem_fast.metrics import recognition
+from cem_fast.models.split import SplitModel
 from cem_fast.schedule import CEMSchedule
-from cem_fast.seeding import seeded
-from cem_fast.snapshot import Snapshot
-from cem_fast.split import SplitModel
+from cem_fast.training import resume as snapshot
+from cem_fast.training.resume import Snapshot
 
 RESULTS = "results.json"
 RUNS = "runs"
-MARK = f'{{\n "schema": {checkpoint.SCHEMA},\n "command": '.encode()  # what the results.json of a grid begins with
+MARK = f'{{\n "schema": {saved_run.SCHEMA},\n "command": '.encode()  # what the results.json of a grid begins with
 NUM_PICTURES = 6
 NUM_WATCHED = 12  # epochs of a training run after which accuracy and leakage are measured for the curves of the report
 LEAKAGE_COMPONENTS = 5  # of every class, in the mixture that leakage is estimated with
@@ -97,7 +88,7 @@ def check(plan: list[RunConfig]) -> None:
         replace(config, data=config.data, seed=0, fold=plan[0].fold, cem_weight=0.0): None for config in plan
     }:
         splits = load_data(config.data, config.fold, config.image_size, config.protocol)
-        checkpoint.build_parts(config, image_shape=splits.image_shape, num_classes=splits.num_classes)
+        saved_run.build_parts(config, image_shape=splits.image_shape, num_classes=splits.num_classes)
         for attack in config.attacks:
             build_attack(attack, config, splits)
 
@@ -112,9 +103,9 @@ def check_folder(folder: str | Path, plan: list[RunConfig]) -> None:
     Raises:
         ValueError: the folder cannot be written to, or holds somebody else's files or the results of runs that are not planned.
     """
-    runs = {f"{run_path(config)}/{checkpoint.DESCRIPTION}": checkpoint.MARK for config in plan}
-    checkpoint.check_target(folder, {RESULTS: MARK, **runs})
-    checkpoint.check_target(Path(folder) / RUNS, {})
+    runs = {f"{run_path(config)}/{saved_run.DESCRIPTION}": saved_run.MARK for config in plan}
+    saved_run.check_target(folder, {RESULTS: MARK, **runs})
+    saved_run.check_target(Path(folder) / RUNS, {})
     path, planned = Path(folder) / RESULTS, [config.to_json() for config in plan]
     try:
         held = [record["config"] for record in json.loads(path.read_bytes())["runs"]]
@@ -136,10 +127,10 @@ def check_run_folder(folder: str | Path, config: RunConfig) -> None:
     Raises:
         ValueError: the folder cannot be written to, or holds somebody else's files or a run of other settings, finished or interrupted.
     """
-    checkpoint.check_target(folder, {checkpoint.DESCRIPTION: checkpoint.MARK})
+    saved_run.check_target(folder, {saved_run.DESCRIPTION: saved_run.MARK})
     wanted, held = config.to_json(), Snapshot(folder, {}).owner()
     with suppress(FileNotFoundError, ValueError):  # nothing there, or nothing that can be read any more
-        held = checkpoint.entry(Path(folder), checkpoint.read_description(folder), dict, "config")
+        held = saved_run.entry(Path(folder), saved_run.read_description(folder), dict, "config")
     held = {key: value for key, value in {**LATER, **held}.items() if key in wanted}
     if held != LATER and held != wanted:
         raise ValueError(
@@ -151,7 +142,7 @@ def check_run_folder(folder: str | Path, config: RunConfig) -> None:
 def is_finished(config: RunConfig, folder: str | Path) -> bool:
     """Whether a folder holds the finished run of these settings."""
     try:
-        return {**LATER, **checkpoint.read_description(folder)["config"]} == config.to_json()
+        return {**LATER, **saved_run.read_description(folder)["config"]} == config.to_json()
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing there, or nothing that can be read any more
         return False
 
@@ -209,7 +200,7 @@ def run(
     on_stage = on_stage or partial(Watch().stage, 0)
     ranks = Ranks(process_group)
     if not ranks.rank:
-        checkpoint.check_target(folder, {checkpoint.DESCRIPTION: checkpoint.MARK})
+        saved_run.check_target(folder, {saved_run.DESCRIPTION: saved_run.MARK})
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     if splits is None:
@@ -218,7 +209,7 @@ def run(
     if len(splits.test) < 2:
         raise ValueError(f"the test part must hold at least 2 images, got {len(splits.test)}")
     torch.manual_seed(config.seed)
-    model, defense, loss = checkpoint.build_parts(
+    model, defense, loss = saved_run.build_parts(
         config, image_shape=splits.image_shape, num_classes=splits.num_classes, process_group=process_group
     )
     for module in (model, defense, loss):
@@ -249,7 +240,7 @@ def run(
     on_stage("measuring", 1, 2)
     with _timed(seconds, "leakage"):
         # Fitted from scratch, with CEM or without: training's own mixture has a head start and belongs to an earlier encoder.
-        loss = _fitted(checkpoint.build_loss(config, num_classes=splits.num_classes), config, model, defense, splits)
+        loss = _fitted(saved_run.build_loss(config, num_classes=splits.num_classes), config, model, defense, splits)
         leakage = _leakage(_measuring(config, model, defense, splits), model, defense, splits, seed=config.seed)
 
     victims = splits.victims
@@ -287,7 +278,7 @@ def run(
         "leakage": leakage,
         "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
     }
-    checkpoint.save_run(
+    saved_run.save_run(
         folder,
         config=config,
         model=model,
@@ -492,9 +483,9 @@ def evaluate(
 def _run_all(
     tasks: list[tuple[int, RunConfig, Path]], *, jobs: int, device: str | torch.device, fresh: bool, watch: Watch
 ) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
-    """Does the tasks and yields what happens, in this process for one job; see :func:`cem_fast.workers.run_all`."""
+    """Does the tasks and yields what happens, in this process for one job; see :func:`cem_fast.experiments.workers.run_all`."""
     if jobs > 1:  # even for a single task that is left: results depend on the number of threads
-        from cem_fast import workers  # here, because the workers run what this module defines
+        from cem_fast.experiments import workers  # here, because the workers run what this module defines
 
         yield from workers.run_all(tasks, jobs=jobs, device=device, fresh=fresh)
         return
@@ -523,19 +514,19 @@ def summarize(
     for name in dict.fromkeys(measured.record["data"] for measured in runs):
         # every fold counts as often as it has victims
         folds = {m.record["fold"]: m for m in runs if m.record["data"] == name}.values()
-        descriptions = [checkpoint.read_description(folder / m.record["checkpoint"])["baseline"] for m in folds]
+        descriptions = [saved_run.read_description(folder / m.record["checkpoint"])["baseline"] for m in folds]
         sizes = [len(m.measurements["groups"]) for m in folds]
         baseline[name] = {
             key: sum(size * each[key] for size, each in zip(sizes, descriptions)) / sum(sizes)
             for key in descriptions[0]
         }
     return {
-        "schema": checkpoint.SCHEMA,
+        "schema": saved_run.SCHEMA,
         **made_with,
         "baseline": baseline,
         "runs": [measured.record for measured in runs],
-        "pairs": comparison.pairs(runs),
-        "frontier": comparison.frontier(runs),
+        "pairs": gains.pairs(runs),
+        "frontier": gains.frontier(runs),
         "failed": [{"config": config.to_json(), "reason": reason} for config, reason in failed.items()],
     }
 
@@ -547,7 +538,7 @@ def load_runs(folder: str | Path, results: dict[str, Any]) -> list[Measured]:
         folder: the folder of results.json.
         results: its content.
     """
-    return [Measured(r, checkpoint.read_measurements(Path(folder) / r["checkpoint"])) for r in results["runs"]]
+    return [Measured(r, saved_run.read_measurements(Path(folder) / r["checkpoint"])) for r in results["runs"]]
 
 
 def run_path(config: RunConfig) -> str:
@@ -661,7 +652,7 @@ def _measuring(config: RunConfig, model: SplitModel, defense: Defense, splits: S
     fewest = int(torch.bincount(splits.train.labels, minlength=splits.num_classes).min())
     components = min(LEAKAGE_COMPONENTS, max(1, fewest))
     kind = dict(cem_by_class=True, cem_components=components, cem_covariance="spherical", cem_variant="paper")
-    loss = checkpoint.build_loss(replace(config, **kind), num_classes=splits.num_classes)
+    loss = saved_run.build_loss(replace(config, **kind), num_classes=splits.num_classes)
     return _fitted(loss, config, model, defense, splits)
 
 
@@ -706,10 +697,10 @@ def _finished(folder: Path, config: RunConfig, wanted: dict[str, str]) -> Measur
     """The finished run of these settings, images and code; None where there is none, or where its files are damaged."""
     path = run_path(config)
     try:
-        description = checkpoint.read_description(folder / path)
-        measurements = checkpoint.read_measurements(folder / path)
-        record = checkpoint.entry(folder / path, description, dict, "record")
-        attacked = checkpoint.entry(folder / path, description, dict, "record", "attacks")
+        description = saved_run.read_description(folder / path)
+        measurements = saved_run.read_measurements(folder / path)
+        record = saved_run.entry(folder / path, description, dict, "record")
+        attacked = saved_run.entry(folder / path, description, dict, "record", "attacks")
     except (FileNotFoundError, ValueError):
         return None
     if description.get("identity") != wanted or record.get("config") != config.to_json():

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cem_fast import bounds, checkpoint, training
-from cem_fast.comparison import Row
-from cem_fast.figures import arms
-from cem_fast.seeding import seeded
+from cem_fast import bounds, training
+from cem_fast._support.seeding import seeded
+from cem_fast.experiments import saved_run
+from cem_fast.experiments.gains import Row
+from cem_fast.report.figures import arms
 
 NEEDS = f"{arms.NEEDS}, and noise"
 COLUMNS = (*arms.COLUMNS, "accuracy", "class_posterior", "component_posterior")
@@ -45,7 +46,7 @@ def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
 @torch.no_grad()
 def _posteriors(path: Path) -> Tensor:
     """Posteriors ``[2]`` of the right class and component over the test images, each with as many draws as the accuracy has."""
-    run = checkpoint.load_run(path)
+    run = saved_run.load_run(path)
     part, draws = run.data.test, run.config.noise_draws
     labels = part.labels.repeat(draws) if run.config.cem_by_class else None
     with seeded(run.config.seed, "utility"):

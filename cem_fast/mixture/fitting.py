@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from cem_fast import covariance
+from cem_fast.mixture import covariance
 from cem_fast.ops.library import OPERATORS
 
 _STATISTICS = OPERATORS["component_statistics_fwd"]

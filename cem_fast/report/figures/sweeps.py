@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cem_fast.comparison import Row
-from cem_fast.figures import arms
+from cem_fast.experiments.gains import Row
+from cem_fast.report.figures import arms
 
 NEEDS = arms.NEEDS
 COLUMNS = (*arms.COLUMNS, "accuracy", "accuracy_deviation", "mse", "mse_deviation")

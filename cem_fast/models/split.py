@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from cem_fast.models.bottleneck import Bottleneck, Compress, Expand
 
 
 class SplitModel(nn.Module):
@@ -56,31 +57,12 @@ class SplitModel(nn.Module):
             raise TypeError(f"network must be an nn.Sequential, got {type(network).__name__}")
         if not 1 <= cut < len(network):
             raise ValueError(f"cut must be between 1 and {len(network) - 1} for {len(network)} modules, got {cut}")
-        from cem_fast.models.bottleneck import (
-            Bottleneck,
-            Compress,
-            Expand,
-        )  # here, because models/ is built on SplitModel
-
         encoder, decoder = list(network[:cut]), list(network[cut:])
         if shape := Bottleneck.parse(bottleneck):
             channels = _channels(encoder)
             encoder.append(Compress(channels, shape))
             decoder.insert(0, Expand(shape, channels))
         return cls(nn.Sequential(*encoder), nn.Sequential(*decoder))
-
-
-@contextmanager
-def in_eval_mode(*networks: nn.Module) -> Iterator[None]:
-    """Puts networks into eval mode and every module of them back into its own: a frozen normalization stays frozen."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    for network in networks:
-        network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _channels(encoder: Sequence[nn.Module]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cem_fast.files import write_atomically
+from cem_fast._support.files import write_atomically
 
 NAME = "training.safetensors"
 

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cem_fast import data, defenses, models, snapshot
+from cem_fast import data, defenses, models
+from cem_fast._support.files import write_atomically
 from cem_fast.config import RunConfig
-from cem_fast.files import write_atomically
 from cem_fast.loss import CEMLoss
-from cem_fast.split import SplitModel
+from cem_fast.models.split import SplitModel
+from cem_fast.training import resume as snapshot
 
 if TYPE_CHECKING:
     from cem_fast.data import Splits
@@ -126,7 +127,7 @@ class Run:
 
     @cached_property
     def measurements(self) -> dict[str, Tensor]:
-        """Per-image errors and a few pictures; see :func:`cem_fast.experiment.run`."""
+        """Per-image errors and a few pictures; see :func:`cem_fast.experiments.run.run`."""
         return read_measurements(self.path)
 
 
@@ -176,7 +177,7 @@ def save_run(
 
 
 def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
-    """Loads a run that ``cem-fast`` or :func:`cem_fast.experiment.run` saved.
+    """Loads a run that ``cem-fast`` or :func:`cem_fast.experiments.run.run` saved.
 
     Args:
         path: the run's folder.

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from cem_fast import experiment
 from cem_fast.config import RunConfig
+from cem_fast.experiments import run as experiment
 
 Task = tuple[int, RunConfig, Path]
 
