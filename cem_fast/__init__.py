@@ -1,10 +1,11 @@
 """Conditional entropy maximization for split inference: fused operations, defenses, attacks and honest reports."""
 
-from cem_fast.cli import signals
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-with signals.starting():  # these imports take their time, and read the environment
-    from cem_fast import bounds, functional
-    from cem_fast.experiments.provenance import package_version
+if TYPE_CHECKING:
+    from cem_fast import attacks, bounds, cost, data, defenses, functional, metrics, models, training
     from cem_fast.experiments.saved_run import load_run
     from cem_fast.loss import CEMLoss
     from cem_fast.mixture import GaussianMixture
@@ -12,7 +13,10 @@ with signals.starting():  # these imports take their time, and read the environm
     from cem_fast.ops.backend import describe as backends
     from cem_fast.schedule import CEMSchedule
 
-__version__ = package_version()
+try:
+    __version__ = version("cem_fast")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "unknown"
 
 __all__ = [
     "CEMLoss",
@@ -20,8 +24,40 @@ __all__ = [
     "GaussianMixture",
     "SplitModel",
     "__version__",
+    "attacks",
     "backends",
     "bounds",
+    "cost",
+    "data",
+    "defenses",
     "functional",
     "load_run",
+    "metrics",
+    "models",
+    "training",
 ]
+
+# PEP 562: torch is imported, and the operators are registered, with the first of these names
+_PLACES = {
+    "CEMLoss": ("cem_fast.loss", "CEMLoss"),
+    "CEMSchedule": ("cem_fast.schedule", "CEMSchedule"),
+    "GaussianMixture": ("cem_fast.mixture", "GaussianMixture"),
+    "SplitModel": ("cem_fast.models.split", "SplitModel"),
+    "backends": ("cem_fast.ops.backend", "describe"),
+    "load_run": ("cem_fast.experiments.saved_run", "load_run"),
+}
+_MODULES = ("attacks", "bounds", "cost", "data", "defenses", "functional", "metrics", "models", "training")
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"cem_fast.{name}")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    globals()[name] = value = getattr(import_module(module), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

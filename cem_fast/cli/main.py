@@ -20,7 +20,6 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt
 
 from cem_fast import __version__
-from cem_fast.cli import signals
 from cem_fast.config import GridConfig, RunConfig, SharedConfig
 from cem_fast.data.root import DEFAULT as DEFAULT_ROOT
 from cem_fast.data.root import VARIABLE as DATA_ROOT
@@ -91,14 +90,6 @@ class Parser(ArgumentParser):
         sys.exit(2)
 
 
-def command() -> NoReturn:
-    """Runs the command line as a process of its own, which ends with the exit status."""
-    status = main()
-    from cem_fast._support import ranks
-
-    ranks.leave(status)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -109,7 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 when something went wrong on the way; 2 for a bad setting or bad input; 130 after Ctrl-C and 143 after
         SIGTERM, with finished runs kept.
     """
-    signals.over()
     signal.signal(signal.SIGTERM, _terminate)
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:

@@ -468,14 +468,26 @@ def test_interruption_during_the_imports_is_one_line(module, tmp_path):
 
 
 @pytest.mark.usefixtures("heeds_ctrl_c")
-def test_only_the_command_line_answers_to_interruptions(monkeypatch):
+def test_importing_the_package_has_no_side_effects(tmp_path):
+    """Whatever the name of the program is; what serves people is not imported either."""
+    program = tmp_path / "cem-fast"
+    program.write_text(
+        "import signal, sys\n"
+        "before = signal.getsignal(signal.SIGINT)\n"
+        "import cem_fast\n"
+        "assert 'torch' not in sys.modules\n"
+        "from cem_fast import CEMLoss\n"
+        "assert signal.getsignal(signal.SIGINT) is before\n"
+        "heavy = {'PIL', 'matplotlib', 'rich', 'jinja2', 'jsonargparse', 'click', 'cem_fast.cli', 'cem_fast.data'}\n"
+        "print(sorted(heavy & {*sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, str(program), "doctor"], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_interruptions_after_the_imports_are_exceptions_again():
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(sys, "argv", ["-m"])
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "other"])
-    signals.expect()
-    assert signal.getsignal(signal.SIGINT) is before
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "cem_fast", "demo"])
-    signals.expect()
-    assert signal.getsignal(signal.SIGINT) is not before
-    signals.over()
+    with signals.clean_imports():
+        assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
