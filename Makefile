@@ -30,14 +30,14 @@ demo: $(READY) ## train, attack and report on real faces (about 4 minutes on 2 c
 test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 	@$(PY) -m pytest -q -m "not long"
 	@echo "the operations once more, on the plain torch reference"
-	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/test_mixture.py
+	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/mixture/test_model.py
 
 bench: $(READY) ## time everything beside its peers and rewrite the README's figures (some 13 minutes; BENCH=--quick for 2)
 	@$(PY) -c "$$PEERS" | xargs $(PIP) install || echo "make: not all peers could be installed: their rows will say so"
 	@$(PY) -m cem_fast bench --save benchmarks/results --readme README.md $(BENCH)
 
 check: $(READY) ## the long proofs: kills, sanitizers, wrong kernels, all that is compiled, the wheel (also under OTHER_TORCH); 2 hours, with SHARE=0.05 half of one
-	@$(PY) -m pytest -q -m long tests/system
+	@$(PY) -m pytest -q -m long tests --ignore=tests/kernels
 	@$(PY) tests/sanitizers/run.py
 	@$(PY) tests/cuda_host/run.py
 	@if $(PY) -c 'import triton' 2>/dev/null; \

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytest_plugins = ["support.fixtures"]
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from definitions import Mixture, log_prob
+from support.definitions import Mixture, log_prob
 
 from cem_fast import GaussianMixture, bounds
 

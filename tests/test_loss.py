@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from definitions import draw, paper_bound
+from support.definitions import draw, paper_bound
 from torch._dynamo.testing import CompileCounter
 
 from cem_fast import CEMLoss, CEMSchedule

@@ -21,7 +21,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTED = ["ops", "test_loss.py", "test_mixture.py", "test_bounds.py"]
+TESTED = ["ops", "test_loss.py", "mixture/test_model.py", "test_bounds.py"]
 LOCATE = """
 import sys, torch, cem_fast
 from cem_fast.ops import backend

@@ -11,7 +11,7 @@ from cem_fast.benchmarks import cases, machine, peers, report, roofline, suite, 
 from cem_fast.benchmarks.cases import Case
 from cem_fast.benchmarks.peers import Differentiable, Peer
 from cem_fast.benchmarks.table import LAST, OK, WRONG
-from rows import END, ROW, RUN
+from support.bench_rows import END, ROW, RUN
 
 from cem_fast.cli import main as cli
 

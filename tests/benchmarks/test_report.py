@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cem_fast.benchmarks import report, table, training
 from cem_fast.benchmarks.table import WRONG, Recorded, Row
-from rows import END, ROW, RUN
+from support.bench_rows import END, ROW, RUN
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from cem_fast.benchmarks import table
 from cem_fast.benchmarks.table import FAILED, OK, WRONG, Row
-from rows import END, ROW, RUN
+from support.bench_rows import END, ROW, RUN
 
 
 def test_rows_are_appended_and_read_back(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from definitions import draw
+from support.definitions import draw
 from torch import Tensor
 
 from cem_fast.ops import reference

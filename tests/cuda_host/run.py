@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cuda_host.host import HERE, SOURCES, Failure, Host, barriers, build
 from cuda_host.problems import SHAPES, Problem, expected, problems
-from tolerances import RELATIVE, relative_error
+from support.tolerances import RELATIVE, relative_error
 
 SANITIZERS = {"address,undefined": ["-fno-sanitize-recover=all"], "thread": []}
 ENVIRONMENT = {

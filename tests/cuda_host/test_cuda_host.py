@@ -8,8 +8,8 @@ import pytest
 import torch
 from cuda_host.host import SOURCES, Failure, Host, barriers, build
 from cuda_host.problems import SHAPES, Problem, expected, problems
-from error_budget import sums_at_an_offset
-from tolerances import RELATIVE, relative_error
+from support.error_budget import sums_at_an_offset
+from support.tolerances import RELATIVE, relative_error
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("c++") is None, reason="the kernels are compiled by a C++ compiler on Linux"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cuda_host.host import Launchers, build_library
 from cuda_host.problems import SHAPES, Problem, expected, problems
-from tolerances import RELATIVE, relative_error
+from support.tolerances import RELATIVE, relative_error
 
 from cem_fast.ops import agreement, library
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from interpreter import watching
+from support.interpreter import watching
 from torch import Tensor
 
 from cem_fast import CEMLoss

@@ -1,10 +1,10 @@
 """component_statistics: counts, scatter, sums and assignment of one pass, and the gradient through the scatter."""
 
-import definitions
 import pytest
 import torch
-from definitions import SHAPES, draw
-from tolerances import RELATIVE, relative_error
+from support import definitions
+from support.definitions import SHAPES, draw
+from support.tolerances import RELATIVE, relative_error
 
 from cem_fast.functional import component_statistics, mixture_log_prob
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from definitions import draw
-from tolerances import RELATIVE, relative_error
+from support.definitions import draw
+from support.tolerances import RELATIVE, relative_error
 
 from cem_fast.ops import backend, reference
 

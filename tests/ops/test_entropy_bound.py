@@ -1,10 +1,10 @@
 """The CEM loss as a stateless operation: both variants, both gradients, against the definitions."""
 
-import definitions
 import pytest
 import torch
-from definitions import SHAPES, draw
-from tolerances import RELATIVE, relative_error
+from support import definitions
+from support.definitions import SHAPES, draw
+from support.tolerances import RELATIVE, relative_error
 
 from cem_fast.functional import conditional_entropy_bound
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from error_budget import OPS, PLACES, case, exact, sums_at_an_offset, within_budget
+from support.error_budget import OPS, PLACES, case, exact, sums_at_an_offset, within_budget
 
 from cem_fast.ops import reference
 

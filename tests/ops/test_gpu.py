@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 from cuda_host.problems import SHAPES, expected, problems
-from tolerances import RELATIVE, relative_error
+from support.tolerances import RELATIVE, relative_error
 
 from cem_fast.ops import backend
 

@@ -1,10 +1,10 @@
 """mixture_log_prob: value, gradients, bad input and the promises of a differentiable operation."""
 
-import definitions
 import pytest
 import torch
-from definitions import SHAPES, Mixture, draw
-from tolerances import RELATIVE, relative_error
+from support import definitions
+from support.definitions import SHAPES, Mixture, draw
+from support.tolerances import RELATIVE, relative_error
 
 from cem_fast.functional import mixture_log_prob
 

@@ -2,7 +2,7 @@
 
 import pytest
 from cem_fast.kernels import _aot
-from interpreter import watching
+from support.interpreter import watching
 
 
 @pytest.fixture(autouse=True, scope="module")

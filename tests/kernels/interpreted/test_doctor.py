@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from interpreter import watching
+from support.interpreter import watching
 
 from cem_fast.cli import doctor
 from cem_fast.ops import library

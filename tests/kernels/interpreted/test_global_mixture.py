@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from cem_fast.kernels import _configs, _launch
-from error_budget import PLACES, case, within_budget
-from interpreter import watching
+from support.error_budget import PLACES, case, within_budget
+from support.interpreter import watching
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from cem_fast.functional import mixture_log_prob

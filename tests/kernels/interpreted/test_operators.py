@@ -8,9 +8,9 @@ import pytest
 import torch
 from cem_fast.kernels import _configs, _grouping, _launch
 from cem_fast.kernels.operators import OPERATORS
-from definitions import Mixture, draw
-from interpreter import watching
-from tolerances import RELATIVE, relative_error
+from support.definitions import Mixture, draw
+from support.interpreter import watching
+from support.tolerances import RELATIVE, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cem_fast.ops import reference

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 from cem_fast.kernels import _configs
-from interpreter import watching
+from support.interpreter import watching
 from traffic import MOST, OPERATIONS, SHAPES, TABLE, measure
 
 LONG = pytest.mark.long

@@ -9,8 +9,8 @@ import pytest
 import torch
 from cem_fast.benchmarks import tune_kernels
 from cem_fast.kernels import _aot, _configs
-from interpreter import watching
-from tolerances import RELATIVE, relative_error
+from support.interpreter import watching
+from support.tolerances import RELATIVE, relative_error
 
 from cem_fast.ops import reference
 

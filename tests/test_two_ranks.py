@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import two_ranks
-from definitions import draw
+from support import two_ranks
+from support.definitions import draw
 
 
 @pytest.fixture(scope="module")

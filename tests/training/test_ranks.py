@@ -10,8 +10,8 @@ import sys
 import time
 
 import pytest
-import ranks_at_work
 import torch
+from support import ranks_at_work
 
 from cem_fast._support import ranks
 from cem_fast.cli import main as cli

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import twins
+from support import twins
 
 from cem_fast import data
 from cem_fast.cli import main as cli

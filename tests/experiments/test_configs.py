@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import twins
 import yaml
+from support import twins
 
 import cem_fast
 from cem_fast._support.eval_mode import in_eval_mode

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import twins
 from PIL import Image
+from support import twins
 
 from cem_fast import data
 from cem_fast.cli import main as cli

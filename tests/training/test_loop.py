@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from ranks_at_work import unnormalized
+from support.ranks_at_work import unnormalized
 
 from cem_fast import CEMLoss, CEMSchedule, data, defenses, models, training
 from cem_fast._support.seeding import seeded

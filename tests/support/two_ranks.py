@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from definitions import draw
 from torch.nn.parallel import DistributedDataParallel
 
 from cem_fast import CEMLoss, GaussianMixture
+from support.definitions import draw
 
 
 def model_and_loss(group, covariance_type, variant):

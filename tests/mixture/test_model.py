@@ -4,7 +4,8 @@ import warnings
 
 import pytest
 import torch
-from definitions import Mixture, log_prob
+from support.blobs import blobs
+from support.definitions import Mixture, log_prob
 
 from cem_fast import CEMLoss, GaussianMixture
 from cem_fast.mixture.fitting import (
@@ -14,16 +15,6 @@ from cem_fast.mixture.fitting import (
     kmeans_plus_plus,
     squared_distance,
 )
-
-
-def blobs(rows=600, dimension=5, classes=3, components=2, spread=0.05, seed=0):
-    """Well separated clusters: rows, classes, and the true component of each row."""
-    g = torch.Generator().manual_seed(seed)
-    centers = torch.randn(classes, components, dimension, generator=g) * 3
-    labels = torch.randint(0, classes, (rows,), generator=g)
-    component = torch.randint(0, components, (rows,), generator=g)
-    x = centers[labels, component] + spread * torch.randn(rows, dimension, generator=g)
-    return x, labels, component, centers
 
 
 @pytest.mark.parametrize("algorithm", ["em", "kmeans"])

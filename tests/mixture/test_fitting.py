@@ -1,14 +1,16 @@
 """Fits in pieces: streams, more rows later, gathered statistics, and shards of several processes."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-import two_ranks
-from definitions import draw
-from test_mixture import blobs
+from support import two_ranks
+from support.blobs import blobs
+from support.definitions import draw
 
 import cem_fast
 from cem_fast import CEMLoss, GaussianMixture
@@ -327,7 +329,9 @@ def test_a_rank_that_gathered_nothing_takes_part(shards):
 
 def test_launched_by_torchrun(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launch, two_ranks.__file__, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    script = [*launch, "-m", "support.two_ranks", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(two_ranks.__file__).parents[1])}
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     x, labels, alone = two_ranks.fit_problem(None, (200, 100), "em", "diag", "k-means++")
     alone.fit(x, labels)

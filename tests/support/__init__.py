@@ -1,0 +1,1 @@
+"""What tests share: problems, exact answers, tolerances, small data, and processes to run."""
