@@ -1,4 +1,4 @@
-"""Data-parallel training: every process (rank) takes its share of a batch, and the step is that of one process with the whole batch."""
+"""Processes (ranks) that share every batch; their steps equal those of one process with whole batches."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # A rank that has ended is noticed at once, wherever it leaves the others waiting; one that hangs, after this.
 PATIENCE = timedelta(minutes=30)
@@ -25,35 +27,46 @@ class Ranks:
 
     Args:
         group: their torch.distributed group; None for a single process.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast._support.ranks import Ranks
+        >>> alone = Ranks()
+        >>> alone.count, alone.rank
+        (1, 0)
+        >>> alone.share(torch.arange(3))
+        tensor([0, 1, 2])
     """
 
-    group: Any = None
+    group: ProcessGroup | None = None
 
     @property
     def count(self) -> int:
+        """Number of processes."""
         return 1 if self.group is None else distributed.get_world_size(self.group)
 
     @property
     def rank(self) -> int:
+        """Index of this process, from 0."""
         return 0 if self.group is None else distributed.get_rank(self.group)
 
     def share(self, rows: Tensor) -> Tensor:
-        """This rank's rows, a view; the shares of all ranks in their order are the rows again."""
+        """Returns this rank's rows, a view; the shares of all ranks in order make up ``rows``."""
         return rows.tensor_split(self.count)[self.rank]
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over the ranks, the same bits on all of them."""
+        """Returns the sum over the ranks, the same bits on all of them."""
         if self.group is not None:
             values = values.clone()
             distributed.all_reduce(values, group=self.group)
         return values
 
     def average_gradients(self, parameters: Iterable[nn.Parameter], *, rows: int) -> None:
-        """Makes gradients of means over this rank's rows those of the means over the rows of all ranks.
+        """Replaces gradients of means over this rank's rows by those of the means over the rows of all ranks.
 
         Args:
-            parameters: what has the gradients, the same on every rank.
-            rows: rows of this rank.
+            parameters: the parameters, in the same order on every rank.
+            rows: number of this rank's rows.
         """
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.group is None or not gradients:
@@ -129,63 +142,3 @@ def leave(status: int) -> NoReturn:
 def _is_lost_connection(error: RuntimeError) -> bool:
     """Whether an error comes from talking to another process: gloo has no exception of its own."""
     return isinstance(error, distributed.DistError) or any(sign in str(error) for sign in ("gloo", "process group"))
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over ranks, whose gradient is the sum of what every rank's loss gives it."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
-        return ranks.sum(values)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.ranks.sum(gradient.contiguous()), None
-
-
-class _OverRanks(_BatchNorm):
-    """Batch normalization by the statistics of all ranks' rows; torch's SyncBatchNorm is the same for GPUs alone."""
-
-    ranks: Ranks
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        axes, shape = [0, *range(2, x.dim())], [1, -1] + [1] * (x.dim() - 2)
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        rows = wide.new_tensor([x.numel() // x.shape[1]])
-        sums = _Sum.apply(torch.cat([wide.sum(axes), rows]), self.ranks)
-        rows, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()
-        centered = wide - mean.view(shape)
-        variance = _Sum.apply(centered.square().sum(axes), self.ranks) / rows
-        if self.running_mean is not None:
-            self.num_batches_tracked += 1
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.detach(), share)
-            self.running_var.lerp_(variance.detach() * rows / (rows - 1).clamp_min(1), share)
-        normal = centered * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            normal = normal * self.weight.view(shape) + self.bias.view(shape)
-        return normal.to(x.dtype)
-
-
-_SYNCHRONIZED = {
-    kind: type(kind.__name__, (_OverRanks, kind), {}) for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-}
-
-
-@contextmanager
-def synchronized(network: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """Lets the batch normalization of a network take its statistics over the rows of all ranks inside the block."""
-    plain = [(module, type(module)) for module in network.modules() if type(module) in _SYNCHRONIZED]
-    if ranks.count == 1:
-        plain = []
-    for module, kind in plain:
-        module.ranks, module.__class__ = ranks, _SYNCHRONIZED[kind]
-    try:
-        yield
-    finally:
-        for module, kind in plain:
-            del module.ranks
-            module.__class__ = kind

@@ -14,16 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.learning_rate import one_cycle
-from cem_fast._support.ranks import Ranks, synchronized
+from cem_fast._support.ranks import Ranks
 from cem_fast._support.seeding import derived, seeded
 from cem_fast.config import RunConfig
 from cem_fast.data.splits import Part, Splits
 from cem_fast.defenses.base import Defense
 from cem_fast.models.split import SplitModel
+from cem_fast.training.batch_norm import synchronized
 from cem_fast.training.resume import Snapshot, random_state, set_random_state
 
 if TYPE_CHECKING:
-    from cem_fast.loss import CEMLoss, CEMSchedule
+    from cem_fast.loss import CEMLoss
+    from cem_fast.schedule import CEMSchedule
 
 CHUNK = 256  # images at a time where nothing is learned
 SHIFT = 2  # pixels that a training image may be shifted by

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import nn
 
 from cem_fast import CEMLoss, CEMSchedule, defenses, models, training
-from cem_fast._support import ranks
 from cem_fast.config import RunConfig
 from cem_fast.data import Part, Splits
 from cem_fast.models.split import SplitModel
+from cem_fast.training import batch_norm
 from cem_fast.training.resume import Snapshot
 
 CONFIG = RunConfig(epochs=2, batch_size=9, learning_rate=0.02, noise_std=0.1, pruned_channels=0.3, adversary_weight=3.0)
@@ -93,7 +93,7 @@ def train(name: str, group, snapshot: Snapshot | None = None, *, stop: int | Non
     history = training.train(model, splits, defense, config=config, **cem, snapshot=snapshot, process_group=group)
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     state |= {f"defense.{key}": value for key, value in defense.state_dict().items()}
-    assert not any(isinstance(module, ranks._OverRanks) for module in model.modules())
+    assert not any(isinstance(module, batch_norm._Synchronized) for module in model.modules())
     return state, [{**entry, "seconds": 0} for entry in history]
 
 
