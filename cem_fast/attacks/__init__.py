@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cem_fast._support.lookup import lookup
 from cem_fast.attacks.base import Attack
 from cem_fast.attacks.decoder import DECODERS, LOSSES, Decoder
@@ -25,19 +27,12 @@ __all__ = [
     "names",
 ]
 
-_ATTACKS = {
-    "decoder": Decoder,
-    "ridge": Ridge,
-    "nearest": Nearest,
-    "ensemble": Ensemble,
-    "optimization": Optimization,
-    "gan": Gan,
-}
+_NAMES = tuple(cls.name for cls in (Decoder, Ridge, Nearest, Ensemble, Optimization, Gan))
 
 
 def names() -> tuple[str, ...]:
     """Names of the attacks that :func:`build` knows."""
-    return tuple(_ATTACKS)
+    return _NAMES
 
 
 def decoder_names() -> tuple[str, ...]:
@@ -83,12 +78,24 @@ def build(
     Raises:
         ValueError: a name is unknown, or an argument is out of range.
     """
-    shared = {"image_shape": image_shape, "seed": seed}
-    of_decoder = {"epochs": epochs, "decoder": decoder, "dropout": dropout, "loss": loss, "batch_size": batch_size}
-    cls = lookup("attack", name, _ATTACKS)
-    if cls is Decoder:
-        return Decoder(**shared, **of_decoder)
-    if cls in (Ridge, Nearest):
-        return cls(**shared)
-    budget = {Ensemble: {}, Optimization: {"steps": steps}, Gan: {"epochs": gan_epochs}}[cls]
-    return cls(**shared, decoder=Decoder(**shared, **of_decoder), **budget)
+
+    def start() -> Decoder:
+        return Decoder(
+            image_shape=image_shape,
+            epochs=epochs,
+            decoder=decoder,
+            dropout=dropout,
+            loss=loss,
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+    builders: dict[str, Callable[[], Attack]] = {
+        Decoder.name: start,
+        Ridge.name: lambda: Ridge(image_shape=image_shape, seed=seed),
+        Nearest.name: lambda: Nearest(image_shape=image_shape, seed=seed),
+        Ensemble.name: lambda: Ensemble(image_shape=image_shape, decoder=start(), seed=seed),
+        Optimization.name: lambda: Optimization(image_shape=image_shape, decoder=start(), steps=steps, seed=seed),
+        Gan.name: lambda: Gan(image_shape=image_shape, decoder=start(), epochs=gan_epochs, seed=seed),
+    }
+    return lookup("attack", name, builders)()

@@ -26,12 +26,14 @@ class Attack(Protocol):
     Attributes:
         name: key of the attack in results.json.
         knowledge: one sentence that says what the attacker knows, and what it sees of a victim.
-        budget: a few words that say how much it computes.
     """
 
     name: str
     knowledge: str
-    budget: str
+
+    @property
+    def budget(self) -> str:
+        """A few words that say how much the attack computes."""
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
         """Learns to invert.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from cem_fast import metrics
@@ -23,10 +24,10 @@ from cem_fast.attacks.base import (
     require_images,
     require_positive,
 )
-from cem_fast.attacks.decoder_cache import recent
-from cem_fast.attacks.networks import ConvDecoder, ResNormDecoder, SlimDecoder
+from cem_fast.attacks.decoder_cache import cached_decoder
+from cem_fast.attacks.networks import ConvDecoder, DecoderNetwork, ResNormDecoder, SlimDecoder
 
-DECODERS = {
+DECODERS: dict[str, Callable[..., DecoderNetwork]] = {
     "slim": SlimDecoder,
     "res_norm": ResNormDecoder,
     "conv_norm": partial(ConvDecoder, normalized=True),
@@ -38,7 +39,7 @@ def _dissimilarity(rebuilt: Tensor, images: Tensor) -> Tensor:
     return 1 - metrics.ssim(rebuilt, images).mean()
 
 
-LOSSES = {"mse": F.mse_loss, "ssim": _dissimilarity, "l1": F.l1_loss}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "ssim": _dissimilarity, "l1": F.l1_loss}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -109,9 +110,9 @@ class Decoder(Attack):
                 )
             self.standardize = Standardizer(observed)
             train = partial(self._train, observe, images)
-            self.network = recent(observe, asdict(self), images, observed, train=train)
+            self.network = cached_decoder(observe, asdict(self), images, observed, train=train)
 
-    def _train(self, observe: Observe, images: Tensor) -> nn.Module:
+    def _train(self, observe: Observe, images: Tensor) -> DecoderNetwork:
         own = {"dropout": self.dropout} if self.decoder == "slim" else {}
         network = DECODERS[self.decoder](tuple(self.standardize.mean.shape), images, **own).to(images.device)
         steps_per_epoch = num_batches(len(images), self.batch_size)

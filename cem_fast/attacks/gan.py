@@ -13,7 +13,7 @@ from cem_fast._support.learning_rate import falling
 from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import QUERIES, Attack, Observe, counted, require_fitted, require_positive
 from cem_fast.attacks.decoder import Decoder, num_batches
-from cem_fast.attacks.networks import Critic
+from cem_fast.attacks.networks import Critic, DecoderNetwork
 
 PENALTY = 10.0  # weight of the gradient penalty, Gulrajani et al.'s
 
@@ -76,7 +76,7 @@ class Gan(Attack):
             trained.network = self._train(trained, observe, images)
         self.trained = trained
 
-    def _train(self, trained: Decoder, observe: Observe, images: Tensor) -> nn.Module:
+    def _train(self, trained: Decoder, observe: Observe, images: Tensor) -> DecoderNetwork:
         generator, critic = deepcopy(trained.network).train(), Critic(self.image_shape).to(images.device)
         # no momentum in the critic's steps, as its source has it; the generator goes on gently from where the decoder ended
         of_critic = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.0, 0.9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,13 +57,13 @@ class ResNormDecoder(nn.Sequential):
 
     def __init__(self, feature_shape: tuple[int, int, int], images: Tensor):
         blocks, width = 8, 64
-        channels, height, _ = images.shape[1:]
+        channels, height, side = images.shape[1:]
         layers: list[nn.Module] = [PreActivationBlock(feature_shape[0], width)]
         layers += [PreActivationBlock(width, width) for _ in range(blocks)]
         for _ in range(_doublings(feature_shape[1], height)):
             layers.append(nn.ConvTranspose2d(width, width, 3, stride=2, padding=1, output_padding=1))
             layers.append(nn.BatchNorm2d(width))
-        super().__init__(*layers, _Resize(images.shape[2:]), PreActivationBlock(width, channels), nn.Sigmoid())
+        super().__init__(*layers, _Resize((height, side)), PreActivationBlock(width, channels), nn.Sigmoid())
 
 
 class ConvDecoder(nn.Sequential):
@@ -82,7 +83,7 @@ class ConvDecoder(nn.Sequential):
 
     def __init__(self, feature_shape: tuple[int, int, int], images: Tensor, *, normalized: bool):
         width = 64
-        channels, height, _ = images.shape[1:]
+        channels, height, side = images.shape[1:]
         sizes = [feature_shape[0]] + [width] * (8 if normalized else 2)
         layers: list[nn.Module] = []
         for before, after in zip(sizes, sizes[1:]):
@@ -91,7 +92,7 @@ class ConvDecoder(nn.Sequential):
         for _ in range(_doublings(feature_shape[1], height)):
             layers.append(nn.ConvTranspose2d(width, width, 3, stride=2, padding=1, output_padding=1))
             layers += [nn.BatchNorm2d(width), nn.ReLU()] if normalized else [nn.ReLU()]
-        super().__init__(*layers, _Resize(images.shape[2:]), nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
+        super().__init__(*layers, _Resize((height, side)), nn.Conv2d(width, channels, 3, padding=1), nn.Sigmoid())
         self.learning_rate = 2e-3 if normalized else 1e-3
 
 
@@ -125,7 +126,7 @@ class SlimDecoder(nn.Module):
         dropout: float = 0.3,
     ):
         super().__init__()
-        channels, height, _ = shape = images.shape[1:]
+        channels, height, side = shape = images.shape[1:]
         factor = 2 ** _doublings(feature_shape[1], height)
         self.local = nn.Sequential(
             nn.Conv2d(feature_shape[0], width, 3, padding=1),
@@ -133,7 +134,7 @@ class SlimDecoder(nn.Module):
             nn.ReLU(),
             nn.Conv2d(width, channels * factor**2, 3, padding=1),
             nn.PixelShuffle(factor),
-            _Resize(shape[1:]),
+            _Resize((height, side)),
         )
         last = nn.Linear(narrow, math.prod(shape))
         nn.init.zeros_(last.weight)
@@ -152,6 +153,9 @@ class SlimDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.mean + self.spread * (self.local(features) + self.global_(features))
+
+
+DecoderNetwork: TypeAlias = ResNormDecoder | ConvDecoder | SlimDecoder
 
 
 class Critic(nn.Sequential):
@@ -179,7 +183,7 @@ class _Resize(nn.Module):
 
     def __init__(self, size: tuple[int, int]):
         super().__init__()
-        self.size = tuple(size)
+        self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
         return images if images.shape[2:] == self.size else F.interpolate(images, self.size, mode="bilinear")

@@ -53,21 +53,21 @@ def load(
     """
     if image_size is not None and image_size < 8:
         raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
-    if name_or_path in _BUNDLED:
-        return _BUNDLED[name_or_path](fold=fold, image_size=image_size, seed=seed)
-    if name_or_path in _PUBLISHED:
-        check_fold(fold)
-        return _PUBLISHED[name_or_path](data_root() if root is None else Path(root), image_size=image_size)
     if not name_or_path:
         raise ValueError(f"the data set must be one of {', '.join(names())} or the path of a folder, got ''")
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        return folder.load(path, fold=fold, image_size=image_size, seed=seed)
-    if len(path.parts) > 1:
-        raise ValueError(
-            f"{path} is not a folder: expected one with a sub-folder per class, or one of {', '.join(names())}"
-        )
-    return lookup("data set", name_or_path, dict.fromkeys(names()))
+    if name_or_path not in names():
+        path = Path(name_or_path).expanduser()
+        if path.is_dir():
+            return folder.load(path, fold=fold, image_size=image_size, seed=seed)
+        if len(path.parts) > 1:
+            raise ValueError(
+                f"{path} is not a folder: expected one with a sub-folder per class, or one of {', '.join(names())}"
+            )
+        lookup("data set", name_or_path, dict.fromkeys(names()))  # raises
+    if name_or_path in _BUNDLED:
+        return _BUNDLED[name_or_path](fold=fold, image_size=image_size, seed=seed)
+    check_fold(fold)
+    return _PUBLISHED[name_or_path](data_root() if root is None else Path(root), image_size=image_size)
 
 
 def baselines(splits: Splits) -> dict[str, float]:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,14 @@ from cem_fast.data.images import is_grey, pixels
 
 NUM_FOLDS = 5
 PROTOCOLS = ("inference", "train")
+
+
+class LabeledImages(Protocol):
+    """A map-style data set of pairs (image, label): a ``torch.utils.data.Dataset`` with a length, or a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,8 @@ class Splits:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """``(channels, height, width)`` of every image."""
-        return tuple(self.train.images.shape[1:])
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
 
     def digest(self) -> str:
         """16 hexadecimal digits that change with any image, label or group, and with the part that it is in."""
@@ -145,13 +155,11 @@ class Splits:
         digest = hashlib.sha256()
         for part in (self.train, self.attacker, self.test):
             for tensor in (part.images, part.labels, part.groups):
-                digest.update(tensor.contiguous().numpy())
+                digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
     @classmethod
-    def from_datasets(
-        cls, train: torch.utils.data.Dataset, test: torch.utils.data.Dataset, *, name: str = "custom"
-    ) -> Splits:
+    def from_datasets(cls, train: LabeledImages, test: LabeledImages, *, name: str = "custom") -> Splits:
         """Takes any two map-style datasets of (image, label).
 
         Args:
@@ -292,10 +300,11 @@ def published(
     return splits
 
 
-def _read(dataset: torch.utils.data.Dataset, argument: str, first_group: int = 0) -> Part:
+def _read(dataset: LabeledImages, argument: str, first_group: int = 0) -> Part:
     if len(dataset) == 0:
         raise ValueError(f"{argument} must hold at least one image, got an empty dataset")
-    images, labels = [], []
+    images: list[Tensor] = []
+    labels: list[int] = []
     for index in range(len(dataset)):
         item = dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:

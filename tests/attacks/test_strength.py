@@ -323,14 +323,14 @@ def test_attacks_share_a_decoder_of_the_same_observer_and_of_no_other(faces, und
 def test_a_network_is_forgotten_with_its_observer(faces):
     import gc
 
-    from cem_fast.attacks.decoder_cache import _networks
+    from cem_fast.attacks.decoder_cache import _decoders
 
     observe = lambda x: F.avg_pool2d(x, 4)  # noqa: E731
     fitted("decoder", faces, observe, epochs=1)
-    held = len(_networks)
+    held = len(_decoders)
     del observe
     gc.collect()
-    assert len(_networks) == held - 1
+    assert len(_decoders) == held - 1
 
 
 class Slots:
