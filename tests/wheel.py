@@ -1,9 +1,9 @@
-"""Builds a wheel and runs the tests of the operations on it, away from the source tree.
+"""Builds a source distribution, a wheel from it, and runs the tests of the operations on that, away from the source tree.
 
 usage: python tests/wheel.py [--torch REQUIREMENT]
 
-The CUDA kernels are part of it where the package in the source tree has them; with a torch for CUDA they must load then, which
-needs no GPU.
+The source distribution is made without CUDA and must hold the CUDA sources all the same. The wheel has the CUDA kernels if the package
+in the source tree has them. They must then load under a torch for CUDA, which needs no GPU.
 
 With ``--torch torch==X`` the same wheel is also installed into a new environment with that release of torch, to show that one
 binary serves several.
@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import venv
 from pathlib import Path
@@ -52,19 +53,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).resolve()
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        source = place / "source"
-        shutil.copytree(
-            ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "runs", "*.so", "*.egg-info", "__pycache__")
-        )
+        without_cuda = {**os.environ, "CEM_FAST_CUDA": "0"}
+        build = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", place]
+        call(*build, ROOT, env=without_cuda, stdout=subprocess.DEVNULL)
+        (archive,) = place.glob("*.tar.gz")
+        with tarfile.open(archive) as files:
+            files.extractall(place, filter="data")
+        source = place / archive.name.removesuffix(".tar.gz")
         cuda = any((ROOT / "cem_fast").glob("_C_cuda.*"))
         must_build = {**os.environ, "CEM_FAST_CPP": "1", "CEM_FAST_CUDA": str(int(cuda))}
         call(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", place / "dist", source, env=must_build)
         (wheel,) = (place / "dist").glob("*.whl")
         print(wheel.name, f"{wheel.stat().st_size / 1e6:.1f} MB", flush=True)
         tests = place / "tests"
-        shutil.copytree(ROOT / "tests", tests)
+        shutil.copytree(source / "tests", tests)
         # the tests' own settings, without the repository around them
-        shutil.copy(ROOT / "pyproject.toml", place / "pyproject.toml")
+        shutil.copy(source / "pyproject.toml", place / "pyproject.toml")
         call(*pip, "install", "--no-deps", "--target", place / "site", wheel)
         run_tests(sys.executable, tests, cuda, place / "site")
         if torch_requirement:
