@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cem_fast.benchmarks import cases, machine, peers, report, roofline, suite, table
 from cem_fast.benchmarks.cases import Case
-from cem_fast.benchmarks.peers import Differentiable, Peer
+from cem_fast.benchmarks.peers import Differentiable, Peer, plain_torch
 from cem_fast.benchmarks.table import LAST, OK, WRONG
 from support.bench_rows import END, ROW, RUN
 
@@ -69,7 +69,7 @@ def test_a_run_is_recorded_and_reported(tiny, tmp_path, capsys):
 
 def test_ours_being_wrong_is_red_and_fails(tiny, tmp_path, monkeypatch, capsys):
     def wrong(problem):
-        return Differentiable(problem, lambda x, labels: 1.5 * peers.eager(problem).function(x, labels))
+        return Differentiable(problem, lambda x, labels: 1.5 * plain_torch.eager(problem).function(x, labels))
 
     monkeypatch.setattr(peers, "PEERS", [Peer(peers.OURS, wrong, cases.OPERATIONS), *peers.PEERS[3:4]])
     assert status("--quick", "--threads", "1", "--save", tmp_path) == 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cem_fast.benchmarks import cases, machine, peers, released, startup, streams, suite, training
 from cem_fast.benchmarks.cases import Case, Problem
-from cem_fast.benchmarks.peers import OURS, Differentiable, Operators, Peer
+from cem_fast.benchmarks.peers import OURS, Differentiable, Operators, Peer, plain_torch
 from cem_fast.benchmarks.table import FAILED, MISSING, OK, SKIPPED, WRONG
 
 from cem_fast.ops.library import OPERATORS
@@ -98,7 +98,7 @@ def test_a_wrong_contender_is_red_and_never_timed(fault, monkeypatch, capsys):
     case, ran = TINY[5], []
 
     def wrong(problem):
-        right = peers.eager(problem).function
+        right = plain_torch.eager(problem).function
 
         def function(x, labels):
             ran.append(fault)
@@ -113,7 +113,7 @@ def test_a_wrong_contender_is_red_and_never_timed(fault, monkeypatch, capsys):
             built.results = lambda: {"value": built.output}
         return built
 
-    contend(monkeypatch, wrong=wrong, eager=peers.eager)
+    contend(monkeypatch, wrong=wrong, eager=plain_torch.eager)
     rows = {row.contender: row for row in suite.measure(case, CPU, budget_s=0)}
     assert rows["wrong"].status == WRONG
     assert rows["wrong"].p50_ms is None
@@ -127,9 +127,9 @@ def test_a_wrong_contender_is_red_and_never_timed(fault, monkeypatch, capsys):
 
 @pytest.mark.parametrize("case", TINY[8:], ids=lambda case: f"{case.op}-{case.C}")
 def test_a_fit_of_fewer_iterations_is_red(case, monkeypatch):
-    monkeypatch.setattr(peers, "ITERATIONS", cases.ITERATIONS - 1)
+    monkeypatch.setattr(peers.ours, "ITERATIONS", cases.ITERATIONS - 1)
     problem = Problem(case, CPU)
-    fit = peers.ours(problem)
+    fit = peers.ours.public_interface(problem)
     fit.run(0)
     assert problem.error(fit.results()) > case.allowed
 
@@ -148,7 +148,7 @@ def test_missing_failing_and_unfit_contenders_are_rows_that_say_so(monkeypatch):
         raise peers.Skipped("needs intermediates of 9 GiB")
 
     def failing_in_the_end(problem):
-        calls, right = iter(range(100)), peers.eager(problem).function
+        calls, right = iter(range(100)), plain_torch.eager(problem).function
         return Differentiable(problem, lambda x, labels: right(x, labels) if next(calls) < 2 else failing(x))
 
     contend(monkeypatch, a=missing, b=failing, c=failing_later, d=unfit, e=failing_in_the_end)
@@ -168,7 +168,7 @@ def test_large_intermediates_are_not_asked_for():
         def __init__(self):
             self.case = case
 
-    for build in (peers.eager, peers.mixture_same_family):
+    for build in (plain_torch.eager, plain_torch.mixture_same_family):
         with pytest.raises(peers.Skipped, match="needs intermediates of 37.3 GiB"):
             build(Sized())
 
@@ -197,8 +197,8 @@ def test_cuda_operators_that_are_not_built_are_missing(monkeypatch):
     def not_built():
         raise OSError("the compiled CUDA kernels are not built: no CUDA toolkit")
 
-    monkeypatch.setattr(peers.backend, "cuda_operators", not_built)
-    contend(monkeypatch, cuda=peers.cuda_operators)
+    monkeypatch.setattr(peers.ours.backend, "cuda_operators", not_built)
+    contend(monkeypatch, cuda=peers.ours.cuda_operators)
     rows = {row.contender: row for row in suite.measure(TINY[6], CPU, budget_s=0)}
     assert (rows["cuda"].status, rows["cuda"].note) == (
         MISSING,
@@ -211,7 +211,7 @@ import warnings; warnings.simplefilter("ignore")
 import torch
 from cem_fast.benchmarks import cases, fma_triton, peers, suite
 from cem_fast.benchmarks.cases import Case
-peers.PEERS = [peers.PEERS[0], peers.Peer("cem_fast, Triton operators", peers.triton_operators, cases.OPERATIONS)]
+peers.PEERS = [peers.PEERS[0], peers.Peer("cem_fast, Triton operators", peers.ours.triton_operators, cases.OPERATIONS)]
 shapes = [("cem_official", 4, 3, "spherical"), ("cem_paper", 4, 3, "diag"), ("mixture_log_prob", 4, 3, "diag"),
           ("mixture_log_prob", 1, 3, "spherical"), ("component_statistics", 4, 3, "spherical"), ("kmeans", 4, 3, "spherical")]
 for op, C, K, covariance in shapes:
