@@ -303,7 +303,7 @@ def run(
                 "chance": recognition.chance(victims.labels),
             },
             "identity": identity(splits),
-            "history": history,
+            "history": [entry.to_json() for entry in history],
             "curves": curves.points,
             "record": record,
         },
@@ -623,8 +623,8 @@ class _Curves:
         self.points: list[dict[str, Any]] = []
         on_stage("training", 0, config.epochs)
 
-    def __call__(self, entry: dict[str, Any]) -> None:
-        epoch = entry["epoch"]
+    def __call__(self, entry: training.Epoch) -> None:
+        epoch = entry.epoch
         self.on_stage("training", epoch, self.config.epochs)
         if epoch % self.every and epoch != self.config.epochs:
             return

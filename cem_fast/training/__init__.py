@@ -1,5 +1,6 @@
-"""Training a split network under a defense, and measuring it."""
+"""Training of a split network under a defense, and measurements of it."""
 
-from cem_fast.training.loop import augment, clean_features, correctness, evaluate_accuracy, observer, train
+from cem_fast.training.loop import Epoch, augment, train
+from cem_fast.training.measure import clean_features, correctness, evaluate_accuracy, observer
 
-__all__ = ["augment", "clean_features", "correctness", "evaluate_accuracy", "observer", "train"]
+__all__ = ["Epoch", "augment", "clean_features", "correctness", "evaluate_accuracy", "observer", "train"]

@@ -1,10 +1,11 @@
-"""Training a split network under a defense, with CEM or without, and measuring what it knows."""
+"""The training loop of a split network under a defense, with CEM or without."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.learning_rate import one_cycle
 from cem_fast._support.ranks import Ranks
 from cem_fast._support.seeding import derived, seeded
@@ -21,15 +21,69 @@ from cem_fast.data.splits import Part, Splits
 from cem_fast.defenses.base import Defense
 from cem_fast.models.split import SplitModel
 from cem_fast.training.batch_norm import synchronized
+from cem_fast.training.measure import clean_features
 from cem_fast.training.resume import Snapshot, random_state, set_random_state
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from cem_fast.loss import CEMLoss
     from cem_fast.schedule import CEMSchedule
 
-CHUNK = 256  # images at a time where nothing is learned
-SHIFT = 2  # pixels that a training image may be shifted by
-HALF = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # what each precision of the settings computes in
+SHIFT = 2  # largest shift of a training image, in pixels
+HALF = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # dtype of autocast for each precision
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Record of one epoch of training.
+
+    Attributes:
+        epoch: number of the epoch, from 1.
+        loss: mean training loss, the penalties included.
+        accuracy: share of the augmented training images that were classified correctly, in [0, 1].
+        cem: mean value of L_C; None without CEM and before its first fit.
+        learning_rate: learning rate of the epoch's first step.
+        seconds: duration.
+
+    Example:
+        >>> from cem_fast import training
+        >>> record = training.Epoch(1, loss=0.7, accuracy=0.5, cem=None, learning_rate=0.1, seconds=2.0)
+        >>> training.Epoch.from_json(record.to_json()) == record
+        True
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    cem: float | None
+    learning_rate: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record as JSON.
+
+        Example:
+            >>> from cem_fast import training
+            >>> list(training.Epoch(1, 0.7, 0.5, None, 0.1, 2.0).to_json())
+            ['epoch', 'loss', 'accuracy', 'cem', 'learning_rate', 'seconds']
+        """
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Epoch:
+        """Returns the record that :meth:`to_json` wrote.
+
+        Args:
+            record: the JSON.
+
+        Example:
+            >>> from cem_fast import training
+            >>> saved = {"epoch": 1, "loss": 0.7, "accuracy": 0.5, "cem": None, "learning_rate": 0.1, "seconds": 2.0}
+            >>> training.Epoch.from_json(saved).loss
+            0.7
+        """
+        return cls(**record)
 
 
 def train(
@@ -40,48 +94,61 @@ def train(
     config: RunConfig,
     cem: CEMLoss | None = None,
     schedule: CEMSchedule | None = None,
-    on_epoch: Callable[[dict], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
     snapshot: Snapshot | None = None,
-    process_group: Any = None,
-) -> list[dict]:
+    process_group: ProcessGroup | None = None,
+) -> list[Epoch]:
     """Minimizes cross-entropy + the defense's penalty + ``weight * L_C``, the paper's Eq. 8, in place.
 
-    From the second epoch on, the mixture of CEM is refitted at the start of every epoch to the clean features of the training images; CEM
-    acts on the clean features of a batch, the classifier and the attacker see the released ones. The last network is the result: nothing
-    is chosen on any measurement. Modules in eval mode inside a network in training mode, such as frozen normalization, stay so.
+    From the second epoch on, each epoch first refits the mixture of CEM to the clean features of the training images. CEM acts on the
+    clean features of a batch; the classifier and the attacker see the released ones. The result is the last network: nothing is selected
+    by any measurement. Modules in eval mode inside a network in training mode, such as frozen normalization, stay in eval mode.
 
-    With ``config.accumulate`` parts a batch, and with several processes, which share every part, gradients are those of the whole batch as
-    far as it is a mean over images. What a defense measures on a batch as a whole is measured on what is computed at once, and averaged; so
-    are the batch statistics of normalization over parts, but not over processes, which take them together. CEM blends every part into its
-    mixture alone, which changes a gradient by less than the batch's share of the training images. Noise differs between processes.
+    ``config.accumulate`` splits every batch into parts, and several processes share every part. The gradient is that of the whole batch as
+    far as the loss is a mean over images. Penalties that are not are computed per part and process, and averaged. Batch normalization
+    takes its statistics per part, over all processes. CEM blends every part into its mixture separately, which changes a gradient by less
+    than the batch's share of the training images. Each process draws its own noise.
 
-    With half precision, the two halves of the network compute in it where that is safe; weights, features at the cut, the defense, CEM and
-    the loss keep the precision of the images, and so does everything after training.
+    Half precision applies to the two halves of the network, by autocast. Weights, features at the cut, the defense, CEM and the loss keep
+    the dtype of the images, and so does everything after training.
 
     Args:
         model: the network, on the device to train on; some defenses change its encoder.
-        splits: the data; only its training part is touched.
-        defense: what is done to the features, and what it adds to the loss.
+        splits: the data; only its training part is used.
+        defense: the defense, whose ``release`` and ``penalty`` are applied.
         config: ``epochs``, ``batch_size``, ``accumulate``, ``precision``, ``learning_rate``, ``seed`` and ``cem_by_class``.
         cem: the CEM loss; None trains without it.
-        schedule: its weight over the epochs; needed with ``cem``.
-        on_epoch: called with every epoch's record as it is made, by the first process alone.
-        snapshot: keeps the training after every epoch, written by the first process alone, and is where it goes on after an interruption,
-            with the bits of an undisturbed run on as many processes and threads; None keeps nothing.
+        schedule: weight of ``cem`` at each epoch; required with ``cem``.
+        on_epoch: called with the record of every epoch, in the first process only.
+        snapshot: file that the first process writes after every epoch, and from which an interrupted training continues with the bits of
+            an uninterrupted one on as many processes and threads; None saves nothing.
         process_group: torch.distributed group of processes that train the network together, each called with the same arguments; None
             for a single process. ``cem`` needs the same.
 
     Returns:
-        A record per epoch: ``epoch`` (from 1), ``loss``, ``accuracy`` (on training images as seen), ``cem`` (the mean value of
-        L_C, None without CEM or before the first fit), ``learning_rate`` (of the epoch's first step), ``seconds``.
+        A record per epoch.
 
     Raises:
         ValueError: ``cem`` comes without ``schedule``, with another process group, or for a single epoch; a batch has fewer images than
-            parts and processes to share it; or the snapshot is damaged or of another training run.
+            parts times processes; or the snapshot is damaged or of another training run.
         FloatingPointError: the loss is not finite, and training stops at that step, or the features that CEM is fitted to are not.
 
     Source:
         Xia et al., CVPR 2025, Algorithm 1.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import CEMLoss, CEMSchedule, data, defenses, models, training
+        >>> from cem_fast.config import RunConfig
+        >>> part = data.Part(torch.rand(12, 1, 16, 16), torch.arange(12) % 3, torch.arange(12))
+        >>> splits = data.Splits("random", part, part, part, 3, ("a", "b", "c"))
+        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=4)
+        >>> defense = defenses.GaussianNoise(noise_std=0.1)
+        >>> cem = CEMLoss(num_classes=3, num_components=1, noise_std=0.1)
+        >>> config = RunConfig(epochs=2, batch_size=6)
+        >>> history = training.train(model, splits, defense, config=config, cem=cem, schedule=CEMSchedule(1.0))
+        >>> [record.epoch for record in history], history[0].cem
+        ([1, 2], None)
     """
     if (cem is None) != (schedule is None):
         raise ValueError("cem and schedule must be given together, or neither")
@@ -99,38 +166,12 @@ def train(
             f"batch_size must give each of {config.accumulate} parts on each of {ranks.count} processes an image, got "
             f"{config.batch_size}, with {len(part) // steps} images in the smallest batch"
         )
-    frozen = [module for module in model.modules() if model.training and not module.training]
     with seeded(config.seed, "training"):
-        # batches and augmentation have their own generator: they are the same with CEM and without
-        generator = torch.Generator().manual_seed(config.seed)
-        defense.start(model, part.images)
-        run = _Training(model, defense, cem, config, steps=steps, generator=generator)
+        run = _Training(model, defense, cem, schedule, config, ranks, part, steps=steps, mirror=splits.mirrored)
         history = run.restore(snapshot.load() if snapshot else None)
         with synchronized(model, ranks), defense.trained_over(ranks):
             for epoch in range(len(history), config.epochs):
-                started = time.perf_counter()
-                defense.before_epoch(model, part.images, part.labels, epoch=epoch, epochs=config.epochs)
-                run.follow()
-                if cem is not None and epoch > 0:
-                    features = clean_features(model, ranks.share(part.images))
-                    cem.fit(features, ranks.share(part.labels) if config.cem_by_class else None)
-                model.train()
-                for module in frozen:
-                    module.eval()
-                if ranks.rank:  # noise of its own, which the first process alone has to remember
-                    torch.manual_seed(derived(config.seed, f"training, rank {ranks.rank}, epoch {epoch}"))
-                rate = run.optimizer.param_groups[0]["lr"]
-                means = _one_epoch(run, part, ranks, schedule, epoch=epoch, steps=steps, mirror=splits.mirrored)
-                history.append(
-                    {
-                        "epoch": epoch + 1,
-                        "loss": means[0],
-                        "accuracy": means[1],
-                        "cem": means[2] if cem is not None and epoch > 0 else None,
-                        "learning_rate": rate,
-                        "seconds": time.perf_counter() - started,
-                    }
-                )
+                history.append(run.epoch(epoch))
                 if ranks.rank:
                     continue
                 if on_epoch is not None:
@@ -142,19 +183,27 @@ def train(
 
 
 class _Training:
-    """What changes while a network is trained, apart from the history: it can be taken down and restored."""
+    """A training run: its state, which can be saved and restored between two epochs, and its steps."""
 
     def __init__(
         self,
         model: SplitModel,
         defense: Defense,
         cem: CEMLoss | None,
+        schedule: CEMSchedule | None,
         config: RunConfig,
+        ranks: Ranks,
+        part: Part,
         *,
         steps: int,
-        generator: torch.Generator,
+        mirror: bool,
     ):
-        self.model, self.defense, self.cem, self.config, self.generator = model, defense, cem, config, generator
+        self.model, self.defense, self.cem, self.schedule, self.config = model, defense, cem, schedule, config
+        self.ranks, self.part, self.steps, self.mirror = ranks, part, steps, mirror
+        # batches and augmentation have a generator of their own: they are the same with CEM and without
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.frozen = [module for module in model.modules() if model.training and not module.training]
+        defense.start(model, part.images)
         decayed, others = _by_decay(model)
         self.optimizer = torch.optim.SGD(
             [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}],
@@ -166,51 +215,151 @@ class _Training:
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=config.precision == "fp16")
         self.network = _Pass(model, defense, HALF[config.precision])
 
-    def follow(self) -> None:
-        """Makes the optimizer train the parameters that the network has now; those that it had before keep their momentum."""
-        for group, parameters in zip(self.optimizer.param_groups, _by_decay(self.model)):
-            for gone in {*group["params"]} - {*parameters}:
-                self.optimizer.state.pop(gone, None)
-            group["params"] = parameters
-
-    def state(self, history: list[dict]) -> dict[str, Any]:
-        """Everything that the next epoch depends on, and the history."""
+    def state(self, history: list[Epoch]) -> dict[str, Any]:
+        """Returns the history and everything that the next epoch depends on."""
         return {
-            "history": history,
+            "history": [record.to_json() for record in history],
             **{name: part.state_dict() for name, part in self._parts().items()},
             "random": random_state(self.model.device),
             "batches": self.generator.get_state(),
         }
 
-    def restore(self, state: dict[str, Any] | None) -> list[dict]:
-        """Takes over what :meth:`state` returned, and returns the history; None is the state before the first epoch."""
+    def restore(self, state: dict[str, Any] | None) -> list[Epoch]:
+        """Restores what :meth:`state` returned, and returns the history; None is the state before the first epoch."""
         if state is None:
             return []
         self.defense.reshape(self.model, {f"encoder.{k}": v.shape for k, v in state["encoder"].items()})
-        self.follow()
+        self._follow()
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
             if isinstance(part, torch.optim.Optimizer):
                 _lay_out_like_parameters(part)
         set_random_state(state["random"], self.model.device)
         self.generator.set_state(state["batches"])
-        return state["history"]
+        return [Epoch.from_json(record) for record in state["history"]]
+
+    def epoch(self, index: int) -> Epoch:
+        """Trains for one epoch (from 0)."""
+        started = time.perf_counter()
+        model, part, ranks, by_class = self.model, self.part, self.ranks, self.config.cem_by_class
+        self.defense.before_epoch(model, part.images, part.labels, epoch=index, epochs=self.config.epochs)
+        self._follow()
+        cem = self.cem if index > 0 else None
+        if cem is not None:
+            cem.fit(clean_features(model, ranks.share(part.images)), ranks.share(part.labels) if by_class else None)
+        model.train()
+        for module in self.frozen:
+            module.eval()
+        if ranks.rank:  # each rank draws its own noise; only the state of the first one's is saved
+            torch.manual_seed(derived(self.config.seed, f"training, rank {ranks.rank}, epoch {index}"))
+        rate = self.optimizer.param_groups[0]["lr"]
+        loss, accuracy, information = self._pass(index)
+        return Epoch(
+            epoch=index + 1,
+            loss=loss,
+            accuracy=accuracy,
+            cem=None if cem is None else information,
+            learning_rate=rate,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _pass(self, epoch: int) -> list[float]:
+        """One pass over the training images: mean loss, accuracy and mean value of L_C."""
+        part, ranks = self.part, self.ranks
+        network: nn.Module = self.network
+        if ranks.count > 1:
+            network = DistributedDataParallel(network, process_group=ranks.group)
+        sums = torch.zeros(3, dtype=torch.float64)
+        batches = torch.randperm(len(part), generator=self.generator).tensor_split(self.steps)
+        for step, batch in enumerate(batches, start=1):
+            images = augment(part.images[batch], mirror=self.mirror, generator=self.generator)
+            where = f"epoch {epoch + 1}, step {step} of {self.steps}"
+            for measured in self._step(network, images, part.labels[batch], epoch=epoch, where=where):
+                sums += measured
+        return (ranks.sum(sums.to(part.labels.device)) / ranks.count / len(part)).tolist()
+
+    def _step(self, network: nn.Module, images: Tensor, labels: Tensor, *, epoch: int, where: str) -> list[Tensor]:
+        """One optimizer step; returns sums of loss, correct images and L_C over each part of the batch."""
+        weight = 0.0
+        if self.schedule is not None:
+            rate = self.optimizer.param_groups[0]["lr"]
+            weight = self.schedule.weight_at(epoch=epoch, learning_rate=rate)
+        self.optimizer.zero_grad()
+        seen, sums = [], []
+        parts = [batch.tensor_split(self.config.accumulate) for batch in (images, labels)]
+        for index, (some, theirs) in enumerate(zip(*parts), start=1):
+            more = index < self.config.accumulate
+            with network.no_sync() if more and isinstance(network, DistributedDataParallel) else nullcontext():
+                x, y = self.ranks.share(some), self.ranks.share(theirs)
+                released, measured = self._backward(
+                    network, x, y, rows=len(some), batch=len(images), weight=weight, where=where
+                )
+            seen.append((x, released))
+            sums.append(measured)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:  # otherwise a gradient has overflowed, and there was no step
+            self.rates.step()
+        self.defense.after_step(*(each[0] if len(each) == 1 else torch.cat(each) for each in zip(*seen)))
+        return sums
+
+    def _backward(
+        self, network: nn.Module, x: Tensor, y: Tensor, *, rows: int, batch: int, weight: float, where: str
+    ) -> tuple[Tensor, Tensor]:
+        """Adds the gradients of one part of a batch; returns the released features and the sums of the part.
+
+        Args:
+            network: the pass through the network.
+            x: this rank's share of the part's images.
+            y: their labels.
+            rows: images of the part, over all ranks.
+            batch: images of the whole batch, over all parts and ranks.
+            weight: weight of CEM.
+            where: epoch and step, for the error.
+        """
+        ranks = self.ranks
+        features, released, logits = network(x)
+        # as shares of the batch's means; data-parallel training averages over the ranks
+        loss = F.cross_entropy(logits, y) + self.defense.penalty(x, features, released, y)
+        loss = loss * (len(x) * ranks.count / batch)
+        information = torch.zeros(())
+        if self.cem is not None:
+            information = self.cem(features, y if self.config.cem_by_class else None)
+            loss = loss + (rows / batch * weight) * information
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss is {loss.item()} at {where}: lower learning_rate (now {self.config.learning_rate}) or the weights of "
+                "the defense and of CEM"
+            )
+        self.scaler.scale(loss).backward()
+        correct = (logits.argmax(1) == y).sum()
+        sums = torch.tensor([batch * loss.item(), ranks.count * correct.item(), rows * information.item()])
+        return released.detach(), sums
+
+    def _follow(self) -> None:
+        """Makes the optimizer train the network's current parameters; those that stay keep their momentum."""
+        for group, parameters in zip(self.optimizer.param_groups, _by_decay(self.model)):
+            for gone in {*group["params"]} - {*parameters}:
+                self.optimizer.state.pop(gone, None)
+            group["params"] = parameters
 
     def _parts(self) -> dict[str, Any]:
-        parts = {"encoder": self.model.encoder, "decoder": self.model.decoder, "defense": self.defense}
+        """Objects with a ``state_dict``, by the names that a snapshot gives them."""
+        parts: dict[str, Any] = {"encoder": self.model.encoder, "decoder": self.model.decoder, "defense": self.defense}
         parts |= {"cem": self.cem} if self.cem is not None else {}
         parts |= {"optimizer": self.optimizer, "rates": self.rates, "scaler": self.scaler}
         return parts | self.defense.optimizers()
 
 
 class _Pass(nn.Module):
-    """The way of a batch of images through a network under training: its features, what is released of them, and logits."""
+    """The pass of images through a network under training: features, released features and logits."""
 
-    def __init__(self, model: SplitModel, defense: Defense, half: torch.dtype | None):
+    def __init__(self, model: SplitModel, defense: Defense, precision: torch.dtype | None):
         super().__init__()
         self.model = model
         self.release = defense.release  # the defense's own parameters are not those of the network
-        self.half = half
+        self.precision = precision
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self._computed(self.model.encoder, images)
@@ -218,168 +367,27 @@ class _Pass(nn.Module):
         return features, released, self._computed(self.model.decoder, released)
 
     def _computed(self, network: nn.Module, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, self.half, enabled=self.half is not None):
+        with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
             return network(x).to(x.dtype)
 
 
-def _one_epoch(
-    run: _Training,
-    part: Part,
-    ranks: Ranks,
-    schedule: CEMSchedule | None,
-    *,
-    epoch: int,
-    steps: int,
-    mirror: bool,
-) -> list[float]:
-    """One pass over the training images: mean loss, accuracy and mean value of L_C."""
-    config, network = run.config, run.network
-    if ranks.count > 1:
-        network = DistributedDataParallel(network, process_group=ranks.group)
-    sums = torch.zeros(3, dtype=torch.float64)
-    for step, batch in enumerate(torch.randperm(len(part), generator=run.generator).tensor_split(steps)):
-        images, labels = part.images[batch], part.labels[batch]
-        images = augment(images, mirror=mirror, generator=run.generator)
-        weight = 0.0
-        if schedule is not None:
-            weight = schedule.weight_at(epoch=epoch, learning_rate=run.optimizer.param_groups[0]["lr"])
-        run.optimizer.zero_grad()
-        seen = []
-        for index, whole in enumerate(
-            zip(images.tensor_split(config.accumulate), labels.tensor_split(config.accumulate))
-        ):
-            size, (x, y) = len(whole[0]), map(ranks.share, whole)
-            last = index == config.accumulate - 1
-            with nullcontext() if ranks.count == 1 or last else network.no_sync():
-                features, released, logits = network(x)
-                # as shares of the batch's means; data-parallel training averages over the ranks
-                loss = F.cross_entropy(logits, y) + run.defense.penalty(x, features, released, y)
-                loss = loss * (len(x) * ranks.count / len(batch))
-                information = torch.zeros(())
-                if run.cem is not None:
-                    information = run.cem(features, y if config.cem_by_class else None)
-                    loss = loss + (size / len(batch) * weight) * information
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the training loss is {loss.item()} at epoch {epoch + 1}, step {step + 1} of {steps}: lower learning_rate "
-                        f"(now {config.learning_rate}) or the weights of the defense and of CEM"
-                    )
-                run.scaler.scale(loss).backward()
-            seen.append((x, released.detach()))
-            correct = (logits.argmax(1) == y).sum()
-            sums += torch.tensor([len(batch) * loss.item(), ranks.count * correct.item(), size * information.item()])
-        scale = run.scaler.get_scale()
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        if run.scaler.get_scale() >= scale:  # otherwise a gradient has overflowed, and there was no step
-            run.rates.step()
-        run.defense.after_step(*(parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*seen)))
-    return (ranks.sum(sums.to(part.labels.device)) / ranks.count / len(part)).tolist()
-
-
-@torch.no_grad()
-def clean_features(model: SplitModel, images: Tensor) -> Tensor:
-    """Features of the encoder before anything is done to them, with batch normalization in eval mode.
-
-    Args:
-        model: the network; its mode is left as it was.
-        images: ``[N, C, H, W]``.
-
-    Returns:
-        ``[N, ...]``.
-
-    Raises:
-        FloatingPointError: a feature is not finite.
-    """
-    features = _encoded(model, images)
-    if not torch.isfinite(features).all():
-        raise FloatingPointError(
-            "the features are not finite: the images are not, or training diverged, and a lower learning_rate or lower weights of the "
-            "defense and of CEM may help"
-        )
-    return features
-
-
-def observer(model: SplitModel, defense: Defense) -> Callable[[Tensor], Tensor]:
-    """Returns what an attacker observes: images ``[N, C, H, W]`` -> released features, with fresh noise at every call.
-
-    The encoder is not random, so the same tensor goes through it once however often it is observed. Images that require a gradient get
-    one, through the encoder and the defense; several observations of the same tensor then share one backward pass.
-
-    Args:
-        model: the network, which must not change while it is observed.
-        defense: what is done to its features.
-    """
-    last: tuple[Tensor, int, Tensor] | None = None
-
-    def observe(images: Tensor) -> Tensor:
-        nonlocal last
-        differentiated = images.requires_grad and torch.is_grad_enabled()
-        with torch.set_grad_enabled(differentiated):
-            if images.is_inference():  # nobody counts its changes
-                return defense.release(clean_features(model, images))
-            known = last is not None and last[0] is images and last[1] == images._version
-            if not known or last[2].requires_grad != differentiated:
-                features = _encoded(model, images) if differentiated else clean_features(model, images)
-                if features.requires_grad:
-                    features.register_hook(forget)
-                last = (images, images._version, features)
-            return defense.release(last[2])
-
-    def forget(_: Tensor) -> None:
-        """Lets go of features whose graph a backward pass is about to free."""
-        nonlocal last
-        last = None
-
-    return observe
-
-
-@torch.no_grad()
-def correctness(model: SplitModel, defense: Defense, part: Part, *, draws: int, seed: int) -> Tensor:
-    """How often every image is classified correctly from its released features, over draws of the defense's noise.
-
-    Args:
-        model: the network; its mode is left as it was, and batch normalization is in eval mode meanwhile, as is the defense.
-        defense: what is done to its features.
-        part: images and labels.
-        draws: how many times every image is released.
-        seed: seed of the draws.
-
-    Returns:
-        ``[N]`` float64, the share of the draws in which each image is classified correctly.
-
-    Raises:
-        ValueError: ``draws`` is not positive, or there is no image.
-    """
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
-    if not len(part):
-        raise ValueError("part must hold at least one image, got none")
-    features, labels = clean_features(model, part.images), part.labels.to(model.device)
-    hits = torch.zeros(len(part), dtype=torch.float64, device=model.device)
-    with in_eval_mode(model, defense), seeded(seed, "accuracy"):
-        for _ in range(draws):
-            released = defense.release(features)
-            predicted = torch.cat([model.decoder(rows).argmax(1) for rows in released.split(CHUNK)])
-            hits += predicted == labels
-    return hits.cpu() / draws
-
-
-def evaluate_accuracy(model: SplitModel, defense: Defense, part: Part, *, draws: int, seed: int) -> float:
-    """Accuracy on released features, a number in [0, 1]: the mean of :func:`correctness`, which has the arguments."""
-    return float(correctness(model, defense, part, draws=draws, seed=seed).mean())
-
-
 def augment(images: Tensor, *, mirror: bool, generator: torch.Generator) -> Tensor:
-    """Shifts every image by up to two pixels each way, repeating its border, and mirrors half of them where that makes sense.
+    """Shifts every image by up to two pixels each way, with its border repeated, and mirrors half of the images if asked to.
 
     Args:
         images: ``[N, C, H, W]``.
-        mirror: whether to mirror.
+        mirror: whether to mirror; wrong for images that change their class, such as digits.
         generator: source of the random choices, on the CPU.
 
     Returns:
         ``[N, C, H, W]``.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import training
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> training.augment(images, mirror=True, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 3, 8, 8])
     """
     count, _, height, width = images.shape
     down, right = (torch.randint(-SHIFT, SHIFT + 1, (count, 1), generator=generator) for _ in range(2))
@@ -397,22 +405,17 @@ def augment(images: Tensor, *, mirror: bool, generator: torch.Generator) -> Tens
 
 
 def _by_decay(model: SplitModel) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters that decay, and the others: biases and normalization."""
+    """Parameters with weight decay, and those without: biases and normalization."""
     parameters = list(model.parameters())
     return [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
 
 
 def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Gives what an optimizer has loaded the memory layout that it had before: rounding may depend on the order of the loops."""
+    """Gives loaded optimizer state the memory layout of its parameters: rounding may depend on the order of the loops."""
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _encoded(model: SplitModel, images: Tensor) -> Tensor:
-    with in_eval_mode(model):
-        return torch.cat([model.encoder(part.to(model.device)) for part in images.split(CHUNK)])
 
 
 def _to(part: Part, device: torch.device) -> Part:

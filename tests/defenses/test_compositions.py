@@ -84,7 +84,7 @@ def test_all_of_them_at_once(tiny_images, tmp_path):
         networks.append((model, defense, cem))
     (model, defense, cem), (again, same, _) = networks
     history = training.train(model, splits, defense, config=config, cem=cem, schedule=CEMSchedule(0.5))
-    assert all(math.isfinite(epoch["loss"]) for epoch in history)
+    assert all(math.isfinite(epoch.loss) for epoch in history)
     assert defense.noise_std == config.noise_std
     same.attach(again, torch.Size((1, 16, 16)))
     same.reshape(again, {key: value.shape for key, value in model.state_dict().items()})

@@ -94,7 +94,7 @@ def train(name: str, group, snapshot: Snapshot | None = None, *, stop: int | Non
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     state |= {f"defense.{key}": value for key, value in defense.state_dict().items()}
     assert not any(isinstance(module, batch_norm._Synchronized) for module in model.modules())
-    return state, [{**entry, "seconds": 0} for entry in history]
+    return state, [{**entry.to_json(), "seconds": 0} for entry in history]
 
 
 def train_cases(rank: int, folder: str) -> None:

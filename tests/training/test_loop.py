@@ -10,6 +10,7 @@ import torch
 from support.ranks_at_work import unnormalized
 
 from cem_fast import CEMLoss, CEMSchedule, data, defenses, models, training
+from cem_fast._support.learning_rate import one_cycle
 from cem_fast._support.seeding import seeded
 from cem_fast.config import RunConfig
 
@@ -59,7 +60,7 @@ def test_the_same_seed_gives_the_same_bits(model, splits, name, weight):
     _, again, same = trained(model, splits, name=name, weight=weight, stir=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(weights, same)
-    assert [{**r, "seconds": 0} for r in first] == [{**r, "seconds": 0} for r in again]
+    assert [replace(r, seconds=0) for r in first] == [replace(r, seconds=0) for r in again]
     _, _, other = trained(model, splits, config=replace(CONFIG, seed=2), name=name, weight=weight)
     assert not torch.equal(weights, other)
 
@@ -67,7 +68,7 @@ def test_the_same_seed_gives_the_same_bits(model, splits, name, weight):
 def test_it_learns_and_leaves_the_network_in_eval_mode(model, splits):
     before = training.evaluate_accuracy(model, defense(), splits.test, draws=2, seed=0)
     after, history, _ = trained(model, splits, config=replace(CONFIG, epochs=25))
-    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1].loss < 0.5 * history[0].loss
     assert training.evaluate_accuracy(after, defense(), splits.test, draws=2, seed=0) > max(0.6, before)
     assert not after.training
 
@@ -78,12 +79,12 @@ def test_history(model, splits):
         model, splits, defense(), config=CONFIG, cem=cem(), schedule=CEMSchedule(1.0), on_epoch=seen.append
     )
     assert seen == history
-    assert [r["epoch"] for r in history] == [1, 2, 3]
-    assert set(history[0]) == {"epoch", "loss", "accuracy", "cem", "learning_rate", "seconds"}
-    assert history[0]["cem"] is None  # nothing is fitted before the first epoch
-    assert all(r["cem"] > 0 for r in history[1:])
-    assert all(0 <= r["accuracy"] <= 1 and r["seconds"] > 0 for r in history)
-    assert all(0 < r["learning_rate"] <= CONFIG.learning_rate for r in history)
+    assert [r.epoch for r in history] == [1, 2, 3]
+    assert set(history[0].to_json()) == {"epoch", "loss", "accuracy", "cem", "learning_rate", "seconds"}
+    assert history[0].cem is None  # nothing is fitted before the first epoch
+    assert all(r.cem > 0 for r in history[1:])
+    assert all(0 <= r.accuracy <= 1 and r.seconds > 0 for r in history)
+    assert all(0 < r.learning_rate <= CONFIG.learning_rate for r in history)
 
 
 def test_cem_acts_from_the_second_epoch_on(model, splits):
@@ -300,7 +301,7 @@ def test_the_loop_is_the_one_that_the_paper_writes_down(model, splits):
             lr=config.learning_rate, momentum=0.9, nesterov=True,
         )  # fmt: skip
         steps = -(-len(images) // 30)
-        rates = training.one_cycle(optimizer, steps=config.epochs * steps, warmup=0.2)
+        rates = one_cycle(optimizer, steps=config.epochs * steps, warmup=0.2)
         for epoch in range(config.epochs):
             if epoch:
                 mixture.fit(training.clean_features(model, images), labels)
@@ -318,7 +319,7 @@ def test_the_loop_is_the_one_that_the_paper_writes_down(model, splits):
                 rates.step()
     assert torch.equal(vector(model), vector(ours))
     assert torch.equal(mixture.mixture.means, loss.mixture.means)
-    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+    assert [entry.epoch for entry in history] == [1, 2, 3]
 
 
 class Still(defenses.Defense):
@@ -344,7 +345,7 @@ def test_parts_of_a_batch_add_up_to_the_batch(splits, with_cem):
         loss = {"cem": cem().double(), "schedule": CEMSchedule(1.0)} if with_cem else {}
         config = replace(CONFIG, epochs=2, accumulate=parts)
         history = training.train(each, wide, still, config=config, **loss)
-        found.append((vector(each), [r["loss"] for r in history], still.steps))
+        found.append((vector(each), [r.loss for r in history], still.steps))
     (one, losses, steps), (three, added, again) = found
     # CEM blends a third of the batch into its mixture at a time
     tolerance = {"rtol": 1e-9, "atol": 1e-12} if not with_cem else {"rtol": 2e-3, "atol": 2e-5}
@@ -381,7 +382,7 @@ def test_half_precision_is_for_the_network_alone(model, splits, precision, dtype
     assert all(kind == (dtype if in_training else torch.float32) for in_training, kind in computed)
     assert released == acted == {torch.float32}
     assert all(value.dtype == torch.float32 for value in model.state_dict().values() if value.is_floating_point())
-    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1].loss < history[0].loss
     assert torch.isfinite(vector(model)).all()
 
 

@@ -41,7 +41,7 @@ def trained(splits, config, *, snapshot=None, stop=None):
     cem = CEMLoss(num_classes=3, num_components=2, noise_std=0.1, covariance_type="diag")
 
     def on_epoch(record):
-        if record["epoch"] == stop:
+        if record.epoch == stop:
             raise Interrupted
 
     options = {"cem": cem, "schedule": CEMSchedule(0.7), "on_epoch": on_epoch, "snapshot": snapshot}
@@ -51,7 +51,7 @@ def trained(splits, config, *, snapshot=None, stop=None):
         for name, part in (("model", model), ("defense", defense), ("cem", cem))
         for key, value in part.state_dict().items()
     }
-    return state, [{**record, "seconds": 0} for record in history]
+    return state, [replace(record, seconds=0) for record in history]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_interrupted_training_ends_with_the_bits_of_an_undisturbed_run(splits, t
 def test_a_finished_training_is_not_repeated(splits, tmp_path, monkeypatch):
     snapshot = Snapshot(tmp_path, {})
     state, history = trained(splits, CONFIG, snapshot=snapshot)
-    monkeypatch.setattr(training, "_one_epoch", None)
+    monkeypatch.setattr("cem_fast.training.loop._Training.epoch", None)
     again, entries = trained(splits, CONFIG, snapshot=snapshot)
     assert entries == history
     assert all(torch.equal(again[key], value) for key, value in state.items())
