@@ -32,9 +32,9 @@ test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 	@echo "the operations once more, on the plain torch reference"
 	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/mixture/test_model.py
 
-bench: $(READY) ## time everything beside its peers and rewrite the README's figures (some 13 minutes; BENCH=--quick for 2)
+bench: $(READY) ## time everything beside its peers and rewrite the figures of docs/results/benchmarks.md (some 13 minutes; BENCH=--quick for 2)
 	@$(PY) -c "$$PEERS" | xargs $(PIP) install || echo "make: not all peers could be installed: their rows will say so"
-	@$(PY) -m cem_fast bench --save benchmarks/results --readme README.md $(BENCH)
+	@$(PY) -m cem_fast bench --save benchmarks/results --readme docs/results/benchmarks.md $(BENCH)
 
 check: $(READY) ## the long proofs: kills, sanitizers, wrong kernels, all that is compiled, the wheel (also under OTHER_TORCH); 2 hours, with SHARE=0.05 half of one
 	@$(PY) -m pytest -q -m long tests --ignore=tests/kernels
@@ -56,8 +56,8 @@ lint: $(READY) ## check style, types and layers, without changing anything
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
 
-docs: $(READY) ## build the documentation in build/docs/html
-	@$(PY) -m sphinx -q -W --keep-going -n -b html docs build/docs/html
+docs: $(READY) ## build the documentation in build/docs/html, without a network, warnings as errors
+	@$(PY) -m sphinx -q -W --keep-going -n -E -b html docs build/docs/html
 	@echo "built: build/docs/html/index.html"
 
 format: $(READY) ## bring the sources into style

@@ -2,8 +2,8 @@
 
 usage: python -m cem_fast.report.markdown RESULTS.json [--summary]
 
-The attack on a run is the strongest one on it; figures are means over the runs of a cell. `docs/evaluation.md` holds the tables, and the
-README the summary, of the results in `benchmarks/results`.
+The attack on a run is the strongest one on it; figures are means over the runs of a cell. `docs/results/evaluation.md` holds the tables,
+and the README the summary, of the results in `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def tables(results: Json) -> str:
 
 
 def summary(results: Json) -> str:
-    """One row a data set: what CEM gains over all defenses at the same noise, and over plain noise at equal accuracy."""
+    """One row a data set: what CEM gains over all defenses, over plain noise at equal accuracy and at the same noise."""
     rows = []
     for data in results["baseline"]:
         pairs = _of(data, results["pairs"])
@@ -39,14 +39,14 @@ def summary(results: Json) -> str:
         paired = {pair["run"] for pair in pairs}
         over_noise = [entry for entry in _of(data, results["frontier"]) if entry["run"] in paired]
         known = f" ({len(over_noise)} of {len(pairs)})"  # the others are less accurate than every level of the sweep
-        figures = _range(pairs), f"{sure} of {len(pairs)}", f"{100 * lost:.1f} points", _range(over_noise) + known
+        figures = _range(over_noise) + known, f"{100 * lost:.1f} points", _range(pairs), f"{sure} of {len(pairs)}"
         rows.append([data, *figures])
     heads = [
         "data",
+        "gain over plain noise at equal accuracy",
+        "accuracy lost",
         "gain at the same noise",
         "interval above 0",
-        "accuracy lost",
-        "gain over plain noise at equal accuracy",
     ]
     return _table(heads, rows)
 

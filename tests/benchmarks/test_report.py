@@ -159,10 +159,11 @@ def test_milliseconds_have_three_digits(value, text):
     assert report.ms(value) == text
 
 
-def test_the_readme_has_the_figures_of_the_table():
-    """Regenerate with ``cem-fast bench --render --save benchmarks/results --readme README.md``."""
-    text, runs = (ROOT / "README.md").read_text(), table.read(RESULTS / table.FILE)
-    assert report.replaced(text, report.section(runs, "benchmarks/results"), ROOT / "README.md") == text
+def test_the_documentation_has_the_figures_of_the_table():
+    """Regenerate with ``cem-fast bench --render --save benchmarks/results --readme docs/results/benchmarks.md``."""
+    page = ROOT / "docs" / "results" / "benchmarks.md"
+    text, runs = page.read_text(), table.read(RESULTS / table.FILE)
+    assert report.replaced(text, report.section(runs, "../../benchmarks/results"), page) == text
 
 
 def test_the_page_has_the_rows_of_the_table():

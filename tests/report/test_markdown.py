@@ -25,7 +25,7 @@ def results(folder):
 
 
 def test_the_documentation_has_the_tables(results):
-    assert evaluation.tables(results) in (ROOT / "docs" / "evaluation.md").read_text()
+    assert evaluation.tables(results) in (ROOT / "docs" / "results" / "evaluation.md").read_text()
 
 
 def test_the_readme_has_the_summary(results):

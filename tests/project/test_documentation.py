@@ -1,0 +1,149 @@
+"""The README and the documentation: code runs, commands parse, paths and links exist, and the README stays short."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cem_fast.cli import main as cli
+from cem_fast.config import GridConfig, RunConfig
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
+PATH = re.compile(r"(?<![\w./<-])((?:cem_fast|kernels|csrc|tests|benchmarks|docs)/[\w./-]*[\w/])")
+SEEN_LATER = ("cem_fast/_C",)  # built, not kept
+HOSTS = ("pypi", "anaconda", "npmjs", "jsdelivr", "huggingface")
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [code for language, code in FENCE.findall(page.read_text()) if language in languages]
+
+
+def commands() -> list[str]:
+    """Every line of a shell block that begins with ``cem-fast``, without its comment, continued lines joined."""
+    found = {}
+    for page in PAGES:
+        for block in blocks(page, "sh", ""):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("cem-fast "):
+                    found[" ".join(line.split(" #")[0].split())] = None
+    return list(found)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with two classes of ten small color images each, and a saved run of them, under the names that the pages use."""
+    place = tmp_path_factory.mktemp("documentation")
+    g = torch.Generator().manual_seed(0)
+    for label, brightness in (("dark", 60), ("light", 180)):
+        folder = place / "path/to/folder" / label
+        folder.mkdir(parents=True)
+        for i in range(10):
+            pixels = brightness + torch.randint(0, 50, (24, 20, 3), generator=g)
+            Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{i}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        settings = ["--data", "path/to/folder", "--epochs", "1", "--image_size", "16", "--noise-draws", "1"]
+        assert cli.main(["train", *settings, "--folder", "runs/train"]) == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def shell(workplace, tmp_path_factory):
+    """A folder without runs in which the commands of the pages find their files."""
+    place = tmp_path_factory.mktemp("shell")
+    (place / "path").symlink_to(workplace / "path")
+    (place / "photographs").symlink_to("path/to/folder")
+    (place / "cem_fast").symlink_to(ROOT / "cem_fast")
+    (place / "mine.yaml").write_text(blocks(ROOT / "docs/guide/command-line.md", "yaml")[0])
+    return place
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
+def test_python_blocks_run_in_order(page, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for code in blocks(page, "python"):
+        exec(compile(code, name(page), "exec"), names)  # the pages are part of the project
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_parse(line, shell, monkeypatch, capsys):
+    monkeypatch.chdir(shell)
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = shlex.split(line)[1:]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([arguments[0], "--help"])
+    assert stop.value.code == 0
+    described = capsys.readouterr().out
+    for flag in re.findall(r" (--[\w-]+)", line):
+        assert re.search(rf"{flag}\b", described), f"{arguments[0]} has no flag {flag}"
+    needs_data = re.search(r"--data (\S+)", line)
+    bundled = needs_data is None or needs_data[1] in ("faces", "digits", "photographs", "path/to/folder")
+    if arguments[0] in ("train", "evaluate") and bundled and "fashion" not in line:
+        plan = [*arguments, *([] if "--dry-run" in arguments else ["--dry-run"])]
+        assert cli.main(plan) == 0, capsys.readouterr().err
+
+
+def test_pages_name_commands_of_every_kind():
+    assert {line.split()[1] for line in commands()} >= {
+        "train",
+        "attack",
+        "evaluate",
+        "figures",
+        "data",
+        "doctor",
+        "bench",
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_paths_and_links_exist(page):
+    text = page.read_text()
+    for path in PATH.findall(text):
+        if not path.startswith(SEEN_LATER):
+            assert (ROOT / path).exists(), f"{name(page)} names {path}"
+    for link in LINK.findall(re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        assert (page.parent / link).exists(), f"{name(page)} links to {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_nothing_names_a_host_of_packages(page):
+    text = page.read_text().lower()
+    assert [host for host in HOSTS if host in text] == []
+
+
+def test_the_readme_is_short_and_starts_with_what_is_needed():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 120
+    assert len(text.split()) <= 1400
+    start = "\n".join(text.splitlines()[:45])
+    assert "pip install" in start
+    assert "CEMLoss(" in start
+
+
+def test_every_setting_is_in_one_table():
+    page = (ROOT / "docs/guide/settings.md").read_text()
+    for config in (RunConfig, GridConfig):
+        assert f"```{{settings}} {config.__name__}" in page
+    patterns = [
+        p for block in re.findall(r"\{settings\} SharedConfig\n(.*?)```", page, re.DOTALL) for p in block.split()
+    ]
+    for setting in {field.name for field in fields(RunConfig)} & {field.name for field in fields(GridConfig)} - {
+        "data"
+    }:
+        matches = [p for p in patterns if re.fullmatch(p.replace("*", ".*"), setting)]
+        assert len(matches) == 1, f"{setting} is in {len(matches)} tables"
