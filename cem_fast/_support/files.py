@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -35,3 +38,42 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def check_target(folder: str | Path, marks: Mapping[str, bytes]) -> None:
+    """Raises now what would keep files from being written after hours of training; leaves nothing behind.
+
+    Args:
+        folder: where the files are to go; it need not exist.
+        marks: by the path of a file inside the folder, what the head of an older such file holds: without it, the file is somebody
+            else's.
+
+    Raises:
+        ValueError: the folder cannot be made or written to, or one of the files is somebody else's.
+    """
+    if not str(folder):
+        raise ValueError("folder must be the path of a folder, got ''")
+    folder = Path(folder)
+    try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            if missing:
+                folder.mkdir(parents=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        finally:
+            for path in missing:
+                with suppress(OSError):
+                    path.rmdir()
+    except OSError as error:
+        raise ValueError(f"folder must be one that can be written to, got {str(folder)!r} ({error.strerror})") from None
+    for path, mark in ((folder / name, mark) for name, mark in marks.items()):
+        try:
+            with open(path, "rb") as file:
+                head = file.read(1000)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}): choose another folder") from None
+        if mark not in head:
+            raise ValueError(f"{path} was not written by cem_fast and is left alone: choose another folder")

@@ -140,23 +140,24 @@ def evaluate(settings: Namespace) -> int:
 def train(settings: Namespace) -> int:
     """Trains one model and saves it; under torchrun, all of its processes train it together."""
     from cem_fast._support import ranks
-    from cem_fast.experiments import run as experiment
+    from cem_fast.experiments.grid import check
+    from cem_fast.experiments.run import check_run_folder, is_finished, run
 
     config, device, first = _build(RunConfig, settings), _device(settings.device), ranks.rank() == 0
-    experiment.check([config])
+    check([config])
     if first:
-        experiment.check_run_folder(settings.folder, config)
+        check_run_folder(settings.folder, config)
     if settings.dry_run:
         return _show_plan(config, [config], settings.folder, attack=False) if first else 0
     console = _console()
     console.quiet = not first
     with ranks.together(device) as (group, own_device):
-        if settings.resume and experiment.is_finished(config, settings.folder):
+        if settings.resume and is_finished(config, settings.folder):
             _say(console, f"{settings.folder} holds the finished run of these settings")
             return 0
         with _watch(console) as watch:
             watch.started(0, 1, config)
-            record = experiment.run(
+            record = run(
                 config,
                 settings.folder,
                 device=own_device,
@@ -177,8 +178,9 @@ def attack(settings: Namespace) -> int:
 
     from cem_fast import attacks, training
     from cem_fast._support.lookup import lookup
-    from cem_fast.experiments import run as experiment
     from cem_fast.experiments import saved_run
+    from cem_fast.experiments.attack import attack_model
+    from cem_fast.experiments.build import build_attack
 
     run = saved_run.load_run(settings.run, device=_device(settings.device))
     asked = {key: getattr(settings, key) for key in RESETTABLE}
@@ -190,14 +192,14 @@ def attack(settings: Namespace) -> int:
     baseline = {key: found(float, "baseline", key) for key in ("class_mean_mse", "mean_image_mse")}
     console = _console()
     for name in config.attacks:
-        console.print(experiment.build_attack(name, config, run.data).overview(), markup=False, highlight=False)
+        console.print(build_attack(name, config, run.data).overview(), markup=False, highlight=False)
     table = Table(title=f"{_escape(config)}: {len(run.data.victims)} images under attack", title_justify="left")
     for column in ("attack", "MSE", "half the budget", "PSNR, dB", "SSIM", "recognized", "when trained"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     observe = training.observer(run.model, run.defense)
     with _watch(console) as watch:
         for name in config.attacks:
-            outcome, _, _ = experiment.attack_model(
+            outcome, _, _ = attack_model(
                 name, run.model, run.defense, run.data, config, observe=observe, on_stage=partial(watch.stage, 0)
             )
             half, before = outcome["mse_half_budget"], saved.get(name)
@@ -463,28 +465,28 @@ def _as_list(text: str, kind: type) -> str:
 
 
 def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:
+    from cem_fast._support.files import check_target
     from cem_fast.cli import progress
-    from cem_fast.experiments import run as experiment
-    from cem_fast.experiments import saved_run, workers
+    from cem_fast.experiments import workers
+    from cem_fast.experiments.grid import check, check_folder, evaluate
+    from cem_fast.experiments.results import load_runs
     from cem_fast.report import page as report
 
     device = _device(settings.device)
     folder = f"runs/{grid.name}" if settings.folder is None else settings.folder
-    saved_run.check_target(folder, {report.PAGE: report.MARK})
+    check_target(folder, {report.PAGE: report.MARK})
     if settings.dry_run:
-        experiment.check(grid.runs())
-        experiment.check_folder(folder, grid.runs())
+        check(grid.runs())
+        check_folder(folder, grid.runs())
         return _show_plan(grid, grid.runs(), folder)
     # a second thread hardly speeds up one small run on the CPU; a second run does
     jobs = settings.jobs or (workers.num_cores() if device.type == "cpu" else 1)
     console = _console()
     with _watch(console) as watch:
-        results = experiment.evaluate(
-            grid, folder, device=device, jobs=jobs, fresh=fresh, command=settings.command, watch=watch
-        )
+        results = evaluate(grid, folder, device=device, jobs=jobs, fresh=fresh, command=settings.command, watch=watch)
     if results["runs"]:
         page = report.write(folder)
-        _show_results(console, results, experiment.load_runs(folder, results))
+        _show_results(console, results, load_runs(folder, results))
         _say(console, f"report: {page}")
     for entry in results["failed"]:
         run = progress.describe(RunConfig.from_json(entry["config"]))
@@ -499,13 +501,13 @@ def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: st
     import yaml
 
     from cem_fast.cli import progress
-    from cem_fast.experiments import run as experiment
+    from cem_fast.experiments.build import load_data
 
     settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
     print(yaml.safe_dump(settings, sort_keys=False), end="")
     trained = attacked = 0
     for index, run in enumerate(plan):
-        splits = experiment.load_data(run.data, run.fold, run.image_size, run.protocol)
+        splits = load_data(run.data, run.fold, run.image_size, run.protocol)
         trained += run.epochs * len(splits.train)
         if attack and {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
             attacked += (run.attack_epochs + run.attack_epochs // 2) * len(splits.attacker)
@@ -522,7 +524,7 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
     from rich import box
     from rich.table import Table
 
-    from cem_fast.experiments import gains
+    from cem_fast.experiments.results import cell_name, make_rows
 
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -533,12 +535,12 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
     for column in ("data", "defense", "noise", "runs", "accuracy, %", "attack MSE", "/ class mean", "PSNR", "SSIM"):
         justify = "left" if column in ("data", "defense") else "right"
         table.add_column(column, justify=justify, no_wrap=console.width >= 100 and column != "defense")
-    rows = gains.rows(runs)
+    rows = make_rows(runs)
     for row in rows:
         class_mean = results["baseline"][row.data]["class_mean_mse"]
         table.add_row(
             row.data,
-            gains.cell_name(row, rows, shown=["noise_std"]),
+            cell_name(row, rows, shown=["noise_std"]),
             f"{row.noise_std:g}",
             str(row.num_runs),
             f"{100 * row.accuracy.mean:.1f} ± {100 * row.accuracy.deviation:.1f}",
@@ -557,7 +559,7 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
     def name(entry: dict[str, Any]) -> str:
         """What a gain is about: ``faces / noise + CEM at noise 0.1``."""
         row = cells[runs[entry["run"]].cell]
-        return f"{row.data} / {gains.cell_name(row, rows, shown=['noise_std'])} at noise {row.noise_std:g}"
+        return f"{row.data} / {cell_name(row, rows, shown=['noise_std'])} at noise {row.noise_std:g}"
 
     for title, key in (("at the same noise", "pairs"), ("over plain noise at equal accuracy", "frontier")):
         for entry in results[key]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cem_fast.config import RunConfig
-from cem_fast.experiments.run import Watch
+from cem_fast.experiments.watch import Watch
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from cem_fast.data import Splits
+
 PACKAGE = Path(__file__).parents[1]
 # They show results and cannot change one, so a finished run outlives an edit to them.
 PRESENTATION = ("cli/", "report/")
@@ -60,6 +62,11 @@ def source_digest() -> str:
         if not name.startswith(PRESENTATION):
             digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def identity(splits: Splits) -> dict[str, str]:
+    """What a result depends on besides its settings: the version, the code and the images."""
+    return {"version": package_version(), "code": source_digest(), "images": splits.digest()}
 
 
 def _version(package: str) -> str | None:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cem_fast import data, defenses, models
-from cem_fast._support.files import write_atomically
+from cem_fast import data
+from cem_fast._support.files import check_target, write_atomically
 from cem_fast.config import RunConfig
+from cem_fast.experiments.build import build_parts
 from cem_fast.loss import CEMLoss
 from cem_fast.models.split import SplitModel
-from cem_fast.training import resume as snapshot
+from cem_fast.training import resume
 
 if TYPE_CHECKING:
     from cem_fast.data import Splits
@@ -37,51 +37,8 @@ SCHEMA = 1
 DESCRIPTION = "run.json"
 MARK = f'{{\n "schema": {SCHEMA},\n "config": {{'.encode()  # what the run.json of a run begins with
 TENSORS = r"(weights|measurements)-[0-9a-f]{16}\.safetensors"
-TRAINING = re.escape(snapshot.NAME)
+TRAINING = re.escape(resume.NAME)
 OWN = re.compile(rf"{TENSORS}|{TRAINING}|\.({TENSORS}|{TRAINING}|{re.escape(DESCRIPTION)})\.\d+\.tmp")
-
-
-def build_parts(
-    config: RunConfig, *, image_shape: tuple[int, int, int], num_classes: int, process_group: Any = None
-) -> tuple[SplitModel, Defense, CEMLoss | None]:
-    """Builds the untrained parts of a run.
-
-    Args:
-        config: the run's settings.
-        image_shape: ``(channels, height, width)`` of the images.
-        num_classes: number of classes.
-        process_group: torch.distributed group of the processes that train them together; None for a single process.
-
-    Returns:
-        The model, the defense, and the CEM loss; None in its place where there is no noise, since then no entropy bound is finite.
-
-    Raises:
-        ValueError: a setting names something unknown or is out of range.
-    """
-    defense = defenses.build(config.defense, **{key: getattr(config, key) for key in defenses.settings()})
-    model = models.build(
-        config.model,
-        image_shape=image_shape,
-        num_classes=num_classes,
-        cut=config.cut,
-        bottleneck=config.bottleneck if defense.uses_bottleneck else 0,
-    )
-    return model, defense, build_loss(config, num_classes=num_classes, process_group=process_group)
-
-
-def build_loss(config: RunConfig, *, num_classes: int, process_group: Any = None) -> CEMLoss | None:
-    """Builds the CEM loss of a run, not yet fitted; see :func:`build_parts`."""
-    if config.noise_std == 0:
-        return None
-    return CEMLoss(
-        num_classes=num_classes if config.cem_by_class else 1,
-        num_components=config.cem_components,
-        noise_std=config.noise_std,
-        covariance_type=config.cem_covariance,
-        variant=config.cem_variant,
-        gradient=config.cem_gradient,
-        process_group=process_group,
-    )
 
 
 @dataclass
@@ -264,45 +221,6 @@ def read_measurements(folder: str | Path) -> dict[str, Tensor]:
         ValueError: a file is damaged.
     """
     return _read_tensors(Path(folder), read_description(folder), "measurements")[0]
-
-
-def check_target(folder: str | Path, marks: Mapping[str, bytes]) -> None:
-    """Raises now what would keep files from being written after hours of training; leaves nothing behind.
-
-    Args:
-        folder: where the files are to go; it need not exist.
-        marks: by the path of a file inside the folder, what the head of an older such file holds: without it, the file is somebody
-            else's.
-
-    Raises:
-        ValueError: the folder cannot be made or written to, or one of the files is somebody else's.
-    """
-    if not str(folder):
-        raise ValueError("folder must be the path of a folder, got ''")
-    folder = Path(folder)
-    try:
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
-        try:
-            if missing:
-                folder.mkdir(parents=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        finally:
-            for path in missing:
-                with suppress(OSError):
-                    path.rmdir()
-    except OSError as error:
-        raise ValueError(f"folder must be one that can be written to, got {str(folder)!r} ({error.strerror})") from None
-    for path, mark in ((folder / name, mark) for name, mark in marks.items()):
-        try:
-            with open(path, "rb") as file:
-                head = file.read(1000)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error.strerror}): choose another folder") from None
-        if mark not in head:
-            raise ValueError(f"{path} was not written by cem_fast and is left alone: choose another folder")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cem_fast.config import RunConfig
-from cem_fast.experiments import run as experiment
+from cem_fast.experiments.run import run_cell
 
 Task = tuple[int, RunConfig, Path]
 
@@ -86,6 +86,17 @@ def run_all(
             worker.process.terminate()
         for worker in [*idle, *busy]:
             worker.process.join()
+
+
+def reason(error: Exception) -> str:
+    """Why a run failed, in one line.
+
+    Raises:
+        OSError: the error itself if it is one: whatever keeps results from being written would meet every other run as well.
+    """
+    if isinstance(error, OSError):
+        raise error
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Worker:
@@ -157,10 +168,10 @@ def _answer(line: Connection, task: Task, device: str, fresh: bool) -> None:
         line.send(("stage", details))
 
     try:
-        experiment.run_cell(config, folder, device=device, fresh=fresh, on_stage=on_stage)
+        run_cell(config, folder, device=device, fresh=fresh, on_stage=on_stage)
     except OSError as error:
         line.send(("broken", (error,)))
     except Exception as error:
-        line.send(("failed", (experiment.reason(error),)))
+        line.send(("failed", (reason(error),)))
     else:
         line.send(("finished", ()))

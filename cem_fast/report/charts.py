@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from cem_fast.experiments.gains import Row, cell_name, envelope
+from cem_fast.experiments.gains import envelope
+from cem_fast.experiments.results import Row, cell_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

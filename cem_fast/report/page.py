@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from cem_fast import bounds
-from cem_fast._support.files import write_atomically
+from cem_fast._support.files import check_target, write_atomically
 from cem_fast.experiments import gains, saved_run
-from cem_fast.experiments.gains import Measured, Row, cell_name
-from cem_fast.experiments.run import RESULTS, load_runs
+from cem_fast.experiments.results import RESULTS, Measured, Row, cell_name, load_runs, make_rows
 from cem_fast.report import charts
 
 PAGE = "report.html"
@@ -51,7 +50,7 @@ def write(folder: str | Path) -> Path:
         FileNotFoundError: there is no results.json, or a run that it names is missing.
         ValueError: a file is damaged, or a ``report.html`` is there that is not a report of cem_fast.
     """
-    saved_run.check_target(folder, {PAGE: MARK})
+    check_target(folder, {PAGE: MARK})
     folder = Path(folder)
     page = folder / PAGE
     write_atomically(page, render(*read(folder), folder).encode())
@@ -103,7 +102,7 @@ def render(results: dict[str, Any], runs: Sequence[Measured], folder: Path) -> s
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "mse": lambda value: f"{value:.4f}"}
-    rows = gains.rows(runs)
+    rows = make_rows(runs)
     sections = [_section(results, name, rows, runs, folder) for name in results["baseline"]]
     return environment.get_template("page.html").render(
         results=results,

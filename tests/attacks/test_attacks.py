@@ -12,7 +12,7 @@ from cem_fast.attacks import Ensemble, Gan, Nearest, Optimization
 from cem_fast.attacks.decoder import DECODERS, Decoder
 from cem_fast.attacks.ridge import PENALTIES, Ridge
 from cem_fast.config import RunConfig
-from cem_fast.experiments import run as experiment
+from cem_fast.experiments.build import build_attack
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def test_settings_reach_the_attacks(faces):
         attack_batch_size=7, attack_dropout=0.6, attack_epochs=3, attack_gan_epochs=4, attack_steps=5, seed=6
     )
     for name in ("decoder", "gan", "optimization", "ensemble"):
-        built = experiment.build_attack(name, config, faces)
+        built = build_attack(name, config, faces)
         decoder = built if name == "decoder" else built.decoder
         assert (decoder.batch_size, decoder.dropout, decoder.epochs, decoder.seed) == (7, 0.6, 3, 6)
-    assert experiment.build_attack("gan", config, faces).epochs == 4
-    assert experiment.build_attack("optimization", config, faces).steps == 5
+    assert build_attack("gan", config, faces).epochs == 4
+    assert build_attack("optimization", config, faces).steps == 5
     decoder.fit(lambda x: F.avg_pool2d(x, 2), faces.attacker.images[:8], faces.attacker.labels[:8])
     assert [part.p for part in decoder.network.modules() if isinstance(part, torch.nn.Dropout)] == [0.6]
 

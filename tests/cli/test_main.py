@@ -19,8 +19,8 @@ from cem_fast import __version__
 from cem_fast.cli import main as cli
 from cem_fast.cli import signals
 from cem_fast.config import GridConfig
-from cem_fast.experiments import run as experiment
 from cem_fast.experiments import saved_run
+from cem_fast.experiments.results import RESULTS
 
 
 def run(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
@@ -253,7 +253,7 @@ def test_evaluate_then_evaluate_again_then_attack(config, tmp_path, monkeypatch,
     assert "not measured in this grid" in done.stdout
     assert done.stdout.rstrip().endswith("report: runs/small/report.html")
     assert (folder / "report.html").is_file()
-    results = json.loads((folder / experiment.RESULTS).read_text())
+    results = json.loads((folder / RESULTS).read_text())
     assert results["command"] == f"cem-fast evaluate --config {config}"
     checkpoints = [record["checkpoint"] for record in results["runs"]]
 
@@ -307,7 +307,7 @@ def test_interruption_keeps_finished_runs_and_the_old_report(config, tmp_path, n
     assert process.returncode == code
     assert err.count("\n") == 1
     assert "every run that had finished is kept" in err
-    records = json.loads((folder / experiment.RESULTS).read_text())["runs"]
+    records = json.loads((folder / RESULTS).read_text())["runs"]
     assert len(records) >= 2
     loss = saved_run.load_run(folder / records[0]["checkpoint"]).loss
     assert (loss is None) == (records[0]["config"]["noise_std"] == 0)

@@ -17,8 +17,9 @@ from cem_fast import data
 from cem_fast.cli import main as cli
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import cifar10, cifar100, facescrub, fashion_mnist
-from cem_fast.experiments import run as experiment
 from cem_fast.experiments import saved_run
+from cem_fast.experiments.grid import check
+from cem_fast.experiments.run import run
 
 
 def load(name, root, **settings):
@@ -391,10 +392,10 @@ def test_a_run_on_a_published_data_set_and_its_data_again(everything, tmp_path, 
     monkeypatch.setenv("CEM_FAST_DATA", str(everything))
     config = RunConfig(data="cifar10", image_size=16, epochs=2, cem_weight=1.0, cem_components=2)
     config = replace(config, attacks=("ridge",), noise_draws=2)
-    record = experiment.run(config, tmp_path / "run")
+    record = run(config, tmp_path / "run")
     assert (record["data"], record["num_test"]) == ("cifar10", 10)
-    run = saved_run.load_run(tmp_path / "run")
-    assert len(run.data.train) == 50
+    loaded = saved_run.load_run(tmp_path / "run")
+    assert len(loaded.data.train) == 50
     monkeypatch.setenv("CEM_FAST_DATA", str(tmp_path / "elsewhere"))
     with pytest.raises(FileNotFoundError, match="cifar10 is not there, no .*elsewhere/cifar-10-batches-py"):
         _ = saved_run.load_run(tmp_path / "run").data
@@ -404,5 +405,5 @@ def test_folds_of_a_fixed_test_part_are_refused(everything, monkeypatch):
     monkeypatch.setenv("CEM_FAST_DATA", str(everything))
     grid = GridConfig(data=("fashion_mnist",), image_size=16, folds=(1, 2))
     with pytest.raises(ValueError, match="folds must list one value for 'fashion_mnist', .*got 1 and 2"):
-        experiment.check(grid.runs())
-    experiment.check(replace(grid, folds=(2,)).runs())
+        check(grid.runs())
+    check(replace(grid, folds=(2,)).runs())

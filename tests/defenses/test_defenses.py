@@ -20,8 +20,9 @@ from cem_fast.defenses.distance_correlation import distance_correlation
 from cem_fast.defenses.local_dp import gaussian_scale
 from cem_fast.defenses.patrol import ExtraConvolution
 from cem_fast.defenses.sca import SparseCoding, _gain
-from cem_fast.experiments import run as experiment
 from cem_fast.experiments import saved_run
+from cem_fast.experiments.build import load_data
+from cem_fast.experiments.run import run
 from cem_fast.models.split import SplitModel
 
 NOISY = ("noise", "noise_arl", "noise_nopeek")  # what is nothing without noise
@@ -283,7 +284,7 @@ def test_the_proxy_of_ressfl_starts_trained_and_leaves_the_network_as_it_was(tin
 
 @pytest.mark.parametrize("name", ["noise_arl", "ressfl"])
 def test_the_adversary_beats_the_mean_image_on_images_that_are_mostly_black(name):
-    splits = experiment.load_data("digits", 0, 16)
+    splits = load_data("digits", 0, 16)
     splits = replace(splits, train=splits.train[torch.arange(0, len(splits.train), 4)])
     torch.manual_seed(0)
     model = models.build("slim", image_shape=splits.image_shape, num_classes=10, cut=2, bottleneck=8)
@@ -715,6 +716,6 @@ def test_patrol_restores_depthwise_convolutions_as_they_were_pruned(tmp_path):
     config = RunConfig(
         model="mobilenet_v2", cut=3, bottleneck=8, defense="patrol", epochs=2, attacks=("ridge",), noise_draws=1
     )
-    experiment.run(config, tmp_path / "run", splits=parts, attack=False)
+    run(config, tmp_path / "run", splits=parts, attack=False)
     model = saved_run.load_run(tmp_path / "run").model
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 2)

@@ -16,7 +16,7 @@ from cem_fast.cli import main as cli
 from cem_fast.config import GridConfig
 from cem_fast.cost import parameters
 from cem_fast.data import cifar10, cifar100, facescrub
-from cem_fast.experiments import saved_run
+from cem_fast.experiments.build import build_parts
 
 FOLDER = Path(cem_fast.__file__).parent / "configs" / "paper"
 ROWS = ("bottleneck", "distance_correlation", "dropout", "patrol", "ressfl", "noise_nopeek", "noise_arl")
@@ -64,7 +64,7 @@ def test_a_table_plans_every_row_with_and_without_cem(name):
 )
 def test_the_networks_are_the_papers(name, image_shape, num_classes, on_device, features):
     run = next(run for run in load(name).runs() if run.defense == "bottleneck")
-    model, _, _ = saved_run.build_parts(run, image_shape=image_shape, num_classes=num_classes)
+    model, _, _ = build_parts(run, image_shape=image_shape, num_classes=num_classes)
     assert parameters(model.encoder) == on_device
     with in_eval_mode(model):
         assert model.encoder(torch.zeros(1, *image_shape)).shape[1:] == features

@@ -14,9 +14,9 @@ import time
 import pytest
 import yaml
 
-from cem_fast.experiments import run as experiment
 from cem_fast.experiments import saved_run
-from cem_fast.training import resume as snapshot
+from cem_fast.experiments.results import RESULTS
+from cem_fast.training import resume
 
 SETTINGS = {
     "name": "killed", "image_size": 16, "seeds": [0], "cem_components": 2, "epochs": 20, "batch_size": 4, "attack_epochs": 30,
@@ -52,7 +52,7 @@ def test_a_grid_that_is_killed_at_random_ends_like_an_undisturbed_one(kills, def
     undisturbed.communicate()
     work = time.monotonic() - began
     assert undisturbed.returncode == 0
-    expected = json.loads((whole / experiment.RESULTS).read_text())
+    expected = json.loads((whole / RESULTS).read_text())
     assert len(expected["runs"]) == 1 + 2 * len(defenses)
 
     seed = random.randrange(2**32)
@@ -68,7 +68,7 @@ def test_a_grid_that_is_killed_at_random_ends_like_an_undisturbed_one(kills, def
         process.communicate()
         if alone:
             wait_for_end(process.pid)
-        halfway += any(killed.rglob(snapshot.NAME))
+        halfway += any(killed.rglob(resume.NAME))
     last = start(config, killed)
     said, _ = last.communicate()
     assert last.returncode == 0
@@ -77,7 +77,7 @@ def test_a_grid_that_is_killed_at_random_ends_like_an_undisturbed_one(kills, def
         f"{work:.0f} s of work; {halfway} of {kills} kills left a half-trained run; {reused} of {len(expected['runs'])} runs "
         "were found on disk in the end"
     )
-    results = json.loads((killed / experiment.RESULTS).read_text())
+    results = json.loads((killed / RESULTS).read_text())
     assert without_times(results) == without_times(expected)
     for run, twin in zip(results["runs"], expected["runs"]):
         descriptions = [

@@ -11,8 +11,10 @@ import torch
 from cem_fast import attacks, data, training
 from cem_fast.config import RunConfig
 from cem_fast.data import Part, Splits
-from cem_fast.experiments import run as experiment
 from cem_fast.experiments import saved_run
+from cem_fast.experiments.attack import attack_model
+from cem_fast.experiments.grid import evaluate
+from cem_fast.experiments.run import run
 from cem_fast.metrics import recognition
 from cem_fast.report import page as report
 
@@ -86,7 +88,7 @@ def test_an_attacker_with_images_of_its_own_keeps_them(faces):
 
 def test_splits_of_one_protocol_are_not_attacked_under_another(faces, tmp_path):
     with pytest.raises(ValueError, match="cannot be attacked under 'inference'"):
-        experiment.run(RunConfig(epochs=1), tmp_path / "run", splits=faces.under("train"))
+        run(RunConfig(epochs=1), tmp_path / "run", splits=faces.under("train"))
     with pytest.raises(ValueError, match="unknown protocol 'trian': .*the nearest is 'train'"):
         faces.under("trian")
     assert not (tmp_path / "run").exists()
@@ -150,7 +152,7 @@ def test_no_attack_is_fitted_to_its_victims_or_to_test_images(faces, tmp_path, m
         image_size=16, epochs=1, attack_epochs=1, attack_gan_epochs=1, attack_steps=1, attacks=ALL, noise_draws=1,
         protocol=protocol, fold=0, cem_components=2,
     )  # fmt: skip
-    record = experiment.run(config, tmp_path, splits=faces)
+    record = run(config, tmp_path, splits=faces)
     assert record["protocol"] == protocol
     assert set(learned) == {*ALL, "observed", "recognizer"}
     forbidden = prints(split.victims) | prints(split.test)
@@ -168,12 +170,12 @@ def test_no_attack_is_fitted_to_its_victims_or_to_test_images(faces, tmp_path, m
 
 def test_a_grid_under_train_is_compared_and_reported_and_attacked_again(tiny_grid, tmp_path):
     grid = replace(tiny_grid, protocol="train", attacks=("ridge",), noise_levels=(0.3, 0.05))
-    results = experiment.evaluate(grid, tmp_path)
+    results = evaluate(grid, tmp_path)
     assert len(results["pairs"]) == 1
     run = saved_run.load_run(tmp_path / results["runs"][0]["checkpoint"])
     assert run.data.protocol == "train"
     assert (len(run.data.victims), len(run.data.attacker), len(run.data.test)) == (12, 12, 6)
-    entry, errors, _ = experiment.attack_model("ridge", run.model, run.defense, run.data, run.config)
+    entry, errors, _ = attack_model("ridge", run.model, run.defense, run.data, run.config)
     assert entry["mse"] == pytest.approx(results["runs"][0]["attacks"]["ridge"]["mse"], rel=1e-5)
     assert len(errors) == 12
     assert results["baseline"]["tiny"] == pytest.approx(data.baselines(run.data))

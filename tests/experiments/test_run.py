@@ -16,8 +16,13 @@ from cem_fast import training
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import Part
 from cem_fast.experiments import gains, saved_run
-from cem_fast.experiments import run as experiment
-from cem_fast.experiments.gains import Measured
+from cem_fast.experiments.attack import choose_pictures
+from cem_fast.experiments.build import load_data
+from cem_fast.experiments.grid import check_folder, evaluate
+from cem_fast.experiments.results import RESULTS, Measured, cell_name, make_rows
+from cem_fast.experiments.run import run
+from cem_fast.experiments.watch import Watch
+from cem_fast.schedule import CEMSchedule
 
 RUN_KEYS = {
     "data", "protocol", "model", "cut", "defense", "cem", "config", "seed", "fold", "accuracy", "num_test", "attacks",
@@ -26,7 +31,7 @@ RUN_KEYS = {
 
 
 def test_results_have_the_documented_schema(finished):
-    results = json.loads((finished.folder / experiment.RESULTS).read_text())
+    results = json.loads((finished.folder / RESULTS).read_text())
     assert results == finished.results
     assert set(results) == {
         "schema", "command", "git", "versions", "baseline", "runs", "pairs", "frontier", "failed",
@@ -74,50 +79,50 @@ def test_finished_runs_are_not_repeated_and_changed_ones_are(tiny_grid, tmp_path
     trained = []
     train = training.train
     monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(k["config"]) or train(*a, **k))
-    first = experiment.evaluate(grid, tmp_path)
+    first = evaluate(grid, tmp_path)
     assert len(trained) == 3
-    assert experiment.evaluate(grid, tmp_path)["runs"] == first["runs"]
+    assert evaluate(grid, tmp_path)["runs"] == first["runs"]
     assert len(trained) == 3
     larger = replace(grid, cem_weights=(0.0, 0.35, 2.0))
-    experiment.evaluate(larger, tmp_path)
+    evaluate(larger, tmp_path)
     assert len(trained) == 4
     description = tmp_path / first["runs"][0]["checkpoint"] / saved_run.DESCRIPTION
     description.write_text(description.read_text()[:100])
-    experiment.evaluate(larger, tmp_path)
+    evaluate(larger, tmp_path)
     assert len(trained) == 5
-    (tmp_path / experiment.RESULTS).unlink()
-    again = experiment.evaluate(replace(grid, undefended=(), cem_weights=(0.0,)), tmp_path, fresh=True)
+    (tmp_path / RESULTS).unlink()
+    again = evaluate(replace(grid, undefended=(), cem_weights=(0.0,)), tmp_path, fresh=True)
     assert len(trained) == 6
     assert again["runs"][0]["attacks"] == first["runs"][1]["attacks"]
 
 
 def test_an_interrupted_grid_keeps_what_it_has(tiny_grid, tmp_path, monkeypatch):
     grid = replace(tiny_grid, noise_levels=(), attacks=("ridge",))
-    complete = experiment.evaluate(grid, tmp_path)
-    run, calls = experiment.run, []
+    complete = evaluate(grid, tmp_path)
+    whole, calls = run, []
 
     def interrupted(*args, **kwargs):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return run(*args, **kwargs)
+        return whole(*args, **kwargs)
 
-    monkeypatch.setattr(experiment, "run", interrupted)
+    monkeypatch.setattr("cem_fast.experiments.run.run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        experiment.evaluate(grid, tmp_path, fresh=True)
-    kept = json.loads((tmp_path / experiment.RESULTS).read_text())
+        evaluate(grid, tmp_path, fresh=True)
+    kept = json.loads((tmp_path / RESULTS).read_text())
     assert [r["attacks"] for r in kept["runs"]] == [r["attacks"] for r in complete["runs"]]
 
     calls.clear()
     with pytest.raises(KeyboardInterrupt):
-        experiment.evaluate(grid, tmp_path / "new", fresh=True)
-    assert len(json.loads((tmp_path / "new" / experiment.RESULTS).read_text())["runs"]) == 1
+        evaluate(grid, tmp_path / "new", fresh=True)
+    assert len(json.loads((tmp_path / "new" / RESULTS).read_text())["runs"]) == 1
 
 
 def test_same_seed_gives_the_same_run_and_accuracy_is_that_of_the_documented_measure(finished, tmp_path):
     path = finished.run(cem=True)
     before = saved_run.load_run(path)
-    experiment.run(before.config, tmp_path / "again", attack=False)
+    run(before.config, tmp_path / "again", attack=False)
     after = saved_run.load_run(tmp_path / "again")
     for key, value in before.model.state_dict().items():
         assert torch.equal(value, after.model.state_dict()[key]), key
@@ -131,7 +136,7 @@ def test_same_seed_gives_the_same_run_and_accuracy_is_that_of_the_documented_mea
 def test_nothing_is_written_when_a_setting_is_wrong(tiny_grid, tmp_path):
     for change in ({"cut": 99}, {"defenses": ("nois",)}, {"attacks": ("rigde",)}, {"folds": (9,)}, {"model": "slmi"}):
         with pytest.raises(ValueError):
-            experiment.evaluate(replace(tiny_grid, **change), tmp_path / "out")
+            evaluate(replace(tiny_grid, **change), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -252,7 +257,7 @@ def test_one_gaussian_without_labels_is_a_mixture_of_one(tiny_grid, tmp_path):
     grid = replace(
         tiny_grid, undefended=(), defenses=("noise", ablation), cem_weights=(0.0,), noise_levels=(), attacks=("ridge",)
     )
-    results = experiment.evaluate(grid, tmp_path)
+    results = evaluate(grid, tmp_path)
     off, on = results["runs"]
     run = saved_run.load_run(tmp_path / on["checkpoint"])
     assert run.loss.mixture.means.shape[:2] == (1, 1)
@@ -267,11 +272,11 @@ def test_one_gaussian_without_labels_is_a_mixture_of_one(tiny_grid, tmp_path):
 def test_pictures_are_one_per_class_and_do_not_depend_on_any_result():
     labels = torch.arange(40).repeat_interleave(2)
     part = Part(torch.rand(80, 1, 4, 4), labels, labels)
-    chosen = experiment.choose_pictures(part)
+    chosen = choose_pictures(part)
     assert len(chosen) == 6
     assert len(labels[chosen].unique()) == 6
     few = Part(torch.rand(9, 1, 4, 4), torch.tensor([0, 1, 2] * 3), torch.arange(9))
-    assert experiment.choose_pictures(few).tolist() == list(range(6))
+    assert choose_pictures(few).tolist() == list(range(6))
 
 
 def measured(defense, noise, weight, accuracy, mse, seed=0, images=200, **own):
@@ -337,8 +342,8 @@ def test_strengths_and_settings_of_cem_are_kept_apart_and_named():
         (3, pytest.approx(2)),
         (5, pytest.approx(3)),
     ]
-    rows = gains.rows(runs)
-    assert [gains.cell_name(row, rows) for row in rows] == [
+    rows = make_rows(runs)
+    assert [cell_name(row, rows) for row in rows] == [
         "adversarial, adversary_weight = 0.3",
         "adversarial, adversary_weight = 0.6",
         "adversarial + CEM, K = 5, adversary_weight = 0.3",
@@ -352,8 +357,8 @@ def test_strengths_and_settings_of_cem_are_kept_apart_and_named():
 
 def test_settings_of_cem_are_named_in_few_words():
     own = {"cem_by_class": False, "cem_components": 1, "cem_covariance": "diag", "cem_variant": "official"}
-    rows = gains.rows([measured("noise", 0.1, 0.5, 0.9, 0.01, **some) for some in ({}, own)])
-    assert [gains.cell_name(row, rows) for row in rows] == [
+    rows = make_rows([measured("noise", 0.1, 0.5, 0.9, 0.01, **some) for some in ({}, own)])
+    assert [cell_name(row, rows) for row in rows] == [
         "noise + CEM, K = 5, by class, spherical, variant = paper",
         "noise + CEM, K = 1, without labels, diag, variant = official",
     ]
@@ -361,24 +366,24 @@ def test_settings_of_cem_are_named_in_few_words():
 
 def test_rows_say_their_noise_and_only_without_it_are_they_undefended():
     runs = [measured("bottleneck", s, 0.0, 0.9, 0.01) for s in (0.0, 0.1)] + [measured("noise", 0.1, 0.0, 0.9, 0.01)]
-    rows = gains.rows(runs)
-    names = [gains.cell_name(row, rows) for row in rows]
+    rows = make_rows(runs)
+    names = [cell_name(row, rows) for row in rows]
     assert names == ["bottleneck, σ = 0", "bottleneck, σ = 0.1", "noise"]
-    assert [gains.cell_name(row, rows, shown=["noise_std"]) for row in rows] == ["bottleneck"] * 2 + ["noise"]
+    assert [cell_name(row, rows, shown=["noise_std"]) for row in rows] == ["bottleneck"] * 2 + ["noise"]
     assert [row.undefended for row in rows] == [True, False, False]
     assert [row.noise_std for row in rows] == [0.0, 0.1, 0.1]
 
 
 def test_jobs_side_by_side_give_the_same_results(finished, tmp_path):
-    together = experiment.evaluate(finished.grid, tmp_path, jobs=2, command="cem-fast evaluate")
+    together = evaluate(finished.grid, tmp_path, jobs=2, command="cem-fast evaluate")
     assert len(together["runs"]) == len(finished.results["runs"])
-    for run, expected in zip(together["runs"], finished.results["runs"]):
-        assert run["config"] == expected["config"]
-        assert run["attacks"]["ridge"]["mse"] == pytest.approx(expected["attacks"]["ridge"]["mse"], rel=0.05)
+    for record, expected in zip(together["runs"], finished.results["runs"]):
+        assert record["config"] == expected["config"]
+        assert record["attacks"]["ridge"]["mse"] == pytest.approx(expected["attacks"]["ridge"]["mse"], rel=0.05)
     assert not multiprocessing.active_children()
 
 
-class Heard(experiment.Watch):
+class Heard(Watch):
     """Writes down which runs ended, and how."""
 
     def __init__(self):
@@ -395,26 +400,26 @@ class Heard(experiment.Watch):
 def test_a_failing_run_does_not_end_the_grid_and_is_tried_again_by_the_next_call(tiny_grid, tmp_path, jobs):
     broken = replace(tiny_grid, undefended=(), noise_levels=(), cem_weights=(1e30, 0.0), epochs=3, attacks=("ridge",))
     heard = Heard()
-    results = experiment.evaluate(broken, tmp_path, jobs=jobs, watch=heard)
+    results = evaluate(broken, tmp_path, jobs=jobs, watch=heard)
     assert sorted(heard.ends) == [(0, "failed"), (1, "finished")]
     (failure,) = results["failed"]
     assert failure["config"] == broken.runs()[0].to_json()
     assert failure["reason"].startswith("the training loss is ")
     assert [run["cem"] for run in results["runs"]] == [False]
-    assert json.loads((tmp_path / experiment.RESULTS).read_text()) == results
+    assert json.loads((tmp_path / RESULTS).read_text()) == results
     assert not multiprocessing.active_children()
     assert not list(tmp_path.rglob("*.tmp"))
     if jobs == 1:
         heard.ends.clear()
-        assert experiment.evaluate(broken, tmp_path, watch=heard)["failed"] == results["failed"]
+        assert evaluate(broken, tmp_path, watch=heard)["failed"] == results["failed"]
         assert heard.ends == [(1, "found"), (0, "failed")]
 
 
 def test_where_every_run_fails_the_old_results_stay(tiny_grid, tmp_path):
     broken = replace(tiny_grid, undefended=(), noise_levels=(), cem_weights=(1e30,), epochs=3)
-    results = experiment.evaluate(broken, tmp_path)
+    results = evaluate(broken, tmp_path)
     assert (results["runs"], len(results["failed"])) == ([], 1)
-    assert not (tmp_path / experiment.RESULTS).exists()
+    assert not (tmp_path / RESULTS).exists()
 
 
 def test_what_keeps_results_from_being_written_ends_the_grid(tiny_grid, tmp_path, monkeypatch):
@@ -423,7 +428,7 @@ def test_what_keeps_results_from_being_written_ends_the_grid(tiny_grid, tmp_path
 
     monkeypatch.setattr(saved_run, "write_atomically", full)
     with pytest.raises(OSError, match="No space left on device"):
-        experiment.evaluate(replace(tiny_grid, attacks=("ridge",)), tmp_path)
+        evaluate(replace(tiny_grid, attacks=("ridge",)), tmp_path)
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.long)])
@@ -448,16 +453,16 @@ def test_a_run_whose_process_is_killed_is_tried_once_more(tiny_grid, tmp_path, k
 
 def test_results_of_other_runs_are_not_replaced(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
-    results = (folder / experiment.RESULTS).read_text()
+    results = (folder / RESULTS).read_text()
     with pytest.raises(ValueError, match=r"results\.json holds the results of 4 runs .*: give it a --name or --folder"):
-        experiment.evaluate(replace(finished.grid, noise_std=0.3), folder)
-    assert (folder / experiment.RESULTS).read_text() == results
-    experiment.check_folder(folder, finished.grid.runs())
-    experiment.check_folder(folder, replace(finished.grid, seeds=(0, 1, 2)).runs())  # nothing is lost
-    (folder / experiment.RESULTS).write_text('{"accuracy": 1}')
+        evaluate(replace(finished.grid, noise_std=0.3), folder)
+    assert (folder / RESULTS).read_text() == results
+    check_folder(folder, finished.grid.runs())
+    check_folder(folder, replace(finished.grid, seeds=(0, 1, 2)).runs())  # nothing is lost
+    (folder / RESULTS).write_text('{"accuracy": 1}')
     with pytest.raises(ValueError, match=r"results\.json was not written by cem_fast and is left alone"):
-        experiment.evaluate(finished.grid, folder)
-    assert (folder / experiment.RESULTS).read_text() == '{"accuracy": 1}'
+        evaluate(finished.grid, folder)
+    assert (folder / RESULTS).read_text() == '{"accuracy": 1}'
 
 
 def test_nothing_is_trained_for_a_folder_that_cannot_be_written_to(tiny_grid, tmp_path, monkeypatch):
@@ -466,12 +471,12 @@ def test_nothing_is_trained_for_a_folder_that_cannot_be_written_to(tiny_grid, tm
     config = tiny_grid.runs()[0]
     for folder in (tmp_path / "file", tmp_path / "file/below", "/proc/nope", ""):
         with pytest.raises(ValueError, match="folder must be"):
-            experiment.run(config, folder)
+            run(config, folder)
         with pytest.raises(ValueError, match="folder must be"):
-            experiment.evaluate(tiny_grid, folder)
-    splits = experiment.load_data(config.data, config.fold, config.image_size)
+            evaluate(tiny_grid, folder)
+    splits = load_data(config.data, config.fold, config.image_size)
     with pytest.raises(ValueError, match="the test part must hold at least 2 images, got 1"):
-        experiment.run(config, tmp_path / "run", splits=replace(splits, test=splits.test[torch.arange(1)]))
+        run(config, tmp_path / "run", splits=replace(splits, test=splits.test[torch.arange(1)]))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -479,14 +484,14 @@ def test_nothing_is_trained_for_a_folder_that_cannot_be_written_to(tiny_grid, tm
 def test_the_weight_of_cem_follows_the_schedule_of_the_settings(kind, tiny_grid, tmp_path, monkeypatch):
     used = []
 
-    class Watched(experiment.CEMSchedule):
+    class Watched(CEMSchedule):
         def weight_at(self, **now):
             used.append((super().weight_at(**now), now["learning_rate"]))
             return used[-1][0]
 
-    monkeypatch.setattr(experiment, "CEMSchedule", Watched)
+    monkeypatch.setattr("cem_fast.experiments.run.CEMSchedule", Watched)
     config = next(run for run in tiny_grid.runs() if run.cem_weight > 0)
-    experiment.run(replace(config, cem_schedule=kind, attacks=("ridge",)), tmp_path, attack=False)
+    run(replace(config, cem_schedule=kind, attacks=("ridge",)), tmp_path, attack=False)
     ratios = {round(weight * rate / config.cem_weight, 9) if kind == "official" else weight for weight, rate in used}
     assert ratios == ({0.001} if kind == "official" else {config.cem_weight})
     with pytest.raises(ValueError, match="unknown cem_schedule 'offical': .* the nearest is 'official'"):
@@ -497,7 +502,7 @@ def test_leakage_is_estimated_with_one_kind_of_mixture_whatever_cem_trains_with(
     plain = next(run for run in tiny_grid.runs() if run.defense == "noise" and run.cem_weight == 0)
     found = []
     for name, own in (("a", {"cem_components": 1, "cem_by_class": False}), ("b", {"cem_covariance": "diag"})):
-        record = experiment.run(replace(plain, **own), tmp_path / name, attack=False)
+        record = run(replace(plain, **own), tmp_path / name, attack=False)
         loaded = saved_run.load_run(tmp_path / name)
         found.append((record["leakage"], loaded.description["curves"]))
         assert loaded.loss.mixture.num_components == loaded.config.cem_components  # the run's own is what is kept
@@ -512,6 +517,6 @@ def test_what_is_left_of_a_grid_is_done_on_as_many_processes_and_threads_as_all_
     shutil.rmtree(folder / finished.results["runs"][3]["checkpoint"])
     asked = []
     monkeypatch.setattr(workers, "run_all", lambda tasks, **how: asked.append(([t[0] for t in tasks], how)) or iter([]))
-    results = experiment.evaluate(finished.grid, folder, jobs=4, command="cem-fast evaluate")
+    results = evaluate(finished.grid, folder, jobs=4, command="cem-fast evaluate")
     assert asked == [([3], {"jobs": 4, "device": "cpu", "fresh": False})]
     assert len(results["runs"]) == len(finished.results["runs"]) - 1

@@ -14,9 +14,10 @@ import torch
 
 import cem_fast
 from cem_fast import training
-from cem_fast._support.files import write_atomically
-from cem_fast.experiments import run as experiment
+from cem_fast._support.files import check_target, write_atomically
 from cem_fast.experiments import saved_run
+from cem_fast.experiments.attack import attack_model
+from cem_fast.experiments.run import run
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_a_loaded_run_is_the_run_that_was_saved(saved):
     assert len(run.data.test) == 6
     features = training.clean_features(run.model, run.data.train.images)
     assert run.loss(features, run.data.train.labels) > 0
-    entry, errors, _ = experiment.attack_model("ridge", run.model, run.defense, run.data, run.config)
+    entry, errors, _ = attack_model("ridge", run.model, run.defense, run.data, run.config)
     assert entry == run.description["record"]["attacks"]["ridge"]
     assert torch.equal(errors, run.measurements["mse.ridge"])
     assert run.measurements["pictures.original"].shape == (6, 1, 16, 16)
@@ -52,11 +53,11 @@ def test_load_run_is_public():
 def test_networks_inside_a_defense_come_back(tiny_grid, tmp_path):
     config = next(run for run in tiny_grid.runs() if run.defense == "noise")
     config = type(config)(**{**vars(config), "defense": "noise_arl"})
-    experiment.run(config, tmp_path / "run", attack=False)
-    run = saved_run.load_run(tmp_path / "run")
-    proxy = run.defense.parts[0].proxy.state_dict()
+    run(config, tmp_path / "run", attack=False)
+    loaded = saved_run.load_run(tmp_path / "run")
+    proxy = loaded.defense.parts[0].proxy.state_dict()
     with torch.no_grad():
-        checkpoint_weights = saved_run._read_tensors(tmp_path / "run", run.description, "weights")[0]
+        checkpoint_weights = saved_run._read_tensors(tmp_path / "run", loaded.description, "weights")[0]
     assert proxy
     assert all(torch.equal(value, checkpoint_weights[f"defense.parts.0.proxy.{key}"]) for key, value in proxy.items())
 
@@ -230,8 +231,8 @@ def test_a_foreign_description_is_never_overwritten(saved, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, target):
     (tmp_path / "file").write_text("keep")
     with pytest.raises(ValueError, match=f"folder must be one that can be written to, got '.*{target}'"):
-        saved_run.check_target(tmp_path / target, {saved_run.DESCRIPTION: saved_run.MARK})
-    saved_run.check_target(tmp_path / "a/b", {saved_run.DESCRIPTION: saved_run.MARK})
+        check_target(tmp_path / target, {saved_run.DESCRIPTION: saved_run.MARK})
+    check_target(tmp_path / "a/b", {saved_run.DESCRIPTION: saved_run.MARK})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -10,6 +10,7 @@ from cem_fast import models
 from cem_fast.attacks.networks import ResNormDecoder
 from cem_fast.config import RunConfig
 from cem_fast.experiments import saved_run
+from cem_fast.experiments.build import build_parts
 from cem_fast.models import Bottleneck
 from cem_fast.models.resnet import BasicBlock
 from cem_fast.models.split import SplitModel
@@ -97,7 +98,7 @@ def test_every_network_learns(name, shape):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_network_is_saved_and_loaded(name, tmp_path):
     config = RunConfig(model=name, bottleneck="noRELU_C4S2", data="digits")
-    model, defense, loss = saved_run.build_parts(config, image_shape=(1, 32, 32), num_classes=3)
+    model, defense, loss = build_parts(config, image_shape=(1, 32, 32), num_classes=3)
     model.eval()
     description = {"image_shape": [1, 32, 32], "num_classes": 3}
     saved_run.save_run(

@@ -20,9 +20,9 @@ from cem_fast import bounds, cost, training
 from cem_fast._support.seeding import seeded
 from cem_fast.cli import main as cli
 from cem_fast.config import GridConfig, RunConfig
-from cem_fast.experiments import gains, saved_run
-from cem_fast.experiments import run as experiment
-from cem_fast.experiments.gains import Measured, Row
+from cem_fast.experiments import saved_run
+from cem_fast.experiments.build import build_parts
+from cem_fast.experiments.results import RESULTS, Measured, Row, load_runs, make_rows
 from cem_fast.report import figures
 from cem_fast.report.figures import arms, leakage, sweeps
 
@@ -44,7 +44,7 @@ def rows(*configs: RunConfig) -> list[Row]:
             "attacks": {"ridge": {"mse": 0.01 + 0.001 * index}},
         }  # fmt: skip
         runs.append(Measured(record, {}))
-    return gains.rows(runs)
+    return make_rows(runs)
 
 
 def curves(cells: list[Row]) -> list[tuple]:
@@ -91,7 +91,7 @@ def test_the_sweeps_that_come_along_have_five_points_an_arm_or_more(name, expect
         found.setdefault(setting, []).append((roles[-1], len(values)))
     assert found == expected
     for config in plan:
-        saved_run.build_parts(config, image_shape=(1, config.image_size, config.image_size), num_classes=40)
+        build_parts(config, image_shape=(1, config.image_size, config.image_size), num_classes=40)
 
 
 def test_every_data_set_has_a_block_of_its_own_and_points_stand_at_their_values():
@@ -134,7 +134,7 @@ def test_a_picture_and_its_table_are_written(name, finished, tmp_path):
 
 def test_leakage_says_what_the_runs_measured(finished, tmp_path):
     table = lines(figures.write("leakage", finished.folder, tmp_path)[0])
-    cells = {row.runs[0].cell: row for row in gains.rows(experiment.load_runs(finished.folder, finished.results))}
+    cells = {row.runs[0].cell: row for row in make_rows(load_runs(finished.folder, finished.results))}
     noisy = [row for row in cells.values() if row.noise_std > 0]
     assert len(table) == len(noisy) == 4
     for line, row in zip(table, noisy):
@@ -212,7 +212,7 @@ def test_cost_is_that_of_the_runs_networks(finished, tmp_path):
 def test_what_a_grid_has_nothing_of_is_named(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
     results = {**finished.results, "runs": [r for r in finished.results["runs"] if r["config"]["noise_std"] == 0]}
-    (folder / experiment.RESULTS).write_text(json.dumps(results))
+    (folder / RESULTS).write_text(json.dumps(results))
     for name, needs in (("leakage", "attacked runs with noise"), ("sweeps", "differ in one of noise_std, lambda, cut")):
         with pytest.raises(ValueError, match=f"has nothing for the figure {name}: it needs .*{needs}"):
             figures.write(name, folder, tmp_path)

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from cem_fast.experiments import run as experiment
+from cem_fast.experiments.grid import RUNS, evaluate
+from cem_fast.experiments.results import RESULTS
 from cem_fast.report import page as report
 
 
@@ -69,13 +70,13 @@ def test_page_says_what_a_grid_without_a_sweep_does_not_measure(tiny_grid, finis
     from dataclasses import replace
 
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
-    (folder / experiment.RESULTS).unlink()
-    experiment.evaluate(replace(tiny_grid, noise_levels=()), folder)
+    (folder / RESULTS).unlink()
+    evaluate(replace(tiny_grid, noise_levels=()), folder)
     text = report.write(folder).read_text()
     assert "Whether more plain noise would do as well at equal accuracy is not measured in this grid" in text
     assert "not measured</b>" in text
-    (folder / experiment.RESULTS).unlink()
-    experiment.evaluate(replace(tiny_grid, noise_levels=(), cem_weights=(0.0,)), folder)
+    (folder / RESULTS).unlink()
+    evaluate(replace(tiny_grid, noise_levels=(), cem_weights=(0.0,)), folder)
     assert "says nothing about what CEM gains" in report.write(folder).read_text()
 
 
@@ -84,10 +85,10 @@ def test_an_attack_whose_budget_was_not_halved_is_not_called_converged(finished,
     page = report.write(folder).read_text()
     assert "With half its budget, the decoder attack" in page
     assert re.search(r"The ridge attack \(a closed form, .*\) has no half of its budget to be compared with\.", page)
-    results = json.loads((folder / experiment.RESULTS).read_text())
+    results = json.loads((folder / RESULTS).read_text())
     for record in results["runs"]:
         record["attacks"]["decoder"] |= {"mse_half_budget": None, "budget": "1 epoch"}
-    (folder / experiment.RESULTS).write_text(json.dumps(results))
+    (folder / RESULTS).write_text(json.dumps(results))
     page = report.write(folder).read_text()
     assert "With half its budget" not in page
     assert "converged" not in page
@@ -96,7 +97,7 @@ def test_an_attack_whose_budget_was_not_halved_is_not_called_converged(finished,
 
 def test_page_says_how_many_test_images_the_attacker_holds(finished, tmp_path):
     def said(**changes) -> str:
-        for path in (folder / experiment.RUNS).glob("*/run.json"):
+        for path in (folder / RUNS).glob("*/run.json"):
             description = json.loads(path.read_text())
             description["data"] = {k: v for k, v in {**description["data"], **changes}.items() if v is not None}
             path.write_text(json.dumps(description, indent=1) + "\n")
@@ -110,7 +111,7 @@ def test_page_says_how_many_test_images_the_attacker_holds(finished, tmp_path):
 
 def test_user_text_is_escaped(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
-    path = folder / experiment.RESULTS
+    path = folder / RESULTS
     path.write_text(path.read_text().replace('"cem-fast evaluate"', '"cem-fast <script>alert(1)</script>"'))
     assert "<script>" not in report.write(folder).read_text()
 
@@ -124,9 +125,9 @@ def test_a_foreign_page_is_left_alone(finished, tmp_path):
 
 
 def test_results_without_the_files_of_some_runs_say_how_to_get_them(finished, tmp_path):
-    results = json.loads((finished.folder / experiment.RESULTS).read_text())
+    results = json.loads((finished.folder / RESULTS).read_text())
     results["runs"][1]["checkpoint"] = None
-    (tmp_path / experiment.RESULTS).write_text(json.dumps(results))
+    (tmp_path / RESULTS).write_text(json.dumps(results))
     message = r"results\.json: the files of 1 of its 10 runs were not kept; to have them again: cem-fast evaluate"
     with pytest.raises(FileNotFoundError, match=message):
         report.write(tmp_path)
@@ -135,6 +136,6 @@ def test_results_without_the_files_of_some_runs_say_how_to_get_them(finished, tm
 def test_missing_and_damaged_results_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"results\.json: no results here"):
         report.write(tmp_path)
-    (tmp_path / experiment.RESULTS).write_text("{")
+    (tmp_path / RESULTS).write_text("{")
     with pytest.raises(ValueError, match=r"results\.json: damaged"):
         report.write(tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,20 +15,26 @@ import torch
 from cem_fast import data, defenses, models, training
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import Splits
-from cem_fast.experiments import run as experiment
+from cem_fast.experiments.grid import evaluate
 from cem_fast.models.split import SplitModel
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs the block on one thread: bits depend on the number of threads, and small networks are no faster on two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread(request):
-    """Small networks run on one thread: they are no faster on two. The operations use all cores."""
-    if {"ops", "mixture"} & {*request.path.parts}:
+    """One thread for all tests but those of the operations, which use all cores."""
+    with nullcontext() if {"ops", "mixture"} & {*request.path.parts} else one_thread():
         yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -88,7 +96,8 @@ class Finished:
 def finished(tiny_grid, tmp_path_factory) -> Finished:
     """The tiny grid with two seeds, finished; tests copy what they change."""
     grid, folder = replace(tiny_grid, seeds=(0, 1)), tmp_path_factory.mktemp("finished")
-    return Finished(grid, folder, experiment.evaluate(grid, folder, command="cem-fast evaluate"))
+    with one_thread():  # made before the fixture of the module sets it
+        return Finished(grid, folder, evaluate(grid, folder, command="cem-fast evaluate"))
 
 
 @pytest.fixture(scope="session")

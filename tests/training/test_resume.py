@@ -16,8 +16,10 @@ from safetensors.torch import save
 from cem_fast import CEMLoss, CEMSchedule, defenses, models, training
 from cem_fast.cli import main as cli
 from cem_fast.config import LATER, RunConfig
-from cem_fast.experiments import run as experiment
 from cem_fast.experiments import saved_run
+from cem_fast.experiments.build import load_data
+from cem_fast.experiments.grid import check_folder
+from cem_fast.experiments.results import RESULTS
 from cem_fast.training.resume import NAME, Snapshot
 
 CONFIG = RunConfig(image_size=16, epochs=4, batch_size=8, seed=1, noise_std=0.1, pruned_channels=0.3)
@@ -26,7 +28,7 @@ CONFIG = RunConfig(image_size=16, epochs=4, batch_size=8, seed=1, noise_std=0.1,
 @pytest.fixture
 def splits(tiny_grid):
     (path,) = tiny_grid.data
-    return experiment.load_data(path, 1, 16)
+    return load_data(path, 1, 16)
 
 
 class Interrupted(Exception):
@@ -183,5 +185,5 @@ def test_settings_that_came_later_have_the_value_that_earlier_runs_acted_by(fini
     settings = {key: value for key, value in record["config"].items() if key not in LATER}
     assert RunConfig.from_json(settings).to_json() == record["config"]
     results = {**finished.results, "runs": [{**record, "config": settings}]}
-    (tmp_path / experiment.RESULTS).write_text(json.dumps(results, indent=1))
-    experiment.check_folder(tmp_path, finished.grid.runs())
+    (tmp_path / RESULTS).write_text(json.dumps(results, indent=1))
+    check_folder(tmp_path, finished.grid.runs())

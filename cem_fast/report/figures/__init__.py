@@ -7,9 +7,9 @@ import io
 from pathlib import Path
 from typing import Any
 
-from cem_fast._support.files import write_atomically
+from cem_fast._support.files import check_target, write_atomically
 from cem_fast._support.lookup import lookup
-from cem_fast.experiments import gains, saved_run
+from cem_fast.experiments import results
 from cem_fast.report.charts import COLORS, canvas
 from cem_fast.report.figures import cost, leakage, sweeps, utility
 from cem_fast.report.page import read
@@ -33,7 +33,7 @@ def check(name: str, target: str | Path) -> None:
         ValueError: the name is unknown, the folder cannot be written to, or holds somebody else's file of that name.
     """
     figure = lookup("figure", name, _FIGURES)
-    saved_run.check_target(target, {f"{name}.csv": ",".join(figure.COLUMNS).encode(), f"{name}.png": b"cem_fast"})
+    check_target(target, {f"{name}.csv": ",".join(figure.COLUMNS).encode(), f"{name}.png": b"cem_fast"})
 
 
 def write(name: str, folder: str | Path, target: str | Path) -> tuple[Path, Path]:
@@ -54,7 +54,7 @@ def write(name: str, folder: str | Path, target: str | Path) -> tuple[Path, Path
     check(name, target)
     figure, folder, target = _FIGURES[name], Path(folder), Path(target)
     _, runs = read(folder)
-    table = figure.table(gains.rows(runs), folder)
+    table = figure.table(results.make_rows(runs), folder)
     if not table:
         raise ValueError(f"{folder} has nothing for the figure {name}: {figure.NEEDS}")
     with canvas(*figure.size(table), COLORS["light"]) as picture:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cem_fast.experiments.gains import Row, cell_name
+from cem_fast.experiments.results import Row, cell_name
 from cem_fast.report.charts import MARKERS, role
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cem_fast.experiments.gains import Row, cell_name
+from cem_fast.experiments.results import Row, cell_name
 from cem_fast.report.charts import role
 
 COLUMNS = ("data", "cell", "role", "runs", "noise_std", "lambda")

@@ -11,7 +11,7 @@ import torch
 
 from cem_fast.cost import measure, measure_training
 from cem_fast.experiments import saved_run
-from cem_fast.experiments.gains import Row
+from cem_fast.experiments.results import Row
 from cem_fast.experiments.saved_run import Run
 from cem_fast.report.charts import role
 from cem_fast.report.figures import cell

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cem_fast.experiments import saved_run
-from cem_fast.experiments.gains import Row
+from cem_fast.experiments.results import Row
 from cem_fast.report.charts import MARKERS
 from cem_fast.report.figures import cell
 

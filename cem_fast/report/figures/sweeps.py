@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cem_fast.experiments.gains import Row
+from cem_fast.experiments.results import Row
 from cem_fast.report.figures import arms
 
 NEEDS = arms.NEEDS

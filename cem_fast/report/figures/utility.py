@@ -13,7 +13,7 @@ from torch import Tensor
 from cem_fast import bounds, training
 from cem_fast._support.seeding import seeded
 from cem_fast.experiments import saved_run
-from cem_fast.experiments.gains import Row
+from cem_fast.experiments.results import Row
 from cem_fast.report.figures import arms
 
 NEEDS = f"{arms.NEEDS}, and noise"

@@ -1,0 +1,146 @@
+"""Attacks on a trained model, and the victims that are shown as pictures."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cem_fast import metrics, training
+from cem_fast._support.seeding import seeded
+from cem_fast.attacks.base import Attack, Observe
+from cem_fast.config import RunConfig
+from cem_fast.data import Part, Splits
+from cem_fast.defenses import Defense
+from cem_fast.experiments.build import build_attack
+from cem_fast.experiments.watch import Watcher, ignore
+from cem_fast.metrics import recognition
+from cem_fast.models.split import SplitModel
+
+NUM_PICTURES = 6
+
+
+def attack_model(
+    name: str,
+    model: SplitModel,
+    defense: Defense,
+    splits: Splits,
+    config: RunConfig,
+    *,
+    observe: Observe | None = None,
+    on_stage: Watcher = ignore,
+) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Attacks a trained model, and again with half the budget if the attack has one.
+
+    Args:
+        name: one of ``attacks.names()``.
+        model: trained network, in eval mode.
+        defense: its defense, in eval mode.
+        splits: the images; the attack learns from ``splits.attacker`` and is measured on ``splits.victims``.
+        config: its ``seed`` and the settings that start with ``attack_`` are used.
+        observe: observer of the network; attacks given the same one share the networks that they start from.
+        on_stage: called with the stage, the steps done and the steps in total.
+
+    Returns:
+        The attack's entry in results.json, its error on every victim ``[N]``, and its reconstructions ``[N, C, H, W]``.
+
+    Raises:
+        ValueError: a name is unknown, or a setting is out of range.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import attack, build
+        >>> splits, config = build.load_data("faces", fold=1, image_size=16), RunConfig()
+        >>> model, defense, _ = build.build_parts(config, image_shape=(1, 16, 16), num_classes=40)
+        >>> _, errors, rebuilt = attack.attack_model("nearest", model.eval(), defense.eval(), splits, config)
+        >>> errors.shape, rebuilt.shape
+        (torch.Size([80]), torch.Size([80, 1, 16, 16]))
+    """
+    observe = observe or training.observer(model, defense)
+    truth = splits.victims.images
+    full = build_attack(name, config, splits)
+    half = full.half_budget()
+    on_stage(f"attack: {name}", 0, 3)
+    rebuilt = _invert(full, observe, splits, model.device, seed=config.seed)
+    on_stage(f"attack: {name}", 2, 3)
+    at_half = None
+    if half is not None:
+        at_half = _mean(metrics.mse(_invert(half, observe, splits, model.device, seed=config.seed), truth))
+    on_stage(f"attack: {name}", 3, 3)
+    errors = metrics.mse(rebuilt, truth)
+    entry = {
+        "mse": _mean(errors),
+        "psnr": _mean(metrics.psnr(rebuilt, truth)),
+        "ssim": _mean(metrics.ssim(rebuilt, truth)),
+        "ssim_paper": _mean(metrics.ssim_paper(rebuilt, truth)),
+        "recognized": recognizer(splits).rate(rebuilt, splits.victims.labels),
+        "mse_half_budget": at_half,
+        "knowledge": full.knowledge,
+        "budget": full.budget,
+    }
+    return entry, errors, rebuilt
+
+
+def choose_pictures(part: Part, count: int = NUM_PICTURES) -> Tensor:
+    """Chooses the images to show, by class alone.
+
+    Takes the first image of each of ``count`` evenly spaced classes, and further images where there are fewer classes.
+
+    Args:
+        part: the images.
+        count: how many to choose.
+
+    Returns:
+        Indices ``[P]``, at most ``count``.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.data import Part
+        >>> from cem_fast.experiments import attack
+        >>> labels = torch.tensor([0, 0, 1, 1, 2, 2])
+        >>> attack.choose_pictures(Part(torch.zeros(6, 1, 4, 4), labels, torch.arange(6)), count=4)
+        tensor([0, 2, 4, 1])
+    """
+    rank = torch.zeros_like(part.labels)
+    for label in part.labels.unique():
+        of_class = part.labels == label
+        rank[of_class] = torch.arange(int(of_class.sum()))
+    order = sorted(range(len(part)), key=lambda i: (int(rank[i]), int(part.labels[i])))
+    firsts = [i for i in order if rank[i] == 0]
+    if len(firsts) > count:
+        order = [firsts[round(k * (len(firsts) - 1) / (count - 1))] for k in range(count)]
+    return torch.tensor(order[:count])
+
+
+@lru_cache(maxsize=1)
+def recognizer(splits: Splits) -> recognition.Recognizer:
+    """Fits the classifier of clean images that reconstructions are given to, once for all attacks on the same images.
+
+    Args:
+        splits: the images; it learns from ``splits.attacker``.
+
+    Returns:
+        The fitted classifier.
+
+    Example:
+        >>> from cem_fast.experiments import attack, build
+        >>> splits = build.load_data("faces", fold=1, image_size=16)
+        >>> attack.recognizer(splits) is attack.recognizer(splits)
+        True
+    """
+    return recognition.Recognizer(splits.attacker.images, splits.attacker.labels)
+
+
+def _invert(attack: Attack, observe: Observe, splits: Splits, device: torch.device, *, seed: int) -> Tensor:
+    """Reconstructions of the victims, each observed once with one draw of the noise."""
+    known, secret = splits.attacker, splits.victims.images.to(device)
+    with seeded(seed):
+        attack.fit(observe, known.images.to(device), known.labels.to(device))
+        return attack.reconstruct(observe(secret)).detach().cpu()
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())

@@ -1,0 +1,155 @@
+"""Settings to parts: the images, model, defense, loss and attacks of a run."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cem_fast import attacks, data, defenses, models
+from cem_fast.attacks.base import Attack
+from cem_fast.config import RunConfig
+from cem_fast.data import Splits
+from cem_fast.defenses import Defense
+from cem_fast.loss import CEMLoss
+from cem_fast.models.split import SplitModel
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def load_data(name_or_path: str, fold: int, image_size: int | None, protocol: str = "inference") -> Splits:
+    """Loads the splits of one fold, cached for the runs that share it. All seeds share one split.
+
+    Args:
+        name_or_path: name of a data set, or the path of a folder of images.
+        fold: fold that is the test set.
+        image_size: side of the square images in pixels; None keeps the data set's own.
+        protocol: ``inference`` or ``train``.
+
+    Returns:
+        The splits under the protocol.
+
+    Raises:
+        FileNotFoundError: the data set is missing.
+        ValueError: an argument is unknown or out of range.
+
+    Example:
+        >>> from cem_fast.experiments import build
+        >>> splits = build.load_data("faces", fold=1, image_size=16)
+        >>> splits.image_shape, splits.num_classes, len(splits.train), len(splits.test)
+        ((1, 16, 16), 40, 320, 80)
+    """
+    return _loaded(name_or_path, fold, image_size, protocol, data.data_root())
+
+
+@lru_cache(maxsize=4)
+def _loaded(name_or_path: str, fold: int, image_size: int | None, protocol: str, root: Path) -> Splits:
+    return data.load(name_or_path, fold=fold, image_size=image_size, root=root).under(protocol)
+
+
+def build_parts(
+    config: RunConfig,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    process_group: ProcessGroup | None = None,
+) -> tuple[SplitModel, Defense, CEMLoss | None]:
+    """Builds the untrained parts of a run.
+
+    Args:
+        config: settings of the run.
+        image_shape: ``(channels, height, width)`` of the images.
+        num_classes: number of classes.
+        process_group: torch.distributed group of the processes that train together; None for a single process.
+
+    Returns:
+        The model, the defense and the CEM loss. The loss is None without noise, since no entropy bound is finite then.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import build
+        >>> config = RunConfig(model="slim", defense="noise", noise_std=0.1)
+        >>> model, defense, loss = build.build_parts(config, image_shape=(1, 16, 16), num_classes=10)
+        >>> defense.noise_std, loss.mixture.num_classes
+        (0.1, 10)
+    """
+    defense = defenses.build(config.defense, **{key: getattr(config, key) for key in defenses.settings()})
+    model = models.build(
+        config.model,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        cut=config.cut,
+        bottleneck=config.bottleneck if defense.uses_bottleneck else 0,
+    )
+    return model, defense, build_loss(config, num_classes=num_classes, process_group=process_group)
+
+
+def build_loss(config: RunConfig, *, num_classes: int, process_group: ProcessGroup | None = None) -> CEMLoss | None:
+    """Builds the CEM loss of a run, not yet fitted.
+
+    Args:
+        config: settings of the run.
+        num_classes: number of classes of the data.
+        process_group: torch.distributed group of the processes that train together; None for a single process.
+
+    Returns:
+        The loss; None without noise.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import build
+        >>> build.build_loss(RunConfig(cem_components=3), num_classes=10).mixture.num_components
+        3
+        >>> build.build_loss(RunConfig(noise_std=0.0), num_classes=10) is None
+        True
+    """
+    if config.noise_std == 0:
+        return None
+    return CEMLoss(
+        num_classes=num_classes if config.cem_by_class else 1,
+        num_components=config.cem_components,
+        noise_std=config.noise_std,
+        covariance_type=config.cem_covariance,
+        variant=config.cem_variant,
+        gradient=config.cem_gradient,
+        process_group=process_group,
+    )
+
+
+def build_attack(name: str, config: RunConfig, splits: Splits) -> Attack:
+    """Builds an attack, not yet fitted.
+
+    Args:
+        name: one of ``attacks.names()``.
+        config: its ``seed`` and the settings that start with ``attack_`` are used.
+        splits: images that the attack will be fitted to.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: a name is unknown, or a setting is out of range.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import build
+        >>> splits = build.load_data("faces", fold=1, image_size=16)
+        >>> build.build_attack("decoder", RunConfig(attack_epochs=3), splits).budget
+        "3 epochs of the network 'slim' on its images, minimizing mse"
+    """
+    return attacks.build(
+        name,
+        image_shape=splits.image_shape,
+        epochs=config.attack_epochs,
+        decoder=config.attack_decoder,
+        seed=config.seed,
+        dropout=config.attack_dropout,
+        loss=config.attack_loss,
+        batch_size=config.attack_batch_size,
+        gan_epochs=config.attack_gan_epochs,
+        steps=config.attack_steps,
+    )

@@ -1,0 +1,124 @@
+"""Information in released features, estimated with the same kind of mixture for every run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from cem_fast import bounds, training
+from cem_fast._support.seeding import seeded
+from cem_fast.config import RunConfig
+from cem_fast.data import Splits
+from cem_fast.defenses import Defense
+from cem_fast.experiments.build import build_loss
+from cem_fast.loss import CEMLoss
+from cem_fast.models.split import SplitModel
+
+COMPONENTS = 5  # per class
+
+
+def fit(loss: CEMLoss | None, config: RunConfig, model: SplitModel, defense: Defense, splits: Splits) -> CEMLoss | None:
+    """Fits a CEM loss to the features of the training images before the noise.
+
+    Args:
+        loss: the loss; None is passed through.
+        config: its ``seed`` is used.
+        model: trained network.
+        defense: its defense.
+        splits: the images; only the training part is used.
+
+    Returns:
+        The fitted loss, or None.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import build, leakage
+        >>> splits, config = build.load_data("faces", fold=1, image_size=16), RunConfig(cem_components=1)
+        >>> model, defense, loss = build.build_parts(config, image_shape=(1, 16, 16), num_classes=40)
+        >>> leakage.fit(loss, config, model.eval(), defense.eval(), splits).is_fitted
+        True
+    """
+    if loss is not None:
+        with seeded(config.seed):
+            sent = _before_noise(model, defense, splits.train.images)
+            labels = splits.train.labels.to(model.device) if loss.mixture.num_classes > 1 else None
+            loss.to(model.device).fit(sent, labels)
+    return loss
+
+
+def fitted_mixture(config: RunConfig, model: SplitModel, defense: Defense, splits: Splits) -> CEMLoss | None:
+    """Fits the mixture that leakage is estimated with.
+
+    It has five spherical components per class, fewer where a class has fewer images, whatever mixture CEM trains with:
+    estimates of different runs can be compared.
+
+    Args:
+        config: settings of the run.
+        model: trained network.
+        defense: its defense.
+        splits: the images; only the training part is used.
+
+    Returns:
+        A CEM loss with the fitted mixture; None without noise.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import build, leakage
+        >>> splits, config = build.load_data("faces", fold=1, image_size=16), RunConfig(cem_components=1)
+        >>> model, defense, _ = build.build_parts(config, image_shape=(1, 16, 16), num_classes=40)
+        >>> leakage.fitted_mixture(config, model.eval(), defense.eval(), splits).mixture.num_components
+        5
+    """
+    fewest = int(torch.bincount(splits.train.labels, minlength=splits.num_classes).min())
+    shared = replace(
+        config,
+        cem_by_class=True,
+        cem_components=min(COMPONENTS, max(1, fewest)),
+        cem_covariance="spherical",
+        cem_variant="paper",
+    )
+    return fit(build_loss(shared, num_classes=splits.num_classes), config, model, defense, splits)
+
+
+def estimate(
+    loss: CEMLoss | None, model: SplitModel, defense: Defense, splits: Splits, *, seed: int
+) -> dict[str, float | None]:
+    """Estimates the information in the released features of the test images, in nats.
+
+    Args:
+        loss: result of :func:`fitted_mixture`.
+        model: trained network.
+        defense: its defense.
+        splits: the images; only the test part is used.
+        seed: seed of the noise.
+
+    Returns:
+        ``plugin_nats``, ``heldout_nats`` and ``heldout_se``, all None without noise, since no bound is finite then.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import build, leakage
+        >>> splits, config = build.load_data("faces", fold=1, image_size=16), RunConfig(noise_std=0.0)
+        >>> model, defense, loss = build.build_parts(config, image_shape=(1, 16, 16), num_classes=40)
+        >>> leakage.estimate(loss, model, defense, splits, seed=0)
+        {'plugin_nats': None, 'heldout_nats': None, 'heldout_se': None}
+    """
+    if loss is None:
+        return dict.fromkeys(("plugin_nats", "heldout_nats", "heldout_se"))
+    with seeded(seed, "leakage"):
+        sent = _before_noise(model, defense, splits.test.images)
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    nats, error = bounds.heldout_information(loss.mixture, sent, defense.noise_std, generator=generator)
+    return {
+        "plugin_nats": float(bounds.plugin_information(loss.mixture, defense.noise_std)),
+        "heldout_nats": float(nats),
+        "heldout_se": float(error),
+    }
+
+
+@torch.no_grad()
+def _before_noise(model: SplitModel, defense: Defense, images: Tensor) -> Tensor:
+    """Features ``[N, ...]`` that a defense adds its Gaussian noise to: the noise hides these, whatever was done before."""
+    return defense.before_noise(training.clean_features(model, images))
