@@ -7,6 +7,7 @@ ranks, and moves the parameters. Sums are kept in double precision.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, distributed
 
 from cem_fast.mixture import covariance
+from cem_fast.ops import validate
 from cem_fast.ops.library import OPERATORS
+from cem_fast.ops.validate import PARAMETER_DTYPES
 
 _STATISTICS = OPERATORS["component_statistics_fwd"]
 _KMEANS = OPERATORS["kmeans"]
@@ -25,11 +28,71 @@ _MOMENTS = OPERATORS["mixture_moments"]
 
 Chunk = tuple[Tensor, Tensor | None]
 
+ALGORITHMS = ("em", "kmeans")
+COVARIANCE_TYPES = ("diag", "spherical", "tied", "full")
+
 # Responsibilities that one call of the E-step may hold.
 RESPONSIBILITY_BYTES = 1 << 28
 
 # Rows of classes that still move are copied together once they are no more than this share of all rows.
 ACTIVE_SHARE = 0.25
+
+
+def shape_of_spread(covariance_type: str, classes: int, components: int, dimension: int) -> tuple[int, ...]:
+    """Shape of the variances or covariances."""
+    C, K, D = classes, components, dimension
+    return {"spherical": (C, K), "diag": (C, K, D), "tied": (C, D, D), "full": (C, K, D, D)}[covariance_type]
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """Settings of a fit, documented at ``GaussianMixture``.
+
+    Raises:
+        ValueError: naming the setting, what was expected and what came.
+    """
+
+    num_components: int
+    num_classes: int
+    covariance_type: str
+    algorithm: str
+    init: str | Tensor
+    init_variances: Tensor | None
+    init_weights: Tensor | None
+    num_init: int
+    max_iter: int
+    tol: float
+    reg_covar: float
+    generator: torch.Generator | None
+
+    def __post_init__(self) -> None:
+        for name in ("num_components", "num_classes", "num_init", "max_iter"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name, allowed in (("covariance_type", COVARIANCE_TYPES), ("algorithm", ALGORITHMS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.matrices and self.algorithm == "kmeans":
+            raise ValueError(
+                f'algorithm="kmeans" estimates spherical or diag covariances, got {self.covariance_type!r}'
+            )
+        if isinstance(self.init, str) and self.init != "k-means++":
+            raise ValueError(f"init must be 'k-means++' or a tensor [C, K, D] of means, got {self.init!r}")
+        if not (self.tol >= 0 and self.reg_covar >= 0):
+            raise ValueError(f"tol and reg_covar must not be negative, got {self.tol} and {self.reg_covar}")
+
+    @property
+    def matrices(self) -> bool:
+        return self.covariance_type in ("tied", "full")
+
+    @property
+    def diag(self) -> bool:
+        return self.covariance_type == "diag"
+
+    @property
+    def tied(self) -> bool:
+        return self.covariance_type == "tied"
 
 
 @dataclass
@@ -220,6 +283,122 @@ def class_sizes(rows: Rows, num_classes: int, device: torch.device) -> Tensor:
         else:
             sizes.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
     return sizes
+
+
+# ---- the recipe of a fit
+
+
+def fit(
+    rows: Rows, settings: Settings, *, sample: Rows | None = None, sizes: Tensor | None = None
+) -> tuple[Estimate, Tensor]:
+    """Fits a mixture, from its initial means to the best of its restarts.
+
+    Args:
+        rows: all rows.
+        settings: what to fit, and how.
+        sample: rows that initial parameters are computed from; all rows if None.
+        sizes: rows of each class in this shard ``[C]``; counted if None.
+
+    Returns:
+        The estimate, and the rows ``[C]`` of each class on all ranks, float64.
+
+    Raises:
+        ValueError: there are no rows, or they are not finite.
+    """
+    sample = rows if sample is None else sample
+    like = _empty_row(sample)
+    sizes = class_sizes(rows, settings.num_classes, like.device) if sizes is None else sizes.to(like.device)
+    per_class = rows.reduce(sizes)
+    if not bool(per_class.any()):
+        raise ValueError(f"x must have at least one row, got (0, {len(like)})")
+    best: Estimate | None = None
+    for _ in range(settings.num_init):
+        best = _fit_once(rows, sample, settings, like).better(best)
+    assert best is not None
+    return _tidy(best, per_class, settings), per_class
+
+
+def _empty_row(rows: Rows) -> Tensor:
+    """An empty row ``[D]`` of the parameters' dtype, on the rows' device."""
+    for x, _ in rows:
+        return x.new_empty(x.shape[1], dtype=x.dtype if x.dtype in PARAMETER_DTYPES else torch.float32)
+    raise ValueError("batches must hold at least one batch, got none")
+
+
+def _fit_once(rows: Rows, sample: Rows, settings: Settings, like: Tensor) -> Estimate:
+    C, K, D, dtype = settings.num_classes, settings.num_components, len(like), like.dtype
+    iterations: dict[str, Any] = dict(
+        max_iter=settings.max_iter, tol=settings.tol, reg_covar=settings.reg_covar, dtype=dtype
+    )
+    if isinstance(settings.init, Tensor):
+        means = _given("init", settings.init, like, (C, K, D), "[C, K, D]")
+    else:
+        means = kmeans_plus_plus(sample, C, K, like=like, generator=settings.generator)
+        if settings.algorithm == "kmeans" and sample is not rows:
+            means = lloyd(sample, means, diag=settings.diag, **iterations).means
+    if settings.algorithm == "kmeans":
+        return lloyd(rows, means, diag=settings.diag, **iterations)
+    start = _start_of_em(sample, means, settings, iterations)
+    if settings.matrices and settings.init_variances is None:
+        return expectation_maximization_of_matrices(rows, start, tied=settings.tied, **iterations)
+    return expectation_maximization(rows, start, **iterations, matrices=settings.matrices)
+
+
+def _given(name: str, value: Tensor, like: Tensor, shape: tuple[int, ...], expected: str) -> Tensor:
+    validate.same_shape(name, value, shape, expected)
+    return value.to(like, copy=True)
+
+
+def _start_of_em(rows: Rows, means: Tensor, settings: Settings, iterations: dict[str, Any]) -> Estimate:
+    """Initial parameters of EM: the given ones, the others from a k-means fit, or from the rows nearest to given means."""
+    given, (C, K, D) = isinstance(settings.init, Tensor), means.shape
+    variances, weights = settings.init_variances, settings.init_weights
+    if variances is not None:
+        shape = shape_of_spread(settings.covariance_type, C, K, D)
+        variances = _given("init_variances", variances, means, shape, "as the covariance type says")
+    if weights is not None:
+        weights = _given("init_weights", weights, means, (C, K), "[C, K]")
+    if given and variances is not None and weights is not None:
+        return Estimate(means, variances, weights, *(torch.zeros_like(weights) for _ in range(4)))
+    start = lloyd(rows, means, diag=settings.diag, **iterations | dict(max_iter=0 if given else settings.max_iter))
+    start.variances = start.variances if variances is None else variances
+    start.weights = start.weights if weights is None else weights
+    return start
+
+
+def _tidy(fitted: Estimate, per_class: Tensor, settings: Settings) -> Estimate:
+    """Moves empty components behind the others, onto the first of them, with weight 0 and the floor variance."""
+    empty, missing = fitted.counts <= 0, per_class == 0
+    floor = max(settings.reg_covar, float(torch.finfo(fitted.means.dtype).tiny))
+    if not settings.matrices:
+        fitted.variances = fitted.variances.clamp_min(floor)
+    if not bool(empty.any()):
+        return fitted
+    short = (empty & ~missing.unsqueeze(1)).any(1)
+    if bool(short.any()):
+        warnings.warn(
+            f"{int(short.sum())} of {settings.num_classes} classes have fewer distinct rows than num_components="
+            f"{settings.num_components}; their spare components have weight 0",
+            stacklevel=6,  # the caller of the mixture's method, above a decorator
+        )
+    order = empty.int().argsort(dim=1, stable=True)
+    for name in ("means", "weights", "counts") if settings.tied else ("means", "variances", "weights", "counts"):
+        value = getattr(fitted, name)
+        index = order.view(*order.shape, *[1] * (value.dim() - 2)).expand_as(value)
+        setattr(fitted, name, value.gather(1, index))
+    empty = empty.gather(1, order)
+    first, counts = fitted.means[:, :1], fitted.counts.unsqueeze(-1)
+    center = ((counts * fitted.means).sum((0, 1)) / per_class.sum()).to(first.dtype)
+    fitted.means = torch.where(empty.unsqueeze(-1), torch.where(missing[:, None, None], center, first), fitted.means)
+    if settings.matrices:
+        least = floor * torch.eye(first.shape[-1], dtype=first.dtype, device=first.device)
+        hollow = missing[:, None, None] if settings.tied else empty[..., None, None]
+    else:
+        least = torch.tensor(floor, dtype=first.dtype, device=first.device)
+        hollow = empty.unsqueeze(-1) if fitted.variances.dim() == 3 else empty
+    fitted.variances = torch.where(hollow, least, fitted.variances)
+    fitted.weights = torch.where(missing.unsqueeze(1), 1 / settings.num_components, fitted.weights)
+    return fitted
 
 
 # ---- k-means

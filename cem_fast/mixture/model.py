@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from cem_fast._support.files import write_atomically
 from cem_fast.functional import component_statistics, mixture_log_prob
-from cem_fast.mixture import covariance
+from cem_fast.mixture import covariance, interchange
 from cem_fast.mixture.buffers import FullPrecisionBuffers
 from cem_fast.mixture.fitting import (
     Chunk,
-    Estimate,
     Rows,
+    Settings,
     Stream,
     class_sizes,
     draw_sample,
-    expectation_maximization,
-    expectation_maximization_of_matrices,
+    fit,
     hard_statistics,
-    kmeans_plus_plus,
-    lloyd,
     require_finite,
+    shape_of_spread,
     soft_statistics,
 )
 from cem_fast.ops import validate
 
-ALGORITHMS = ("em", "kmeans")
 DECLARED = ("num_components", "num_classes", "covariance_type", "algorithm", "reg_covar")
-COVARIANCE_TYPES = ("diag", "spherical", "tied", "full")
 
 
 class GaussianMixture(FullPrecisionBuffers):
@@ -103,30 +95,12 @@ class GaussianMixture(FullPrecisionBuffers):
         process_group: Any = None,
     ):
         super().__init__()
-        for name, value in (
-            ("num_components", num_components),
-            ("num_classes", num_classes),
-            ("num_init", num_init),
-            ("max_iter", max_iter),
-        ):
-            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if covariance_type not in COVARIANCE_TYPES:
-            raise ValueError(f"covariance_type must be one of {', '.join(COVARIANCE_TYPES)}, got {covariance_type!r}")
-        if algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
-        self.matrices = covariance_type in ("tied", "full")
-        if self.matrices and algorithm == "kmeans":
-            raise ValueError(f'algorithm="kmeans" estimates spherical or diag covariances, got {covariance_type!r}')
-        if isinstance(init, str) and init != "k-means++":
-            raise ValueError(f"init must be 'k-means++' or a tensor [C, K, D] of means, got {init!r}")
-        if not (tol >= 0 and reg_covar >= 0):
-            raise ValueError(f"tol and reg_covar must not be negative, got {tol} and {reg_covar}")
         self.num_components, self.num_classes = num_components, num_classes
         self.covariance_type, self.algorithm = covariance_type, algorithm
         self.init, self.init_variances, self.init_weights = init, init_variances, init_weights
         self.num_init, self.max_iter, self.tol, self.reg_covar = num_init, max_iter, tol, reg_covar
         self.generator, self.process_group = generator, process_group
+        self.matrices = self._settings().matrices
         self._gathered: list[Tensor] | None = None
         self.num_rows_, self.n_iter_, self.converged_, self.lower_bound_ = 0, 0, False, -math.inf
         C, K = num_classes, num_components
@@ -197,46 +171,18 @@ class GaussianMixture(FullPrecisionBuffers):
         stream = Stream(self._checked(batches), on_pass)
         sample, sizes, complete = draw_sample(stream, self.num_classes, memory_budget, self.generator)
         kept = Rows(sample, self.process_group)
-        return self._fit(kept if complete else Rows(stream, self.process_group), start=kept, sizes=sizes)
+        return self._fit(kept if complete else Rows(stream, self.process_group), sample=kept, sizes=sizes)
 
     def _checked(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> Callable[[], Iterator[Chunk]]:
         return lambda: (self._rows(x, labels) for x, labels in batches)
 
-    def _fit(self, rows: Rows, start: Rows | None = None, sizes: Tensor | None = None) -> GaussianMixture:
-        """Fits to all rows, of which ``sizes [C]`` are in this shard's classes; from a fit to those of ``start``."""
-        start = rows if start is None else start
-        like = self._like(start)
-        dtype, diag = like.dtype, self.covariance_type == "diag"
-        sizes = class_sizes(rows, self.num_classes, like.device) if sizes is None else sizes.to(like.device)
-        per_class = rows.reduce(sizes)
-        total = float(per_class.sum())
-        if total == 0:
-            raise ValueError(f"x must have at least one row, got (0, {len(like)})")
-        best: Estimate | None = None
-        for _ in range(self.num_init):
-            settings: dict[str, Any] = dict(max_iter=self.max_iter, tol=self.tol, reg_covar=self.reg_covar, dtype=dtype)
-            if isinstance(self.init, Tensor):
-                means = self._given("init", like, (self.num_classes, self.num_components, len(like)), "[C, K, D]")
-            else:
-                means = kmeans_plus_plus(
-                    start, self.num_classes, self.num_components, like=like, generator=self.generator
-                )
-                if self.algorithm == "kmeans" and start is not rows:
-                    means = lloyd(start, means, diag=diag, **settings).means
-            if self.algorithm == "kmeans":
-                fitted = lloyd(rows, means, diag=diag, **settings)
-            else:
-                first = self._start_of_em(start, means, settings)
-                if self.matrices and self.init_variances is None:
-                    tied = self.covariance_type == "tied"
-                    fitted = expectation_maximization_of_matrices(rows, first, tied=tied, **settings)
-                else:
-                    fitted = expectation_maximization(rows, first, **settings, matrices=self.matrices)
-            best = fitted.better(best)
-        assert best is not None
-        self.to(device=like.device, dtype=dtype)
-        self._tidy(best, per_class)
-        present = per_class > 0
+    def _settings(self) -> Settings:
+        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
+
+    def _fit(self, rows: Rows, sample: Rows | None = None, sizes: Tensor | None = None) -> GaussianMixture:
+        best, per_class = fit(rows, self._settings(), sample=sample, sizes=sizes)
+        dtype, total, present = best.means.dtype, float(per_class.sum()), per_class > 0
+        self.to(device=best.means.device, dtype=dtype)
         self.num_rows_ = int(total)
         self.n_iter_, self.converged_ = int(best.n_iter.max()), bool(best.converged[present].all())
         self.lower_bound_ = float((best.score[present] * per_class[present]).sum() / total)
@@ -381,7 +327,7 @@ class GaussianMixture(FullPrecisionBuffers):
         validate.tensor("means", means, "[C, K, D]", 3)
         C, K = self.num_classes, self.num_components
         validate.same_shape("means", means, (C, K, means.shape[2]), "[C, K, D]")
-        dims = _shape_of_spread(self.covariance_type, C, K, means.shape[2])
+        dims = shape_of_spread(self.covariance_type, C, K, means.shape[2])
         given = {
             "means": (means, tuple(means.shape)),
             self._spread: (variances, dims),
@@ -409,74 +355,6 @@ class GaussianMixture(FullPrecisionBuffers):
             validate.label_range(labels, self.num_classes)
         # rounded to single precision, a thin covariance matrix would be indefinite
         return x.detach().double() if self.matrices else x.detach(), labels
-
-    def _like(self, rows: Rows) -> Tensor:
-        """An empty row ``[D]`` of the parameters' dtype, on the rows' device."""
-        for x, _ in rows:
-            return x.new_empty(x.shape[1], dtype=x.dtype if x.dtype in validate.PARAMETER_DTYPES else torch.float32)
-        raise ValueError("batches must hold at least one batch, got none")
-
-    def _given(self, name: str, like: Tensor, shape: tuple[int, ...], expected: str) -> Tensor:
-        value = getattr(self, name)
-        validate.same_shape(name, value, shape, expected)
-        return value.to(like, copy=True)
-
-    def _start_of_em(self, rows: Rows, means: Tensor, settings: dict[str, Any]) -> Estimate:
-        """What the user gave, and for the rest: from seeds a k-means fit, from given means the rows about them."""
-        given, diag = isinstance(self.init, Tensor), self.covariance_type == "diag"
-        variances, weights = (
-            None if getattr(self, name) is None else self._given(name, means, shape, expected)
-            for name, shape, expected in (
-                (
-                    "init_variances",
-                    _shape_of_spread(self.covariance_type, *means.shape),
-                    "as the covariance type says",
-                ),
-                ("init_weights", tuple(means.shape[:2]), "[C, K]"),
-            )
-        )
-        if given and variances is not None and weights is not None:
-            return Estimate(means, variances, weights, *(torch.zeros_like(weights) for _ in range(4)))
-        start = lloyd(rows, means, diag=diag, **settings | dict(max_iter=0 if given else self.max_iter))
-        start.variances = start.variances if variances is None else variances
-        start.weights = start.weights if weights is None else weights
-        return start
-
-    def _tidy(self, fitted: Estimate, per_class: Tensor) -> None:
-        """Moves empty components behind the others, onto the first of them, with weight 0 and the floor variance."""
-        empty, missing = fitted.counts <= 0, per_class == 0
-        floor = max(self.reg_covar, float(torch.finfo(fitted.means.dtype).tiny))
-        if not self.matrices:
-            fitted.variances = fitted.variances.clamp_min(floor)
-        if not bool(empty.any()):
-            return
-        short = (empty & ~missing.unsqueeze(1)).any(1)
-        if bool(short.any()):
-            warnings.warn(
-                f"{int(short.sum())} of {self.num_classes} classes have fewer distinct rows than num_components="
-                f"{self.num_components}; their spare components have weight 0",
-                stacklevel=4,
-            )
-        order = empty.int().argsort(dim=1, stable=True)
-        tied = self.covariance_type == "tied"
-        for name in ("means", "weights", "counts") if tied else ("means", "variances", "weights", "counts"):
-            value = getattr(fitted, name)
-            index = order.view(*order.shape, *[1] * (value.dim() - 2)).expand_as(value)
-            setattr(fitted, name, value.gather(1, index))
-        empty = empty.gather(1, order)
-        first, counts = fitted.means[:, :1], fitted.counts.unsqueeze(-1)
-        center = ((counts * fitted.means).sum((0, 1)) / per_class.sum()).to(first.dtype)
-        fitted.means = torch.where(
-            empty.unsqueeze(-1), torch.where(missing[:, None, None], center, first), fitted.means
-        )
-        if self.matrices:
-            least = floor * torch.eye(first.shape[-1], dtype=first.dtype, device=first.device)
-            hollow = missing[:, None, None] if tied else empty[..., None, None]
-        else:
-            least = torch.tensor(floor, dtype=first.dtype, device=first.device)
-            hollow = empty.unsqueeze(-1) if fitted.variances.dim() == 3 else empty
-        fitted.variances = torch.where(hollow, least, fitted.variances)
-        fitted.weights = torch.where(missing.unsqueeze(1), 1 / self.num_components, fitted.weights)
 
     # ---- what a fitted mixture says
 
@@ -568,9 +446,7 @@ class GaussianMixture(FullPrecisionBuffers):
 
     def save(self, path: str | Path) -> None:
         """Writes the mixture to a safetensors file; ``GaussianMixture.load(path)`` brings it back."""
-        settings = {name: getattr(self, name) for name in DECLARED}
-        state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        write_atomically(path, safetensors.torch.save(state, {"gaussian_mixture": json.dumps(settings)}))
+        interchange.write(path, self.state_dict(), {name: getattr(self, name) for name in DECLARED})
 
     @classmethod
     def load(cls, path: str | Path) -> GaussianMixture:
@@ -580,16 +456,11 @@ class GaussianMixture(FullPrecisionBuffers):
             FileNotFoundError: there is no such file.
             ValueError: the file is no such mixture.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"path must be a file that GaussianMixture.save wrote, got {path}")
+        state, settings = interchange.read(path)
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                settings = json.loads((file.metadata() or {})["gaussian_mixture"])
-            state = safetensors.torch.load_file(path)
             mixture = cls(**{name: settings[name] for name in DECLARED}).to(state["means"].dtype)
             mixture.load_state_dict(state)
-        except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"path must be a file that GaussianMixture.save wrote, got {path}: {error}") from error
         return mixture
 
@@ -600,22 +471,16 @@ class GaussianMixture(FullPrecisionBuffers):
             RuntimeError: the mixture is not fitted.
             ValueError: there is no such class.
         """
-        from sklearn.mixture import GaussianMixture as SklearnMixture
-
         self._components(None)
         if not 0 <= class_index < self.num_classes:
             raise ValueError(f"class_index must lie in [0, {self.num_classes}), got {class_index}")
-        spread = getattr(self, self._spread)[class_index].double().cpu()
-        roots = torch.linalg.cholesky(spread) if self.matrices else spread
-        identity = torch.eye(self.means.shape[2], dtype=torch.float64)
-        inverse = torch.linalg.solve_triangular(roots, identity, upper=False).mT if self.matrices else roots.rsqrt()
-        model = SklearnMixture(self.num_components, covariance_type=self.covariance_type, reg_covar=self.reg_covar)
-        model.weights_ = self.weights[class_index].double().cpu().numpy()
-        model.means_ = self.means[class_index].double().cpu().numpy()
-        model.covariances_, model.precisions_cholesky_ = spread.numpy(), inverse.numpy()
-        model.precisions_ = (inverse @ inverse.mT if self.matrices else 1 / spread).numpy()
+        parameters = self.means, getattr(self, self._spread), self.weights
+        model = interchange.to_sklearn(
+            *(value[class_index] for value in parameters),
+            covariance_type=self.covariance_type,
+            reg_covar=self.reg_covar,
+        )
         model.converged_, model.n_iter_, model.lower_bound_ = self.converged_, self.n_iter_, self.lower_bound_
-        model.n_features_in_ = self.means.shape[2]
         return model
 
     @classmethod
@@ -625,15 +490,10 @@ class GaussianMixture(FullPrecisionBuffers):
         Raises:
             ValueError: the model is not fitted.
         """
-        if not hasattr(model, "means_"):
-            raise ValueError("model must be a fitted sklearn.mixture.GaussianMixture, got one that is not fitted")
+        means, spread, weights = interchange.from_sklearn(model)
         mixture = cls(
             num_components=model.n_components, covariance_type=model.covariance_type, reg_covar=model.reg_covar
         ).double()
-        means, spread, weights = (
-            torch.as_tensor(value, dtype=torch.float64).unsqueeze(0)
-            for value in (model.means_, model.covariances_, model.weights_)
-        )
         mixture.set_parameters(means=means, variances=spread, weights=weights, class_prior=means.new_ones(1))
         mixture.n_iter_, mixture.converged_ = model.n_iter_, model.converged_
         mixture.lower_bound_ = float(model.lower_bound_)
@@ -662,8 +522,3 @@ class GaussianMixture(FullPrecisionBuffers):
             if saved.shape[:declared] != buffer.shape[:declared]:
                 return False
         return True
-
-
-def _shape_of_spread(covariance_type: str, classes: int, components: int, dimension: int) -> tuple[int, ...]:
-    C, K, D = classes, components, dimension
-    return {"spherical": (C, K), "diag": (C, K, D), "tied": (C, D, D), "full": (C, K, D, D)}[covariance_type]

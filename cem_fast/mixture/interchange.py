@@ -1,0 +1,80 @@
+"""Mixtures in other formats: safetensors files and scikit-learn models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cem_fast._support.files import write_atomically
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture as SklearnMixture
+
+KEY = "gaussian_mixture"  # of the metadata entry that holds everything but tensors
+
+
+def write(path: str | Path, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    """Writes tensors and settings to a safetensors file, atomically."""
+    import safetensors.torch
+
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    write_atomically(path, safetensors.torch.save(tensors, {KEY: json.dumps(settings)}))
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads the tensors and settings that ``write`` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file has another format.
+    """
+    import safetensors
+    import safetensors.torch
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path must be a file that GaussianMixture.save wrote, got {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            settings = json.loads((file.metadata() or {})[KEY])
+        return safetensors.torch.load_file(path), settings
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"path must be a file that GaussianMixture.save wrote, got {path}: {error}") from error
+
+
+def to_sklearn(
+    means: Tensor, spread: Tensor, weights: Tensor, *, covariance_type: str, reg_covar: float
+) -> SklearnMixture:
+    """A fitted scikit-learn model of one class: means ``[K, D]``, variances or covariances, weights ``[K]``."""
+    from sklearn.mixture import GaussianMixture as SklearnMixture
+
+    matrices, spread = covariance_type in ("tied", "full"), spread.double().cpu()
+    if matrices:
+        identity = torch.eye(means.shape[1], dtype=torch.float64)
+        inverse = torch.linalg.solve_triangular(torch.linalg.cholesky(spread), identity, upper=False).mT
+    else:
+        inverse = spread.rsqrt()
+    model = SklearnMixture(len(weights), covariance_type=covariance_type, reg_covar=reg_covar)
+    model.weights_, model.means_ = weights.double().cpu().numpy(), means.double().cpu().numpy()
+    model.covariances_, model.precisions_cholesky_ = spread.numpy(), inverse.numpy()
+    model.precisions_ = (inverse @ inverse.mT if matrices else 1 / spread).numpy()
+    model.n_features_in_ = means.shape[1]
+    return model
+
+
+def from_sklearn(model: SklearnMixture) -> tuple[Tensor, Tensor, Tensor]:
+    """Means ``[1, K, D]``, variances or covariances, and weights ``[1, K]`` of a fitted scikit-learn model, float64.
+
+    Raises:
+        ValueError: the model is not fitted.
+    """
+    if not hasattr(model, "means_"):
+        raise ValueError("model must be a fitted sklearn.mixture.GaussianMixture, got one that is not fitted")
+    means, spread, weights = (
+        torch.as_tensor(value, dtype=torch.float64).unsqueeze(0)
+        for value in (model.means_, model.covariances_, model.weights_)
+    )
+    return means, spread, weights
