@@ -1,4 +1,4 @@
-"""Settings of one run and of a grid of runs: what is trained, how it is defended, and how it is attacked."""
+"""Settings of one run and of a grid of runs: data, network, defense, training and attacks."""
 
 from __future__ import annotations
 
@@ -9,58 +9,66 @@ from itertools import product
 from typing import Any, get_args, get_origin, get_type_hints
 
 from cem_fast import schedule
+from cem_fast._support.bottleneck import Bottleneck
 from cem_fast._support.lookup import lookup
-from cem_fast.models.bottleneck import Bottleneck
 
-MAX_SEED = 2**63 - 1  # what every generator of torch takes
+MAX_SEED = 2**63 - 1  # the largest seed of torch's generators
 PRECISIONS = ("fp32", "bf16", "fp16")
-# settings that runs of earlier versions do not name, and what they were
+# settings that older saved runs lack, with the value in force then
 LATER = {"accumulate": 1, "precision": "fp32", "attack_batch_size": 32, "attack_dropout": 0.3}
+# groups of the shared settings, by the first setting of each
+GROUPS = {
+    "image_size": "data and network",
+    "noise_std": "defense",
+    "cem_by_class": "CEM",
+    "epochs": "training",
+    "attacks": "attacks and evaluation",
+}
 
 
 @dataclass(frozen=True)
 class SharedConfig:
-    """What a single run and every run of a grid have in common.
+    """Settings that a single run and all runs of a grid share.
 
     Args:
-        image_size: side of the square images in pixels; None keeps the data set's own.
-        protocol: ``inference``, the attacker holds the training images and rebuilds test images; ``train``, it holds neither and rebuilds
-            training images.
-        model: name of the network (``slim``, ``vgg11``, ``vgg13``, ``resnet20``, ``resnet32``, ``mobilenet_v2`` or a variant of one).
-        cut: number of stages (convolutions or blocks) that stay on the user's device.
-        bottleneck: channels of the features that leave the device, or [noRELU_][Kk]CcSs; 0 for no bottleneck.
-        noise_std: standard deviation of the Gaussian noise that every defense adds last to what it releases; 0 for none.
-        adversary_weight: weight of the adversarial term of ``adversarial``, ``noise_arl``, ``ressfl`` and ``patrol``.
-        ssim_threshold: structural similarity up to which a reconstruction costs ``ressfl`` and ``patrol`` nothing, below 1.
-        pruned_channels: share of the channels of the encoder's layers that ``patrol`` prunes halfway through training.
-        sparse_threshold: what a neuron of ``sca`` must exceed to be active, in root mean squares of an image's features.
-        nopeek_weight: weight of the distance correlation in ``distance_correlation``, ``noise_nopeek``.
+        image_size: side of the square images in pixels, at least 8; null for the data set's own size.
+        protocol: images that the attacker reconstructs: ``inference``, test images, with the training images known; ``train``, training
+            images, with none of them known.
+        model: network: ``slim``, ``vgg11``, ``vgg13``, ``resnet20``, ``resnet32``, ``mobilenet_v2`` or a variant of one.
+        cut: number of stages (convolutions or blocks) on the user's device, at least 1.
+        bottleneck: channels of the released features, or the notation [noRELU_][Kk]CcSs; 0 for no bottleneck.
+        noise_std: standard deviation of the Gaussian noise added last to the released features; 0 for none.
+        adversary_weight: weight of the adversarial term of ``adversarial``, ``noise_arl``, ``ressfl`` and ``patrol``, at least 0.
+        ssim_threshold: structural similarity below which ``ressfl`` and ``patrol`` do not penalize a reconstruction, below 1.
+        pruned_channels: share of the encoder's channels that ``patrol`` prunes halfway through training.
+        sparse_threshold: activation threshold of the neurons of ``sca``, in root mean squares of an image's features.
+        nopeek_weight: weight of the distance correlation in ``distance_correlation`` and ``noise_nopeek``.
         dropout_rate: share of the features that ``dropout`` drops.
-        pruned_share: share of the features, those of least magnitude, that ``topk_pruning`` does not send.
-        privacy_mechanism: noise of ``local_dp``, ``gaussian`` or ``laplace``.
+        pruned_share: share of the features, smallest magnitudes first, that ``topk_pruning`` does not send.
+        privacy_mechanism: noise of ``local_dp``: ``gaussian`` or ``laplace``.
         privacy_epsilon: epsilon of ``local_dp``; smaller is more private.
         privacy_delta: delta of ``local_dp`` with Gaussian noise.
-        privacy_clip: greatest norm of an image's features under ``local_dp``.
-        cem_by_class: whether CEM's mixture has components of every class; otherwise it knows no labels and has one set for all images.
-        cem_components: mixture components per class (1 without labels: a single Gaussian).
-        cem_covariance: ``spherical`` or ``diag``.
-        cem_variant: ``paper`` or ``official``.
-        cem_gradient: ``unbiased`` or ``literal``.
-        cem_schedule: ``constant``, or ``official``, which lowers the weight of the CEM loss while the learning rate is high.
-        epochs: passes over the training images.
-        batch_size: images per training step.
-        accumulate: parts that a batch is computed in, one after the other, so that it needs less memory; their gradients add up.
-        precision: what the network computes in during training (``fp32``, ``bf16`` or ``fp16``, where that is safe).
-        learning_rate: peak learning rate of the defense training.
-        attacks: attacks to run on the trained model.
-        attack_decoder: network of the decoder attack (``slim``, ``res_norm``, ``conv_norm``, ``plain``).
-        attack_dropout: share of its hidden features that the network ``slim`` drops in training, below 1.
-        attack_loss: what the decoder attack minimizes (``mse``, ``ssim``, ``l1``).
-        attack_epochs: passes of the decoder attack over the attacker's images, also where another attack starts from it.
-        attack_batch_size: images per step of the decoder attack, and of the gan attack after it.
-        attack_gan_epochs: passes of the gan attack after that.
-        attack_steps: steps of the optimization attack.
-        noise_draws: noise draws that the accuracy is averaged over.
+        privacy_clip: largest norm of an image's features under ``local_dp``.
+        cem_by_class: whether the CEM mixture has components per class; otherwise one set of components for all images, without labels.
+        cem_components: mixture components per class, or in all without classes, at least 1.
+        cem_covariance: covariance of the mixture components: ``spherical`` or ``diag``.
+        cem_variant: formula of the CEM loss: ``paper``, or ``official`` for that of the authors' code.
+        cem_gradient: gradient of the CEM loss: ``unbiased``, or ``literal`` for that of the formula as printed.
+        cem_schedule: schedule of the CEM weight: ``constant``, or ``official`` for a lower weight while the learning rate is high.
+        epochs: passes over the training images, at least 1.
+        batch_size: images per training step, at least 1.
+        accumulate: parts of a batch that are computed one after another to save memory, with summed gradients; at most ``batch_size``.
+        precision: floating-point format of the network in training where it is safe: ``fp32``, ``bf16`` or ``fp16``.
+        learning_rate: peak learning rate of the training, positive.
+        attacks: attacks on the trained model: ``decoder``, ``ridge``, ``nearest``, ``ensemble``, ``optimization``, ``gan``.
+        attack_decoder: network of the decoder attack: ``slim``, ``res_norm``, ``conv_norm`` or ``plain``.
+        attack_dropout: dropout rate of the decoder network ``slim`` in training, at least 0 and below 1.
+        attack_loss: loss of the decoder attack: ``mse``, ``ssim`` or ``l1``.
+        attack_epochs: passes of the decoder attack over the attacker's images, also as the start of other attacks, at least 1.
+        attack_batch_size: images per step of the decoder attack and the GAN attack, at least 2.
+        attack_gan_epochs: further passes of the GAN attack after the decoder attack, at least 1.
+        attack_steps: steps of the optimization attack, at least 1.
+        noise_draws: noise draws per test image that the accuracy is averaged over, at least 1.
     """
 
     image_size: int | None = None
@@ -103,8 +111,8 @@ class SharedConfig:
 
     def __post_init__(self) -> None:
         for key, kind in _kinds(type(self)).items():
-            if not _is_of(kind, getattr(self, key)):
-                raise TypeError(f"{key} must be {_described(kind)}, got {getattr(self, key)!r}")
+            if not is_of(kind, getattr(self, key)):
+                raise TypeError(f"{key} must be {type_name(kind, sequence='tuple')}, got {getattr(self, key)!r}")
         choices = {
             "protocol": ("inference", "train"),
             "privacy_mechanism": ("gaussian", "laplace"),
@@ -146,15 +154,31 @@ class SharedConfig:
 
 @dataclass(frozen=True)
 class RunConfig(SharedConfig):
-    """Every setting of one training run and of the attacks on it, beside those of :class:`SharedConfig`.
+    """All settings of one training run and the attacks on it.
+
+    The settings of :class:`cem_fast.config.SharedConfig` are keywords too.
 
     Args:
-        data: name of a data set (``faces``, ``digits``, ``cifar10``, ``cifar100``, ``tiny_imagenet``, ``facescrub``, ``fashion_mnist``,
-            ``fashion_mnist_5k``) or the path of a folder with one sub-folder per class.
-        defense: name of the defense.
-        cem_weight: weight of the CEM loss (lambda); 0 trains without it.
-        seed: seed of every random choice of the run.
-        fold: which fold of the data is the test set.
+        data: data set: ``faces``, ``digits``, ``cifar10``, ``cifar100``, ``tiny_imagenet``, ``facescrub``, ``fashion_mnist``,
+            ``fashion_mnist_5k``, or the path of a folder with one subfolder per class.
+        defense: name of the defense, such as ``noise``.
+        cem_weight: weight of the CEM loss (lambda), at least 0; 0 trains without it.
+        seed: seed of all random choices of the run, from 0 to 2**63 - 1.
+        fold: fold of the data that is the test set, 0 to 4.
+
+    Raises:
+        TypeError: a setting is of the wrong type.
+        ValueError: a setting is out of range.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> config = RunConfig(data="digits", cem_weight=0.35, epochs=10)
+        >>> config.label
+        'noise + CEM'
+        >>> RunConfig(epochs=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: epochs must be at least 1, got 0
     """
 
     data: str = "faces"
@@ -179,11 +203,23 @@ class RunConfig(SharedConfig):
 
     @property
     def label(self) -> str:
-        """What the run is called in tables: ``noise + CEM``."""
+        """Name of the run in tables.
+
+        Example:
+            >>> from cem_fast.config import RunConfig
+            >>> RunConfig(defense="dropout").label
+            'dropout'
+        """
         return self.defense + (" + CEM" if self.cem_weight > 0 else "")
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the settings as results.json records them: ``cem_weight`` under the paper's name, ``lambda``."""
+        """Returns the settings as results.json records them, with ``cem_weight`` under the paper's name ``lambda``.
+
+        Example:
+            >>> from cem_fast.config import RunConfig
+            >>> RunConfig(cem_weight=0.35).to_json()["lambda"]
+            0.35
+        """
         settings = asdict(self)
         settings["lambda"] = settings.pop("cem_weight")
         settings["attacks"] = list(self.attacks)
@@ -191,11 +227,19 @@ class RunConfig(SharedConfig):
 
     @classmethod
     def from_json(cls, settings: dict[str, Any]) -> RunConfig:
-        """Rebuilds the settings that :meth:`to_json` of this version or an earlier one wrote.
+        """Reads the settings that :meth:`cem_fast.config.RunConfig.to_json` of this or an older version wrote.
+
+        Args:
+            settings: the settings by their names in results.json.
 
         Raises:
-            TypeError: a setting is of the wrong kind.
+            TypeError: a setting is of the wrong type.
             ValueError: a key is unknown or missing, or a setting is out of range.
+
+        Example:
+            >>> from cem_fast.config import RunConfig
+            >>> RunConfig.from_json(RunConfig(seed=3).to_json()) == RunConfig(seed=3)
+            True
         """
         settings = LATER | settings
         if "lambda" in settings:
@@ -209,7 +253,7 @@ class RunConfig(SharedConfig):
         return cls(**settings)
 
 
-# what a grid's defense may have of its own: how the images are read, and how it is attacked, is the same for all of them
+# settings that an entry of a grid's defenses may set: all but those of data and attacks, which stay equal across defenses
 CELL_SETTINGS = tuple(
     field.name
     for field in fields(RunConfig)
@@ -220,20 +264,32 @@ CELL_SETTINGS = tuple(
 
 @dataclass(frozen=True)
 class GridConfig(SharedConfig):
-    """A grid of runs that differ in what is listed here and share every setting of :class:`SharedConfig`.
+    """A grid of runs: all combinations of the lists below, with all other settings shared.
+
+    The settings of :class:`cem_fast.config.SharedConfig` are keywords too.
 
     Args:
         name: name of the grid; its results go to ``runs/<name>``.
         data: data sets, each a name (``faces``, ``cifar10``, ...) or the path of a folder of images.
-        undefended: reference points, trained without noise and without CEM.
+        undefended: defenses trained as reference points, without noise and without CEM.
         defenses: defenses, each trained with every weight in ``cem_weights``; a name, or settings of its own with the name under
             ``defense``, such as ``{defense: noise_arl, noise_std: 0.15}``.
         cem_weights: weights of the CEM loss (lambda); 0 trains without it.
-        noise_levels: further noise levels for the ``noise`` defense without CEM, the curve that CEM is held against at equal accuracy.
+        noise_levels: further noise levels for the ``noise`` defense without CEM, the curve for comparisons at equal accuracy.
         seeds: seeds, one run each.
         folds: folds of the data, one run each.
-        per_data: settings that a data set has of its own, under the name it has in ``data``, such as ``{digits: {epochs: 10}}``: any
-            setting of a grid but ``name``, ``data`` and this one. They take the place of those that the data sets share.
+        per_data: settings of single data sets, by their name in ``data``, such as ``{digits: {epochs: 10}}``; they replace the shared
+            values of all settings but ``name``, ``data`` and ``per_data``.
+
+    Raises:
+        TypeError: a setting is of the wrong type.
+        ValueError: a setting is unknown or out of range, or the grid plans no run.
+
+    Example:
+        >>> from cem_fast.config import GridConfig
+        >>> grid = GridConfig(data=("digits",), cem_weights=(0.0, 0.5), seeds=(0, 1))
+        >>> [run.label for run in grid.runs()]
+        ['bottleneck', 'noise', 'noise + CEM', 'bottleneck', 'noise', 'noise + CEM']
     """
 
     name: str = "evaluation"
@@ -257,11 +313,16 @@ class GridConfig(SharedConfig):
             raise ValueError("the grid is empty: undefended, defenses and noise_levels plan no run")
 
     def runs(self) -> list[RunConfig]:
-        """The planned runs, those of one data set and fold together, each planned once.
+        """The planned runs without duplicates, ordered by data set, fold, seed and defense.
 
         Raises:
-            TypeError: a setting of one of them is of the wrong kind.
-            ValueError: a setting of one of them is unknown or out of range.
+            TypeError: a setting of a run is of the wrong type.
+            ValueError: a setting of a run is unknown or out of range.
+
+        Example:
+            >>> from cem_fast.config import GridConfig
+            >>> [(run.defense, run.noise_std, run.cem_weight) for run in GridConfig(seeds=(0,)).runs()]
+            [('bottleneck', 0.0, 0.0), ('noise', 0.1, 0.0), ('noise', 0.1, 0.35)]
         """
         if self.per_data:
             for data in self.per_data:
@@ -282,65 +343,162 @@ class GridConfig(SharedConfig):
         return list(dict.fromkeys(runs))
 
     def _own_settings(self, data: str) -> dict[str, Any]:
-        """The settings that a data set has of its own."""
+        """The entry of ``per_data`` for a data set."""
         settings = self.per_data.get(data, {})
         if not isinstance(settings, dict):
             raise TypeError(f"per_data must have settings under {data!r}, got {settings!r}")
         known = [f.name for f in fields(self) if f.name not in ("name", "data", "per_data")]
         for key in settings:
             lookup(f"setting of {data} in per_data", key, dict.fromkeys(known))
-        return {key: _as_said(_kinds(GridConfig)[key], value) for key, value in settings.items()}
+        return {key: from_yaml(_kinds(GridConfig)[key], value) for key, value in settings.items()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Description of one setting.
+
+    Args:
+        name: name of the field, which is also the YAML key.
+        kind: its type.
+        default: its default.
+        text: what it means, in Markdown.
+        group: heading that it is listed under.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    text: str
+    group: str
+
+    @property
+    def type(self) -> str:
+        """The type as users read it, such as ``int or null``.
+
+        Example:
+            >>> from cem_fast.config import RunConfig, described
+            >>> described(RunConfig)["image_size"].type
+            'int or null'
+        """
+        return type_name(self.kind)
+
+
+def described(config: type[SharedConfig]) -> dict[str, Setting]:
+    """Describes the settings of a configuration, with the texts of its docstrings.
+
+    Args:
+        config: :class:`cem_fast.config.RunConfig` or :class:`cem_fast.config.GridConfig`.
+
+    Returns:
+        The settings by name: those that only this class has first, then the shared ones.
+
+    Example:
+        >>> from cem_fast.config import RunConfig, described
+        >>> setting = described(RunConfig)["epochs"]
+        >>> setting.type, setting.default, setting.group
+        ('int', 40, 'training')
+        >>> setting.text
+        'passes over the training images, at least 1'
+    """
+    from docstring_parser import parse_from_object  # needed for help and documentation only
+
+    texts = {
+        parameter.arg_name: " ".join((parameter.description or "").split()).rstrip(".")
+        for cls in config.__mro__[:-1]
+        for parameter in parse_from_object(cls).params
+    }
+    defaults, kinds = config(), _kinds(config)
+    shared = [f.name for f in fields(SharedConfig)]
+    group = "grid" if config is GridConfig else "run"
+    found = {}
+    for name in (*(f.name for f in fields(config) if f.name not in shared), *shared):
+        group = GROUPS.get(name, group)
+        found[name] = Setting(name, kinds[name], getattr(defaults, name), texts[name], group)
+    return found
+
+
+def type_name(kind: Any, *, sequence: str = "list") -> str:
+    """Names a type as users read it.
+
+    Args:
+        kind: the type.
+        sequence: name of a list: ``list`` in YAML, ``tuple`` in Python.
+
+    Example:
+        >>> from cem_fast.config import type_name
+        >>> type_name(tuple[float, ...]), type_name(int | None)
+        ('list of float', 'int or null')
+    """
+    if get_origin(kind) is tuple:
+        return f"{sequence} of {type_name(get_args(kind)[0], sequence=sequence)}"
+    if get_origin(kind) is dict:
+        return "settings"
+    if get_args(kind):
+        return " or ".join(type_name(option, sequence=sequence) for option in get_args(kind))
+    return "null" if kind is type(None) else str(kind.__name__)
+
+
+def from_yaml(kind: Any, value: Any) -> Any:
+    """Converts a value of a YAML file to the type of a setting: lists to tuples, and whole numbers to float where it is expected.
+
+    A value of another type is returned as it is.
+
+    Args:
+        kind: type of the setting.
+        value: the value.
+
+    Example:
+        >>> from cem_fast.config import from_yaml
+        >>> from_yaml(tuple[float, ...], [0, 0.5])
+        (0.0, 0.5)
+    """
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(from_yaml(get_args(kind)[0], each) for each in value)
+    return float(value) if kind is float and is_of(int, value) else value
+
+
+def is_of(kind: Any, value: Any) -> bool:
+    """Tells whether a value is of a setting's type; an int is a float, but a bool is no number.
+
+    Args:
+        kind: type of the setting.
+        value: the value.
+
+    Example:
+        >>> from cem_fast.config import is_of
+        >>> is_of(float, 1), is_of(int, True), is_of(tuple[int, ...], (1, 2))
+        (True, False, True)
+    """
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(is_of(get_args(kind)[0], each) for each in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)
+    if get_args(kind):
+        return any(is_of(option, value) for option in get_args(kind))
+    return isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _cell(defense: str | dict[str, Any]) -> dict[str, Any]:
-    """The settings of one entry of a grid's defenses: a name is short for a defense without settings of its own."""
+    """The settings of one entry of a grid's defenses, which is a name or a mapping."""
     if isinstance(defense, str):
         return {"defense": defense}
     if "defense" not in defense:
         raise ValueError(f"defenses must each have a name under 'defense', got {defense!r}")
     for key in defense:
         lookup("setting of a defense", key, dict.fromkeys(CELL_SETTINGS))
-    return {key: _as_said(_kinds(RunConfig)[key], value) for key, value in defense.items()}
-
-
-def _as_said(kind: Any, value: Any) -> Any:
-    """A value from a file as the setting's kind has it: a file may say 1 for 1.0, and knows lists alone."""
-    if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_as_said(get_args(kind)[0], each) for each in value)
-    return float(value) if kind is float and _is_of(int, value) else value
+    return {key: from_yaml(_kinds(RunConfig)[key], value) for key, value in defense.items()}
 
 
 def _without_idle(cell: dict[str, Any]) -> dict[str, Any]:
-    """A cell without the settings of CEM where there is no CEM: such cells are trained alike, and once is enough."""
+    """The cell without CEM settings if its CEM weight is 0, so that equal cells are trained once."""
     if cell["cem_weight"] > 0:
         return cell
     return {key: value for key, value in cell.items() if key == "cem_weight" or not key.startswith("cem_")}
 
 
-def _described(kind: Any) -> str:
-    """A type for people: ``int or null``, ``tuple of str``."""
-    if get_origin(kind) is tuple:
-        return f"tuple of {_described(get_args(kind)[0])}"
-    if get_origin(kind) is dict:
-        return "settings"
-    if get_args(kind):
-        return " or ".join(_described(option) for option in get_args(kind))
-    return "null" if kind is type(None) else kind.__name__
-
-
 @cache
 def _kinds(config: type) -> dict[str, Any]:
     return get_type_hints(config)
-
-
-def _is_of(kind: Any, value: Any) -> bool:
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_of(get_args(kind)[0], each) for each in value)
-    if get_origin(kind) is dict:
-        return isinstance(value, dict)
-    if get_args(kind):
-        return any(_is_of(option, value) for option in get_args(kind))
-    return isinstance(value, int | float if kind is float else kind) and (kind is bool or not isinstance(value, bool))
 
 
 def _require(key: str, value: float, *, at_least: float, below: float = math.inf) -> None:

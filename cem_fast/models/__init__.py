@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
+from cem_fast._support.bottleneck import Bottleneck
 from cem_fast._support.lookup import lookup
 from cem_fast.models import mobilenet, resnet, vgg
-from cem_fast.models.bottleneck import Bottleneck
 from cem_fast.models.split import SplitModel
 
 __all__ = ["Bottleneck", "build", "names"]
