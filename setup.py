@@ -48,7 +48,7 @@ EXTENSIONS = [
     Extension(
         "cem_fast._C_cpu",
         sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),
-        depends=[str(path) for path in Path("csrc/cpu").glob("*.h")],
+        depends=[str(path) for folder in ("common", "cpu") for path in Path("csrc", folder).glob("*.h")],
         define_macros=STABLE_ABI,
         extra_compile_args=flags(CPP),
         library_dirs=library_paths(),
@@ -85,7 +85,7 @@ def cuda_extension() -> Extension:
     return Extension(
         "cem_fast._C_cuda",
         sorted(str(path) for path in Path("csrc/cuda").iterdir() if path.suffix in (".cu", ".cpp")),
-        depends=[str(path) for path in (*Path("csrc/cuda").glob("*.*h"), Path("csrc/cpu/problem.h"))],
+        depends=[str(path) for folder in ("common", "cuda") for path in Path("csrc", folder).glob("*.*h")],
         define_macros=STABLE_ABI,
         extra_compile_args={"cxx": flags(CUDA), "nvcc": NVCC_FLAGS},
         library_dirs=library_paths(),

@@ -1,7 +1,7 @@
 // Which kernels run: the widest instruction set of this processor, unless another is asked for.
 #pragma once
 
-#include "problem.h"
+#include "../common/problem.h"
 
 namespace cem_fast {
 

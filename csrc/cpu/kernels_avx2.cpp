@@ -11,7 +11,7 @@
 #define CEM_FAST_CAPABILITY avx2
 #define CEM_FAST_CAPABILITY_NAME "avx2"
 #define CEM_FAST_WIDTH 32
-#include "kernels.h"
+#include "kernels-inl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

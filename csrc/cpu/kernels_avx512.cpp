@@ -12,7 +12,7 @@
 #define CEM_FAST_CAPABILITY avx512
 #define CEM_FAST_CAPABILITY_NAME "avx512"
 #define CEM_FAST_WIDTH 64
-#include "kernels.h"
+#include "kernels-inl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

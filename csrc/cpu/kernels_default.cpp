@@ -4,4 +4,4 @@
 #define CEM_FAST_CAPABILITY baseline
 #define CEM_FAST_CAPABILITY_NAME "default"
 #define CEM_FAST_WIDTH 16
-#include "kernels.h"
+#include "kernels-inl.h"

@@ -9,5 +9,5 @@
 #include <immintrin.h>
 #endif
 
-#include "problem.h"
+#include "../common/problem.h"
 #include "rows.h"

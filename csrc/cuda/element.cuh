@@ -5,7 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "../cpu/problem.h"
+#include "../common/problem.h"
 
 namespace cem_fast::cuda {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "../cpu/problem.h"
+#include "../common/problem.h"
 
 namespace cem_fast::cuda {
 

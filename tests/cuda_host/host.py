@@ -39,7 +39,14 @@ def build_library(folder: Path, *flags: str) -> Path:
     flags = ("-fPIC", "-DCUDA_HOST_FIBERS", *flags)
     kernels = _compile(folder, sorted(SOURCES.glob("*.cu")), flags)
     headers = [argument for path in include_paths() for argument in ("-isystem", path)]
-    for_torch = [*flags, *headers, "-DTORCH_TARGET_VERSION=0x020b000000000000", "-include", str(HERE / "torch_host.h")]
+    for_torch = [
+        *flags,
+        *headers,
+        "-fvisibility=hidden",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-include",
+        str(HERE / "torch_host.h"),
+    ]
     launchers = _compile(folder, [SOURCES / "register.cpp", HERE / "torch_host.cpp"], for_torch)
     libraries = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu", "-lc10"]
     _link(library, [*kernels, *launchers], *flags, "-shared", libraries=libraries)

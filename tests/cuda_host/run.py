@@ -84,7 +84,9 @@ LAUNCHERS = {
     "64 bits of an offset": Mutant(
         "distance.cuh", "groups.order[position] * x.stride;", "int(groups.order[position] * x.stride);"
     ),
-    "neighbors made of what lies apart": Mutant("register.cpp", "t.is_contiguous() ? t : ", "true ? t : "),
+    "neighbors made of what lies apart": Mutant(
+        "../common/arguments.h", "keep(t.is_contiguous() ? t : ", "keep(true ? t : "
+    ),
 }
 
 

@@ -113,9 +113,9 @@ X, MEANS, LABELS = torch.rand(9, 4), torch.rand(2, 3, 4), torch.arange(9) % 2
     "x, means, labels, message",
     [
         (X, MEANS[..., :3], LABELS, "x must be .N, D. and means .C, K, D."),
-        (X, MEANS.double(), LABELS, "a tensor has the wrong type or, instead of 24, 24 elements"),
-        (X, MEANS, LABELS[:5], "a tensor has the wrong type or, instead of 9, 5 elements"),
-        (X, MEANS, LABELS.int(), "a tensor has the wrong type or, instead of 9, 9 elements"),
+        (X, MEANS.double(), LABELS, "parameters must be float64 with float64 features"),
+        (X, MEANS, LABELS[:5], "labels must be int64 .N."),
+        (X, MEANS, LABELS.int(), "labels must be int64 .N."),
         (X, MEANS, None, "labels may be left out for one class only"),
         (X.to(torch.complex64), MEANS, LABELS, "x must be float32, float64, bfloat16 or float16"),
         (torch.zeros(1, 1).expand(2**31, 1), torch.zeros(1, 1, 1), None, "x must have fewer than 2.31 rows"),

@@ -4,14 +4,14 @@
 namespace cem_fast {
 namespace CEM_FAST_CAPABILITY {
 
-#include "simd.h"
-#include "math.h"
-#include "distance.h"
-#include "mixture_log_prob.h"
-#include "mixture_moments.h"
-#include "component_statistics.h"
-#include "kmeans.h"
-#include "entropy_bound.h"
+#include "simd-inl.h"
+#include "math-inl.h"
+#include "distance-inl.h"
+#include "mixture_log_prob-inl.h"
+#include "mixture_moments-inl.h"
+#include "component_statistics-inl.h"
+#include "kmeans-inl.h"
+#include "entropy_bound-inl.h"
 
 // Calls f with a null pointer to the features' element type.
 template <class F>
