@@ -1,4 +1,4 @@
-"""Adversarial representation learning: the encoder is trained against a decoder that tries to invert it."""
+"""Adversarial representation learning: training of the encoder against a decoder that tries to invert it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,28 @@ from cem_fast.models.split import SplitModel
 
 
 class ProxyDecoder(nn.Module):
-    """Rebuilds images from released features: the adversary inside the defense, which is not the attacker's network.
+    """Decoder from released features to images: the adversary inside the defense, separate from the attacker's networks.
 
-    It starts as ``mean``, the mean of the training images, and nothing bounds what it adds to that: behind a Sigmoid, images that are
-    mostly black drive the whole picture to black, where no gradient brings it back.
+    Its initial output is ``mean``, the mean of the training images, and the residual added to it is unbounded. Behind a Sigmoid, mostly
+    black images would drive the whole output to black, where the gradient vanishes.
 
     Args:
         feature_shape: ``(channels, height, width)`` of the features.
         image_shape: ``(channels, height, width)`` of the images.
-        width: channels of its first layer; later layers have half of it.
+        width: channels of the first layer; later layers have half as many.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.defenses.adversarial import ProxyDecoder
+        >>> ProxyDecoder((8, 4, 4), (1, 16, 16))(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 1, 16, 16])
     """
+
+    mean: Tensor
 
     def __init__(self, feature_shape: tuple[int, int, int], image_shape: tuple[int, int, int], width: int = 32):
         super().__init__()
-        self.size = image_shape[1:]
+        self.size = list(image_shape[1:])
         self.first = nn.Conv2d(feature_shape[0], width, 3, padding=1)
         doublings = max(0, round(math.log2(image_shape[1] / feature_shape[1])))
         widths = [width] + [width // 2] * doublings
@@ -37,14 +45,14 @@ class ProxyDecoder(nn.Module):
         )
         self.last = nn.Conv2d(widths[-1], image_shape[0], 3, padding=1)
         nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
         self.register_buffer("mean", torch.zeros(image_shape))
 
     def forward(self, released: Tensor) -> Tensor:
         hidden = F.relu(self.first(released))
         for convolution in self.middle:
             hidden = F.relu(convolution(F.interpolate(hidden, scale_factor=2.0)))
-        if hidden.shape[2:] != self.size:
+        if list(hidden.shape[2:]) != self.size:
             hidden = F.interpolate(hidden, self.size)
         return self.mean + self.last(hidden)
 
@@ -52,11 +60,12 @@ class ProxyDecoder(nn.Module):
 class AdversarialRepresentation(Defense):
     """Adds ``weight * relu(1 - mse_proxy / variance)`` to the loss: the share of the images' variance that a proxy decoder explains.
 
-    The proxy learns on the released features of training images, one Adam step after every step of the network. Measured against the
-    variance of the images about their mean, its success has no unit, and the penalty ends where the proxy does no better than the mean.
+    The proxy learns on the released features of training images, one Adam step after every step of the network. Relative to the variance
+    of the images about their mean, its success has no unit, and the penalty is zero where the proxy is no better than the mean. Features
+    are released unchanged.
 
     Args:
-        adversary_weight: weight of the penalty.
+        adversary_weight: weight of the penalty, positive.
         seed: seed of the proxy's initial weights.
 
     Raises:
@@ -65,7 +74,23 @@ class AdversarialRepresentation(Defense):
     Source:
         Xiao et al., "Adversarial learning of privacy-preserving and task-oriented representations", AAAI 2020; Li et al., "ResSFL: a
         resistance transfer framework for defending model inversion attack in split federated learning", CVPR 2022.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses, models
+        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=8)
+        >>> defense = defenses.AdversarialRepresentation(adversary_weight=1.0)
+        >>> images = torch.rand(4, 1, 16, 16)
+        >>> defense.start(model, images)  # as training does
+        >>> features = model.encoder(images)
+        >>> released = defense.release(features)
+        >>> torch.equal(released, features)
+        True
+        >>> defense.penalty(images, features, released, torch.tensor([0, 1, 2, 0])) >= 0
+        tensor(True)
     """
+
+    variance: Tensor
 
     def __init__(self, *, adversary_weight: float, seed: int = 0):
         super().__init__()
@@ -84,7 +109,7 @@ class AdversarialRepresentation(Defense):
                 "cut the network before it flattens them"
             )
         with seeded(self.seed, "proxy decoder"):
-            self.proxy = ProxyDecoder(tuple(features.shape[1:]), tuple(image_shape)).to(model.device)
+            self.proxy = ProxyDecoder(_sizes(features.shape[1:]), _sizes(image_shape)).to(model.device)
 
     def start(self, model: SplitModel, images: Tensor) -> None:
         super().start(model, images)
@@ -103,3 +128,8 @@ class AdversarialRepresentation(Defense):
         F.mse_loss(self.proxy(released), images).backward()
         self.ranks.average_gradients(self.proxy.parameters(), rows=len(images))
         self.optimizer.step()
+
+
+def _sizes(shape: torch.Size) -> tuple[int, int, int]:
+    channels, height, width = shape
+    return channels, height, width

@@ -1,4 +1,4 @@
-"""What every defense is: it decides what the cloud sees, and may add a term to the training loss."""
+"""The base class of defenses: a map from features to released features, with an optional training penalty."""
 
 from __future__ import annotations
 
@@ -13,17 +13,26 @@ from cem_fast.models.split import SplitModel
 
 
 class Defense(nn.Module):
-    """No defense at all; subclasses override what they need.
+    """A defense that changes nothing; subclasses override what they need.
 
     The training loop calls ``start`` once, ``before_epoch`` at the start of every epoch, then for every batch ``penalty`` and, after the
-    optimizer's step, ``after_step``. Everything that leaves the device, in training, in testing and under attack, passes through
-    ``release``. A saved network is rebuilt by ``attach`` and ``reshape``. For training to go on after an interruption, state between two
-    epochs must be in parameters, buffers and optimizers that ``start`` makes and keeps as attributes.
+    optimizer's step, ``after_step``. All features that leave the device, in training, in testing and under attack, pass through
+    ``release``. A saved network is rebuilt by ``attach`` and ``reshape``. For training to continue after an interruption, state between
+    two epochs must be in parameters, buffers and optimizers that ``start`` makes and keeps as attributes.
 
     Attributes:
-        uses_bottleneck: whether the network is built with a bottleneck at the cut (every defense of the field has one).
-        noise_std: standard deviation of the Gaussian noise that ``release`` adds last, to what ``before_noise`` returns.
+        uses_bottleneck: whether the network is built with a bottleneck at the cut, as for all defenses of the paper's tables.
+        noise_std: standard deviation of the Gaussian noise that ``release`` adds last, to the result of ``before_noise``.
         ranks: the processes that train together; each gives ``penalty`` and ``after_step`` its share of a batch.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses
+        >>> class Rounding(defenses.Defense):
+        ...     def release(self, features):
+        ...         return features.round(decimals=1)
+        >>> Rounding().release(torch.tensor([[0.12, 0.98]]))
+        tensor([[0.1000, 1.0000]])
     """
 
     uses_bottleneck: bool = True
@@ -31,7 +40,7 @@ class Defense(nn.Module):
     ranks: Ranks = Ranks()
 
     def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
-        """Builds the defense's own networks, and changes the network where the defense does; a second time changes nothing more.
+        """Builds the defense's own networks, and changes the model if the defense does; a second call changes nothing.
 
         Args:
             model: the network, on the device to train on.
@@ -39,32 +48,73 @@ class Defense(nn.Module):
         """
 
     def reshape(self, model: SplitModel, shapes: Mapping[str, torch.Size]) -> None:
-        """Gives the network the shapes that this defense had brought it to, by the names in its ``state_dict``."""
+        """Changes the model to the shapes that this defense gave it in an earlier training.
+
+        Args:
+            model: the network, attached.
+            shapes: shape of every tensor, by its name in the model's ``state_dict``.
+        """
 
     def start(self, model: SplitModel, images: Tensor) -> None:
-        """Prepares for training, given the network and the training images ``[N, C, H, W]``; attaches the defense."""
+        """Attaches the defense and prepares it for training.
+
+        Args:
+            model: the network, on the device to train on.
+            images: the training images ``[N, C, H, W]``.
+        """
         self.attach(model, images.shape[1:])
 
     def before_epoch(self, model: SplitModel, images: Tensor, labels: Tensor, *, epoch: int, epochs: int) -> None:
-        """May change the network between two epochs (from 0); the optimizer follows the parameters that it has after this."""
+        """May change the network before an epoch; the optimizer then follows its new parameters.
+
+        Args:
+            model: the network.
+            images: the training images ``[N, C, H, W]``.
+            labels: their classes ``[N]``, int64.
+            epoch: the epoch that begins, from 0.
+            epochs: number of epochs.
+        """
 
     def release(self, features: Tensor) -> Tensor:
-        """Returns the features as the cloud (and so the attacker) sees them."""
+        """Returns the features that leave the device, and so reach the cloud and an attacker.
+
+        Args:
+            features: output of the encoder, ``[N, ...]``.
+
+        Returns:
+            Features of the same shape.
+        """
         return features
 
     def before_noise(self, features: Tensor) -> Tensor:
-        """Returns what ``release`` adds its Gaussian noise to."""
+        """Returns the features before the Gaussian noise that ``release`` adds last.
+
+        Args:
+            features: output of the encoder, ``[N, ...]``.
+        """
         return self.release(features)
 
     def penalty(self, images: Tensor, features: Tensor, released: Tensor, labels: Tensor) -> Tensor | float:
-        """Returns the term that this defense adds to the training loss of one batch."""
+        """Returns the term that this defense adds to the training loss of one batch.
+
+        Args:
+            images: the batch ``[N, C, H, W]``.
+            features: their clean features ``[N, ...]``.
+            released: their released features ``[N, ...]``.
+            labels: their classes ``[N]``, int64.
+        """
         return 0.0
 
     def after_step(self, images: Tensor, released: Tensor) -> None:
-        """Updates the defense's own networks after the model's step; ``released`` is detached."""
+        """Updates the defense's own networks after the model's step.
+
+        Args:
+            images: the batch ``[N, C, H, W]``.
+            released: their released features ``[N, ...]``, detached.
+        """
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimizers of this defense and its parts, by the names of their attributes."""
+        """Returns the optimizers of this defense and its parts, by the names of their attributes."""
         return {
             f"defense.{name}.{key}": value
             for name, module in self.named_modules()
@@ -74,7 +124,7 @@ class Defense(nn.Module):
 
     @contextmanager
     def trained_over(self, ranks: Ranks) -> Iterator[None]:
-        """Inside the block, this defense and its parts are trained by these processes together."""
+        """Sets ``ranks`` of this defense and its parts inside the block."""
         parts = [module for module in self.modules() if isinstance(module, Defense)]
         for part in parts:
             part.ranks = ranks

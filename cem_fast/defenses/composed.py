@@ -1,8 +1,9 @@
-"""Several defenses as one."""
+"""Composition of defenses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,24 @@ from cem_fast.models.split import SplitModel
 
 
 class Composed(Defense):
-    """Releases through one defense after the other, and adds up what they add to the loss.
+    """Releases features through several defenses in turn, and adds up their penalties.
 
-    Every part's penalty and proxy see what leaves the device in the end, after all parts.
+    The penalties and proxies of all parts are computed on the final released features.
 
     Args:
         *parts: the defenses, in the order in which features pass through them.
 
     Raises:
         ValueError: there is no part.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses
+        >>> defense = defenses.Composed(defenses.TopKPruning(pruned_share=0.5), defenses.GaussianNoise(noise_std=0.1))
+        >>> defense.noise_std
+        0.1
+        >>> defense.before_noise(torch.tensor([[1.0, 4.0, 2.0, 3.0]]))
+        tensor([[0., 4., 0., 3.]])
     """
 
     def __init__(self, *parts: Defense):
@@ -31,38 +41,42 @@ class Composed(Defense):
         self.uses_bottleneck = all(part.uses_bottleneck for part in parts)
 
     @property
-    def noise_std(self) -> float:
-        return self.parts[-1].noise_std
+    def noise_std(self) -> float:  # type: ignore[override]  # that of the last part, read-only
+        return self._members()[-1].noise_std
 
     def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
-        for part in self.parts:
+        for part in self._members():
             part.attach(model, image_shape)
 
     def reshape(self, model: SplitModel, shapes: Mapping[str, torch.Size]) -> None:
-        for part in self.parts:
+        for part in self._members():
             part.reshape(model, shapes)
 
     def start(self, model: SplitModel, images: Tensor) -> None:
-        for part in self.parts:
+        for part in self._members():
             part.start(model, images)
 
     def before_epoch(self, model: SplitModel, images: Tensor, labels: Tensor, *, epoch: int, epochs: int) -> None:
-        for part in self.parts:
+        for part in self._members():
             part.before_epoch(model, images, labels, epoch=epoch, epochs=epochs)
 
     def release(self, features: Tensor) -> Tensor:
-        for part in self.parts:
+        for part in self._members():
             features = part.release(features)
         return features
 
     def before_noise(self, features: Tensor) -> Tensor:
-        for part in self.parts[:-1]:
+        *earlier, last = self._members()
+        for part in earlier:
             features = part.release(features)
-        return self.parts[-1].before_noise(features)
+        return last.before_noise(features)
 
     def penalty(self, images: Tensor, features: Tensor, released: Tensor, labels: Tensor) -> Tensor | float:
-        return sum(part.penalty(images, features, released, labels) for part in self.parts)
+        return sum(part.penalty(images, features, released, labels) for part in self._members())
 
     def after_step(self, images: Tensor, released: Tensor) -> None:
-        for part in self.parts:
+        for part in self._members():
             part.after_step(images, released)
+
+    def _members(self) -> list[Defense]:
+        return cast("list[Defense]", list(self.parts))

@@ -1,4 +1,4 @@
-"""NoPeek: the encoder is trained to make features that hardly depend on the image, by their distance correlation."""
+"""NoPeek: training of the encoder for a low distance correlation of images and released features."""
 
 from __future__ import annotations
 
@@ -9,30 +9,38 @@ from cem_fast.defenses.base import Defense
 
 
 def distance_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Distance correlation of two samples: how far distances between rows of one go along with those of the other.
+    """Distance correlation of two samples: agreement of the distances between rows of one with those of the other.
 
-    ``R = sqrt( V2(x, z) / sqrt(V2(x, x) V2(z, z)) )`` with ``V2(x, z) = mean_ij A_ij B_ij``, where A and B are the matrices of Euclidean
-    distances between rows, with the means of their rows and columns taken off and the mean of all added.
+    ``R = sqrt( V2(x, z) / sqrt(V2(x, x) V2(z, z)) )`` with ``V2(x, z) = mean_ij A_ij B_ij``
+
+    A and B are the doubly centered matrices of Euclidean distances between rows: minus row means and column means, plus the total mean.
 
     Args:
         first: ``[N, ...]``; trailing dimensions are flattened.
         second: ``[N, ...]``, floating point like ``first``.
 
     Returns:
-        A scalar in [0, 1]: 1 where one sample is the other one scaled and turned; 0 where either sample does not vary. For few rows it is
-        above zero even where the samples are independent. Differentiable everywhere.
+        A scalar in [0, 1]: 1 where one sample is the other one scaled and rotated; 0 where either sample is constant. For few rows it is
+        above zero even for independent samples. Differentiable everywhere.
 
     Raises:
         ValueError: the samples have different numbers of rows, or none.
 
     Source:
         Szekely, Rizzo and Bakirov, "Measuring and testing dependence by correlation of distances", Annals of Statistics 2007, Def. 5.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.defenses.distance_correlation import distance_correlation
+        >>> x = torch.arange(8.0).view(4, 2)
+        >>> distance_correlation(x, 3 * x + 1)
+        tensor(1.)
     """
     if len(first) != len(second) or not len(first):
         raise ValueError(f"both samples must have as many rows, at least 1, got {len(first)} and {len(second)}")
     a, b = _centered_distances(first), _centered_distances(second)
     shared, own = (a * b).mean(), a.square().mean() * b.square().mean()
-    # A square root has no slope at zero: where either sample is constant, or nothing is shared, neither root is taken.
+    # The gradient of a square root is infinite at zero: for constant or independent samples neither root is taken.
     varies = own > torch.finfo(own.dtype).tiny
     squared = shared / torch.where(varies, own, 1.0).sqrt()
     dependent = varies & (squared > torch.finfo(own.dtype).eps)
@@ -40,16 +48,25 @@ def distance_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 class DistanceCorrelation(Defense):
-    """Adds ``weight * R(images, released features)`` to the loss of every batch.
+    """Adds ``weight * R(images, released features)`` to the loss of every batch; features are released unchanged.
 
     Args:
-        nopeek_weight: weight of the penalty.
+        nopeek_weight: weight of the penalty, positive.
 
     Raises:
         ValueError: ``nopeek_weight`` is not positive.
 
     Source:
         Vepakomma et al., "NoPeek: information leakage reduction to share activations in distributed deep learning", ICDM workshops 2020.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses
+        >>> defense = defenses.DistanceCorrelation(nopeek_weight=2.0)
+        >>> images = torch.arange(16.0).view(4, 1, 2, 2)
+        >>> released = defense.release(0.5 * images)
+        >>> defense.penalty(images, released, released, torch.zeros(4))
+        tensor(2.)
     """
 
     def __init__(self, *, nopeek_weight: float):

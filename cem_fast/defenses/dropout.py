@@ -1,4 +1,4 @@
-"""Dropout of features on their way to the cloud, in training and in use."""
+"""Dropout of released features, in training and at inference."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from cem_fast.defenses.base import Defense
 
 
 class FeatureDropout(Defense):
-    """Releases every feature with probability ``1 - rate``, scaled by ``1 / (1 - rate)``, and a zero in its place otherwise.
+    """Releases every feature with probability ``1 - rate``, scaled by ``1 / (1 - rate)``, and zero otherwise.
 
-    The choice is fresh at every call and never ends with training: what is dropped, the attacker does not see either.
+    Each call drops features independently, at inference too, so that an attacker does not see them. Repeated releases of one image
+    together show nearly all of them.
 
     Args:
-        dropout_rate: share of the features that is dropped on average.
+        dropout_rate: expected share of the dropped features, between 0 and 1.
 
     Raises:
         ValueError: ``dropout_rate`` is not between 0 and 1.
@@ -22,6 +23,12 @@ class FeatureDropout(Defense):
     Source:
         He, Zhang and Lee, "Attacking and protecting data privacy in edge-cloud collaborative inference systems", IEEE Internet of Things
         Journal 2021; Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", JMLR 2014.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses
+        >>> defenses.FeatureDropout(dropout_rate=0.5).eval().release(torch.ones(1, 1000)).unique()
+        tensor([0., 2.])
     """
 
     def __init__(self, *, dropout_rate: float):

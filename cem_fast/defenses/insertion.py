@@ -1,4 +1,4 @@
-"""Putting a layer of a defense's own into the part of a network that runs on the device."""
+"""Insertion of a defense's own layer into the encoder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,28 @@ from cem_fast.models.split import SplitModel
 def insert_layer(
     model: SplitModel, image_shape: torch.Size, kind: type[nn.Module], build: Callable[[int], nn.Module]
 ) -> nn.Module:
-    """Puts a layer before the last module of the encoder, which bounds the features; where one is already there, it stays.
+    """Inserts a layer before the last module of the encoder, which bounds the features; an earlier one of its class is kept.
 
     Args:
         model: the network.
         image_shape: ``(channels, height, width)`` of the images.
         kind: class of the layer.
-        build: channels of the feature maps at that place -> the layer, which must keep their shape.
+        build: function of the channels of the feature maps at that place; its layer must keep their shape.
 
     Returns:
-        The layer.
+        The layer, new or kept.
 
     Raises:
         ValueError: the encoder is not an ``nn.Sequential``, or has no feature maps ``[N, C, H, W]`` at that place.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cem_fast import models
+        >>> from cem_fast.defenses.insertion import insert_layer
+        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=8)
+        >>> insert_layer(model, torch.Size((1, 16, 16)), nn.BatchNorm2d, nn.BatchNorm2d).num_features
+        32
     """
     encoder = model.encoder
     if not isinstance(encoder, nn.Sequential):
@@ -42,6 +51,6 @@ def insert_layer(
             "the layer of a defense needs feature maps [N, C, H, W] before the last module of the encoder, got shape "
             f"{tuple(features.shape)}: cut the network before it flattens them"
         )
-    layer = build(features.shape[1]).to(model.device, memory_format=torch.channels_last)
+    layer = build(features.shape[1]).to(model.device).to(memory_format=torch.channels_last)
     encoder.insert(place, layer.train(encoder.training))
     return layer

@@ -1,4 +1,4 @@
-"""Local differential privacy: clipped features and as much noise as the privacy budget asks for."""
+"""The mechanisms of local differential privacy: clipped features with noise calibrated to a privacy budget."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ from torch import Tensor
 from cem_fast._support.lookup import lookup
 from cem_fast.defenses.base import Defense
 
-NORMS = {"gaussian": 2, "laplace": 1}  # in which each mechanism measures how far two releases can be apart
+NORMS = {"gaussian": 2, "laplace": 1}  # order of the norm in which each mechanism measures sensitivity
 
 
 def gaussian_scale(*, epsilon: float, delta: float, sensitivity: float) -> float:
-    """The least standard deviation with which Gaussian noise is ``(epsilon, delta)``-differentially private.
+    """The least standard deviation of Gaussian noise that is ``(epsilon, delta)``-differentially private.
 
     ``Phi(s / 2 sigma - epsilon sigma / s) - exp(epsilon) Phi(-s / 2 sigma - epsilon sigma / s) = delta``
 
-    Unlike the textbook's ``sqrt(2 log(1.25 / delta)) s / epsilon``, it holds for every epsilon, not only below 1.
+    It holds for every epsilon; the textbook's ``sqrt(2 log(1.25 / delta)) s / epsilon`` only below 1.
 
     Args:
         epsilon: positive.
         delta: between 0 and 1.
-        sensitivity: s, the greatest Euclidean distance between what the noise is added to for any two inputs.
+        sensitivity: s, the greatest Euclidean distance between the noiseless releases of any two inputs.
 
     Returns:
-        sigma, in units of ``sensitivity``.
+        sigma, in the unit of ``sensitivity``.
 
     Source:
         Balle and Wang, "Improving the Gaussian mechanism for differential privacy: analytical calibration and optimal denoising", ICML
         2018, Theorem 8.
+
+    Example:
+        >>> from cem_fast.defenses.local_dp import gaussian_scale
+        >>> round(gaussian_scale(epsilon=1.0, delta=1e-5, sensitivity=1.0), 3)
+        3.731
     """
 
     def excess(sigma: float) -> float:
@@ -52,17 +57,23 @@ class LocalDP(Defense):
     """Releases ``z = features * min(1, clip / norm) + noise``, ``(epsilon, delta)``-differentially private for any two images.
 
     The features of one image are scaled as a whole to a norm of at most ``clip``: Euclidean for Gaussian noise, the sum of magnitudes for
-    Laplace noise (for which delta is 0). Those of two images are then at most ``2 clip`` apart, which is the sensitivity. This holds for
-    one release of an image in exact arithmetic; every further release of the same image spends the budget again.
+    Laplace noise (for which delta is 0). The distance of two images' features is then at most ``2 clip``, which is the sensitivity.
+
+    At the budgets at which features can still be classified, around 200, this is a noise heuristic. Differential privacy at
+    ``epsilon = 200`` bounds the ratio of two images' likelihoods by ``exp(200)`` and so gives no meaningful guarantee; single digits do.
+
+    The budget holds for one release of an image, in exact arithmetic, and with perfect noise. Every further release of the same image
+    spends it again; the mean of ``n`` releases has noise of ``scale / sqrt(n)``. The noise comes from torch's generator, which is seedable
+    and not cryptographic: it serves experiments. A device that relies on the guarantee needs a secure generator.
 
     Args:
         privacy_mechanism: ``gaussian`` or ``laplace``.
-        privacy_epsilon: epsilon; smaller is more private, and single digits leave little to classify.
-        privacy_delta: delta; for ``gaussian`` alone.
+        privacy_epsilon: epsilon; smaller is more private.
+        privacy_delta: delta, for ``gaussian`` only.
         privacy_clip: greatest norm of an image's features.
 
     Attributes:
-        scale: standard deviation of the Gaussian noise, or the Laplace noise's mean magnitude.
+        scale: standard deviation of the Gaussian noise, or mean magnitude of the Laplace noise.
 
     Raises:
         ValueError: the mechanism is unknown, or another setting is out of range.
@@ -71,6 +82,16 @@ class LocalDP(Defense):
         Dwork and Roth, "The algorithmic foundations of differential privacy", 2014, sections 3.3 and A; Ryu et al., "Can differential
         privacy practically protect collaborative deep learning inference for the Internet of Things?", 2021 (for features; it finds
         useful values of epsilon between 100 and 200).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses
+        >>> settings = {"privacy_mechanism": "laplace", "privacy_epsilon": 200.0, "privacy_delta": 0.0}
+        >>> defense = defenses.LocalDP(**settings, privacy_clip=10.0)
+        >>> defense.scale
+        0.1
+        >>> defense.release(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 8, 4, 4])
     """
 
     def __init__(self, *, privacy_mechanism: str, privacy_epsilon: float, privacy_delta: float, privacy_clip: float):
@@ -88,7 +109,19 @@ class LocalDP(Defense):
             self.scale = 2 * privacy_clip / privacy_epsilon
 
     def clipped(self, features: Tensor) -> Tensor:
-        """Returns the features, each image's scaled to the greatest norm where it is above that."""
+        """Returns the features, each image's scaled down to a norm of at most ``clip``.
+
+        Args:
+            features: ``[N, ...]``.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import defenses
+            >>> settings = {"privacy_mechanism": "gaussian", "privacy_epsilon": 200.0, "privacy_delta": 1e-4}
+            >>> defenses.LocalDP(**settings, privacy_clip=1.0).clipped(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
+            tensor([[0.6000, 0.8000],
+                    [0.3000, 0.4000]])
+        """
         norms = torch.linalg.vector_norm(features.flatten(1), ord=self.norm, dim=1)
         return features * (self.clip / norms.clamp_min(self.clip)).view(-1, *[1] * (features.dim() - 1))
 

@@ -1,4 +1,4 @@
-"""Gaussian noise together with adversarial representation learning."""
+"""Gaussian noise with adversarial representation learning."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from cem_fast.defenses.noise import GaussianNoise
 
 
 class NoiseARL(Composed):
-    """Releases noisy features, and trains the encoder against a proxy decoder that sees them so.
+    """Releases features with Gaussian noise; trains the encoder against a proxy decoder of the noisy features.
 
     Args:
-        adversary_weight: weight of the penalty.
-        noise_std: standard deviation of the noise, in units of the features.
+        adversary_weight: weight of the penalty, positive.
+        noise_std: standard deviation of the noise, positive, in the unit of the features.
         seed: seed of the proxy's initial weights.
 
     Source:
-        Both parts together are a defense of Xia et al., CVPR 2025 (Noise_ARL); the parts are those of :class:`GaussianNoise` and
-        :class:`AdversarialRepresentation`.
+        Xia et al., CVPR 2025 (Noise_ARL), of :class:`cem_fast.defenses.GaussianNoise` and
+        :class:`cem_fast.defenses.AdversarialRepresentation`.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses
+        >>> defense = defenses.NoiseARL(adversary_weight=1.0, noise_std=0.1)
+        >>> features = torch.zeros(100_000)
+        >>> round(defense.release(features).std().item(), 2)
+        0.1
     """
 
     def __init__(self, *, adversary_weight: float, noise_std: float, seed: int = 0):

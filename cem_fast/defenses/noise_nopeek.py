@@ -1,4 +1,4 @@
-"""Gaussian noise together with NoPeek."""
+"""Gaussian noise with NoPeek."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from cem_fast.defenses.noise import GaussianNoise
 
 
 class NoiseNoPeek(Composed):
-    """Releases noisy features, whose distance correlation with the images is kept low.
+    """Releases features with Gaussian noise; trains the encoder for a low distance correlation of images and noisy features.
 
     Args:
-        nopeek_weight: weight of the penalty.
-        noise_std: standard deviation of the noise, in units of the features.
+        nopeek_weight: weight of the penalty, positive.
+        noise_std: standard deviation of the noise, positive, in the unit of the features.
 
     Source:
-        Titcombe et al., "Practical defences against model inversion attacks for split neural networks", ICLR workshop 2021; the parts are
-        those of :class:`GaussianNoise` and :class:`DistanceCorrelation`.
+        Titcombe et al., "Practical defences against model inversion attacks for split neural networks", ICLR workshop 2021, of
+        :class:`cem_fast.defenses.GaussianNoise` and :class:`cem_fast.defenses.DistanceCorrelation`.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses
+        >>> defense = defenses.NoiseNoPeek(nopeek_weight=1.0, noise_std=0.1)
+        >>> features = torch.zeros(100_000)
+        >>> round(defense.release(features).std().item(), 2)
+        0.1
     """
 
     def __init__(self, *, nopeek_weight: float, noise_std: float):

@@ -1,4 +1,4 @@
-"""No defense: the cloud sees the full-width features as they are."""
+"""No defense: full-width features leave the device, unchanged."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ from cem_fast.defenses.base import Defense
 
 
 class NoDefense(Defense):
-    """Releases the features of the last stage on the device, without a bottleneck: the reference that every defense is held against."""
+    """Releases the features of the device's last stage, without a bottleneck: the baseline of every defense.
+
+    Example:
+        >>> from cem_fast import defenses
+        >>> defenses.NoDefense().uses_bottleneck
+        False
+    """
 
     uses_bottleneck = False

@@ -1,4 +1,4 @@
-"""PATROL: a deeper encoder on the device, pruned to stay small, and trained against a proxy decoder."""
+"""PATROL: a deeper encoder, pruned to stay small, and trained against a proxy decoder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,20 @@ from cem_fast.models.split import SplitModel
 if TYPE_CHECKING:
     from torch_pruning.dependency import DependencyGraph, Group
 
-NUM_JUDGES = 256  # at most so many training images' loss says which channels matter
+NUM_JUDGES = 256  # training images, at most, whose loss ranks the channels
 
 
 class ExtraConvolution(nn.Sequential):
-    """One more convolution, with batch normalization and ReLU; the shape of the features stays.
+    """One more convolution, with batch normalization and ReLU, that keeps the shape of the features.
 
     Args:
         channels: channels of its input and output.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.defenses.patrol import ExtraConvolution
+        >>> ExtraConvolution(8)(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 8, 4, 4])
     """
 
     def __init__(self, channels: int):
@@ -36,14 +42,14 @@ class ExtraConvolution(nn.Sequential):
 class Patrol(ResSFL):
     """ResSFL on an encoder with one more convolution, whose least important channels are pruned halfway through training.
 
-    A channel's importance is the first-order change of the cross-entropy of training images when it goes, ``sum |w dL/dw|`` over all
-    weights that would go with it. The released features keep their channels. A pruned network is saved as it is; loading it narrows a
-    fresh one to the saved shapes.
+    A channel's importance is the first-order change of the cross-entropy of training images without it: ``sum |w dL/dw|`` over all weights
+    removed with it. The released features keep their channels and are released unchanged. A pruned network is saved with its shapes;
+    loading narrows a new one to them.
 
     Args:
-        adversary_weight: weight of the penalty.
-        ssim_threshold: structural similarity, below 1, up to which a reconstruction costs nothing.
-        pruned_channels: share of the channels of every layer of the encoder that are pruned, at least one a layer.
+        adversary_weight: weight of the penalty, positive.
+        ssim_threshold: structural similarity, below 1, up to which a reconstruction has no penalty.
+        pruned_channels: share of the channels of every layer of the encoder that are pruned, at least one per layer.
         seed: seed of the initial weights of the proxy and of the extra convolution.
 
     Raises:
@@ -54,6 +60,17 @@ class Patrol(ResSFL):
         Ding et al., "PATROL: privacy-oriented pruning for collaborative inference against model inversion attacks", WACV 2024; Fang et al.,
         "DepGraph: towards any structural pruning", CVPR 2023; Molchanov et al., "Importance estimation for neural network pruning", CVPR
         2019.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses, models
+        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=8)
+        >>> defense = defenses.Patrol(adversary_weight=1.0, ssim_threshold=0.3, pruned_channels=0.25)
+        >>> images, labels = torch.rand(6, 1, 16, 16), torch.arange(6) % 3
+        >>> defense.start(model, images)  # as training does; features are released unchanged
+        >>> defense.before_epoch(model, images, labels, epoch=5, epochs=10)
+        >>> [layer.out_channels for layer in model.encoder.modules() if isinstance(layer, torch.nn.Conv2d)]
+        [12, 24, 24, 8]
     """
 
     def __init__(self, *, adversary_weight: float, ssim_threshold: float, pruned_channels: float, seed: int = 0):
@@ -84,9 +101,7 @@ class Patrol(ResSFL):
         import torch_pruning
 
         encoder = model.encoder
-        judges = slice(
-            None, None, -(-len(images) // NUM_JUDGES)
-        )  # spread over all of them, which may be sorted by class
+        judges = slice(None, None, -(-len(images) // NUM_JUDGES))  # over all images, which may be sorted by class
         convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
         with in_eval_mode(model), torch.enable_grad():
             graph = torch_pruning.DependencyGraph()
@@ -99,7 +114,7 @@ class Patrol(ResSFL):
         groups = list(graph.get_all_groups(ignored_layers=convolutions[-1:], root_module_types=[nn.Conv2d]))
         for group in groups:
             if not all(_is_narrowed(dependency.target.module) for dependency, _ in group):
-                continue  # what works by parameters of its own, such as a sparse code, keeps its channels
+                continue  # layers with other parameters, such as a sparse code, keep their channels
             _leave_out_padding(graph, group)
             scores = importance(group)
             least = [
@@ -116,12 +131,12 @@ class Patrol(ResSFL):
         encoder.to(memory_format=torch.channels_last)
 
     def _count(self, channels: int) -> int:
-        """How many of so many channels are pruned."""
+        """Number of pruned channels of a layer."""
         return min(max(1, round(self.pruned_channels * channels)), channels - 1)
 
 
 def _leave_out_padding(graph: DependencyGraph, group: Group) -> None:
-    """Takes from a layer's channels in a group those that it does not have: a shortcut that widens has padded its output with zeros."""
+    """Removes from a group the channels that its layers lack: a widening shortcut has padded its output with zeros."""
     for item in group:
         layer, takes = item.dep.target.module, graph.is_in_channel_pruning_fn(item.dep.handler)
         width = (graph.get_in_channels if takes else graph.get_out_channels)(layer)
@@ -131,7 +146,7 @@ def _leave_out_padding(graph: DependencyGraph, group: Group) -> None:
 
 
 def _sharing_layers(group: Group) -> list[list[int]]:
-    """The channels of a group's first layer, those together that go with channels of the same other layers."""
+    """The channels of a group's first layer, by the set of other layers that lose channels with them."""
     layers: dict[int, list[int]] = {channel: [] for channel in group[0].idxs}
     for index, item in enumerate(group):
         for channel in set(item.root_idxs):
@@ -143,13 +158,13 @@ def _sharing_layers(group: Group) -> list[list[int]]:
 
 
 def _is_narrowed(module: nn.Module | nn.Parameter) -> bool:
-    """Whether a module can lose channels, or has nothing that belongs to channels."""
+    """Whether a module can lose channels, or has no parameters."""
     known = isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear)
     return known or (isinstance(module, nn.Module) and not list(module.parameters()))
 
 
 def _count_channels(module: nn.Module) -> None:
-    """Brings the numbers of channels that a module says it has into line with its weights."""
+    """Sets a module's numbers of channels to those of its weights."""
     if isinstance(module, nn.Conv2d):
         if module.groups > 1 and module.weight.shape[1] == 1:  # depthwise: as many groups as channels
             module.groups = len(module.weight)

@@ -1,4 +1,4 @@
-"""Sparse coding: the device computes on a sparse code of its features instead of the features themselves."""
+"""Sparse coding architecture: a layer of the encoder that reduces feature maps to a sparse combination of patterns."""
 
 from __future__ import annotations
 
@@ -11,29 +11,35 @@ from cem_fast.defenses.base import Defense
 from cem_fast.defenses.insertion import insert_layer
 from cem_fast.models.split import SplitModel
 
-GRID = 8  # frequencies a side at which the dictionary's gain is measured
-STEP = 1.6  # the competition converges below 2
+GRID = 8  # frequencies per axis at which the dictionary's gain is measured
+STEP = 1.6  # times the inverse of the gain; the competition converges below 2
 
 
 class SparseCoding(nn.Module):
-    """Replaces feature maps by what a sparse combination of learned patterns makes of them, ``x' = D a``.
+    """Replaces feature maps by a sparse combination of learned patterns, ``x' = D a``.
 
-    The code a minimizes ``1/2 |x - D a|^2 + t |a|_1`` approximately, by a few steps of the locally competitive algorithm: neurons with
-    potentials u are driven by the input and inhibited by similar neurons that are active, ``u += step (D^T x - (D^T D - I) a - u)`` with
-    ``a = sign(u) max(|u| - t, 0)``, starting from ``u = 0``. D is convolutional: every neuron's pattern, of unit norm, is repeated at
-    every position. The threshold ``t = threshold * rms(x)`` is relative to each image's features, so that no code dies where all
-    features are small. The step is as large as the greatest gain of ``D^T D`` allows, and D starts close to a tight frame, for which few
-    steps are enough.
+    The code a approximately minimizes ``1/2 |x - D a|^2 + t |a|_1``, by a few steps of the locally competitive algorithm. Neurons with
+    potentials u are driven by the input and inhibited by similar active neurons: ``u += step (D^T x - (D^T D - I) a - u)`` with
+    ``a = sign(u) max(|u| - t, 0)``, from ``u = 0``. D is convolutional: every neuron's pattern, of unit norm, is repeated at every
+    position. The threshold ``t = threshold * rms(x)`` is relative to each image's features, so that small features have a code too. The
+    step is the largest that the greatest gain of ``D^T D`` allows. D is initialized close to a tight frame, for which few steps suffice.
 
     Args:
         channels: channels of the feature maps.
-        threshold: what a potential must exceed for its neuron to be active, in root mean squares of an image's features.
-        overcompleteness: neurons at every position per channel.
+        threshold: potential above which a neuron is active, in root mean squares of an image's features.
+        overcompleteness: neurons per channel at every position.
         iterations: steps of the competition.
         kernel_size: side of the patterns in positions, odd.
 
     Source:
         Rozell et al., "Sparse coding via thresholding and local competition in neural circuits", Neural Computation 2008, Eq. 3 and 4.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.defenses.sca import SparseCoding
+        >>> layer = SparseCoding(4, threshold=0.5)
+        >>> layer(torch.rand(2, 4, 8, 8)).shape
+        torch.Size([2, 4, 8, 8])
     """
 
     def __init__(
@@ -47,11 +53,28 @@ class SparseCoding(nn.Module):
         self.patterns = nn.Parameter(patterns)
 
     def dictionary(self) -> Tensor:
-        """Returns the patterns with unit norm, ``[neurons, channels, k, k]``."""
+        """Returns the patterns with unit norm, ``[neurons, channels, k, k]``.
+
+        Example:
+            >>> from cem_fast.defenses.sca import SparseCoding
+            >>> SparseCoding(4, threshold=0.5).dictionary().shape
+            torch.Size([8, 4, 3, 3])
+        """
         return self.patterns / torch.linalg.vector_norm(self.patterns, dim=(1, 2, 3), keepdim=True)
 
     def code(self, features: Tensor) -> Tensor:
-        """Returns the sparse code of feature maps, ``[N, neurons, H, W]``."""
+        """Returns the sparse code of feature maps, ``[N, neurons, H, W]``.
+
+        Args:
+            features: ``[N, channels, H, W]``.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast.defenses.sca import SparseCoding
+            >>> code = SparseCoding(4, threshold=0.5).code(torch.rand(2, 4, 8, 8))
+            >>> code.shape, bool((code == 0).any())
+            (torch.Size([2, 8, 8, 8]), True)
+        """
         return self._code(features, self.dictionary())
 
     def forward(self, features: Tensor) -> Tensor:
@@ -78,10 +101,10 @@ class SparseCoding(nn.Module):
 
 
 class SparseCodingArchitecture(Defense):
-    """Puts a layer of sparse coding before the encoder's last module; it is trained with the network.
+    """Inserts a layer of sparse coding before the encoder's last module, trained with the network; features are released unchanged.
 
     Args:
-        sparse_threshold: what a neuron's potential must exceed for it to be active, in root mean squares of an image's features.
+        sparse_threshold: potential above which a neuron is active, positive, in root mean squares of an image's features.
         seed: seed of the layer's initial patterns.
 
     Raises:
@@ -89,6 +112,17 @@ class SparseCodingArchitecture(Defense):
 
     Source:
         Dibbo et al., "Improving robustness to model inversion attacks via sparse coding architectures", ECCV 2024.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses, models
+        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=8)
+        >>> defense = defenses.SparseCodingArchitecture(sparse_threshold=0.5)
+        >>> defense.start(model, torch.rand(4, 1, 16, 16))  # as training does
+        >>> type(model.encoder[-2]).__name__
+        'SparseCoding'
+        >>> defense.release(model.encoder(torch.rand(2, 1, 16, 16))).shape
+        torch.Size([2, 8, 4, 4])
     """
 
     def __init__(self, *, sparse_threshold: float, seed: int = 0):
@@ -109,6 +143,6 @@ class SparseCodingArchitecture(Defense):
 
 
 def _gain(dictionary: Tensor) -> Tensor:
-    """The greatest factor by which ``D^T D`` stretches a map: the largest squared singular value of D over all frequencies."""
+    """The greatest gain of ``D^T D``: the largest squared singular value of D over all frequencies."""
     spectrum = torch.fft.fft2(dictionary, s=(GRID, GRID)).permute(2, 3, 0, 1)  # [GRID, GRID, neurons, channels]
     return torch.linalg.eigvalsh(spectrum.mH @ spectrum).amax()

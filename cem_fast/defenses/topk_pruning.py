@@ -1,4 +1,4 @@
-"""Pruning of features: only the largest of every image are sent."""
+"""Pruning of features: only the largest of every image are released."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cem_fast.defenses.base import Defense
 
 
 class TopKPruning(Defense):
-    """Releases the features of greatest magnitude of every image, and zeros in place of the others.
+    """Releases the features of greatest magnitude of every image, and zero for the others.
 
     Args:
-        pruned_share: share of the features of an image that is set to zero; at least one is kept.
+        pruned_share: share of the features of an image that is set to zero, between 0 and 1; at least one is kept.
 
     Raises:
         ValueError: ``pruned_share`` is not between 0 and 1.
@@ -20,6 +20,12 @@ class TopKPruning(Defense):
     Source:
         Zhu, Liu and Han, "Deep leakage from gradients", NeurIPS 2019, where small entries of gradients are pruned before they are shared;
         the released code of Xia et al., CVPR 2025, which prunes features in this way.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses
+        >>> defenses.TopKPruning(pruned_share=0.5).release(torch.tensor([[0.1, -0.9, 0.2, 0.5]]))
+        tensor([[ 0.0000, -0.9000,  0.0000,  0.5000]])
     """
 
     def __init__(self, *, pruned_share: float):
