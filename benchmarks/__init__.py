@@ -1,1 +1,1 @@
-"""The benchmark suite behind ``cem-fast bench``: cases, peers, ceilings of the machine, the table of results and its report."""
+"""The benchmark suite of ``cem-fast bench``: cases, peers, machine ceilings, the table of results and the report."""

@@ -1,10 +1,11 @@
-"""What is timed: an operation on a shape, its inputs, and the float64 results that every contender is held to."""
+"""Benchmark cases: an operation on a shape, its inputs, and the float64 results that every contender must match."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from cem_fast.benchmarks.timing import SETS
@@ -20,24 +21,35 @@ REG_COVAR = 1e-6
 DIRECTIONS = ("forward", "backward", "both")
 OPERATIONS = ("cem_paper", "cem_official", "mixture_log_prob", "component_statistics")
 FITS = ("kmeans", "em")
-# Relative error of a result, in the Euclidean norm, beyond which a contender is wrong, by the features' dtype.
+# Largest relative error of a correct result, in the Euclidean norm, by dtype of the features.
 ALLOWED = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 3e-2}
-# The same of a fit's parameters, relative to how far they are from the start: one iteration less would be more.
+# The same for the parameters of a fit, relative to their distance from the start; one iteration less exceeds it.
 ALLOWED_IN_FIT = 5e-3
 
 
 @dataclass(frozen=True)
 class Case:
-    """One race: rows ``[N, D]`` of C classes about mixtures of K components each.
+    """One comparison: rows ``[N, D]`` of C classes and a mixture of K components per class.
 
     Args:
-        group: ``operations``, ``scaling`` or ``fitting``; scaling cases have an ``axis`` and ours with the vectorized peers alone.
-        op: one of ``OPERATIONS``, each forward, backward and both; or of ``FITS``, ``ITERATIONS`` of them from one start.
-        N, D, C, K: the shape.
+        group: ``operations``, ``scaling`` or ``fitting``; scaling cases have an ``axis`` and compare vectorized peers only.
+        op: one of ``OPERATIONS``, timed forward, backward and both, or one of ``FITS``, run for ``ITERATIONS`` iterations.
+        N: number of rows.
+        D: number of features.
+        C: number of classes.
+        K: components per class.
         covariance: ``spherical`` or ``diag``.
-        dtype: of the features.
-        axis: what a scaling curve is drawn over: N, D, C or K.
-        peers: the peers that take part, all of them if empty.
+        dtype: dtype of the features.
+        axis: the size that a scaling curve varies: N, D, C or K.
+        peers: names of the peers that take part; all of them if empty.
+
+    Example:
+        >>> from cem_fast.benchmarks.cases import Case
+        >>> case = Case("operations", "component_statistics", N=100, D=8, C=10, K=5)
+        >>> case.directions
+        ('forward', 'backward', 'both')
+        >>> case.work("forward")  # floating-point operations, bytes
+        (12000, 4800)
     """
 
     group: str
@@ -64,7 +76,7 @@ class Case:
         return ALLOWED_IN_FIT if self.op in FITS else ALLOWED[self.dtype]
 
     def work(self, direction: str) -> tuple[float, float]:
-        """Floating-point operations, and bytes that must be read or written at least once."""
+        """Floating-point operations, and bytes that must be read or written at least once, of one call."""
         rows, item = self.N * self.D, getattr(torch, self.dtype).itemsize
         pairs = rows * self.K
         if self.op in FITS:
@@ -88,8 +100,8 @@ class Case:
 class Problem:
     """The inputs of a case on a device: ``sets`` of rows and labels (None for one class), and the mixture.
 
-    Rows lie about the means, as features lie about what was fitted to them, so that no assignment is a matter of rounding. Those
-    of a fit overlap, and it starts from rows, so that every iteration has something to do.
+    Rows are drawn close to the means, so rounding changes no assignment. For fits the clusters overlap and the start
+    consists of rows, so every iteration changes the parameters.
     """
 
     def __init__(self, case: Case, device: torch.device):
@@ -116,7 +128,7 @@ class Problem:
             spread = 0.5 if case.op in FITS else 0.2
             rows = torch.randn(N, D, generator=random).mul_(spread).add_(means[labels, member])
             self.sets.append((rows.to(device, dtype), labels.to(device) if C > 1 else None))
-        # the same memory, with a gradient: whoever is timed uses them alone, one after the other
+        # views of the same memory with gradients; contenders use them one at a time
         self.leaves = [x.detach().requires_grad_() for x, _ in self.sets]
         shape = {"mixture_log_prob": (N,), "component_statistics": (C, K)}.get(case.op, ())
         self.upstream = (0.5 + uniform(*shape)).to(device, self.dtype) if shape else torch.ones((), device=device)
@@ -132,7 +144,7 @@ class Problem:
 
     @cached_property
     def truth(self) -> dict[str, Tensor]:
-        """The results for the first buffers, computed in float64 by the reference."""
+        """Float64 results of the reference for buffers 0."""
         (x, labels), case = self.sets[0], self.case
         x, means, variances, weights, prior, g = (
             t.double() for t in (x, self.means, self.variances, self.weights, self.class_prior, self.upstream)
@@ -153,10 +165,10 @@ class Problem:
         return {"value": value, "gradient": gradient}
 
     def error(self, results: dict[str, Tensor]) -> float:
-        """The largest relative error of any result for the first buffers, in the Euclidean norm; infinite if it is not finite.
+        """Largest relative error of the results for buffers 0, in the Euclidean norm; infinity for a non-finite one.
 
         Args:
-            results: some or all of what ``truth`` has.
+            results: a non-empty subset of the entries of ``truth``.
         """
         errors = [float("inf")] if not results else []
         start = _start(self) if self.case.op in FITS else {}
@@ -176,12 +188,12 @@ def _start(problem: Problem) -> dict[str, Tensor]:
 
 
 def start_of_em(problem: Problem) -> tuple[Tensor, Tensor]:
-    """The variances ``[C, K, D]`` and weights ``[C, K]`` that every EM starts from."""
+    """Initial variances ``[C, K, D]`` and weights ``[C, K]`` of every EM fit."""
     return torch.full_like(problem.start, 0.25), torch.full_like(problem.weights, 1 / problem.case.K)
 
 
 def _fitted(problem: Problem, x: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-    """The parameters after so many iterations."""
+    """Float64 parameters after ``ITERATIONS`` iterations."""
     means, variances, weights = (t.double() for t in _start(problem).values())
     if problem.case.op == "kmeans":
         return {"means": reference.kmeans(x, means, labels, ITERATIONS, 0.0, False)[0]}
@@ -194,7 +206,7 @@ def _fitted(problem: Problem, x: Tensor, labels: Tensor | None) -> dict[str, Ten
 
 
 VECTORIZED = ("torch eager", "segmented GEMM")
-QUICK = (*VECTORIZED, "MixtureSameFamily", "scikit-learn", "torchgmm")  # who compiles nothing
+QUICK = (*VECTORIZED, "MixtureSameFamily", "scikit-learn", "torchgmm")  # no compilation
 SCALED = {
     "N": (100, 1_000, 10_000, 100_000),
     "D": (8, 80, 800, 8_000),
@@ -205,7 +217,7 @@ SCALED_FITS = SCALED | {"N": (1_000, 10_000, 100_000, 1_000_000), "D": (4, 40, 4
 
 
 def operations(quick: bool) -> Iterator[Case]:
-    """The operations at the shapes that a training step has, spherical and diag, small and large."""
+    """Operations at the shapes of training steps, spherical and diag, small and large."""
     of = "operations"
     if quick:
         yield Case(of, "cem_paper", 128, 512, 10, 5)
@@ -228,16 +240,16 @@ def operations(quick: bool) -> Iterator[Case]:
 
 
 def scaling(quick: bool) -> Iterator[Case]:
-    """Three decades of rows, dimensions, classes and components, one at a time."""
+    """Operations over three decades of N, D, C and K, one size at a time."""
     base = Case("scaling", "cem_paper", 2_048, 256, 10, 5, peers=VECTORIZED)
     for op, covariance in (("cem_paper", "spherical"), ("mixture_log_prob", "diag")):
         for axis, sizes in SCALED.items():
             for size in sizes[:2] if quick else sizes:
-                yield replace(base, op=op, covariance=covariance, axis=axis, **{axis: size})
+                yield _resized(replace(base, op=op, covariance=covariance), axis, size)
 
 
 def fitting(quick: bool) -> Iterator[Case]:
-    """Fits of one mixture and of many classes, and three decades of each size."""
+    """Fits of a single class and of many classes, and fits over three decades of each size."""
     if quick:
         yield Case("fitting", "kmeans", 4_096, 128, 1, 10)
         yield Case("fitting", "em", 4_096, 64, 1, 10, "diag")
@@ -249,9 +261,20 @@ def fitting(quick: bool) -> Iterator[Case]:
         base = Case("fitting", op, 10_000, 64, 10, 8, covariance, peers=("scikit-learn",))
         for axis, sizes in SCALED_FITS.items():
             for size in sizes[:2] if quick else sizes:
-                # rows enough for every component
-                rows = {"C": {"N": 100 * size}, "K": {"N": 20_000, "C": 1, "D": 16}}.get(axis, {})
-                yield replace(base, axis=axis, **(rows | {axis: size}))
+                # enough rows for every component
+                if axis == "C":
+                    of_axis = replace(base, N=100 * size)
+                elif axis == "K":
+                    of_axis = replace(base, N=20_000, C=1, D=16)
+                else:
+                    of_axis = base
+                yield _resized(of_axis, axis, size)
+
+
+def _resized(case: Case, axis: str, size: int) -> Case:
+    """A point of a scaling curve: the case with another size along one axis."""
+    sizes: dict[str, Any] = {axis: size}
+    return replace(case, axis=axis, **sizes)
 
 
 GROUPS: dict[str, Callable[[bool], Iterator[Case]]] = {

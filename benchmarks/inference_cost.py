@@ -1,10 +1,10 @@
-"""What the halves of a network cost at inference: parameters, multiplications and the median time of a batch.
+"""Inference cost of the two halves of a network: parameters, multiplications and the median time per batch.
 
 usage: python benchmarks/inference_cost.py [--model vgg11] [--cut 2] [--bottleneck 8] [--side 32] [--classes 10]
                                            [--batch-size 128] [--passes 100] [--device cpu]
 
-The defaults are the paper's network and its measurement; its figures are 0.085 M parameters and 21.9 M multiplications on the device,
-9.78 M parameters in all and 133.59 M multiplications in the cloud.
+The defaults are the network and the batch size of the paper. It reports 0.085 M parameters and 21.9 M multiplications on the
+device, 9.78 M parameters in total and 133.59 M multiplications in the cloud.
 """
 
 from __future__ import annotations

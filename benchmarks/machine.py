@@ -1,4 +1,4 @@
-"""What the timings depend on beside the code: allocator, threads, memory; pinned where it can be, and put into words."""
+"""Allocator, threads, garbage collector and memory: settings that timings depend on, fixed where possible and recorded."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ KEEP_LARGE_BLOCKS = "glibc.malloc.mmap_threshold=4000000000:glibc.malloc.trim_th
 
 
 def keep_large_blocks() -> None:
-    """Starts this command again with an allocator that keeps large blocks, unless the user has tuned it.
+    """Restarts this command with an allocator that keeps large blocks, unless the user has tuned it.
 
-    glibc maps every block of 32 MB or more afresh, and everyone who returns a new tensor then times page faults.
+    By default glibc maps every block of 32 MB or more again, so page faults would dominate the time of new tensors.
     """
     if platform.libc_ver()[0] == "glibc" and MALLOC not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, MALLOC: KEEP_LARGE_BLOCKS})
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Name of the processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -37,13 +37,19 @@ def processor() -> str:
 
 @contextlib.contextmanager
 def pinned(threads: int) -> Iterator[str]:
-    """Runs torch on so many threads, on as many cores; yields that in words.
+    """Runs torch on a number of threads, pinned to as many cores; yields a description.
 
     Args:
-        threads: how many.
+        threads: number of threads.
 
     Raises:
-        ValueError: this process may not use so many cores.
+        ValueError: the process has fewer cores.
+
+    Example:
+        >>> from cem_fast.benchmarks import machine
+        >>> with machine.pinned(1):
+        ...     torch.get_num_threads()
+        1
     """
     before, cores = torch.get_num_threads(), None
     if hasattr(os, "sched_setaffinity"):
@@ -62,7 +68,7 @@ def pinned(threads: int) -> Iterator[str]:
 
 
 def limit_pools(threads: int) -> None:
-    """Gives every thread pool that a peer has loaded as many threads as torch."""
+    """Limits all loaded thread pools to a number of threads, if threadpoolctl is installed."""
     with contextlib.suppress(ImportError):
         import threadpoolctl
 
@@ -70,7 +76,7 @@ def limit_pools(threads: int) -> None:
 
 
 def pools() -> str:
-    """The thread pools of the libraries that are loaded: ``openblas 2 (SkylakeX), openmp 2``."""
+    """Thread pools of the loaded libraries: ``openblas 2 (SkylakeX), openmp 2``."""
     try:
         import threadpoolctl
     except ImportError:
@@ -84,9 +90,9 @@ def pools() -> str:
 
 @contextlib.contextmanager
 def older_objects_aside() -> Iterator[None]:
-    """Inside the block, the garbage collector looks at what has been made in it alone.
+    """Hides objects created before the block from the garbage collector.
 
-    Imported packages are half a million objects, and to look at them all took longer than most of what is measured.
+    Imported packages hold half a million objects; visiting all of them took longer than most timed calls.
     """
     gc.collect()
     gc.freeze()
@@ -97,10 +103,10 @@ def older_objects_aside() -> Iterator[None]:
 
 
 def peak_of(call: Callable[[], object], device: torch.device) -> float | None:
-    """The most memory that a call adds to what is held before it, in MiB; None where that cannot be seen.
+    """Peak memory that a call adds, in MiB; None if the system does not report it.
 
-    On the CPU these are pages that the process touches (Linux resets its own high-water mark), so blocks are first given
-    back to the system; on CUDA it is what torch's allocator hands out.
+    On the CPU: resident pages of the process, after free blocks were returned to the system (Linux only).
+    On CUDA: memory allocated by torch.
     """
     gc.collect()
     if device.type == "cuda":
@@ -110,7 +116,7 @@ def peak_of(call: Callable[[], object], device: torch.device) -> float | None:
         call()
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with contextlib.suppress(AttributeError, OSError):  # glibc's alone
+    with contextlib.suppress(AttributeError, OSError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""Tables and plots of what was measured, in Markdown and PNG, all of them from the CSV file alone."""
+"""Reports of the recorded runs in Markdown and PNG, generated from the CSV file only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ OPERATION = {
 
 
 def ms(value: float | None) -> str:
-    """Milliseconds to three digits: ``0.312 ms``, ``1,240 ms``."""
+    """Milliseconds with three significant digits.
+
+    Example:
+        >>> from cem_fast.benchmarks.report import ms
+        >>> ms(0.3124), ms(1240.3)
+        ('0.312 ms', '1,240 ms')
+    """
     if value is None:
         return ""
     digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
@@ -34,12 +40,12 @@ def ms(value: float | None) -> str:
 
 
 def span(row: Row) -> str:
-    """The 20th and 80th percentile beside the median."""
+    """Median with the 20th and 80th percentile."""
     return f"{ms(row.p50_ms)} ({ms(row.p20_ms)} to {ms(row.p80_ms)})"
 
 
 def title(row: Row) -> str:
-    """Operation and shape of a row: ``cem_paper N=128 D=512 C=10 K=5 spherical``."""
+    """Operation and shape of a row: ``cem_paper N=128 D=512 C=10 K=5 diag``."""
     shape = " ".join(f"{name}={getattr(row, name)}" for name in "NDCK" if getattr(row, name) is not None)
     kind = [row.covariance] if row.covariance == "diag" else []
     kind += [row.dtype] if row.dtype not in ("", "float32") else []
@@ -47,17 +53,17 @@ def title(row: Row) -> str:
 
 
 def write(folder: Path, readme: Path | None) -> list[Path]:
-    """Writes the page and the plots of the last complete runs beside the table, and the README's section.
+    """Writes page and plots of the last complete runs next to the table, and the section of a Markdown file.
 
     Args:
-        folder: of the table.
-        readme: a Markdown file with the two markers; None for none.
+        folder: folder of the table.
+        readme: a Markdown file with the two markers, if any.
 
     Returns:
-        What was written; where no run was complete, page and plots are of the last one, and the README has no figures.
+        The files written. Without a complete run, page and plots show the last run, and the section has no results.
 
     Raises:
-        ValueError: the README lacks the markers.
+        ValueError: the Markdown file lacks the markers.
     """
     runs = table.read(folder / table.FILE)
     page = folder / PAGE
@@ -72,10 +78,23 @@ def write(folder: Path, readme: Path | None) -> list[Path]:
 
 
 def replaced(text: str, new: str, path: Path) -> str:
-    """The text with another section between the markers.
+    """The text with a new section between the markers.
+
+    Args:
+        text: text with one pair of markers.
+        new: the new section.
+        path: file named in the error message.
 
     Raises:
         ValueError: the text lacks the markers.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.benchmarks.report import BEGIN, END, replaced
+        >>> print(replaced(f"before {BEGIN} old {END} after", "new", Path("README.md")))
+        before <!-- bench: begin (written by cem-fast bench) -->
+        new
+        <!-- bench: end --> after
     """
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     if len(pattern.findall(text)) != 1:
@@ -84,30 +103,30 @@ def replaced(text: str, new: str, path: Path) -> str:
 
 
 def shown(runs: Sequence[Recorded], device: str) -> Recorded | None:
-    """The run of a device that reports speak of: the last complete one."""
+    """The last complete run of a device, which reports show."""
     found = [recorded for recorded in runs if recorded.complete and recorded.run.device == device]
     return found[-1] if found else None
 
 
-# ---- the README's section
+# ---- the section of a Markdown file
 
 
 def section(runs: Sequence[Recorded], where: str) -> str:
-    """The README's figures: ours beside the fastest other, on the CPU and, where it was measured, on a GPU.
+    """A table of cem_fast and its fastest competitor per case, on the CPU and the GPU, and a list of further results.
 
     Args:
-        runs: of the table.
-        where: its folder, as links from the README have it.
+        runs: the runs of a table.
+        where: path of its folder in links.
     """
     cpu, cuda = shown(runs, "cpu"), shown(runs, "cuda")
     main = [recorded for recorded in (cpu, cuda) if recorded is not None]
     if not main:
-        return "Nothing has been measured to the end yet: `make bench` fills this in."
+        return "No complete run yet: `make bench` fills this in."
     lines = []
     for recorded in main:
         lines += [_origin(recorded), ""]
     lines += [
-        "| operation | CPU | fastest other | times | share of ceiling | GPU | fastest other | times | share of ceiling |",
+        "| operation | CPU | fastest other | speedup | share of ceiling | GPU | fastest other | speedup | share of ceiling |",
         "|---|--:|---|--:|--:|--:|---|--:|--:|",
     ]
     for case in dict.fromkeys(row.case for recorded in main for row in _main_rows(recorded)):
@@ -117,12 +136,12 @@ def section(runs: Sequence[Recorded], where: str) -> str:
     lines.append("")
     if cuda is None:
         lines += [
-            "The GPU columns are empty: nothing was measured there. `cem-fast bench --device cuda` fills them.",
+            "No GPU results yet: `cem-fast bench --device cuda` adds them.",
             "",
         ]
     if cpu is not None:
         lines += [f"- {fact}" for fact in (*_facts(cpu, where), _counts(cpu, where))]
-    lines += ["", f"![Every contender's time over ours]({where}/{PLOTS[0]})"]
+    lines += ["", f"![Time of every contender relative to cem_fast]({where}/{PLOTS[0]})"]
     return "\n".join(lines).rstrip()
 
 
@@ -131,17 +150,16 @@ def _origin(recorded: Recorded) -> str:
     commit = f", commit {run.commit[:12]}{'-dirty' if run.commit.endswith('-dirty') else ''}" if run.commit else ""
     quick = ", a quick run: few shapes, few rounds" if run.mode == "quick" else ""
     return (
-        f"Measured by `{run.command}` on {run.run[:10]} ({run.processor}, threads: {run.threads}; torch {run.torch}{commit}{quick}): "
-        "medians of interleaved calls, forward and backward together, everyone from the same inputs and within the same error of "
-        "the float64 result. The share of the ceiling is what memory or arithmetic alone would have taken at the rates measured in the "
-        "same run; above 100%, data were still in a cache. Eq. 5-7 are the "
-        "paper's loss, the released variant is that of its authors' code; segmented GEMM is torch's matrix products over rows grouped "
-        "by class."
+        f"Measured by `{run.command}` on {run.run[:10]} ({run.processor}, threads: {run.threads}; torch {run.torch}{commit}{quick}). "
+        "Times are medians of interleaved calls, forward plus backward. All contenders get the same inputs and pass the same error "
+        "check against float64. Share of ceiling: the time that memory traffic or arithmetic alone would take at the rates measured "
+        "in the same run, relative to the measured time; above 100%, data came from a cache. Eq. 5-7: the loss of the paper. Released "
+        "variant: the loss of its authors' code. Segmented GEMM: torch matrix products over rows grouped by class."
     )
 
 
 def _main_rows(recorded: Recorded) -> list[Row]:
-    """Ours at the shapes that are not part of a curve, in the direction that a user waits for."""
+    """Rows of cem_fast outside scaling curves, in the direction of a training step or a fit."""
     return [
         row
         for row in recorded.rows
@@ -166,30 +184,31 @@ def _cells(recorded: Recorded | None, case: tuple) -> tuple[str, str, str, str]:
     fastest = _fastest_other(rows)
     if fastest is None:
         return ms(ours.p50_ms), "", "", share
-    return ms(ours.p50_ms), f"{fastest.contender} {ms(fastest.p50_ms)}", f"{fastest.p50_ms / ours.p50_ms:.1f}x", share  # type: ignore[operator]
+    speedup = f"{fastest.times.p50 / ours.p50_ms:.1f}x"
+    return ms(ours.p50_ms), f"{fastest.contender} {ms(fastest.p50_ms)}", speedup, share
 
 
 def _fastest_other(of_case: Sequence[Row]) -> Row | None:
-    """The fastest contender of a case but for ours; None if none was timed."""
+    """The fastest contender of a case other than cem_fast; None if none was timed."""
     others = [r for r in of_case if not r.contender.startswith(OURS) and r.status == OK and r.p50_ms is not None]
-    return min(others, key=lambda row: row.p50_ms, default=None)  # type: ignore[arg-type,return-value]
+    return min(others, key=lambda row: row.times.p50, default=None)
 
 
 def _lost(rows: Sequence[Row]) -> Iterator[str]:
-    """The cases in which another contender is faster than ours, beyond the middle of the rounds of both."""
+    """Cases in which another contender is faster than cem_fast by more than the noise."""
     lost = []
     timed = [row for row in rows if row.op in OPERATION and row.status == OK and row.p50_ms is not None]
     for ours in (row for row in timed if row.contender == OURS):
         best = _fastest_other([row for row in timed if row.case == ours.case])
-        if best is not None and best.p80_ms < ours.p20_ms:  # type: ignore[operator]
+        if best is not None and best.times.p80 < ours.times.p20:
             label = _label(ours) + (f" ({ours.direction})" if ours.direction not in ("both", "fit", "") else "")
             lost.append(f"{label}: {ms(ours.p50_ms)}, {best.contender} {ms(best.p50_ms)}")
     if lost:
-        yield f"Others are faster in {len(lost)} of all races: {'; '.join(lost)}."
+        yield f"Another contender is faster in {len(lost)} {'case' if len(lost) == 1 else 'cases'}: {'; '.join(lost)}."
 
 
 def _facts(recorded: Recorded, where: str) -> Iterator[str]:
-    """What the other groups found, a sentence each."""
+    """One sentence per result of the other groups."""
     rows = recorded.rows
     yield from _lost(rows)
     yield from _training(rows)
@@ -201,39 +220,39 @@ def _facts(recorded: Recorded, where: str) -> Iterator[str]:
         text = "; ".join(
             f"{op}: {', '.join(f'{axis} {value:.2f}' for axis, value in of.items())}" for op, of in slopes.items()
         )
-        yield f"Over the last decade of each size, the time of a fit grows with the exponent ([curves]({where}/{PLOTS[2]})) {text}."
+        yield f"Growth exponents of the fit time over the last decade of each size ([curves]({where}/{PLOTS[2]})): {text}."
     streams = [row for row in rows if row.op == "fit_stream" and row.peak_mib is not None]
     if streams:
         sizes = ", ".join(f"{row.N:,}" for row in streams)
         peaks = ", ".join(f"{row.peak_mib:.0f}" for row in streams)
-        yield f"Fits to streams of {sizes} rows of {streams[0].D} features add {peaks} MiB ({streams[0].note})."
+        yield f"Streamed fits of {sizes} rows of {streams[0].D} features add {peaks} MiB of memory ({streams[0].note})."
     starts = {row.contender: row for row in rows if row.group == "startup" and row.status == OK}
     if starts:
         times = ", ".join(f"{name} {ms(row.p50_ms)}" for name, row in starts.items())
-        yield f"A new process: {times}."
-    compiles = [row for row in rows if row.contender == "torch.compile" and row.first_ms is not None]
-    if compiles:
-        first = sorted(row.first_ms for row in compiles)  # type: ignore[type-var]
-        yield f"The first call of `torch.compile` takes {ms(first[0])} to {ms(first[-1])} for each shape; ours compiles nothing."
+        yield f"New process: {times}."
+    first = sorted(row.first_ms for row in rows if row.contender == "torch.compile" and row.first_ms is not None)
+    if first:
+        yield f"The first call of `torch.compile` takes {ms(first[0])} to {ms(first[-1])} per shape; cem_fast compiles nothing."
 
 
 def _training(rows: Sequence[Row]) -> Iterator[str]:
     found = {(row.contender, row.direction): row for row in rows if row.group == "training"}
-    if (training.PLAIN, training.STEP) not in found:
+    plain = found.get((training.PLAIN, training.STEP))
+    if plain is None or plain.N is None:
         return
-    plain = found[training.PLAIN, training.STEP]
-    steps = plain.N / training.BATCH  # type: ignore[operator]
-    epoch = steps * plain.p50_ms  # type: ignore[operator]
+    steps = plain.N / training.BATCH
+    epoch = steps * plain.times.p50
     for name, who in ((training.OURS, "CEM"), (training.RELEASED, "the released loop")):
         added, refit = found[name, training.ADDED], found[name, training.REFIT]
-        extra = steps * added.p50_ms + refit.p50_ms  # type: ignore[operator]
+        extra = steps * added.times.p50 + refit.times.p50
         yield (
-            f"In an epoch of VGG11 ({plain.N:,} images of 32x32, {plain.note.partition(',')[0]}, a step of {ms(plain.p50_ms)}), "
-            f"{who} adds {ms(added.p50_ms)} to a step ({ms(added.p20_ms)} to {ms(added.p80_ms)}) and a refit of {ms(refit.p50_ms)} on the "
-            f"features that the epoch computed anyway: {extra / epoch:+.1%}."
+            f"Epoch of VGG11 ({plain.N:,} images of 32x32, {plain.note.partition(',')[0]}, {ms(plain.p50_ms)} per step): "
+            f"{who} adds {ms(added.p50_ms)} per step ({ms(added.p20_ms)} to {ms(added.p80_ms)}) and a refit of {ms(refit.p50_ms)} on "
+            f"the features of the epoch, {extra / epoch:+.1%} in total."
         )
-    anew = found[training.OURS, training.REFIT_ANEW]
-    yield f"A refit with an encoder pass of its own takes {ms(anew.p50_ms)}, {anew.p50_ms / epoch:.1%} of that epoch."
+    repeated = found[training.OURS, training.REFIT_OWN_PASS]
+    share = repeated.times.p50 / epoch
+    yield f"A refit with its own encoder pass takes {ms(repeated.p50_ms)}, {share:.1%} of that epoch."
 
 
 def _counts(recorded: Recorded, where: str) -> str:
@@ -263,12 +282,12 @@ def _curve(rows: Sequence[Row], op: str, axis: str, contender: str, direction: s
     ]
 
 
-# ---- the page with everything
+# ---- the page of all rows
 
 
 def _page(runs: Sequence[Recorded]) -> Iterator[str]:
     found = [recorded for recorded in (shown(runs, "cpu"), shown(runs, "cuda")) if recorded is not None]
-    yield "# What was measured"
+    yield "# Benchmark results"
     for recorded in found or runs[-1:]:
         run = recorded.run
         yield ""
@@ -342,7 +361,7 @@ def _plots(runs: Sequence[Recorded], folder: Path) -> list[Path]:
 
 
 def _draw_operations(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
-    """Each contender's time over ours, a line of dots for each case."""
+    """Time of each contender relative to cem_fast, one line per case."""
     ours = {
         row.case: row for row in rows if row.contender == OURS and row.op in OPERATION and not row.axis and row.p50_ms
     }
@@ -352,13 +371,15 @@ def _draw_operations(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
     figure, plot = plt.subplots(figsize=(9, 1.2 + 0.42 * len(main)), layout="constrained")
     others = [row for row in rows if row.case in main and row.contender != OURS and row.p50_ms]
     for name in dict.fromkeys(row.contender for row in others):
-        points = [(row.p50_ms / ours[row.case].p50_ms, main.index(row.case)) for row in others if row.contender == name]
+        points = [
+            (row.times.p50 / ours[row.case].times.p50, main.index(row.case)) for row in others if row.contender == name
+        ]
         plot.scatter(*zip(*points), label=name, s=36, alpha=0.85)
     plot.axvline(1, color="black", linewidth=1)
     plot.set_xscale("log")
     plot.set_yticks(range(len(main)), [_label(ours[case]) for case in main], fontsize=8)
     plot.invert_yaxis()
-    plot.set_xlabel("time, as a multiple of cem_fast's (right of the line: slower)")
+    plot.set_xlabel("time relative to cem_fast (right of the line: slower)")
     plot.grid(True, axis="x", which="both", alpha=0.2)
     if others:
         plot.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -366,7 +387,7 @@ def _draw_operations(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
 
 
 def _draw_scaling(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
-    """Time over N, D, C and K, a row of plots for each operation and direction."""
+    """Time over N, D, C and K, one row of plots per operation and direction."""
     curves = [row for row in rows if row.group == "scaling" and row.axis and row.p50_ms and row.direction != "copy"]
     if not curves:
         return None
@@ -409,14 +430,14 @@ def _draw_fitting(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
 
 
 def _draw_roofline(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
-    """The share of the ceiling that each of our rows reaches."""
+    """Share of the ceiling of each row of cem_fast."""
     ours = [row for row in rows if row.contender == OURS and row.share is not None and not row.axis]
     if not ours:
         return None
     figure, plot = plt.subplots(figsize=(9, 1 + 0.24 * len(ours)), layout="constrained")
     colors = {"memory": "tab:blue", "arithmetic": "tab:orange"}
     for bound, color in colors.items():
-        picked = [(index, 100 * row.share) for index, row in enumerate(ours) if row.bound == bound]
+        picked = [(index, 100 * (row.share or 0)) for index, row in enumerate(ours) if row.bound == bound]
         if picked:
             plot.barh(*zip(*picked), color=color, label=f"limited by {bound}")
     plot.set_yticks(range(len(ours)), [f"{_label(row)}, {row.direction}" for row in ours], fontsize=7)

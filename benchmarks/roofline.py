@@ -1,4 +1,4 @@
-"""The ceilings of the machine, measured in the run that they judge: a copy, a matrix product and fused multiply-adds."""
+"""Ceilings of the machine, measured in the same run: memory copy, matrix product and fused multiply-adds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,15 @@ float fma_chains(long iterations) {{
 
 
 class Ceiling(NamedTuple):
-    """How fast one thing goes: ``rate`` in GB/s (read and written) or GFLOP/s; None with a reason where it cannot be measured."""
+    """A measured rate.
+
+    Args:
+        name: ``copy``, ``GEMM`` or ``FMA``.
+        unit: GB/s (reads plus writes) or GFLOP/s.
+        rate: the rate in that unit; None if it could not be measured.
+        times: times of a call.
+        reason: why there is no rate.
+    """
 
     name: str
     unit: str
@@ -50,33 +59,42 @@ def ceilings(device: torch.device, *, budget_s: float) -> list[Ceiling]:
     """Measures copy, GEMM and FMA on a device, each for about ``budget_s`` seconds.
 
     Returns:
-        The three ceilings, the ones that cannot be measured with the reason.
+        The three ceilings; those that could not be measured carry the reason.
     """
     found = []
     for name, unit, prepare in (("copy", "GB/s", _copy), ("GEMM", "GFLOP/s", _gemm), ("FMA", "GFLOP/s", _fma)):
         try:
             work, call = prepare(device)
             call()
-        except Exception as error:  # whatever a compiler or a driver raises
+        except Exception as error:  # compilers and drivers raise many kinds
             found.append(Ceiling(name, unit, None, None, f"{type(error).__name__}: {error}"))
             continue
-        times = race([Contender(name, lambda _, call=call: call())], clock_of(device), budget_s=budget_s)[name]
+        times = race([Contender(name, partial(_run, call))], clock_of(device), budget_s=budget_s)[name]
         found.append(Ceiling(name, unit, work / times.p20 / 1e6, times))
     return found
 
 
+def _run(call: Callable[[], object], _: int) -> object:
+    return call()
+
+
 def share(flops: float, moved: float, took_ms: float, gb_s: float, gflop_s: float | None) -> tuple[float, str]:
-    """The part of the time that the machine's own limits account for, and which limit: ``memory`` or ``arithmetic``.
+    """Share of the roofline that a call reaches, and the limiting resource: ``memory`` or ``arithmetic``.
 
     Args:
-        flops: operations that have to be done.
-        moved: bytes that have to be read or written.
-        took_ms: what it took.
-        gb_s: rate of a copy, read and written.
-        gflop_s: rate of fused multiply-adds; None where unknown.
+        flops: floating-point operations of the call.
+        moved: bytes that the call must read or write.
+        took_ms: measured time.
+        gb_s: rate of a copy, reads plus writes.
+        gflop_s: rate of fused multiply-adds; None if unknown.
 
     Returns:
-        ``max(moved / rate, flops / rate) / took``; above 1 where a cache serves what a copy of that size takes from memory.
+        ``max(moved / rate, flops / rate) / took``; above 1 if data came from a cache.
+
+    Example:
+        >>> from cem_fast.benchmarks import roofline
+        >>> roofline.share(flops=1e9, moved=1e9, took_ms=200, gb_s=10, gflop_s=100)
+        (0.5, 'memory')
     """
     floors = {"memory": moved / gb_s / 1e6, "arithmetic": flops / gflop_s / 1e6 if gflop_s else 0.0}
     bound = max(floors, key=floors.__getitem__)
@@ -125,11 +143,3 @@ def _fma_on_cuda(device: torch.device) -> tuple[float, Callable[[], object]]:
     programs, iterations = 32 * torch.cuda.get_device_properties(device).multi_processor_count, 4_096
     out = torch.empty(programs * BLOCK, device=device)
     return flops(programs, iterations), lambda: fma_kernel[(programs,)](out, iterations, BLOCK)
-
-
-def in_words(found: list[Ceiling]) -> Iterator[str]:
-    """``copy 31.2 GB/s, GEMM 190 GFLOP/s``, a phrase each."""
-    for ceiling in found:
-        yield (
-            f"{ceiling.name} {ceiling.rate:.4g} {ceiling.unit}" if ceiling.rate else f"{ceiling.name}: {ceiling.reason}"
-        )

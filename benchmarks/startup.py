@@ -1,4 +1,4 @@
-"""What a new process pays before its first result: the imports, and the first step of the loss."""
+"""Startup cost of a new process: imports and the first step of the loss."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ print(*(1e3 * (b - a) for a, b in zip(marks, marks[1:])))
 
 
 def measure(device: str, *, quick: bool) -> list[Row]:
-    """Times the stages in processes of their own.
+    """Times the stages in new processes.
 
     Raises:
-        RuntimeError: one of them failed, with what it said.
+        RuntimeError: a process failed; the message is the last line of its standard error.
     """
     found: list[list[float]] = []
     for _ in range(PROCESSES[quick]):
@@ -45,10 +45,7 @@ def measure(device: str, *, quick: bool) -> list[Row]:
         if done.returncode != 0:
             raise RuntimeError(f"a new process failed: {done.stderr.strip().splitlines()[-1]}")
         found.append([float(number) for number in done.stdout.split()])
-    rows = []
-    for stage, times in zip(STAGES, zip(*found)):
-        p20, p50, p80, rounds = quantiles(times)
-        rows.append(
-            Row("startup", "new process", stage, direction="once", p20_ms=p20, p50_ms=p50, p80_ms=p80, rounds=rounds)
-        )
-    return rows
+    return [
+        Row("startup", "new process", stage, direction="once").with_times(quantiles(times))
+        for stage, times in zip(STAGES, zip(*found))
+    ]

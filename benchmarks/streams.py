@@ -1,9 +1,10 @@
-"""The refit of one training epoch's mixture, and what a fit to a stream of rows keeps in memory."""
+"""Time of a refit after a training epoch, and memory of fits to streams of rows."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from cem_fast.benchmarks import machine
@@ -15,13 +16,13 @@ from cem_fast import CEMLoss, GaussianMixture
 
 REFITS = {True: 3, False: 11}  # quick or not
 EPOCH = {True: (5_000, 64), False: (50_000, 512)}  # rows and dimensions; CIFAR-10 in full
-BATCHES = {True: (2, 8), False: (20, 80, 320)}
+BATCHES = {True: (2, 8), False: (20, 80, 320)}  # per stream
 BATCH, D, C, K = 10_000, 128, 10, 4
 BUDGET_MIB = 32
 
 
 class Batches:
-    """Rows that are made when they are read, so that nothing holds them all."""
+    """A stream that generates its rows when they are read, so memory never holds all of them."""
 
     def __init__(self, count: int):
         self.count = count
@@ -33,16 +34,16 @@ class Batches:
 
 
 def measure(device: torch.device, *, quick: bool) -> list[Row]:
-    """Times refits on a device, and on the CPU looks at the memory of streams that differ in length alone."""
+    """Times refits on a device; on the CPU also measures the memory of streams of different lengths."""
     rows = [refit(device, quick=quick)]
     if device.type == "cpu":
-        stream(BATCHES[quick][0])  # code and pools are loaded before anything is counted
+        stream(BATCHES[quick][0])  # loads code and memory pools before the measurement
         rows += [stream(count) for count in BATCHES[quick]]
     return rows
 
 
 def refit(device: torch.device, *, quick: bool) -> Row:
-    """A refit started from the mixture of slightly different features, as after every epoch."""
+    """A refit that starts from the mixture of slightly different features, as after every epoch."""
     N, dimension = EPOCH[quick]
     random = torch.Generator().manual_seed(0)
     labels = torch.randint(C, (N,), generator=random)
@@ -60,19 +61,21 @@ def refit(device: torch.device, *, quick: bool) -> Row:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(1e3 * (time.perf_counter() - start))
-    p20, p50, p80, rounds = quantiles(times)
-    shape = {"N": N, "D": dimension, "C": C, "K": 5, "covariance": "spherical", "dtype": "float32"}
-    return Row(
-        "fitting", "refit", "cem_fast", **shape, direction="fit", p20_ms=p20, p50_ms=p50, p80_ms=p80, rounds=rounds
-    )
+    row = _row("refit", "fit", N, dimension, 5, "spherical")
+    return row.with_times(quantiles(times))
 
 
 def stream(batches: int) -> Row:
-    """One streamed fit of k-means and the most that it added to the process's memory."""
+    """A streamed k-means fit and the peak memory that it adds."""
     mixture = GaussianMixture(num_components=K, num_classes=C, algorithm="kmeans", max_iter=2)
     peak = machine.peak_of(
         lambda: mixture.fit_stream(Batches(batches), memory_budget=BUDGET_MIB << 20), torch.device("cpu")
     )
-    shape = {"N": batches * BATCH, "D": D, "C": C, "K": K, "covariance": "diag", "dtype": "float32"}
-    note = f"memory budget {BUDGET_MIB} MiB"
-    return Row("fitting", "fit_stream", "cem_fast", **shape, direction="memory", note=note, peak_mib=peak)
+    row = _row("fit_stream", "memory", batches * BATCH, D, K, "diag")
+    return replace(row, note=f"memory budget {BUDGET_MIB} MiB", peak_mib=peak)
+
+
+def _row(op: str, direction: str, N: int, D: int, K: int, covariance: str) -> Row:
+    return Row(
+        "fitting", op, "cem_fast", N=N, D=D, C=C, K=K, covariance=covariance, dtype="float32", direction=direction
+    )

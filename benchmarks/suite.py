@@ -1,4 +1,4 @@
-"""Runs the suite: every case's race, then training and startup, between two measurements of the machine's ceilings."""
+"""The suite: all cases, then training and startup, between two measurements of the machine's ceilings."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 GROUPS = (*cases.GROUPS, "training", "startup")
-BUDGET_S = {True: 0.1, False: 0.4}  # for each contender and direction; quick or not
-MOST_ROUNDS = {True: 15, False: 51}  # of the fastest
-SLOW_S = 1.0  # who takes longer for one call is timed in the last direction alone
+BUDGET_S = {True: 0.1, False: 0.4}  # per contender and direction; quick or not
+MOST_ROUNDS = {True: 15, False: 51}  # of the fastest contender
+SLOW_S = 1.0  # contenders slower than this per call are timed in the last direction only
 YARDSTICK = "copy of the features"
 SYMBOL = {OK: "", WRONG: "WRONG: ", FAILED: "failed: ", MISSING: "missing: ", SKIPPED: "left out: ", INTERPRETED: ""}
 
 
 @dataclass
 class Entry:
-    """A contender on its way into a race, with the memory that a call in each of its directions adds."""
+    """A contender of one case, with the peak memory of each direction; no directions if it is not to be timed."""
 
     row: Row
     peer: Peer | None = None
@@ -57,21 +57,21 @@ def measure(
     most_rounds: int = MOST_ROUNDS[False],
     gflop_s: float | None = None,
 ) -> list[Row]:
-    """Races everyone who can do a case; who is wrong is never timed.
+    """Compares all peers that support a case. Wrong results are never timed.
 
     Args:
-        case: the race.
-        device: where.
-        budget_s: seconds for each contender and direction.
-        most_rounds: of the fastest.
-        gflop_s: the rate of arithmetic that rows are held against.
+        case: the case.
+        device: where to compute.
+        budget_s: timed seconds per contender and direction.
+        most_rounds: rounds of the fastest contender.
+        gflop_s: measured rate of arithmetic, for the share of the roofline.
 
     Returns:
-        A row for each contender and direction, and one for the copy of the features; one row for who takes no part.
+        One row per contender and direction, one row for a copy of the features, and one row per peer that was not timed.
     """
     problem = Problem(case, device)
-    # the first call is to take what it takes someone who comes to it fresh
-    with torch.compiler.config.patch(force_disable_caches=True):
+    # caches off: the first call must include compilation
+    with torch.compiler.config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
         entries = [_entry(peer, problem) for peer in peers.of(case, device)]
     machine.limit_pools(torch.get_num_threads())
     timed = {(e.row.contender, direction): e for e in entries for direction in e.peaks}
@@ -86,34 +86,13 @@ def measure(
     for (name, direction), entry in timed.items():
         took = quantiles[name, direction]
         share, bound = roofline.share(*case.work(direction), took.p50, gb_s, gflop_s)
-        rows.append(
-            replace(
-                entry.row,
-                direction=direction,
-                p20_ms=took.p20,
-                p50_ms=took.p50,
-                p80_ms=took.p80,
-                rounds=took.rounds,
-                peak_mib=entry.peaks[direction],
-                share=share,
-                bound=bound,
-            )
-        )
-    rows.append(
-        replace(
-            _row(case, YARDSTICK),
-            direction="copy",
-            p20_ms=copy.p20,
-            p50_ms=copy.p50,
-            p80_ms=copy.p80,
-            rounds=copy.rounds,
-        )
-    )
-    return rows
+        row = replace(entry.row, direction=direction, peak_mib=entry.peaks[direction], share=share, bound=bound)
+        rows.append(row.with_times(took))
+    return [*rows, replace(_row(case, YARDSTICK), direction="copy").with_times(copy)]
 
 
 def _entry(peer: Peer, problem: Problem) -> Entry:
-    """Builds a contender and holds its results against the truth."""
+    """Builds a contender and checks its results against float64."""
     row = _row(problem.case, peer.name, _version(peer.package))
     try:
         start = time.perf_counter()
@@ -122,22 +101,22 @@ def _entry(peer: Peer, problem: Problem) -> Entry:
         row = replace(row, first_ms=1e3 * (time.perf_counter() - start))
         error = problem.error(built.results())
         row = replace(row, error=error)
-        if not error <= row.allowed:  # type: ignore[operator]
+        if not error <= problem.case.allowed:
             return Entry(replace(row, status=WRONG, note=f"off by {error:.1e}, allowed {row.allowed:.0e}"))
         if backend.TRITON == "CPU" and peer.name.startswith(OURS):
-            note = "Triton's interpreter; its time says nothing"
+            note = "run by Triton's interpreter, not timed"
             return Entry(replace(row, status=INTERPRETED, first_ms=None, note=note))
         start = time.perf_counter()
         _call(built, built.directions[-1], problem.device)
         slow = time.perf_counter() - start > SLOW_S
         directions = built.directions[-1:] if slow else built.directions
-        # each direction once, so that whoever fails does so here and not in the race
+        # runs each direction once, so that failures occur here and not during timing
         return Entry(row, peer, built, {direction: _peak(built, direction, problem.device) for direction in directions})
     except Skipped as reason:
         return Entry(replace(row, status=SKIPPED, note=str(reason)))
     except ImportError as reason:
         return Entry(replace(row, status=MISSING, note=_line(reason)))
-    except Exception as reason:  # whatever a peer or its compiler raises
+    except Exception as reason:  # peers and their compilers raise many kinds
         return Entry(replace(row, status=FAILED, note=f"{type(reason).__name__}: {_line(reason)}"))
 
 
@@ -195,14 +174,12 @@ def _ceilings(device: torch.device, when: str, *, budget_s: float) -> tuple[list
         if ceiling.times is None:
             rows.append(replace(row, status=MISSING, note=ceiling.reason))
         else:
-            p20, p50, p80, rounds = ceiling.times
-            note = f"{ceiling.rate:.4g} {ceiling.unit}"
-            rows.append(replace(row, note=note, p20_ms=p20, p50_ms=p50, p80_ms=p80, rounds=rounds))
+            rows.append(replace(row, note=f"{ceiling.rate:.4g} {ceiling.unit}").with_times(ceiling.times))
     return rows, found[-1].rate
 
 
 def _or_why_not(group: str, measured: Callable[[], list[Row]]) -> list[Row]:
-    """A group that has ours alone: a failure of it is a row, and does not cost what was measured before."""
+    """Rows of a group without peers; a failure becomes a row, so other groups are kept."""
     try:
         return measured()
     except Exception as reason:
@@ -210,7 +187,7 @@ def _or_why_not(group: str, measured: Callable[[], list[Row]]) -> list[Row]:
 
 
 def rows_of(groups: Sequence[str], device: torch.device, *, quick: bool) -> Iterator[list[Row]]:
-    """Measures the groups, and yields the rows of each race as it ends."""
+    """Measures the groups and yields the rows of each case when it ends."""
     budget_s = BUDGET_S[quick]
     start, gflop_s = _ceilings(device, "start", budget_s=budget_s)
     yield start
@@ -237,22 +214,22 @@ def run(
     command: str,
     folder: Path,
 ) -> table.Recorded:
-    """Measures the groups and appends their rows to the folder's table, each race as it ends.
+    """Measures the groups and appends the rows of each case to the table when it ends.
 
     Args:
-        console: where to show what is found.
+        console: shows results.
         device: where to compute.
-        groups: which of ``GROUPS``; all of them if empty.
+        groups: a subset of ``GROUPS``; all of them if empty.
         quick: few shapes and few rounds.
-        threads: of the CPU; 0 for as many as torch would use.
-        command: what was typed, for the record.
-        folder: of the table.
+        threads: CPU threads; 0 for torch's default.
+        command: the command line, recorded in the table.
+        folder: folder of the table.
 
     Returns:
-        What was measured.
+        The recorded run.
 
     Raises:
-        ValueError: a group that does not exist, too many threads, or a table with other columns.
+        ValueError: an unknown group, too many threads, or a table with other columns.
     """
     for name in groups:
         lookup("group", name, dict.fromkeys(GROUPS))
@@ -290,7 +267,7 @@ def _this_run(mode: str, command: str, device: torch.device, pinned: str) -> Run
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Full float32 in matrix products, and no warnings but of kernels that are not used: peers' deprecations say nothing here."""
+    """Full float32 in matrix products, and no warnings except about unused kernels; deprecations of peers are noise."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -303,7 +280,7 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, bool]]:
-    """A race in a few lines, and whether each is to be red: one a direction, then one for each who takes no part."""
+    """Lines of a case and whether each is red: one per direction, then one per peer that was not timed."""
     if rows[0].group == "ceilings":
         yield f"ceilings at the {rows[0].direction}: {', '.join(f'{row.op} {row.note}' for row in rows)}", False
         return
@@ -333,21 +310,22 @@ def main(
     readme: Path | None,
     compare: Path | None,
 ) -> int:
-    """Measures (or takes the last run of the table), writes the report and compares with an earlier table.
+    """Measures (or reads the last run of the table), writes the report and compares with an earlier table.
 
     Args:
-        console: where to show what is found.
+        console: shows results.
         device: where to compute.
-        folder: of the table.
-        measuring: ``run`` with its other arguments; None measures nothing.
-        readme: a Markdown file whose marked section gets the figures.
+        folder: folder of the table.
+        measuring: ``run`` with its other arguments; None reads the last run.
+        readme: a Markdown file whose marked section receives the results.
         compare: an earlier table.
 
     Returns:
-        The exit status: 1 if our own results are wrong or failed, or if ours became slower than in the earlier table.
+        The exit status: 1 if results of cem_fast are wrong, failed, or slower than in the earlier table.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file or option.
+        FileNotFoundError: a table does not exist.
+        ValueError: a table or the Markdown file cannot be used.
     """
     earlier = None if compare is None else _latest(table.read(compare), device, compare)
     if measuring is None:
@@ -371,14 +349,14 @@ def _latest(runs: Sequence[table.Recorded], device: torch.device, path: Path) ->
 
 
 def _show_changes(console: Console, new: table.Recorded, old: table.Recorded) -> bool:
-    """Prints what became slower or faster; returns whether any of ours became slower."""
+    """Prints the changes; returns whether any time of cem_fast became slower."""
     for name in ("processor", "threads", "malloc", "torch", "mode"):
         a, b = getattr(old.run, name), getattr(new.run, name)
         if a != b:
-            _say(console, f"not of a kind: {name} was {a!r} and is {b!r}")
+            _say(console, f"runs differ: {name} was {a!r} and is {b!r}")
     found, compared = table.changes(new.rows, old.rows)
-    for row, before in found:
-        factor = row.p50_ms / before.p50_ms
+    for change in found:
+        (row, before), factor = change, change.factor
         kind = "slower" if factor > 1 else "faster"
         ours = row.contender.startswith(OURS)
         console.print(
@@ -392,7 +370,7 @@ def _show_changes(console: Console, new: table.Recorded, old: table.Recorded) ->
     of_ours = [change for change in slower if change.row.contender.startswith(OURS)]
     _say(
         console,
-        f"of {compared} times since {old.run.run}, {len(slower)} are slower ({len(of_ours)} of ours), "
+        f"of {compared} times compared with {old.run.run}, {len(slower)} are slower ({len(of_ours)} of cem_fast), "
         f"{len(found) - len(slower)} faster, the others within the noise",
     )
     return bool(of_ours)

@@ -1,37 +1,42 @@
-"""The table of results: one line for each contender of each race, appended to a CSV file and never rewritten."""
+"""The table of results: one line per contender, case and direction, appended to a CSV file."""
 
 from __future__ import annotations
 
 import csv
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from cem_fast.benchmarks.timing import Quantiles
+
 FILE = "bench.csv"
-# What a row's status can be: only "ok" has times.
+# Statuses of a row; only "ok" has times.
 OK, WRONG, FAILED, MISSING, SKIPPED, INTERPRETED = "ok", "wrong", "failed", "missing", "skipped", "interpreted"
-LAST = "end"  # direction of the ceilings that are measured when all else is done: the mark of a run that ended
-# A median that moves by less says nothing even where the quantiles lie apart.
-BAND = 0.05
+LAST = "end"  # direction of the ceilings measured last; marks a complete run
+BAND = 0.05  # smaller relative changes of the median count as noise
 
 
 @dataclass(frozen=True)
 class Run:
-    """What all rows of one run share.
+    """Facts shared by all rows of a run.
 
     Args:
-        run: when it began, ISO 8601, which also names it.
-        mode: ``full``, ``quick``, or ``part`` where groups were chosen.
-        command: what was typed.
-        commit: of the code, ``-dirty`` after it if files changed since; empty outside a repository.
-        cem_fast, torch, triton, numpy, python: versions.
-        backend: what serves tensors on the device.
+        run: start time, ISO 8601; identifies the run.
+        mode: ``full``, ``quick``, or ``part`` if groups were selected.
+        command: the command line.
+        commit: commit of the code, with ``-dirty`` after local changes; empty outside a repository.
+        cem_fast: version of this library.
+        torch: version of torch.
+        triton: version of triton.
+        numpy: version of numpy.
+        python: version of Python.
+        backend: the backend in use on the device.
         device: ``cpu`` or ``cuda``.
         processor: name of the processor or GPU.
-        threads: how many, and where they are pinned.
-        malloc: the allocator's tuning.
+        threads: number of threads and their cores.
+        malloc: settings of the allocator.
     """
 
     run: str
@@ -52,21 +57,33 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender in one race; times in milliseconds, empty unless the status is ``ok``.
+    """One contender in one case and direction; times are empty unless the status is ``ok``.
 
     Args:
-        group: which part of the suite: ``ceilings``, ``operations``, ``scaling``, ``fitting``, ``training`` or ``startup``.
+        group: part of the suite: ``ceilings``, ``operations``, ``scaling``, ``fitting``, ``training`` or ``startup``.
         op: the operation.
-        contender, version: who, and the version of the distribution.
-        N, D, C, K, covariance, dtype: the case.
-        axis: N, D, C or K where the row belongs to a scaling curve.
+        contender: name of the contender.
+        version: version of its distribution.
+        N: number of rows.
+        D: number of features.
+        C: number of classes.
+        K: components per class.
+        covariance: ``spherical`` or ``diag``.
+        dtype: dtype of the features.
+        axis: N, D, C or K if the row belongs to a scaling curve.
         direction: ``forward``, ``backward``, ``both``, ``fit``, ...
-        status, note: whether it was timed, and if not, why.
-        error, allowed: relative to the float64 truth.
-        first_ms: the first call, with all compilation.
-        p20_ms, p50_ms, p80_ms, rounds: of the calls after it.
-        peak_mib: memory that a call adds.
-        share, bound: of the time that memory or arithmetic alone would take.
+        status: ``ok``, or why there are no times.
+        note: details of the status.
+        error: relative error against float64.
+        allowed: largest relative error of a correct result.
+        first_ms: the first call, compilation included, in milliseconds.
+        p20_ms: 20th percentile of later calls.
+        p50_ms: median of later calls.
+        p80_ms: 80th percentile of later calls.
+        rounds: number of later calls.
+        peak_mib: peak memory that a call adds.
+        share: share of the roofline.
+        bound: the limiting resource, ``memory`` or ``arithmetic``.
     """
 
     group: str
@@ -96,20 +113,35 @@ class Row:
 
     @property
     def case(self) -> tuple[Any, ...]:
-        """Which race the row belongs to."""
+        """Key of the comparison: all but the contender and its results."""
         shape = (self.N, self.D, self.C, self.K)
         return (self.group, self.op, *shape, self.covariance, self.dtype, self.axis, self.direction)
 
+    @property
+    def times(self) -> Quantiles:
+        """Times of a timed row.
+
+        Raises:
+            ValueError: the row was not timed.
+        """
+        if self.p20_ms is None or self.p50_ms is None or self.p80_ms is None:
+            raise ValueError(f"{self.contender} has no times: {self.status}")
+        return Quantiles(self.p20_ms, self.p50_ms, self.p80_ms, self.rounds or 0)
+
+    def with_times(self, times: Quantiles) -> Row:
+        """The same row with times."""
+        return replace(self, p20_ms=times.p20, p50_ms=times.p50, p80_ms=times.p80, rounds=times.rounds)
+
 
 class Recorded(typing.NamedTuple):
-    """A run and its rows, in the order in which they were measured."""
+    """A run and its rows in the order of measurement."""
 
     run: Run
     rows: list[Row]
 
     @property
     def complete(self) -> bool:
-        """Whether every group was asked for and measured to the end."""
+        """Whether the run covers all groups and was not interrupted."""
         return self.run.mode != "part" and any(row.group == "ceilings" and row.direction == LAST for row in self.rows)
 
 
@@ -117,10 +149,22 @@ HEADER = [field.name for field in (*fields(Run), *fields(Row))]
 
 
 def append(folder: Path, run: Run, rows: Iterable[Row]) -> None:
-    """Appends rows to the folder's table.
+    """Appends rows to the table of a folder.
 
     Raises:
-        ValueError: the table there has other columns.
+        ValueError: the existing table has other columns.
+
+    Example:
+        >>> import dataclasses, tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast.benchmarks import table
+        >>> run = table.Run(**dict.fromkeys((field.name for field in dataclasses.fields(table.Run)), ""))
+        >>> row = table.Row("operations", "cem_paper", "cem_fast", p50_ms=1.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table.append(Path(folder), run, [row])
+        ...     (recorded,) = table.read(Path(folder, table.FILE))
+        >>> recorded.rows == [row]
+        True
     """
     path = folder / FILE
     new = not path.exists()
@@ -136,11 +180,11 @@ def append(folder: Path, run: Run, rows: Iterable[Row]) -> None:
 
 
 def read(path: Path) -> list[Recorded]:
-    """The runs of a table, oldest first.
+    """Runs of a table, oldest first.
 
     Raises:
-        FileNotFoundError: there is no such table.
-        ValueError: it has other columns, or a value that is none of its column.
+        FileNotFoundError: the table does not exist.
+        ValueError: the table has other columns or an invalid value.
     """
     _require_columns(path)
     found: list[Recorded] = []
@@ -157,24 +201,34 @@ def read(path: Path) -> list[Recorded]:
 
 
 class Change(typing.NamedTuple):
-    """A contender's median beside the one of an earlier run; outside the noise of both."""
+    """A row whose time differs from the same row of an earlier run by more than the noise."""
 
     row: Row
     before: Row
 
     @property
     def factor(self) -> float:
-        return self.row.p50_ms / self.before.p50_ms  # type: ignore[operator]
+        """Ratio of the medians, new to old."""
+        return self.row.times.p50 / self.before.times.p50
 
 
 def changes(new: Sequence[Row], old: Sequence[Row]) -> tuple[list[Change], int]:
     """Compares two runs.
 
-    A time has changed where the ranges from the 20th to the 80th percentile lie apart and the medians differ by more than
-    ``BAND``; all else is noise.
+    A time has changed if the ranges from the 20th to the 80th percentile are disjoint and the medians differ by more than
+    ``BAND``. Everything else is noise.
 
     Returns:
-        The changes, the worst first, and how many rows could be compared.
+        The changes, largest slowdown first, and the number of rows compared.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from cem_fast.benchmarks import table
+        >>> old = table.Row("operations", "cem_paper", "cem_fast", p20_ms=0.9, p50_ms=1.0, p80_ms=1.1, rounds=5)
+        >>> new = replace(old, p20_ms=1.9, p50_ms=2.0, p80_ms=2.1)
+        >>> (change,), compared = table.changes([new], [old])
+        >>> change.factor, compared
+        (2.0, 1)
     """
     before = {(row.contender, *row.case): row for row in old if _is_time(row)}
     found, compared = [], 0
@@ -184,14 +238,14 @@ def changes(new: Sequence[Row], old: Sequence[Row]) -> tuple[list[Change], int]:
             continue
         compared += 1
         change = Change(row, earlier)
-        apart = row.p20_ms > earlier.p80_ms or row.p80_ms < earlier.p20_ms  # type: ignore[operator]
+        apart = row.times.p20 > earlier.times.p80 or row.times.p80 < earlier.times.p20
         if apart and abs(change.factor - 1) > BAND:
             found.append(change)
     return sorted(found, key=lambda change: -change.factor), compared
 
 
 def _is_time(row: Row) -> bool:
-    """Not a difference of two, which may be about zero."""
+    """Whether the row has a positive time; differences of two times may be negative."""
     return row.p50_ms is not None and row.p50_ms > 0
 
 
@@ -200,7 +254,7 @@ def _require_columns(path: Path) -> None:
         columns = next(csv.reader(file), [])
     if columns != HEADER:
         other = sorted(set(columns) ^ set(HEADER)) or ["their order"]
-        raise ValueError(f"{path} must have the columns of this version's table, got others: {', '.join(other)}")
+        raise ValueError(f"{path} must have the columns of this version's table, got differences in {', '.join(other)}")
 
 
 def _text(value: Any) -> str:

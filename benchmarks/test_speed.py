@@ -1,6 +1,6 @@
-"""The quick suite's races as entries of pytest-benchmark: ``pytest benchmarks/``.
+"""Cases of the quick suite for pytest-benchmark: ``pytest benchmarks/``.
 
-A contender that is missing or left out is skipped with the reason; one whose results are wrong fails and is not timed.
+A missing package or a case out of reach skips the test with the reason; wrong results fail it before any timing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cem_fast.benchmarks.cases import Case, Problem
 from cem_fast.benchmarks.peers import Peer, Skipped
 from cem_fast.benchmarks.timing import SETS
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # those of other people's packages
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of third-party packages
 CPU = torch.device("cpu")
 RACES = [case for group in ("operations", "fitting") for case in cases.GROUPS[group](True) if not case.axis]
 

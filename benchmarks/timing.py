@@ -1,28 +1,31 @@
-"""Times contenders side by side: interleaved, on rotated buffers, each call apart from what makes it ready."""
+"""Interleaved timing of contenders on rotated buffers, without the preparation of each call."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
-SETS = 3  # of input buffers, used in turn
-SETTLE_S = 0.12  # until the threads of OpenBLAS and OpenMP sleep; 0.03 left the next contender half a core
+SETS = 3  # sets of input buffers, used in turn
+SETTLE_S = 0.12  # until idle threads of OpenBLAS and OpenMP sleep; after 0.03 they still occupied half a core
 L2_BYTES = 256 << 20
 
 
 def nothing(_: int) -> None:
-    """Makes nothing ready."""
+    """The default preparation: none."""
 
 
 class Contender(NamedTuple):
-    """One who is timed.
+    """A function to time.
 
-    ``run`` gets the number of the buffers to use, ``before`` makes them ready, untimed; ``settles`` says that threads of its own
-    go on spinning for a while after a call, which the next one must not pay for.
+    Args:
+        key: identifies the contender in the results.
+        run: the timed call; it gets the number of the buffers to use.
+        before: prepares the call on the same buffers, untimed.
+        settles: whether its threads keep spinning after a call; the clock then waits until they sleep.
     """
 
     key: Hashable
@@ -32,7 +35,7 @@ class Contender(NamedTuple):
 
 
 class Quantiles(NamedTuple):
-    """20th, 50th and 80th percentile in milliseconds, of so many rounds."""
+    """20th, 50th and 80th percentile in milliseconds, and the number of rounds."""
 
     p20: float
     p50: float
@@ -40,8 +43,14 @@ class Quantiles(NamedTuple):
     rounds: int
 
 
+class Clock(Protocol):
+    """Times one call of a contender."""
+
+    def time(self, contender: Contender, buffers: int) -> float: ...
+
+
 class CpuClock:
-    """Wall time of a call, in milliseconds."""
+    """Wall time of a call in milliseconds."""
 
     def time(self, contender: Contender, buffers: int) -> float:
         contender.before(buffers)
@@ -54,7 +63,7 @@ class CpuClock:
 
 
 class CudaClock:
-    """Time on the device between two events, in milliseconds, after the second-level cache was overwritten."""
+    """Device time between two events in milliseconds; the L2 cache is overwritten before."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -71,37 +80,45 @@ class CudaClock:
         return start.elapsed_time(end)
 
 
-def clock_of(device: torch.device) -> CpuClock | CudaClock:
+def clock_of(device: torch.device) -> Clock:
+    """The clock of a device type: events on CUDA, wall time on the CPU."""
     return CudaClock(device) if device.type == "cuda" else CpuClock()
 
 
 def race(
     contenders: Sequence[Contender],
-    clock: CpuClock | CudaClock,
+    clock: Clock,
     *,
     budget_s: float,
     fewest: int = 3,
     most: int = 51,
 ) -> dict[Hashable, Quantiles]:
-    """Times contenders in turn, in an order that changes from round to round.
+    """Times contenders round by round, in a new random order each round.
 
-    Where one of them has to settle, all others' threads have gone to sleep by then, too, and waking them takes the scheduler some
-    of its ticks, up to 12 ms. Everyone then makes a call that does not count before each one that does.
+    If one contender has to settle, the idle threads of all others sleep meanwhile, and waking them takes up to 12 ms.
+    Every timed call then follows an untimed call of the same contender.
 
     Args:
-        contenders: who is timed, warmed up.
-        clock: how.
-        budget_s: seconds that count for each contender; who takes longer runs in few rounds, spread over the race.
-        fewest: rounds of the slowest.
-        most: rounds of the fastest.
+        contenders: warmed-up contenders.
+        clock: times one call.
+        budget_s: timed seconds per contender; slow contenders get fewer rounds, spread over the run.
+        fewest: rounds of the slowest contender.
+        most: rounds of the fastest contender.
 
     Returns:
-        The quantiles of every contender, by its key.
+        Quantiles of each contender by its key.
+
+    Example:
+        >>> from cem_fast.benchmarks.timing import Contender, CpuClock, race
+        >>> contenders = [Contender("sum", lambda _: sum(range(1_000))), Contender("list", lambda _: list(range(1_000)))]
+        >>> found = race(contenders, CpuClock(), budget_s=0.01, most=5)
+        >>> {key: times.rounds for key, times in found.items()}
+        {'sum': 5, 'list': 5}
     """
     asleep = any(contender.settles for contender in contenders)
 
     def time_of(contender: Contender, buffers: int) -> float:
-        if asleep:  # on other buffers, so that what counts is not found in a cache
+        if asleep:  # on other buffers: the timed call must not find its rows in a cache
             contender.before((buffers + 1) % SETS)
             contender.run((buffers + 1) % SETS)
         return clock.time(contender, buffers)
@@ -122,6 +139,13 @@ def race(
 
 
 def quantiles(times: Sequence[float]) -> Quantiles:
-    """Of times in milliseconds, each a value that was measured (nearest rank)."""
+    """Quantiles of times in milliseconds by nearest rank.
+
+    Example:
+        >>> from cem_fast.benchmarks.timing import quantiles
+        >>> quantiles([5.0, 1.0, 2.0, 3.0, 4.0, 6.0])
+        Quantiles(p20=2.0, p50=3.0, p80=5.0, rounds=6)
+    """
     ordered = sorted(times)
-    return Quantiles(*(ordered[round(share * (len(ordered) - 1))] for share in (0.2, 0.5, 0.8)), len(ordered))
+    p20, p50, p80 = (ordered[round(share * (len(ordered) - 1))] for share in (0.2, 0.5, 0.8))
+    return Quantiles(p20, p50, p80, len(ordered))

@@ -1,7 +1,7 @@
-"""What CEM adds to a training epoch of the paper's VGG11, by this library and by the released loop: each step, and the refit.
+"""Cost of CEM in a training epoch of the paper's VGG11, per step and for the refit, with this library and the released loop.
 
-Three copies of the network train on the same batches, step by step in turn, so that whatever else the machine does falls on
-all of them: without CEM, with ``CEMLoss``, and with the released script's loss, which runs the encoder's backward twice.
+Three copies of the network train on the same batches in turn, so other load on the machine affects all of them equally:
+without CEM, with ``CEMLoss``, and with the loss of the released script, which runs the encoder's backward twice.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ BATCH, CLASSES, COMPONENTS, NOISE_STD = 128, 10, 5, 0.025
 IMAGES = {True: 4 * BATCH, False: 79 * BATCH}  # quick or not
 REFITS = 5
 PLAIN, OURS, RELEASED = "without CEM", "cem_fast", "released loop"
-STEP, ADDED, REFIT, REFIT_ANEW = "step", "step, added", "refit on kept features", "refit with an encoder pass"
+STEP, ADDED, REFIT, REFIT_OWN_PASS = "step", "step, added", "refit on kept features", "refit with an encoder pass"
 
 
 def measure(device: torch.device, *, quick: bool) -> list[Row]:
-    """Times one epoch with a batch of warm-up before it.
+    """Times one epoch after a warm-up batch.
 
     Returns:
-        For each way the time of a step; what a step takes longer than the same one without CEM; and refits of the mixture to the
-        features of the epoch.
+        Rows for each variant: the time of a step, the time added to the same step without CEM, and the time of a refit of
+        the mixture to the features of the epoch.
     """
     torch.manual_seed(0)
     images = torch.rand(IMAGES[quick] + BATCH, 3, 32, 32, device=device)
     labels = torch.randint(CLASSES, (len(images),), device=device)
-    shape = {"image_shape": (3, 32, 32), "num_classes": CLASSES, "cut": 2, "bottleneck": 8}
-    networks = {PLAIN: models.build("vgg11", **shape).to(device)}
+    network = models.build("vgg11", image_shape=(3, 32, 32), num_classes=CLASSES, cut=2, bottleneck=8)
+    networks = {PLAIN: network.to(device)}
     networks |= {name: copy.deepcopy(networks[PLAIN]) for name in (OURS, RELEASED)}
     steps = {name: _Step(name, network) for name, network in networks.items()}
     clean = clean_features(networks[OURS], images)
@@ -67,7 +67,7 @@ def measure(device: torch.device, *, quick: bool) -> list[Row]:
 
 
 class _Step:
-    """One network, its optimizer, and the features that it has released."""
+    """A network, its optimizer, and the features of past steps."""
 
     def __init__(self, name: str, network: Any):
         self.name, self.network = name, network
@@ -92,7 +92,7 @@ class _Step:
             self.batches.append(features.detach())
 
     def _twice(self, loss: torch.Tensor, penalty: torch.Tensor) -> None:
-        """The released script's way: a backward of the penalty, its gradients kept aside, then one of the loss."""
+        """Two backward passes as in the released script; gradients of the penalty are kept and added to those of the loss."""
         penalty.backward(retain_graph=True)
         kept = {p: p.grad.clone() for p in self.network.encoder.parameters() if p.grad is not None}
         self.optimizer.zero_grad()
@@ -104,19 +104,19 @@ class _Step:
 def _refits(
     cem: CEMLoss, network: Any, kept: torch.Tensor, images: torch.Tensor, labels: torch.Tensor, device: torch.device
 ) -> dict[tuple[str, str], Quantiles]:
-    """Refits from where the last epoch's mixture ended, as in training."""
+    """Refits that start from the mixture of the last epoch, as in training."""
     state = copy.deepcopy(cem.state_dict())
-    anew: list[float] = []
+    own_pass: list[float] = []
     reused: list[float] = []
     for _ in range(REFITS):
         reused.append(_timed(lambda: cem.fit(kept, labels), device))
         cem.load_state_dict(state)
-        anew.append(_timed(lambda: cem.fit(clean_features(network, images), labels), device))
+        own_pass.append(_timed(lambda: cem.fit(clean_features(network, images), labels), device))
         cem.load_state_dict(state)
     loop = [_timed(lambda: released.fit(kept, labels, cem.mixture.means), device) for _ in range(REFITS)]
     return {
         (OURS, REFIT): quantiles(reused),
-        (OURS, REFIT_ANEW): quantiles(anew),
+        (OURS, REFIT_OWN_PASS): quantiles(own_pass),
         (RELEASED, REFIT): quantiles(loop),
     }
 
@@ -143,8 +143,4 @@ def _row(name: str, direction: str, times: Quantiles, images: int, first: float)
         direction=direction,
         note=f"batches of {BATCH}, 32x32 pixels",
         first_ms=first if (name, direction) == (OURS, REFIT) else None,
-        p20_ms=times.p20,
-        p50_ms=times.p50,
-        p80_ms=times.p80,
-        rounds=times.rounds,
-    )
+    ).with_times(times)

@@ -146,7 +146,11 @@ def torchgmm(problem: Problem) -> Built:
     if case.op == "em":
         return _torchgmm_em(problem, model_of)
     models = [model_of(*one) for one in zip(problem.means, problem.variances, problem.weights)]
-    return Differentiable(problem, by_class([lambda rows, m=m: m(rows)[1] for m in models]))
+
+    def log_prob_of(model: Any) -> Callable[[Tensor], Tensor]:
+        return lambda rows: model(rows)[1]
+
+    return Differentiable(problem, by_class([log_prob_of(model) for model in models]))
 
 
 def _torchgmm_em(problem: Problem, model_of: Callable[[Tensor, Tensor, Tensor], Any]) -> Fit:

@@ -1,4 +1,4 @@
-"""The command: what it records, compares, and answers with; and the entries of pytest-benchmark."""
+"""The command ``cem-fast bench``: records, comparisons, exit statuses; and the tests of pytest-benchmark."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """One small race of ours against eager torch, and a machine that is measured in no time."""
+    """One small case with cem_fast and eager torch, and ceilings that are measured quickly."""
     monkeypatch.setenv(machine.MALLOC, "the user's own")
     monkeypatch.setattr(roofline, "COPIED_BYTES", 1 << 16)
     monkeypatch.setattr(roofline, "PRODUCT", {"cpu": 16})
@@ -59,15 +59,15 @@ def test_a_run_is_recorded_and_reported(tiny, tmp_path, capsys):
     groups = {row.group.rpartition(".")[2] for row in recorded.rows}
     assert groups == {"ceilings", "operations", "training", "startup", "streams"}
     assert "component_statistics: 20 x 5, C = 3, K = 2" in readme.read_text()
-    # again: appended, and compared with what was there
+    # a second run is appended and compared with the first
     assert status(
         "--quick", "--only", "operations", "--threads", "1", "--save", folder, "--compare", folder / table.FILE
     ) in (0, 1)
-    assert "times since" in capsys.readouterr().out
+    assert "times compared with" in capsys.readouterr().out
     assert [found.run.mode for found in table.read(folder / table.FILE)] == ["quick", "part"]
 
 
-def test_ours_being_wrong_is_red_and_fails(tiny, tmp_path, monkeypatch, capsys):
+def test_wrong_results_of_cem_fast_are_red_and_fail(tiny, tmp_path, monkeypatch, capsys):
     def wrong(problem):
         return Differentiable(problem, lambda x, labels: 1.5 * plain_torch.eager(problem).function(x, labels))
 
@@ -80,7 +80,7 @@ def test_ours_being_wrong_is_red_and_fails(tiny, tmp_path, monkeypatch, capsys):
     assert any(row.contender == "torch eager" and row.status == OK for row in recorded.rows)
 
 
-def test_a_group_that_fails_does_not_cost_the_others(tiny, tmp_path, monkeypatch, capsys):
+def test_a_failing_group_keeps_the_others(tiny, tmp_path, monkeypatch, capsys):
     def failing(device, *, quick):
         raise RuntimeError("no memory left")
 
@@ -92,7 +92,7 @@ def test_a_group_that_fails_does_not_cost_the_others(tiny, tmp_path, monkeypatch
     assert (tmp_path / report.PAGE).exists()
 
 
-def test_comparison_names_what_became_slower(tmp_path, capsys):
+def test_comparison_lists_slower_times(tmp_path, capsys):
     old, new = tmp_path / "old", tmp_path / "new"
     slower = replace(ROW, p20_ms=1.9, p50_ms=2.0, p80_ms=2.1)
     other = replace(ROW, contender="torch eager")
@@ -103,18 +103,18 @@ def test_comparison_names_what_became_slower(tmp_path, capsys):
     assert (
         "slower 2.00x  cem_paper N=128 D=512 C=10 K=5 both, cem_fast: 1.00 ms (0.900 ms to 1.10 ms) to 2.00 ms" in out
     )
-    assert "not of a kind: threads was '2 on cores 0, 1' and is '1 on cores 0'" in out
-    assert "1 are slower (1 of ours), 0 faster, the others within the noise" in out
+    assert "runs differ: threads was '2 on cores 0, 1' and is '1 on cores 0'" in out
+    assert "1 are slower (1 of cem_fast), 0 faster, the others within the noise" in out
     assert status("--render", "--save", new, "--compare", new / table.FILE) == 0
 
 
-def test_another_peer_being_slower_is_not_ours_to_fail_for(tmp_path, capsys):
+def test_a_slower_peer_does_not_fail_the_command(tmp_path, capsys):
     old, new = tmp_path / "old", tmp_path / "new"
     other = replace(ROW, contender="torch eager")
     table.append(old, RUN, [other, END])
     table.append(new, RUN, [replace(other, p20_ms=1.9, p50_ms=2.0, p80_ms=2.1), END])
     assert status("--render", "--save", new, "--compare", old / table.FILE) == 0
-    assert "1 are slower (0 of ours)" in capsys.readouterr().out
+    assert "1 are slower (0 of cem_fast)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_another_peer_being_slower_is_not_ours_to_fail_for(tmp_path, capsys):
         (["--comparison", "x"], "unknown setting 'comparison'; did you mean 'compare'?"),
     ],
 )
-def test_bad_input_exits_with_2_and_one_line(arguments, message, tmp_path, capfd, monkeypatch):
+def test_invalid_input_exits_with_2_and_one_line(arguments, message, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv(machine.MALLOC, "the user's own")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert status(*arguments, "--save", tmp_path / "none") == 2
@@ -140,13 +140,13 @@ def test_bad_input_exits_with_2_and_one_line(arguments, message, tmp_path, capfd
 
 
 def test_the_command_is_part_of_the_installed_package():
-    """From a folder without the sources, where only what was installed can be imported."""
+    """Runs in a folder without the sources, so only installed packages can be imported."""
     code = "import cem_fast.benchmarks.suite as suite; print(suite.GROUPS)"
     done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
-def test_pytest_benchmark_has_the_same_races():
+def test_pytest_benchmark_runs_the_same_cases():
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""What is made of the table: the README's section, the page, the plots; and that the README has what the table says."""
+"""Section, page and plots of the table; the committed section and page match the committed table."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,18 +26,18 @@ def line_of(section, start):
 LABEL = "CEMLoss, Eq. 5-7: 128 x 512, C = 10, K = 5"
 
 
-def test_ours_stands_beside_the_fastest_other():
+def test_the_table_shows_cem_fast_and_the_fastest_other():
     section = report.section([Recorded(RUN, [ROW, EAGER, COMPILED, END])], "results")
     assert line_of(section, LABEL) == [LABEL, "1.00 ms", "torch.compile 1.70 ms", "1.7x", "50%", "", "", "", ""]
-    assert "The GPU columns are empty: nothing was measured there" in section
+    assert "No GPU results yet" in section
     assert (
         "`cem-fast bench` on 2026-01-02 (A processor, with a comma, threads: 2 on cores 0, 1; torch 2.14.1, commit aaaaaa"
         in section
     )
-    assert "takes 9,000 ms to 9,000 ms for each shape" in section
+    assert "takes 9,000 ms to 9,000 ms per shape" in section
 
 
-def test_gpu_columns_are_filled_by_a_run_there():
+def test_a_gpu_run_fills_the_gpu_columns():
     gpu = replace(RUN, device="cuda", processor="A GPU", run="2026-02-02T00:00:00+00:00")
     fast = [replace(row, p50_ms=row.p50_ms / 100) for row in (ROW, EAGER)]
     triton = replace(fast[0], contender="cem_fast, Triton operators", p50_ms=0.001)
@@ -45,18 +45,18 @@ def test_gpu_columns_are_filled_by_a_run_there():
     cells = line_of(report.section(runs, "results"), LABEL)
     assert cells[5:] == ["0.0100 ms", "torch eager 0.0250 ms", "2.5x", "50%"]
     assert cells[1] == "1.00 ms"
-    assert "columns are empty" not in report.section(runs, "results")
+    assert "No GPU results" not in report.section(runs, "results")
 
 
-def test_races_that_others_win_are_named():
+def test_cases_with_a_faster_contender_are_listed():
     faster = replace(COMPILED, p20_ms=0.4, p50_ms=0.5, p80_ms=0.6)
     level = replace(EAGER, p20_ms=0.9, p50_ms=0.95, p80_ms=1.1)
-    assert "Others are faster" not in report.section([Recorded(RUN, [ROW, EAGER, level, END])], "results")
+    assert "Another contender is faster" not in report.section([Recorded(RUN, [ROW, EAGER, level, END])], "results")
     section = report.section([Recorded(RUN, [ROW, EAGER, level, faster, END])], "results")
-    assert f"Others are faster in 1 of all races: {LABEL}: 1.00 ms, torch.compile 0.500 ms." in section
+    assert f"Another contender is faster in 1 case: {LABEL}: 1.00 ms, torch.compile 0.500 ms." in section
 
 
-def test_a_wrong_row_is_red_and_never_fast(tmp_path):
+def test_wrong_rows_are_red_and_have_no_speedup(tmp_path):
     wrong = replace(EAGER, status=WRONG, note="off by 1e-01, allowed 1e-03", p20_ms=None, p50_ms=None, p80_ms=None)
     rows = [ROW, wrong, COMPILED, END]
     cells = line_of(report.section([Recorded(RUN, rows)], "results"), LABEL)
@@ -79,7 +79,7 @@ def test_the_last_complete_run_is_shown():
 
 
 def test_without_a_complete_run_there_are_no_figures(tmp_path):
-    assert report.section([Recorded(RUN, [ROW, EAGER])], "results").startswith("Nothing has been measured to the end")
+    assert report.section([Recorded(RUN, [ROW, EAGER])], "results").startswith("No complete run yet")
     table.append(tmp_path, RUN, [])
     assert report.write(tmp_path, None) == [tmp_path / report.PAGE]
 
@@ -95,7 +95,7 @@ def test_sentences_come_from_the_rows():
         of(training.RELEASED, training.ADDED, 50.0),
         of(training.OURS, training.REFIT, 15.0),
         of(training.RELEASED, training.REFIT, 500.0),
-        of(training.OURS, training.REFIT_ANEW, 100.0),
+        of(training.OURS, training.REFIT_OWN_PASS, 100.0),
         timed("startup", "new process", "import torch", "once", 1_234.0),
         Row("fitting", "fit_stream", "cem_fast", N=20_000, D=128, note="memory budget 32 MiB", peak_mib=70.4),
         Row("fitting", "fit_stream", "cem_fast", N=80_000, D=128, note="memory budget 32 MiB", peak_mib=71.0),
@@ -107,14 +107,17 @@ def test_sentences_come_from_the_rows():
         END,
     ]
     section = report.section([Recorded(RUN, rows)], "somewhere")
-    assert "CEM adds 0.500 ms to a step (0.500 ms to 0.500 ms) and a refit of 15.0 ms" in section
-    assert "computed anyway: +2.0%." in section  # 10 steps of 100 ms; 10 x 0.5 + 15
-    assert "the released loop adds 50.0 ms" in section
-    assert "anyway: +100.0%." in section
-    assert "of its own takes 100 ms, 10.0% of that epoch" in section
-    assert "A new process: import torch 1,234 ms." in section
-    assert "streams of 20,000, 80,000 rows of 128 features add 70, 71 MiB (memory budget 32 MiB)" in section
-    assert "exponent ([curves](somewhere/fitting.png)) em: N 1.00." in section
+    assert "100 ms per step): CEM adds 0.500 ms per step (0.500 ms to 0.500 ms) and a refit of 15.0 ms" in section
+    assert "of the epoch, +2.0% in total." in section  # 10 steps of 100 ms; 10 x 0.5 + 15
+    assert "the released loop adds 50.0 ms per step" in section
+    assert "of the epoch, +100.0% in total." in section
+    assert "its own encoder pass takes 100 ms, 10.0% of that epoch" in section
+    assert "New process: import torch 1,234 ms." in section
+    assert (
+        "Streamed fits of 20,000, 80,000 rows of 128 features add 70, 71 MiB of memory (memory budget 32 MiB)"
+        in section
+    )
+    assert "over the last decade of each size ([curves](somewhere/fitting.png)): em: N 1.00." in section
     assert "A refit of 50,000 rows of 512 features (10 classes, 5 components) takes 22.6 ms." in section
     assert "[All rows](somewhere/bench.md), with errors, memory and quantiles: 16 ok." in section
 
@@ -142,7 +145,7 @@ def test_page_and_plots_are_written_from_the_table(tmp_path):
     )
 
 
-def test_a_readme_without_markers_is_left_alone(tmp_path):
+def test_a_file_without_markers_stays_unchanged(tmp_path):
     table.append(tmp_path, RUN, [ROW, END])
     readme = tmp_path / "README.md"
     readme.write_text("no markers\n")
@@ -155,17 +158,17 @@ def test_a_readme_without_markers_is_left_alone(tmp_path):
     "value, text",
     [(0.0123, "0.0123 ms"), (1.0, "1.00 ms"), (-2.5, "-2.50 ms"), (1234.5, "1,234 ms"), (0, "0 ms"), (None, "")],
 )
-def test_milliseconds_have_three_digits(value, text):
+def test_milliseconds_have_three_significant_digits(value, text):
     assert report.ms(value) == text
 
 
-def test_the_documentation_has_the_figures_of_the_table():
+def test_the_committed_section_matches_the_table():
     """Regenerate with ``cem-fast bench --render --save benchmarks/results --readme docs/results/benchmarks.md``."""
     page = ROOT / "docs" / "results" / "benchmarks.md"
     text, runs = page.read_text(), table.read(RESULTS / table.FILE)
     assert report.replaced(text, report.section(runs, "../../benchmarks/results"), page) == text
 
 
-def test_the_page_has_the_rows_of_the_table():
+def test_the_committed_page_matches_the_table():
     runs = table.read(RESULTS / table.FILE)
     assert "\n".join(report._page(runs)) + "\n" == (RESULTS / report.PAGE).read_text()

@@ -1,4 +1,4 @@
-"""The machine's ceilings, and the share of them that a row reaches."""
+"""Ceilings of the machine and the share of them that a row reaches."""
 
 import numpy as np
 import pytest
@@ -26,21 +26,21 @@ def test_copy_gemm_and_fma_are_measured():
     assert fma.rate > 1
 
 
-def test_the_chains_are_computed():
+def test_fma_chains_are_computed():
     x = np.repeat(np.arange(roofline.FMA_CHAINS, dtype=np.float64)[:, None], roofline.FMA_LANES, 1)
     for _ in range(5):
         x = x * (0.5 + 0.01 * np.arange(roofline.FMA_LANES)) + 1
     assert roofline._compiled()(5) == pytest.approx(x.sum(), rel=1e-5)
 
 
-def test_a_ceiling_that_cannot_be_measured_says_why(monkeypatch):
+def test_a_ceiling_without_a_rate_has_a_reason(monkeypatch):
     monkeypatch.setenv("CXX", "/no/such/compiler")
     *_, fma = roofline.ceilings(CPU, budget_s=0)
     assert fma.rate is None
     assert "/no/such/compiler" in fma.reason
 
 
-def test_share_is_of_the_tighter_limit():
+def test_share_uses_the_tighter_limit():
     assert roofline.share(1e9, 1e9, took_ms=200, gb_s=10, gflop_s=100) == (pytest.approx(0.5), "memory")
     assert roofline.share(1e9, 1e6, took_ms=20, gb_s=10, gflop_s=100) == (pytest.approx(0.5), "arithmetic")
     assert roofline.share(1e12, 1e9, took_ms=200, gb_s=10, gflop_s=None) == (pytest.approx(0.5), "memory")
@@ -50,7 +50,7 @@ def test_work_of_a_case():
     case = Case("operations", "mixture_log_prob", 100, 8, 10, 5, "diag")
     assert case.work("forward") == (4 * 100 * 8 * 5, 4 * 100 * 8 + 2 * 4 * 10 * 5 * 8)
     assert case.work("both") == (8 * 100 * 8 * 5, 3 * 4 * 100 * 8 + 2 * 4 * 10 * 5 * 8)
-    few = Case("operations", "cem_paper", 2, 8, 10, 5)  # reads the means of the classes that it has
+    few = Case("operations", "cem_paper", 2, 8, 10, 5)  # only the means of its classes are read
     assert few.work("forward") == (3 * 2 * 8 * 5, 4 * 2 * 8 + 4 * 2 * 5 * 8)
     half = Case("operations", "cem_paper", 100, 8, 10, 5, dtype="bfloat16")
     assert half.work("backward")[1] == 2 * 2 * 100 * 8 + 4 * 10 * 5 * 8

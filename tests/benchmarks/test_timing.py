@@ -1,4 +1,4 @@
-"""The timer: who runs when, on which buffers, and what is inside the clock."""
+"""Timing: order of the calls, buffers, and the calls inside the clock."""
 
 import gc
 import time
@@ -10,7 +10,7 @@ from cem_fast.benchmarks.timing import SETS, Contender, CpuClock, CudaClock, qua
 
 
 class Scripted:
-    """A clock that notes who ran and says how long it took."""
+    """A clock that records the calls and returns given times."""
 
     def __init__(self, **times):
         self.times, self.ran = times, []
@@ -28,7 +28,7 @@ def idle(_):
 def test_contenders_are_interleaved_on_rotated_buffers():
     clock = Scripted(a=1.0, b=1.0, c=1.0)
     found = race([Contender(key, idle) for key in "abc"], clock, budget_s=1, most=12)
-    raced = clock.ran[3:]  # one call each to see how long they take
+    raced = clock.ran[3:]  # one call each estimates the time per call
     for turn in range(12):
         round_ = raced[3 * turn : 3 * turn + 3]
         assert {key for key, _ in round_} == set("abc")
@@ -38,7 +38,7 @@ def test_contenders_are_interleaved_on_rotated_buffers():
     assert found["a"].rounds == 12
 
 
-def test_slow_contenders_run_in_few_rounds_spread_over_the_race():
+def test_slow_contenders_run_in_few_rounds_spread_evenly():
     clock = Scripted(fast=1.0, slow=1000.0)
     found = race([Contender(key, idle) for key in ("fast", "slow")], clock, budget_s=0.03, fewest=3, most=30)
     assert (found["fast"].rounds, found["slow"].rounds) == (30, 3)
@@ -47,7 +47,7 @@ def test_slow_contenders_run_in_few_rounds_spread_over_the_race():
     assert where[2] - where[1] >= 9
 
 
-def test_what_makes_a_call_ready_is_not_timed():
+def test_preparation_is_not_timed():
     clock = CpuClock()
     slow_to_start = Contender("a", idle, before=lambda _: time.sleep(0.05))
     slow = Contender("b", lambda _: time.sleep(0.05))
@@ -55,7 +55,7 @@ def test_what_makes_a_call_ready_is_not_timed():
     assert clock.time(slow, 0) >= 50
 
 
-def test_threads_that_spin_are_given_time_to_settle():
+def test_spinning_threads_get_time_to_settle():
     clock = CpuClock()
     start = time.perf_counter()
     assert clock.time(Contender("a", idle, settles=True), 0) < 1e3 * timing.SETTLE_S
@@ -63,13 +63,13 @@ def test_threads_that_spin_are_given_time_to_settle():
 
 
 @pytest.mark.parametrize("settles", [False, True])
-def test_a_call_that_does_not_count_wakes_threads_that_others_have_let_sleep(settles, monkeypatch):
+def test_an_untimed_call_wakes_sleeping_threads(settles, monkeypatch):
     monkeypatch.setattr(timing, "SETTLE_S", 0.0)
     happened = []
     own = Contender("a", lambda i: happened.append(("run", i)), before=lambda i: happened.append(("before", i)))
     found = race([own, Contender("b", idle, settles=settles)], CpuClock(), budget_s=1.0, fewest=3, most=3)
     assert found["a"].rounds == 3
-    counted = [0, 0, 1, 2]  # the first one finds out how long a call takes
+    counted = [0, 0, 1, 2]  # the first estimates the time per call
     buffers = [b for i in counted for b in ((i + 1) % timing.SETS, i)] if settles else counted
     assert happened == [(what, i) for i in buffers for what in ("before", "run")]
 
@@ -80,7 +80,7 @@ def test_quantiles_are_measured_values():
 
 
 def test_cuda_clock_flushes_the_cache_and_times_by_events(monkeypatch):
-    """Everything up to the launch, with events that only note when they are recorded."""
+    """Uses events that only record the order of the calls."""
     happened = []
 
     class Event:
@@ -107,17 +107,17 @@ def test_cuda_clock_flushes_the_cache_and_times_by_events(monkeypatch):
     assert happened == ["before", "flush", "event", "run", "event", "wait"]
 
 
-def test_peak_memory_is_what_a_call_adds():
+def test_peak_memory_of_a_call():
     cpu = torch.device("cpu")
     if machine.peak_of(lambda: None, cpu) is None:
-        pytest.skip("this system does not reset its high-water mark")
+        pytest.skip("the system does not report peak memory")
     held = torch.ones(10 << 18)
     found = machine.peak_of(lambda: torch.ones(40 << 18).sum(), cpu)
     assert 38 <= found <= 60
     assert machine.peak_of(lambda: held.sum(), cpu) < 10
 
 
-def test_allocator_is_tuned_by_starting_again_once(monkeypatch):
+def test_the_command_restarts_once_to_tune_the_allocator(monkeypatch):
     started = []
     monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(machine.os, "execve", lambda *arguments: started.append(arguments))
@@ -132,7 +132,7 @@ def test_allocator_is_tuned_by_starting_again_once(monkeypatch):
     assert len(started) == 1
 
 
-def test_threads_are_pinned_and_given_back():
+def test_threads_are_pinned_and_restored():
     before = torch.get_num_threads()
     with machine.pinned(1) as words:
         assert torch.get_num_threads() == 1
@@ -145,7 +145,7 @@ def test_threads_are_pinned_and_given_back():
         pass
 
 
-def test_older_objects_are_out_of_the_collectors_sight_inside_the_block_alone():
+def test_older_objects_are_hidden_from_the_garbage_collector_inside_the_block():
     old = [[] for _ in range(1_000)]
     with machine.older_objects_aside():
         assert gc.get_freeze_count() >= len(old)

@@ -1,1 +1,1 @@
-"""What tests share: problems, exact answers, tolerances, small data, and processes to run."""
+"""Helpers of the tests: problems, exact results, tolerances, small data and processes."""

@@ -1,4 +1,4 @@
-"""A run and rows to make tables of."""
+"""A run and rows for tables of benchmark results."""
 
 from cem_fast.benchmarks.table import LAST, Row, Run
 

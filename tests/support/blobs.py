@@ -4,7 +4,7 @@ import torch
 
 
 def blobs(rows=600, dimension=5, classes=3, components=2, spread=0.05, seed=0):
-    """Well separated clusters: rows, classes, and the true component of each row."""
+    """Well separated clusters: rows, labels, the component of each row, and the centers."""
     g = torch.Generator().manual_seed(seed)
     centers = torch.randn(classes, components, dimension, generator=g) * 3
     labels = torch.randint(0, classes, (rows,), generator=g)

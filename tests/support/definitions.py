@@ -1,6 +1,6 @@
-"""The mathematics in plain float64 torch, one line a formula: what every backend is checked against.
+"""Definitions of the operations in plain float64 torch; every backend is tested against them.
 
-Everything here is differentiable by autograd and allocates ``N x K x D`` freely.
+All of them are differentiable by autograd and allocate intermediates of ``N x K x D`` elements.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch import Tensor
 
 
 class Mixture(NamedTuple):
+    """Parameters of a mixture."""
+
     means: Tensor
     variances: Tensor
     weights: Tensor
@@ -28,7 +30,7 @@ SHAPES = [(1, 1, 1, 1), (37, 3, 4, 5), (64, 129, 7, 3), (5, 70, 40, 2), (30, 33,
 def draw(
     rows: int, dimension: int, classes: int, components: int, *, diag: bool, seed: int = 0
 ) -> tuple[Tensor, Tensor, Mixture]:
-    """Random rows, labels and a mixture, float64; the same for the same arguments."""
+    """Random float64 rows, labels and a mixture, reproducible by seed."""
     g = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -43,6 +45,7 @@ def draw(
 
 
 def log_prob(x: Tensor, mixture: Mixture, labels: Tensor) -> Tensor:
+    """Log-density of each row in the mixture of its class ``[N]``."""
     means, variances, weights = mixture
     v = variances if variances.dim() == 3 else variances.unsqueeze(-1).expand_as(means)
     exponent = ((x.unsqueeze(1) - means[labels]).square() / v[labels] + torch.log(2 * math.pi * v[labels])).sum(-1)
@@ -50,11 +53,12 @@ def log_prob(x: Tensor, mixture: Mixture, labels: Tensor) -> Tensor:
 
 
 def nearest(x: Tensor, means: Tensor, labels: Tensor) -> Tensor:
+    """Index of the nearest mean of each row's class ``[N]``."""
     return (x.detach().unsqueeze(1) - means[labels]).square().sum(-1).argmin(1)
 
 
 def statistics(x: Tensor, means: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts ``[C, K]``, per-dimension scatter and sums ``[C, K, D]`` about the nearest means."""
+    """Counts ``[C, K]``, scatter and sums ``[C, K, D]`` about the nearest means."""
     C, K, _ = means.shape
     member = torch.nn.functional.one_hot(labels * K + nearest(x, means, labels), C * K).to(x.dtype).view(-1, C, K)
     scatter = torch.einsum("nck,nckd->ckd", member, (x[:, None, None] - means).square())
@@ -72,7 +76,7 @@ def paper_bound(
     boost: float = 1.0,
     unbiased: bool = True,
 ) -> Tensor:
-    """Eq. 5-7 summed over dimensions; with ``unbiased`` the gradient has the scale of a minibatch gradient of Eq. 7."""
+    """Eq. 5-7 summed over dimensions; ``unbiased`` scales the gradient to a minibatch gradient of Eq. 7."""
     means, variances, weights = mixture
     rows, D = x.shape
     b = min(boost, num_samples / max(rows, 1))
@@ -100,7 +104,7 @@ def official_hinge(
     threshold: float = 0.125,
     gamma: float = 0.01,
 ) -> Tensor:
-    """The released code's regularizer, class by class and component by component."""
+    """Regularizer of the released code, one class and one component at a time."""
     means, variances, weights = mixture
     C, K, _ = means.shape
     chosen = nearest(x, means, labels)

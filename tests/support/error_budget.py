@@ -1,6 +1,6 @@
-"""Hard places for rounding, and whether an operator errs there at most twice as much as eager torch in the same dtype.
+"""Inputs that are hard for rounding, and an error budget: at most twice the error of eager torch in the same dtype.
 
-The error is relative to the result's norm; a few units of rounding are allowed where eager torch happens to be exact.
+Errors are relative to the norm of the result. One unit of rounding is always allowed.
 """
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from cem_fast.ops import reference
 
 OPS = torch.ops.cem_fast
-# Center of the features, spread of a component, distance between components in spreads.
+# Center of the features, standard deviation of a component, distance between components in standard deviations.
 PLACES = {
     "unit cube": (0.0, 0.3, 3.0),
     "offset 1000, spread 1e-3": (1000.0, 1e-3, 1.0),
@@ -18,7 +18,7 @@ PLACES = {
 
 
 def case(place, shape, diag, dtype):
-    """Features near the components they belong to; the parameters are exact in their dtype."""
+    """Features close to their components, and the parameters of the mixture, at one of ``PLACES``."""
     center, spread, separation = PLACES[place]
     N, D, C, K = shape
     parameters = torch.promote_types(dtype, torch.float32)
@@ -32,21 +32,24 @@ def case(place, shape, diag, dtype):
 
 
 def exact(arguments):
+    """The arguments with floating-point tensors in float64."""
     return [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
 
 
 def results(function, arguments):
+    """The floating-point outputs of a function."""
     found = function(*arguments)
     return [found] if isinstance(found, torch.Tensor) else [r for r in found if r.is_floating_point()]
 
 
 def error(value, truth):
+    """Error of a result relative to the norm of the true one."""
     value, truth = value.double(), truth.double()
     return float((value - truth).norm() / truth.norm().clamp_min(1e-300)) if truth.numel() else 0.0
 
 
 def within_budget(name, arguments, truths=None):
-    """Compares operator and eager reference on the same inputs with the float64 truth."""
+    """Asserts that the errors of an operator, against float64, are within the budget."""
     truths = results(getattr(reference, name), exact(arguments)) if truths is None else truths
     ours, eager = results(getattr(OPS, name), arguments), results(getattr(reference, name), arguments)
     for index, (got, torchs, truth) in enumerate(zip(ours, eager, truths, strict=True)):
@@ -56,7 +59,7 @@ def within_budget(name, arguments, truths=None):
 
 
 def sums_at_an_offset(component_statistics_fwd):
-    """How far, relatively, any sum of many rows about 1000 that lie 1e-3 apart is from the exact one."""
+    """Largest relative error of sums over many rows close to 1000 with a standard deviation of 1e-3."""
     x, means, _, _, labels = case("offset 1000, spread 1e-3", (400, 40, 1, 2), False, torch.float32)
     arguments = [x, means, labels, None, None, False, True]
     _, _, sums, assignment = component_statistics_fwd(*arguments)

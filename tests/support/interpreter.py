@@ -1,4 +1,4 @@
-"""Watches kernels in Triton's interpreter: which are launched, with what types, and the bytes that they move."""
+"""Records kernels in Triton's interpreter: launches, argument types, and bytes loaded and stored."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ TYPES = {
 
 @dataclass
 class Seen:
-    launches: Counter[str] = field(default_factory=Counter)  # by kernel
-    loaded: Counter[str] = field(default_factory=Counter)  # bytes by argument
+    """Launches and memory traffic recorded by ``watching``."""
+
+    launches: Counter[str] = field(default_factory=Counter)  # per kernel
+    loaded: Counter[str] = field(default_factory=Counter)  # bytes per argument
     stored: Counter[str] = field(default_factory=Counter)
     configurations: set[tuple[Any, ...]] = field(default_factory=set)  # kernel, aligned, types, constants
 
@@ -41,7 +43,7 @@ def _type(value: Any) -> str:
 
 @contextlib.contextmanager
 def watching() -> Iterator[Seen]:
-    """Yields what kernels do inside."""
+    """Records the kernels that run inside the block."""
     seen = Seen()
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
     load, store, run, version = (
@@ -50,7 +52,7 @@ def watching() -> Iterator[Seen]:
         executor.__call__,
         Kernel.version,
     )
-    # where the arguments of the running kernel lie: [first byte, one past the last, name]
+    # address ranges of the running kernel's arguments: first byte, one past the last, name
     arguments: list[tuple[int, int, str]] = []
     aligned = False
 

@@ -1,4 +1,4 @@
-"""How far a backend may be from the float64 definitions, relative to the result's norm, by dtype of the features."""
+"""Allowed errors of a backend against the float64 definitions, relative to the norm of the result, by dtype."""
 
 import torch
 
@@ -6,7 +6,7 @@ RELATIVE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, torc
 
 
 def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
-    """``|value - truth| / |truth|`` in the Euclidean norm; infinite when only one of them is finite."""
+    """``|value - truth| / |truth|`` in the Euclidean norm; infinity if not finite."""
     assert value.shape == truth.shape, (value.shape, truth.shape)
     value, truth = value.detach().double(), truth.detach().double()
     error = (value - truth).norm() / truth.norm().clamp_min(1e-12)

@@ -1,4 +1,4 @@
-"""What each of two gloo ranks runs in the tests; in its own module so that a spawned process can import it."""
+"""Functions run by each of two gloo ranks, in a module that spawned processes can import."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.definitions import draw
 
 
 def model_and_loss(group, covariance_type, variant):
-    """A linear encoder and a CEM loss with a known mixture, float64, the same on every rank."""
+    """A float64 linear encoder and CEM loss with a known mixture, equal on every rank."""
     torch.manual_seed(0)
     encoder = torch.nn.Linear(6, 5).double()
     _, _, mixture = draw(1, 5, 3, 2, diag=covariance_type == "diag")
@@ -39,7 +39,7 @@ CASES = [
 
 
 def train(rank: int, folder: str) -> None:
-    """One data-parallel step on this rank's shard for each case; rank 0 saves the losses and the averaged gradients."""
+    """One data-parallel step per case on the shard of this rank; rank 0 saves losses and averaged gradients."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     results = []
@@ -54,7 +54,7 @@ def train(rank: int, folder: str) -> None:
         del parallel
     if rank == 0:
         torch.save(results, f"{folder}/rank0.pt")
-    dist.barrier()  # a rank that leaves while the other still talks to it would abort it
+    dist.barrier()  # leaving while the other rank communicates would abort it
     dist.destroy_process_group()
 
 
@@ -67,7 +67,7 @@ FITS = [
 
 
 def fit_problem(group, sizes, algorithm, covariance_type, init):
-    """Rows of three classes with two components each, and a mixture to fit; float64."""
+    """Float64 rows of three classes with two components each, and a mixture to fit."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(0, 3, (sum(sizes),), generator=generator)
     component = torch.randint(0, 2, labels.shape, generator=generator)
@@ -75,7 +75,7 @@ def fit_problem(group, sizes, algorithm, covariance_type, init):
     x = centers[labels, component] + torch.randn(len(labels), 4, generator=generator).double()
     start = centers.clone()
     if algorithm == "kmeans":
-        start[1, 1] = 100  # no row is near
+        start[1, 1] = 100  # far from all rows
     mixture = GaussianMixture(
         num_components=2,
         num_classes=3,
@@ -90,7 +90,7 @@ def fit_problem(group, sizes, algorithm, covariance_type, init):
 
 
 def fit(rank: int, folder: str) -> None:
-    """Fits every case to this rank's shard and saves what came of it."""
+    """Fits every case to the shard of this rank and saves the results."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     results = []
@@ -101,7 +101,7 @@ def fit(rank: int, folder: str) -> None:
         results.append(dict(mixture.state_dict()))
     mixture = fit_problem(dist.group.WORLD, (300, 0), "em", "diag", "given")[2]
     mixture.fit(x[shard], labels[shard])
-    if rank == 0:  # the other rank has seen no rows since
+    if rank == 0:  # the other rank gathers no rows
         mixture.gather(x + 0.1, labels)
     results.append(dict(mixture.step().state_dict()))
     torch.save(results, f"{folder}/rank{rank}.pt")
@@ -110,7 +110,7 @@ def fit(rank: int, folder: str) -> None:
 
 
 def lose_a_rank(rank: int, folder: str, answers) -> None:
-    """Rank 1 leaves without a word; rank 0 says what became of its fit."""
+    """Rank 1 exits before the fit; rank 0 reports the error of its fit."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=20)
@@ -123,7 +123,7 @@ def lose_a_rank(rank: int, folder: str, answers) -> None:
             answers.put(str(error))
 
 
-if __name__ == "__main__":  # one rank of a launch by torchrun
+if __name__ == "__main__":  # a rank started by torchrun
     dist.init_process_group("gloo")
     x, labels, mixture = fit_problem(dist.group.WORLD, (200, 100), "em", "diag", "k-means++")
     shard = slice(0, 200) if dist.get_rank() == 0 else slice(200, 300)
