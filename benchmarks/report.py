@@ -7,10 +7,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cem_fast.benchmarks import table, training
 from cem_fast.benchmarks.peers import OURS
 from cem_fast.benchmarks.table import OK, WRONG, Recorded, Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAGE = "bench.md"
 PLOTS = ("operations.png", "scaling.png", "fitting.png", "roofline.png")
@@ -360,7 +364,7 @@ def _plots(runs: Sequence[Recorded], folder: Path) -> list[Path]:
     return written
 
 
-def _draw_operations(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
+def _draw_operations(rows: Sequence[Row], plt: Any) -> Figure | None:
     """Time of each contender relative to cem_fast, one line per case."""
     ours = {
         row.case: row for row in rows if row.contender == OURS and row.op in OPERATION and not row.axis and row.p50_ms
@@ -386,7 +390,7 @@ def _draw_operations(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
     return figure
 
 
-def _draw_scaling(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
+def _draw_scaling(rows: Sequence[Row], plt: Any) -> Figure | None:
     """Time over N, D, C and K, one row of plots per operation and direction."""
     curves = [row for row in rows if row.group == "scaling" and row.axis and row.p50_ms and row.direction != "copy"]
     if not curves:
@@ -408,7 +412,7 @@ def _draw_scaling(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
     return figure
 
 
-def _draw_fitting(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
+def _draw_fitting(rows: Sequence[Row], plt: Any) -> Figure | None:
     """Time of fits over N, D, C and K."""
     curves = [row for row in rows if row.group == "fitting" and row.axis and row.p50_ms and row.direction == "fit"]
     if not curves:
@@ -429,7 +433,7 @@ def _draw_fitting(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
     return figure
 
 
-def _draw_roofline(rows: Sequence[Row], plt):  # type: ignore[no-untyped-def]
+def _draw_roofline(rows: Sequence[Row], plt: Any) -> Figure | None:
     """Share of the ceiling of each row of cem_fast."""
     ours = [row for row in rows if row.contender == OURS and row.share is not None and not row.axis]
     if not ours:
