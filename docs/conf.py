@@ -26,11 +26,7 @@ extensions = [
 root_doc = "index"
 exclude_patterns = ["_*"]
 nitpicky = True
-nitpick_ignore_regex = [  # bases and parts that no user calls
-    ("py:class", r"cem_fast\._support\..*"),
-    ("py:class", r"cem_fast\.mixture\.buffers\.FullPrecisionBuffers"),
-    ("py:class", r"cem_fast\.attacks\.base\.ClosedForm"),
-]
+nitpick_ignore_regex = [("py:class", r"cem_fast\._support\..*")]  # parts that no user calls
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -44,10 +40,9 @@ napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True}
 autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False  # overridden methods are described where they are declared
-add_module_names = False
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 90
 
