@@ -89,7 +89,7 @@ class Splits:
 
     @property
     def victims(self) -> Part:
-        """The images that attacks rebuild, none of which the attacker holds: the test part, or under ``train`` the training part."""
+        """Images that attacks rebuild and the attacker does not hold. The test part; under ``train``, the training part."""
         return self.train if self.protocol == "train" else self.test
 
     def under(self, protocol: str) -> Splits:
@@ -135,7 +135,7 @@ class Splits:
 
     @cached_property
     def num_leaked(self) -> int:
-        """How many test images are in the training part as well, pixel by pixel: whoever holds that part has seen them."""
+        """Number of test images that are also in the training part, pixel by pixel. Who holds that part has seen them."""
         known = set(self.train.fingerprints())
         return sum(image in known for image in self.test.fingerprints())
 

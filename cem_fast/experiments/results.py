@@ -60,7 +60,7 @@ class Measured:
 
     @property
     def without_cem(self) -> str:
-        """Every setting of its cell but those of CEM: what it shares with the runs that it is compared to."""
+        """Settings of the cell without those of CEM, which the run shares with those it is compared to."""
         settings = {
             key: value
             for key, value in self.record["config"].items()

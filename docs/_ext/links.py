@@ -1,8 +1,8 @@
 """References that Sphinx does not resolve by itself.
 
 An object is documented under its public path, ``cem_fast.CEMLoss``. A docstring may also name it by the module that defines it,
-``cem_fast.loss.CEMLoss``. A Markdown file outside of the documentation is linked as a file, not as a page, and links of an included file
-are relative to that file.
+``cem_fast.loss.CEMLoss``, or by its bare name. A Markdown file outside of the documentation is linked as a file, not as a page.
+Links of an included file are relative to that file.
 """
 
 from __future__ import annotations
@@ -33,15 +33,18 @@ def shortened(path: str) -> Iterator[str]:
 
 
 def _resolve(app: Sphinx, env: Any, node: nodes.Element, child: nodes.Node) -> nodes.Element | None:
-    target = node.get("reftarget", "")
-    if node.get("refdomain") != "py" or not target.startswith("cem_fast."):
+    target, objects = node.get("reftarget", ""), env.get_domain("py").objects
+    if node.get("refdomain") != "py":
         return None
-    objects = env.get_domain("py").objects
-    for name in shortened(target):
-        if name in objects:
-            entry = objects[name]
-            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, child, name)
-    return None
+    if "." in target:
+        found = [name for name in shortened(target) if name in objects]
+    else:  # an annotation that Sphinx could not evaluate: a class by its bare name
+        found = [name for name, entry in objects.items() if name.endswith("." + target) and not entry.aliased]
+        found = found if len(found) == 1 else []
+    if not found:
+        return None
+    entry = objects[found[0]]
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, child, found[0])
 
 
 def relinked(text: str, written: Path, shown: Path, top: Path) -> str:

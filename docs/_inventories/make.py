@@ -55,7 +55,7 @@ TORCH = {
             ),
             ("data.html", "torch.utils.data.Dataset", "torch.utils.data.Dataset", "torch.utils.data.dataset.Dataset"),
             ("optim.html", "torch.optim.Optimizer", "torch.optim.Optimizer", "torch.optim.optimizer.Optimizer"),
-            ("distributed.html", "torch.distributed.ProcessGroup", "torch.distributed.ProcessGroup"),
+            ("distributed.html", "torch.distributed.ProcessGroup", "torch.distributed.ProcessGroup", "ProcessGroup"),
         )
         for name in names
     }
