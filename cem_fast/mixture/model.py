@@ -59,10 +59,15 @@ class GaussianMixture(FullPrecisionBuffers):
         process_group: torch.distributed group over which fits sum their statistics; every rank then gives its own rows.
 
     Attributes:
-        means ``[C, K, D]``, variances, weights ``[C, K]``, class_prior ``[C]``, counts ``[C, K]``: buffers.
+        means: buffer ``[C, K, D]``.
+        variances: buffer ``[C, K]`` or ``[C, K, D]``; ``covariances`` in its place for ``tied`` and ``full``.
+        weights: buffer ``[C, K]``.
+        class_prior: buffer ``[C]``.
+        counts: buffer ``[C, K]``.
         num_rows_: rows that were fitted, on all ranks.
-        n_iter_, converged_, lower_bound_: of the last fit; the lower bound is the mean log-likelihood (EM) or the
-            negative mean squared distance to the nearest mean (k-means).
+        n_iter_: iterations of the last fit.
+        converged_: whether the last fit converged.
+        lower_bound_: mean log-likelihood (EM), or negative mean squared distance to the nearest mean (k-means), of the last fit.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
