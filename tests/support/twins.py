@@ -146,3 +146,15 @@ def faces(root: Path) -> Path:
                 image = photograph(brightness, mode=mode, side=60 + index)
                 image.save(raw / part / person / f"{label}{index}.jpg")
     return raw
+
+
+def write_images(folder: Path, *, classes: int = 2, count: int = 5, mode: str = "L") -> Path:
+    """Writes a folder of random 20x30 images, one sub-folder per class; returns it."""
+    random = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f"class {label}").mkdir(parents=True)
+        for index in range(count):
+            shape = (20, 30) if mode == "L" else (20, 30, 3)
+            pixels = random.integers(0, 256, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"class {label}" / f"{index}.png")
+    return folder

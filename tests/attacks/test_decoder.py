@@ -1,0 +1,59 @@
+"""The decoder attack: convergence, losses, and batch sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.attacking import build, error_at_half_budget
+
+from cem_fast import attacks, metrics
+from cem_fast.attacks.decoder import Decoder
+
+
+def test_the_decoder_converges_on_noisy_features_and_a_budget_that_is_too_small_shows(small_faces, untrained):
+    def noisy(images):
+        features = torch.sigmoid(untrained(images))
+        return features + 0.1 * torch.randn_like(features)
+
+    settings = {"batch_size": 64, "dropout": 0.1}  # those of the evaluation
+    assert (
+        error_at_half_budget(build("decoder", small_faces.image_shape, epochs=120, **settings), small_faces, noisy)
+        < 1.03
+    )
+    assert (
+        error_at_half_budget(build("decoder", small_faces.image_shape, epochs=10, **settings), small_faces, noisy)
+        > 1.03
+    )
+
+
+@pytest.mark.parametrize("network", ["res_norm", "conv_norm", "plain"])
+def test_published_decoders_learn(small_faces, untrained, network):
+    few = small_faces.attacker[torch.arange(0, 320, 10)]
+    attack = Decoder(image_shape=small_faces.image_shape, decoder=network, epochs=15, batch_size=8)
+    attack.fit(untrained, few.images, few.labels)
+    error = metrics.mse(attack.reconstruct(untrained(few.images)), few.images).mean()
+    assert error < 0.6 * few.images.var(0).mean()
+
+
+def test_each_loss_serves_its_own_measure_best(small_faces, untrained):
+    rebuilt = {}
+    for loss in attacks.loss_names():
+        attack = build("decoder", small_faces.image_shape, epochs=40, loss=loss)
+        attack.fit(untrained, small_faces.attacker.images, small_faces.attacker.labels)
+        rebuilt[loss] = attack.reconstruct(untrained(small_faces.attacker.images))
+    truth = small_faces.attacker.images
+    measures = {
+        "mse": lambda x: metrics.mse(x, truth).mean(),
+        "ssim": lambda x: -metrics.ssim(x, truth).mean(),
+        "l1": lambda x: (x - truth).abs().mean(),
+    }
+    for loss, measure in measures.items():
+        assert min(rebuilt, key=lambda other: measure(rebuilt[other])) == loss
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_no_batch_is_a_single_image(count):
+    images = torch.rand(count, 1, 8, 8)
+    attack = Decoder(image_shape=(1, 8, 8), epochs=2, batch_size=2)
+    attack.fit(torch.clone, images, torch.zeros(count, dtype=torch.int64))
+    assert attack.reconstruct(images).isfinite().all()

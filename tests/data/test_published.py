@@ -1,0 +1,88 @@
+"""All published data sets: fixed parts, missing ones, and runs on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support import twins
+
+from cem_fast import data
+from cem_fast.cli import main as cli
+from cem_fast.config import GridConfig, RunConfig
+from cem_fast.data import cifar10, cifar100, facescrub, fashion_mnist
+from cem_fast.experiments import saved_run
+from cem_fast.experiments.grid import check
+from cem_fast.experiments.run import run
+
+
+@pytest.fixture
+def everything(tmp_path, monkeypatch):
+    """Every published data set, below one root."""
+    twins.cifar(cifar10, tmp_path, monkeypatch)
+    twins.cifar(cifar100, tmp_path, monkeypatch)
+    twins.fashion(tmp_path / "fashion-mnist")
+    twins.tiny(tmp_path, monkeypatch)
+    twins.faces(tmp_path)
+    facescrub.prepare(tmp_path)
+    return tmp_path
+
+
+PUBLISHED = ("cifar10", "cifar100", "tiny_imagenet", "facescrub", "fashion_mnist", "fashion_mnist_5k")
+
+
+def test_every_published_data_set_keeps_its_parts(everything, monkeypatch):
+    assert set(PUBLISHED) == set(data.names()) - {"faces", "digits"}
+    monkeypatch.setenv("CEM_FAST_DATA", str(everything))
+    for name in PUBLISHED:
+        splits = data.load(name, fold=0, image_size=16)
+        assert splits.name == name
+        assert splits.fixed
+        assert splits.image_shape[1:] == (16, 16)
+        assert splits.train.images.dtype == torch.float32
+        assert 0 <= splits.train.images.min() < splits.train.images.max() <= 1
+        assert splits.digest() == data.load(name, fold=4, image_size=16, seed=7).digest()
+        with pytest.raises(ValueError, match="fold must be an integer from 0 to 4, got 5"):
+            data.load(name, fold=5)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_missing_data_set_is_one_line_that_names_the_path(name, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "debian")
+    monkeypatch.setenv("CEM_FAST_DATA", "elsewhere")
+    assert cli.main(["train", "--data", name, "--data-root", str(tmp_path), "--folder", str(tmp_path / "run")]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    whole = name.removesuffix("_5k")
+    assert err.startswith(f"cem-fast: {whole} is not there, no {tmp_path}/")
+    assert "cem-fast data prepare" in err if name == "facescrub" else f"cem-fast data fetch {whole}" in err
+
+
+def test_where_data_sets_are_looked_for(monkeypatch, tmp_path):
+    monkeypatch.delenv("CEM_FAST_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert data.data_root() == tmp_path / ".cache" / "cem_fast"
+    monkeypatch.setenv("CEM_FAST_DATA", "~/elsewhere")
+    assert data.data_root() == tmp_path / "elsewhere"
+
+
+def test_a_run_on_a_published_data_set_and_its_data_again(everything, tmp_path, monkeypatch):
+    monkeypatch.setenv("CEM_FAST_DATA", str(everything))
+    config = RunConfig(data="cifar10", image_size=16, epochs=2, cem_weight=1.0, cem_components=2)
+    config = replace(config, attacks=("ridge",), noise_draws=2)
+    record = run(config, tmp_path / "run")
+    assert (record["data"], record["num_test"]) == ("cifar10", 10)
+    loaded = saved_run.load_run(tmp_path / "run")
+    assert len(loaded.data.train) == 50
+    monkeypatch.setenv("CEM_FAST_DATA", str(tmp_path / "elsewhere"))
+    with pytest.raises(FileNotFoundError, match="cifar10 is not there, no .*elsewhere/cifar-10-batches-py"):
+        _ = saved_run.load_run(tmp_path / "run").data
+
+
+def test_folds_of_a_fixed_test_part_are_refused(everything, monkeypatch):
+    monkeypatch.setenv("CEM_FAST_DATA", str(everything))
+    grid = GridConfig(data=("fashion_mnist",), image_size=16, folds=(1, 2))
+    with pytest.raises(ValueError, match="folds must list one value for 'fashion_mnist', .*got 1 and 2"):
+        check(grid.runs())
+    check(replace(grid, folds=(2,)).runs())

@@ -1,0 +1,76 @@
+"""Splits: disjoint parts, copies of images, and data sets of the user's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cem_fast.data.splits import Splits, by_fold, published
+
+
+def test_any_two_datasets():
+    train = [(np.full((6, 6), 255, dtype=np.uint8), 0), (Image.new("L", (6, 6), 51), 1)]
+    test = [(torch.full((1, 6, 6), 0.5), 1)]
+    splits = Splits.from_datasets(train, test, name="mine")
+    assert (splits.name, splits.num_classes, splits.image_shape) == ("mine", 2, (1, 6, 6))
+    assert splits.train.images[:, 0, 0, 0].tolist() == pytest.approx([1.0, 0.2])
+    assert splits.attacker is splits.train
+
+
+PIXEL = torch.zeros(1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "train, test, error, message",
+    [
+        ([], [(PIXEL, 0)], ValueError, "train must hold at least one image"),
+        ([(PIXEL, 0)], [PIXEL], TypeError, r"test\[0\] must be a pair \(image, label\), got Tensor"),
+        ([(PIXEL, "cat")], [(PIXEL, 0)], TypeError, r"label of train\[0\] must be an integer, got 'cat'"),
+        ([(PIXEL, 0.7)], [(PIXEL, 0)], TypeError, r"label of train\[0\] must be an integer, got 0.7"),
+        ([(PIXEL, 0)], [(PIXEL, torch.tensor(0.7))], TypeError, r"label of test\[0\] must be an integer"),
+        ([(PIXEL, -1)], [(PIXEL, 0)], ValueError, "must not be negative, got -1"),
+        ([(PIXEL, 0)], [(PIXEL, 3)], ValueError, "among the 1 training classes, got 3"),
+        (
+            [(PIXEL - 1, 0)],
+            [(PIXEL, 0)],
+            ValueError,
+            r"must lie in \[0, 1\], got -1 to -1: leave out the normalization",
+        ),
+        ([(PIXEL * torch.nan, 0)], [(PIXEL, 0)], ValueError, r"must lie in \[0, 1\], got nan"),
+        ([(PIXEL, 0), (torch.zeros(1, 5, 5), 0)], [(PIXEL, 0)], ValueError, r"shape of train\[0\] \(1, 4, 4\)"),
+        ([(PIXEL, 0)], [(torch.zeros(3, 4, 4), 0)], ValueError, "test images must have the shape"),
+        ([("a.png", 0)], [(PIXEL, 0)], TypeError, "must be a tensor, an array or a PIL image, got str"),
+    ],
+)
+def test_bad_datasets(train, test, error, message):
+    with pytest.raises(error, match=message):
+        Splits.from_datasets(train, test)
+
+
+def test_copies_of_an_image_never_end_on_both_sides():
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
+    labels = torch.arange(40) % 4
+    for fold in range(5):
+        parts = by_fold(
+            "twice", images, labels, fold=fold, seed=0, class_names="abcd", credit="", unit="images", mirrored=False
+        )
+        assert not set(parts.train.fingerprints()) & set(parts.test.fingerprints())
+
+
+def test_images_that_a_published_data_set_has_in_both_parts_stay_and_are_counted():
+    images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 2
+    settings = {"class_names": "ab", "credit": "", "mirrored": False}
+    apart = published("apart", (images[:4], labels[:4]), (images[4:], labels[4:]), **settings)
+    assert apart.num_leaked == 0
+    test = images[[4, 2, 2, 5]], labels[:4]
+    with pytest.warns(UserWarning, match="2 of the 4 test images of twice are among its training images as well"):
+        twice = published("twice", (images[:4], labels[:4]), test, **settings)
+    assert (twice.num_leaked, len(twice.train), len(twice.test)) == (2, 4, 4)
+
+
+def test_images_of_two_datasets_are_units_of_their_own():
+    pictures = [(torch.rand(1, 8, 8), index % 2) for index in range(12)]
+    parts = Splits.from_datasets(pictures[:8], pictures[8:])
+    assert not set(parts.train.groups.tolist()) & set(parts.test.groups.tolist())
