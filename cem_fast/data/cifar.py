@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cem_fast.data.files import require_regular
 from cem_fast.data.images import resized
 from cem_fast.data.root import missing
 from cem_fast.data.splits import Splits, published
@@ -55,6 +56,7 @@ def read_pickle(path: Path, md5: str, *, name: str) -> dict[str, Any]:
         ValueError: it is not the published file, or is no pickle of a dictionary of arrays and lists.
     """
     try:
+        require_regular(path)
         content = path.read_bytes()
     except FileNotFoundError:
         raise missing(name, path) from None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cem_fast.data import cifar
-from cem_fast.data.fetch import Source
+from cem_fast.data.fetch import Published, Source
 from cem_fast.data.splits import Splits
 
 NAME = "cifar10"
 SOURCE = Source(
     address="https://www.cs.toronto.edu/~kriz/",
-    files={"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+    files={"cifar-10-python.tar.gz": Published(170498071, "c58f30108f718f92721af3b95e74349a")},
     folder="cifar-10-batches-py",
 )
 TRAIN = {

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cem_fast.data import cifar
-from cem_fast.data.fetch import Source
+from cem_fast.data.fetch import Published, Source
 from cem_fast.data.splits import Splits
 
 NAME = "cifar100"
 SOURCE = Source(
     address="https://www.cs.toronto.edu/~kriz/",
-    files={"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
+    files={"cifar-100-python.tar.gz": Published(169001437, "eb9058c3a382ffc7106e4002c42a8d85")},
     folder="cifar-100-python",
 )
 TRAIN = {"train": "16019d7e3df5f24257cddd939b257f8d"}

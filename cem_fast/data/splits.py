@@ -16,10 +16,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from cem_fast._support.lookup import lookup
-from cem_fast.data.images import is_grey, pixels
+from cem_fast.data.images import is_grey, is_of_unknown_range, pixels, require_bright
 
 NUM_FOLDS = 5
 PROTOCOLS = ("inference", "train")
+CHANNELS = (1, 3, 4)  # of ordinary images: grey, color, and color with transparency
 
 
 class LabeledImages(Protocol):
@@ -43,6 +44,19 @@ class Part:
     images: Tensor
     labels: Tensor
     groups: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dim() != 4 or not self.images.is_floating_point():
+            raise ValueError(
+                f"images of a part must be floating point of shape [N, C, H, W], got {self.images.dtype} of shape "
+                f"{tuple(self.images.shape)}"
+            )
+        _require_channels_first(self.images.shape[1:], "images of a part")
+        for name in ("labels", "groups"):
+            if len(getattr(self, name)) != len(self.images):
+                raise ValueError(
+                    f"{name} of a part must hold one value for each of the {len(self.images)} images, got {len(getattr(self, name))}"
+                )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -181,10 +195,9 @@ class Splits:
         if shapes[0] != shapes[1]:
             raise ValueError(f"test images must have the shape of the training images {shapes[0]}, got {shapes[1]}")
         num_classes = int(parts[0].labels.max()) + 1
-        if int(parts[1].labels.max()) >= num_classes:
-            raise ValueError(
-                f"test labels must be among the {num_classes} training classes, got {int(parts[1].labels.max())}"
-            )
+        known = parts[0].labels.unique()
+        if unknown := parts[1].labels[~torch.isin(parts[1].labels, known)].unique().tolist():
+            raise ValueError(f"test labels must be among the {len(known)} training classes, got {unknown[0]}")
         names = tuple(str(name) for name in getattr(train, "classes", ()))
         if len(names) != num_classes:
             names = tuple(str(label) for label in range(num_classes))
@@ -241,6 +254,13 @@ def by_fold(
     first: dict[bytes, int] = {}
     for index, image in enumerate(whole.fingerprints()):  # copies of an image stay together
         folds[index] = folds[first.setdefault(image, index)]
+    for label, class_name in enumerate(class_names):
+        if len(folds[labels == label].unique()) < 2:
+            raise ValueError(
+                f"every class needs at least 2 different images to be split, all of {class_name!r} are copies that fall into one fold"
+            )
+    if not (folds == fold).any():
+        raise ValueError(f"fold {fold} is empty: all of its images are copies of images in other folds")
     train, test = whole[torch.nonzero(folds != fold)[:, 0]], whole[torch.nonzero(folds == fold)[:, 0]]
     return Splits(name, train, test, train, len(class_names), tuple(class_names), credit, unit, mirrored=mirrored)
 
@@ -305,6 +325,7 @@ def _read(dataset: LabeledImages, argument: str, first_group: int = 0) -> Part:
         raise ValueError(f"{argument} must hold at least one image, got an empty dataset")
     images: list[Tensor] = []
     labels: list[int] = []
+    deep: list[int] = []
     for index in range(len(dataset)):
         item = dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
@@ -322,7 +343,19 @@ def _read(dataset: LabeledImages, argument: str, first_group: int = 0) -> Part:
             )
         images.append(image)
         labels.append(label)
+        if isinstance(item[0], Image) and is_of_unknown_range(item[0]):
+            deep.append(index)
+    require_bright(torch.stack([images[index] for index in deep]) if deep else torch.empty(0), argument)
     return Part(torch.stack(images), torch.tensor(labels), torch.arange(len(labels)) + first_group)
+
+
+def _require_channels_first(shape: Sequence[int], what: str) -> None:
+    """Raises a ValueError if the shape of an image looks like ``[H, W, C]``."""
+    channels, _, last = shape
+    if channels not in CHANNELS and last in CHANNELS:
+        raise ValueError(
+            f"{what} must have shape [C, H, W], got {tuple(shape)}, which looks like [H, W, C]: permute the channels to the front"
+        )
 
 
 def _to_tensor(image: object, where: str) -> Tensor:
@@ -337,12 +370,17 @@ def _to_tensor(image: object, where: str) -> Tensor:
             raise TypeError(
                 f"the image of {where} must be a tensor, an array or a PIL image, got {type(image).__name__}"
             )
+        if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
+            raise ValueError(
+                f"the array of {where} must have shape [H, W, C], got {array.shape}, which looks like [C, H, W]: pass it as a tensor"
+            )
         image = torch.from_numpy(np.array(array))
         image = image if image.dim() == 2 else image.permute(2, 0, 1)
     if image.dim() == 2:
         image = image[None]
     if image.dim() != 3:
         raise ValueError(f"the image of {where} must have shape [C, H, W], got {tuple(image.shape)}")
+    _require_channels_first(image.shape, f"the image of {where}")
     if image.dtype == torch.uint8:
         return image.float() / 255
     image = image.float()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from cem_fast.data.fetch import Source
+from cem_fast.data.fetch import Published, Source
+from cem_fast.data.files import is_clutter, require_regular
 from cem_fast.data.images import read_all
 from cem_fast.data.root import missing
 from cem_fast.data.splits import Splits, published
@@ -14,7 +15,7 @@ from cem_fast.data.splits import Splits, published
 NAME = "tiny_imagenet"
 SOURCE = Source(
     address="http://cs231n.stanford.edu/",
-    files={"tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de"},
+    files={"tiny-imagenet-200.zip": Published(248100043, "90528d7ca1a48142e341f4ef8d21d0de")},
     folder="tiny-imagenet-200",
 )
 CREDIT = "Tiny-ImageNet: Le and Yang, 'Tiny ImageNet visual recognition challenge', Stanford CS231N, 2015; photographs of ImageNet."
@@ -64,7 +65,8 @@ def load(root: Path, *, image_size: int | None) -> Splits:
 
 def _images(folder: Path) -> list[Path]:
     """The images below a folder, in the order of their own names, wherever they lie."""
-    return sorted((p for p in folder.rglob("*.JPEG") if not p.name.startswith(".")), key=lambda path: path.name)
+    found = (path for path in folder.rglob("*.JPEG") if not is_clutter(path.relative_to(folder)))
+    return sorted(found, key=lambda path: path.name)
 
 
 def _validation(folder: Path, classes: set[str]) -> list[tuple[Path, str]]:
@@ -94,8 +96,8 @@ def _names(folder: Path, classes: list[str]) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [
-            line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
+        require_regular(path)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         raise missing(NAME, path) from None
+    return [line.strip() for line in lines if line.strip()]

@@ -25,7 +25,7 @@ def test_the_packages_that_carry_the_images_are_not_imported():
 def test_missing_package_says_what_to_install(monkeypatch, name, package):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda p, *a: None if p == package else found(p, *a))
-    with pytest.raises(FileNotFoundError, match=rf"{package}.*pip install cem_fast\[demo\]"):
+    with pytest.raises(FileNotFoundError, match=rf"{package}.*pip install 'cem_fast\[demo\]'"):
         data.load(name, fold=0)
 
 

@@ -131,3 +131,12 @@ def test_a_missing_file_is_named(tmp_path, monkeypatch):
     (tmp_path / "cifar-10-batches-py" / "data_batch_5").unlink()
     with pytest.raises(FileNotFoundError, match=r"no .*data_batch_5: `cem-fast data fetch cifar10` gets it"):
         load("cifar10", tmp_path)
+
+
+def test_a_fifo_is_refused(tmp_path, monkeypatch):
+    twins.cifar(cifar10, tmp_path, monkeypatch)
+    path = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="data_batch_3 must be a regular file, got a FIFO"):
+        load("cifar10", tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from PIL import Image
 from support import twins
@@ -85,3 +87,25 @@ def test_a_full_disk_is_not_an_unreadable_photograph(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="No space left"):
         facescrub.prepare(tmp_path)
+
+
+def test_deep_and_transparent_photographs_are_prepared_as_they_look(tmp_path):
+    raw = twins.faces(tmp_path)
+    place = raw / "train" / "Ada_Lovelace"
+    Image.new("I;16", (60, 60), 13107).save(place / "deep.tif")
+    Image.new("LA", (60, 60), (0, 0)).save(place / "transparent.png")
+    facescrub.prepare(tmp_path)
+    folder = tmp_path / "facescrub-dataset" / "48x48" / "train" / "Ada_Lovelace"
+    for name, expected in (("deep.tif", 51), ("transparent.png", 255)):
+        with Image.open(folder / name) as image:
+            assert image.getpixel((5, 5)) == pytest.approx((expected,) * 3, abs=1)
+
+
+def test_clutter_is_nobody_and_a_fifo_is_unreadable(tmp_path):
+    raw = twins.faces(tmp_path)
+    (raw / "train" / "__MACOSX").mkdir()
+    (raw / "train" / "__MACOSX" / "0.jpg").write_bytes(b"nothing")
+    (raw / "train" / "Ada_Lovelace" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(raw / "train" / "Ada_Lovelace" / "odd.jpg")
+    _, number, unreadable = facescrub.prepare(tmp_path)
+    assert (number, unreadable) == (12, ["train/Ada_Lovelace/odd.jpg"])

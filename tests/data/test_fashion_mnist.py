@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -81,3 +82,12 @@ def test_damaged_idx_files_are_named(part, content, message, tmp_path):
     with pytest.raises(ValueError, match=message) as raised:
         load("fashion_mnist", tmp_path)
     assert str(path) in str(raised.value)
+
+
+def test_a_fifo_is_refused(tmp_path):
+    twins.fashion(tmp_path / "fashion-mnist")
+    path = tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz must be a regular file, got a FIFO"):
+        load("fashion_mnist", tmp_path)

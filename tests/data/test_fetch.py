@@ -31,6 +31,9 @@ class Server:
     lengths: bool = True
     stop_after: int | None = None  # bytes of a body after which the connection is closed
     hang_after: int | None = None  # bytes of a body after which nothing comes any more
+    endless: bool = False  # whether a body never ends
+    sent: int = 0  # bytes of an endless body
+    reason: str | None = None  # phrase of the error of a missing file
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     address: str = ""
 
@@ -41,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         name, asked = self.path.lstrip("/"), self.headers.get("Range")
         site.asked.append((name, asked))
         if name not in site.files:
-            return self.send_error(404)
+            return self.send_error(404, site.reason)
         body, start = site.files[name], 0
         if asked and site.ranges:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
@@ -55,6 +58,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
         body = body[start:]
+        while site.endless and not site.released.is_set():
+            try:
+                self.wfile.write(bytes(1 << 16))
+            except OSError:  # the other side has seen enough
+                return
+            site.sent += 1 << 16
         if site.hang_after is not None:
             self.wfile.write(body[: site.hang_after])
             self.wfile.flush()
@@ -103,7 +112,10 @@ def zipped(folder, *, extra=()):
 def publish(module, server, monkeypatch, files):
     """Has a server hold files, and the data set expect them."""
     server.files.update(files)
-    source = replace(module.SOURCE, files={name: twins.md5(content) for name, content in files.items()})
+    source = replace(
+        module.SOURCE,
+        files={name: fetch.Published(len(content), twins.md5(content)) for name, content in files.items()},
+    )
     monkeypatch.setattr(module, "SOURCE", source)
     monkeypatch.setitem(data.SOURCES, module.NAME, source)
     return source
@@ -141,7 +153,8 @@ def test_an_archive_is_downloaded_unpacked_and_read(cifar, server, tmp_path, mon
 def test_the_published_addresses():
     for module in (cifar10, fashion_mnist, tiny_imagenet):
         assert data.SOURCES[module.NAME] is module.SOURCE
-        for name, md5 in module.SOURCE.files.items():
+        for name, (size, md5) in module.SOURCE.files.items():
+            assert size > 0
             assert module.SOURCE.address.endswith("/")
             assert "/" not in name
             assert len(md5) == 32
@@ -315,6 +328,61 @@ def test_an_archive_of_something_else_is_named(server, tmp_path, monkeypatch):
         get(source, tmp_path / "root", server)
 
 
+@pytest.mark.parametrize("lengths", [True, False])
+def test_an_endless_body_is_cut_off_at_the_published_size(lengths, cifar, server, tmp_path):
+    server.lengths, server.endless = False, True
+    (published,) = cifar.files.values()
+    with pytest.raises(
+        OSError, match=f"gave more than {published.size:,} bytes with .*: not the published file, and removed"
+    ):
+        get(cifar, tmp_path, server)
+    assert not list(tmp_path.rglob("*.part"))
+    server.endless, server.lengths = False, lengths
+    get(cifar, tmp_path, server)
+    assert (tmp_path / cifar.folder).is_dir()
+
+
+def test_a_part_that_is_too_long_is_downloaded_again(cifar, server, tmp_path):
+    files = tmp_path / f".{cifar.folder}.fetching" / "files"
+    files.mkdir(parents=True)
+    (files / "cifar-10-python.tar.gz.part").write_bytes(server.files["cifar-10-python.tar.gz"] + b"x")
+    get(cifar, tmp_path, server)
+    assert server.asked == [("cifar-10-python.tar.gz", None)]
+
+
+def test_a_longer_file_than_the_published_one_is_removed(cifar, server, tmp_path):
+    server.files["cifar-10-python.tar.gz"] += bytes(5000)
+    with pytest.raises(OSError, match=r"gave more than [\d,]+ bytes with .*: not the published file, and removed"):
+        get(cifar, tmp_path, server)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_control_characters_of_a_server_are_escaped(cifar, server, tmp_path):
+    server.files.clear()
+    server.reason = "gone\x1b[2J\x1b]0;title\x07"
+    with pytest.raises(OSError, match=r"Error 404: gone\\x1b\[2J\\x1b\]0;title\\x07; 0 bytes") as raised:
+        get(cifar, tmp_path, server)
+    assert str(raised.value).isprintable()
+
+
+def test_control_characters_of_an_archive_are_escaped(server, tmp_path, monkeypatch):
+    folder = twins.tiny(tmp_path / "published", monkeypatch)
+    content = zipped(folder, extra=["../\x1b[2Jescaped"])
+    source = publish(tiny_imagenet, server, monkeypatch, {"tiny-imagenet-200.zip": content})
+    with pytest.raises(ValueError, match="would land outside of the folder") as raised:
+        get(source, tmp_path / "root", server)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-python.tar.gz.part"])
+def test_a_fifo_in_the_place_of_a_download_is_named(name, cifar, server, tmp_path):
+    files = tmp_path / f".{cifar.folder}.fetching" / "files"
+    files.mkdir(parents=True)
+    os.mkfifo(files / name)
+    with pytest.raises(ValueError, match=f"{name} must be a regular file, got a FIFO"):
+        get(cifar, tmp_path, server)
+
+
 def test_two_at_once_do_not_mix(cifar, server, tmp_path):
     server.hang_after = 10
     started, errors = threading.Event(), []
@@ -337,7 +405,7 @@ def test_two_at_once_do_not_mix(cifar, server, tmp_path):
 
 def test_addresses_that_are_not_of_the_web(cifar, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("CEM_FAST_DATA", str(tmp_path))
-    for address in ("file:///etc", "ftp://host/", "here"):
+    for address in ("file:///etc", "ftp://host/", "here", ""):
         assert cli.main(["data", "fetch", "cifar10", "--address", address]) == 2
         assert f"address must begin with http:// or https://, got '{address}'" in capfd.readouterr().err
     assert cli.main(["data", "fetch", "cifar10", "--address", "http://127.0.0.1:9/"]) == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cem_fast.data.splits import Splits, by_fold, published
+from cem_fast.data.splits import Part, Splits, by_fold, published
 
 
 def test_any_two_datasets():
@@ -74,3 +74,76 @@ def test_images_of_two_datasets_are_units_of_their_own():
     pictures = [(torch.rand(1, 8, 8), index % 2) for index in range(12)]
     parts = Splits.from_datasets(pictures[:8], pictures[8:])
     assert not set(parts.train.groups.tolist()) & set(parts.test.groups.tolist())
+
+
+COLOR = torch.zeros(16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (
+            COLOR,
+            r"the image of train\[0\] must have shape \[C, H, W\], got \(16, 16, 3\), which looks like \[H, W, C\]",
+        ),
+        (COLOR[..., :1], r"got \(16, 16, 1\), which looks like \[H, W, C\]"),
+        (COLOR.byte(), r"got \(16, 16, 3\), which looks like \[H, W, C\]"),
+        (
+            COLOR.permute(2, 0, 1).numpy(),
+            r"array of train\[0\] must have shape \[H, W, C\], got \(3, 16, 16\), which looks",
+        ),
+    ],
+)
+def test_channels_in_the_wrong_place_are_refused(image, message):
+    with pytest.raises(ValueError, match=message):
+        Splits.from_datasets([(image, 0)], [(image, 0)])
+
+
+def test_channels_in_their_place_are_taken():
+    for channels in (1, 2, 3, 4, 16):
+        image = torch.zeros(channels, 16, 16)
+        assert Splits.from_datasets([(image, 0)], [(image, 0)]).image_shape == (channels, 16, 16)
+    assert Splits.from_datasets([(COLOR.numpy(), 0)], [(COLOR.numpy(), 0)]).image_shape == (3, 16, 16)
+    assert Splits.from_datasets([(torch.zeros(3, 3, 3), 0)], [(torch.zeros(3, 3, 3), 0)]).image_shape == (3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "images, labels, message",
+    [
+        (torch.zeros(5, 16, 16, 3), torch.zeros(5).long(), r"got \(16, 16, 3\), which looks like \[H, W, C\]"),
+        (
+            torch.zeros(5, 16, 16),
+            torch.zeros(5).long(),
+            r"of shape \[N, C, H, W\], got torch.float32 of shape \(5, 16, 16\)",
+        ),
+        (torch.zeros(5, 3, 16, 16).byte(), torch.zeros(5).long(), r"must be floating point of .*, got torch.uint8"),
+        (
+            torch.zeros(5, 3, 16, 16),
+            torch.zeros(4).long(),
+            "labels of a part must hold one value for each of the 5 images, got 4",
+        ),
+    ],
+)
+def test_parts_of_other_shapes_are_refused(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        Part(images, labels, torch.arange(5))
+
+
+def test_a_class_of_the_test_part_alone_is_refused():
+    rows = [(torch.rand(1, 4, 4), label) for label in (0, 2, 0, 2)]
+    with pytest.raises(ValueError, match="test labels must be among the 2 training classes, got 1"):
+        Splits.from_datasets(rows, [(torch.rand(1, 4, 4), 1)])
+    assert Splits.from_datasets(rows, rows[:2]).num_classes == 3
+
+
+def test_copies_never_take_a_class_out_of_the_training_part():
+    settings = {"seed": 0, "class_names": "ab", "credit": "", "unit": "images", "mirrored": False}
+    images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 2
+    images[labels == 1] = images[1].clone()
+    for fold in range(5):
+        with pytest.raises(ValueError, match="at least 2 different images to be split, all of 'b' are copies"):
+            by_fold("copies", images, labels, fold=fold, **settings)
+    images[labels == 1] += 0.01 * torch.arange(10).view(-1, 1, 1, 1)
+    for fold in range(5):
+        assert set(by_fold("different", images, labels, fold=fold, **settings).train.labels.tolist()) == {0, 1}

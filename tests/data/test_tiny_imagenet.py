@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from support import twins
@@ -69,4 +71,12 @@ def test_damaged_copies_of_tiny_imagenet_are_named(tmp_path, monkeypatch):
     refused(r"wnids\.txt must list 3 classes, got 2")
     (folder / "wnids.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"no .*wnids\.txt: `cem-fast data fetch tiny_imagenet` gets it"):
+        load("tiny_imagenet", tmp_path)
+
+
+def test_a_fifo_is_refused(tmp_path, monkeypatch):
+    path = twins.tiny(tmp_path, monkeypatch) / "wnids.txt"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=r"wnids\.txt must be a regular file, got a FIFO"):
         load("tiny_imagenet", tmp_path)

@@ -1,0 +1,97 @@
+"""Files and folders of a data set: which of them count, and which can be read."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+# left in folders by operating systems and archivers, next to names that begin with a dot
+CLUTTER = frozenset({"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+def is_clutter(path: Path) -> bool:
+    """Whether any part of a path is hidden, or was left by an operating system.
+
+    Args:
+        path: the path, relative to the folder in question.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.data.files import is_clutter
+        >>> [is_clutter(Path(path)) for path in ("cats/1.png", "cats/.thumbnails/1.png", "__MACOSX/cats/1.png")]
+        [False, True, True]
+    """
+    return any(part.startswith(".") or part in CLUTTER for part in path.parts)
+
+
+def folders_in(path: Path) -> list[Path]:
+    """Folders directly in a folder, sorted; clutter and dangling links are left out.
+
+    Args:
+        path: the folder.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast.data.files import folders_in
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("dogs", "cats", ".git"):
+        ...         (Path(root) / name).mkdir()
+        ...     print([path.name for path in folders_in(Path(root))])
+        ['cats', 'dogs']
+    """
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_clutter(Path(entry.name)))
+
+
+def files_in(path: Path, *, nested: bool = False) -> list[Path]:
+    """Files in a folder, sorted; clutter and dangling links are left out, but not FIFOs and devices, which readers refuse.
+
+    Args:
+        path: the folder.
+        nested: whether files in its sub-folders count.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast.data.files import files_in
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for name in ("b.png", "a.png", ".a.png"):
+        ...         (Path(root) / name).touch()
+        ...     print([path.name for path in files_in(Path(root))])
+        ['a.png', 'b.png']
+    """
+    found = path.rglob("*") if nested else path.iterdir()
+    return sorted(
+        file for file in found if not is_clutter(file.relative_to(path)) and file.exists() and not file.is_dir()
+    )
+
+
+def require_regular(path: Path) -> None:
+    """Raises unless a path is a regular file, or a link to one: reading a FIFO or a device could block forever.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else.
+
+    Example:
+        >>> import os
+        >>> from pathlib import Path
+        >>> from cem_fast.data.files import require_regular
+        >>> require_regular(Path(os.devnull))
+        Traceback (most recent call last):
+        ...
+        ValueError: /dev/null must be a regular file, got a character device
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} must be a regular file, got {KINDS.get(stat.S_IFMT(mode), 'something else')}")
