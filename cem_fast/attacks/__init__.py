@@ -1,4 +1,8 @@
-"""Model inversion attacks, one file each."""
+"""Model inversion attacks: those of the CEM paper, attacks that start from them, and controls.
+
+"The strongest attack" of a report is the strongest of these; a stronger one may exist. Each image under attack is observed once. Repeated
+releases of one image are not modeled: the mean of ``n`` releases with independent noise has an ``n``-th of the noise's variance.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +35,35 @@ _NAMES = tuple(cls.name for cls in (Decoder, Ridge, Nearest, Ensemble, Optimizat
 
 
 def names() -> tuple[str, ...]:
-    """Names of the attacks that :func:`build` knows."""
+    """Names of the attacks that :func:`build` accepts.
+
+    Example:
+        >>> from cem_fast import attacks
+        >>> attacks.names()
+        ('decoder', 'ridge', 'nearest', 'ensemble', 'optimization', 'gan')
+    """
     return _NAMES
 
 
 def decoder_names() -> tuple[str, ...]:
-    """Names of the networks that the decoder attack can train."""
+    """Names of the decoder attack's networks.
+
+    Example:
+        >>> from cem_fast import attacks
+        >>> attacks.decoder_names()
+        ('slim', 'res_norm', 'conv_norm', 'plain')
+    """
     return tuple(DECODERS)
 
 
 def loss_names() -> tuple[str, ...]:
-    """Names of the losses that the decoder attack can minimize."""
+    """Names of the decoder attack's losses.
+
+    Example:
+        >>> from cem_fast import attacks
+        >>> attacks.loss_names()
+        ('mse', 'ssim', 'l1')
+    """
     return tuple(LOSSES)
 
 
@@ -63,12 +85,12 @@ def build(
     Args:
         name: one of :func:`names`.
         image_shape: ``(channels, height, width)`` of the images.
-        epochs: passes of the decoder attack over the attacker's images, also where it is the start of another attack.
+        epochs: passes of the decoder attack over the attacker's images, also if another attack starts from it.
         decoder: network of the decoder attack, one of :func:`decoder_names`.
-        seed: seed of every random choice of the attack.
-        dropout: share of its hidden features that the network ``slim`` drops in training.
-        loss: what the decoder attack minimizes, one of :func:`loss_names`.
-        batch_size: images per step of the decoder attack, and of the gan attack after it.
+        seed: seed of all random numbers of the attack.
+        dropout: fraction of the hidden features that the network ``slim`` drops in training.
+        loss: loss of the decoder attack, one of :func:`loss_names`.
+        batch_size: images per step of the decoder attack and of the gan attack.
         gan_epochs: passes of the gan attack over the attacker's images.
         steps: steps of the optimization attack.
 
@@ -77,6 +99,19 @@ def build(
 
     Raises:
         ValueError: a name is unknown, or an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import attacks
+        >>> images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> def observe(images):
+        ...     return torch.nn.functional.avg_pool2d(images, 2)
+        >>> attack = attacks.build("decoder", image_shape=(1, 8, 8), epochs=2, decoder="slim", seed=0)
+        >>> attack.fit(observe, images, torch.zeros(16, dtype=torch.int64))
+        >>> attack.reconstruct(observe(images)).shape
+        torch.Size([16, 1, 8, 8])
+        >>> attack.budget
+        "2 epochs of the network 'slim' on its images, minimizing mse"
     """
 
     def start() -> Decoder:

@@ -1,4 +1,4 @@
-"""What every attack is: it learns from the attacker's images and rebuilds others from their released features."""
+"""The interface of attacks: fit to the attacker's images, reconstruct others from their released features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cem_fast._support.seeding import seeded
 
 Observe = Callable[[Tensor], Tensor]
 
-HELD_OUT = 0.2  # share of the attacker's own images that settings are chosen on
+HELD_OUT = 0.2  # fraction of the attacker's images on which settings are chosen
 QUERIES = (
     "holds images of its own and their labels, and sends them through the encoder and the defense as often as it likes; "
     "of an image under attack it sees the features as they are released, once"
@@ -33,44 +33,57 @@ class Attack(Protocol):
 
     @property
     def budget(self) -> str:
-        """A few words that say how much the attack computes."""
+        """Computation of the attack in a few words, such as epochs or steps."""
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
-        """Learns to invert.
+        """Fits the attack to the attacker's own images.
 
         Args:
-            observe: images ``[N, C, H, W]`` -> features as the cloud sees them, with fresh noise at every call; differentiable where
-                the images require a gradient.
+            observe: function from images ``[N, C, H, W]`` to their released features, with fresh noise at every call. Differentiable
+                with respect to the images.
             images: the attacker's own images ``[N, C, H, W]``, float32 in [0, 1].
             labels: their classes ``[N]``, int64.
         """
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """Returns the images rebuilt from released features, ``[N, C, H, W]`` in [0, 1].
+        """Reconstructs images from released features, one observation of each image.
+
+        Args:
+            features: released features ``[N, ...]``.
+
+        Returns:
+            Images ``[N, C, H, W]`` in [0, 1].
 
         Raises:
             RuntimeError: ``fit`` was not called.
         """
 
     def half_budget(self) -> Attack | None:
-        """Returns an unfitted twin with half the budget, to show whether the attack has converged; None where there is no half."""
+        """Returns an unfitted copy with half the budget, to test convergence; None if the budget cannot be halved."""
 
     def overview(self) -> str:
-        """Returns what a reader needs to judge the attack: who the attacker is, and how hard it tries."""
+        """Returns name, knowledge and budget of the attack in three lines."""
         return f"{self.name}\n  the attacker {self.knowledge}\n  budget: {self.budget}"
 
 
 @dataclass(kw_only=True, eq=False)
 class ClosedForm(Attack):
-    """An attack without iterations, from several observations of each of the attacker's images.
+    """Base class of attacks without iterations, fitted to several observations of each of the attacker's images.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
-        draws: observations of every image.
-        seed: seed of the noise in them, and of every other random choice.
+        draws: observations per image.
+        seed: seed of the noise and of all other random numbers.
 
     Raises:
         ValueError: ``draws`` is not positive.
+
+    Example:
+        >>> from cem_fast.attacks import Ridge
+        >>> from cem_fast.attacks.base import ClosedForm
+        >>> attack = Ridge(image_shape=(1, 8, 8))
+        >>> isinstance(attack, ClosedForm), attack.draws, attack.half_budget()
+        (True, 8, None)
     """
 
     image_shape: tuple[int, int, int]
@@ -81,7 +94,7 @@ class ClosedForm(Attack):
         require_positive(self, "draws")
 
     def half_budget(self) -> None:
-        """Returns None: what has no iterations has no budget."""
+        """Returns None: an attack without iterations has no budget to halve."""
 
 
 class Standardizer:
@@ -89,12 +102,19 @@ class Standardizer:
 
     Args:
         features: observations ``[N, ...]``.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.base import Standardizer
+        >>> standardize = Standardizer(torch.tensor([[0.0], [2.0]]))
+        >>> standardize(torch.tensor([[3.0]]))
+        tensor([[2.]])
     """
 
     def __init__(self, features: Tensor):
         self.mean = features.mean(0)
         deviation = features.std(0, correction=0)
-        # a feature that hardly varies here may well vary on other images: do not blow it up
+        # A feature that is nearly constant here may vary on other images: limit its amplification.
         self.scale = deviation.clamp_min(1e-3 * float(deviation.square().mean().sqrt()) + 1e-12)
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -102,11 +122,20 @@ class Standardizer:
 
 
 def hold_out(images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the held-out fifth of the attacker's images and of the others, the same for every attack of one seed.
+    """Indices of a held-out fifth of the attacker's images and of the others, equal for all attacks of one seed.
 
     Args:
         images: the attacker's images ``[N, C, H, W]``.
         seed: seed of the choice.
+
+    Returns:
+        Held-out indices and the others, both int64.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.base import hold_out
+        >>> [len(part) for part in hold_out(torch.rand(20, 1, 8, 8), seed=0)]
+        [4, 16]
     """
     with seeded(seed, "held-out images"):
         order = torch.randperm(len(images)).to(images.device)
@@ -115,19 +144,58 @@ def hold_out(images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def counted(count: int, noun: str) -> str:
-    """``1 epoch``, ``2 epochs``."""
+    """A number with its noun, in the plural if need be.
+
+    Args:
+        count: the number.
+        noun: the noun in the singular.
+
+    Example:
+        >>> from cem_fast.attacks.base import counted
+        >>> counted(1, "epoch"), counted(2, "epoch")
+        ('1 epoch', '2 epochs')
+    """
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def require_positive(attack: Attack, *settings: str) -> None:
-    """Raises a ValueError unless every one of these settings of the attack is at least 1."""
+    """Raises unless the named settings of an attack are at least 1.
+
+    Args:
+        attack: the attack.
+        settings: names of its attributes.
+
+    Raises:
+        ValueError: a setting is below 1.
+
+    Example:
+        >>> from cem_fast.attacks import Ridge
+        >>> from cem_fast.attacks.base import require_positive
+        >>> require_positive(Ridge(image_shape=(1, 8, 8)), "draws")
+    """
     for key in settings:
         if getattr(attack, key) < 1:
             raise ValueError(f"{key} must be at least 1, got {getattr(attack, key)}")
 
 
 def require_fitted(attack: Attack, attribute: str) -> None:
-    """Raises a RuntimeError unless ``fit`` has left ``attribute`` on the attack."""
+    """Raises unless ``fit`` has set an attribute of an attack.
+
+    Args:
+        attack: the attack.
+        attribute: name of the attribute.
+
+    Raises:
+        RuntimeError: the attribute is missing.
+
+    Example:
+        >>> from cem_fast.attacks import Ridge
+        >>> from cem_fast.attacks.base import require_fitted
+        >>> require_fitted(Ridge(image_shape=(1, 8, 8)), "weights")
+        Traceback (most recent call last):
+        ...
+        RuntimeError: this ridge attack has learned nothing yet: call fit(observe, images, labels) first
+    """
     if not hasattr(attack, attribute):
         raise RuntimeError(
             f"this {attack.name} attack has learned nothing yet: call fit(observe, images, labels) first"
@@ -135,6 +203,21 @@ def require_fitted(attack: Attack, attribute: str) -> None:
 
 
 def require_images(attack: Attack, images: Tensor, least: int) -> None:
-    """Raises a ValueError if the attacker holds fewer than ``least`` images."""
+    """Raises if the attacker holds too few images.
+
+    Args:
+        attack: the attack, for the error.
+        images: the attacker's images ``[N, C, H, W]``.
+        least: minimum of N.
+
+    Raises:
+        ValueError: there are fewer.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks import Ridge
+        >>> from cem_fast.attacks.base import require_images
+        >>> require_images(Ridge(image_shape=(1, 8, 8)), torch.rand(5, 1, 8, 8), least=5)
+    """
     if len(images) < least:
         raise ValueError(f"the {attack.name} attack needs at least {least} images, got {len(images)}")

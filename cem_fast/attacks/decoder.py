@@ -1,4 +1,4 @@
-"""A decoder network trained to invert the encoder: the field's standard attack."""
+"""A decoder network trained to invert the encoder: the standard attack on split inference."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "ssi
 
 @dataclass(kw_only=True, eq=False)
 class Decoder(Attack):
-    """Trains a network from released features to images, with fresh noise at every epoch.
+    """Trains a network from released features to images, with fresh noise in every epoch.
 
-    Features are standardized by their mean and standard deviation over the attacker's own observations. Adam's rate rises over the
-    first tenth of the steps and falls along a cosine to zero, so that the last network is the one to use: nothing is picked on the way.
+    Features are standardized by their mean and standard deviation over the attacker's own observations. Adam's learning rate rises over the
+    first tenth of the steps and falls along a cosine to zero. The last network is used, without early stopping.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
         epochs: passes over the attacker's images.
         decoder: ``slim``, ``res_norm``, ``conv_norm`` or ``plain``.
-        dropout: share of its hidden features that ``slim`` drops in training; the others drop none.
-        loss: what is minimized: ``mse``, ``ssim`` (one minus the structural similarity) or ``l1``.
+        dropout: fraction of the hidden features that ``slim`` drops in training; the other networks have no dropout.
+        loss: ``mse``, ``ssim`` (one minus the structural similarity) or ``l1``.
         batch_size: images per step.
-        seed: seed of the initial weights, the order and the noise.
+        seed: seed of initial weights, order and noise.
 
     Raises:
         ValueError: the decoder or the loss is unknown, or an argument is out of range.
@@ -64,6 +64,17 @@ class Decoder(Attack):
     Source:
         Dosovitskiy and Brox, "Inverting visual representations with convolutional networks", CVPR 2016; He, Zhang and Lee, "Model
         inversion attacks against collaborative inference", ACSAC 2019.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import attacks
+        >>> images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> def observe(images):
+        ...     return torch.nn.functional.avg_pool2d(images, 2)
+        >>> attack = attacks.Decoder(image_shape=(1, 8, 8), epochs=2)
+        >>> attack.fit(observe, images, torch.zeros(16, dtype=torch.int64))
+        >>> attack.reconstruct(observe(images)).shape
+        torch.Size([16, 1, 8, 8])
     """
 
     name = "decoder"
@@ -91,14 +102,14 @@ class Decoder(Attack):
         return f"{counted(self.epochs, 'epoch')} of the network {self.decoder!r} on its images, minimizing {self.loss}"
 
     def half_budget(self) -> Decoder | None:
-        """Returns an unfitted twin with half the epochs and its own full schedule; None where there is one epoch."""
+        """Returns an unfitted copy with half the epochs and a complete schedule; None for one epoch."""
         return replace(self, epochs=self.epochs // 2) if self.epochs > 1 else None
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
         """Trains the decoder; see :meth:`cem_fast.attacks.base.Attack.fit`.
 
         Raises:
-            ValueError: there are fewer than 2 images, too few to normalize a batch, or the features are not maps ``[N, C, H, W]``.
+            ValueError: there are fewer than 2 images, too few for batch normalization, or the features are not maps ``[N, C, H, W]``.
         """
         require_images(self, images, 2)
         with seeded(self.seed, "decoder attack"):
@@ -136,5 +147,15 @@ class Decoder(Attack):
 
 
 def num_batches(count: int, batch_size: int) -> int:
-    """Steps of an epoch in which no batch is a single image: it could not be normalized."""
+    """Steps per epoch, such that no batch is a single image, which batch normalization does not accept.
+
+    Args:
+        count: images.
+        batch_size: images per step, at most.
+
+    Example:
+        >>> from cem_fast.attacks.decoder import num_batches
+        >>> num_batches(65, 32), num_batches(3, 2)
+        (3, 1)
+    """
     return min(-(-count // batch_size), count // 2)

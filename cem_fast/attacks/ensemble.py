@@ -1,4 +1,4 @@
-"""A decoder and ridge regression together, pixel by pixel."""
+"""Weighted mean of a decoder and ridge regression, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from cem_fast.attacks.base import QUERIES, Attack, Observe, hold_out, require_fi
 from cem_fast.attacks.decoder import Decoder
 from cem_fast.attacks.ridge import Ridge
 
-SHRINKAGES = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, 1e6)  # in units of what the average pixel says
-JUDGES = 500  # held-out images that the weights are chosen on, at the most
-LEAST = 6  # images; four fifths of them are enough for ridge
+SHRINKAGES = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0, 1e6)  # in units of the average pixel's evidence
+JUDGES = 500  # maximum number of held-out images on which the weights are chosen
+LEAST = 6  # images, so that four fifths of them suffice for ridge
 
 
 @dataclass(kw_only=True, eq=False)
 class Ensemble(Attack):
-    """Rebuilds ``x_p = w_p decoder_p + (1 - w_p) ridge_p``, with a weight for every pixel.
+    """Reconstructs ``x_p = w_p decoder_p + (1 - w_p) ridge_p``, with one weight per pixel.
 
-    The weights are the least-squares solution on a fifth of the attacker's own images, which neither of the two has learned from, shrunk
-    toward the one weight that is best for all pixels, as far as leaving images out suggests. Then both learn from all images.
+    The weights are the least-squares solution on a held-out fifth of the attacker's images, shrunk toward the best weight common to all
+    pixels. Leave-one-out error chooses the shrinkage. Decoder and ridge are then refitted on all images.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
         decoder: the decoder attack, not yet fitted.
-        draws: observations of every held-out image.
+        draws: observations per held-out image.
         seed: seed of the noise and of the held-out fifth.
 
     Raises:
@@ -35,6 +35,18 @@ class Ensemble(Attack):
 
     Source:
         Breiman, "Stacked regressions", Machine Learning 1996.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import attacks
+        >>> images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> def observe(images):
+        ...     return torch.nn.functional.avg_pool2d(images, 2)
+        >>> decoder = attacks.Decoder(image_shape=(1, 8, 8), epochs=2)
+        >>> attack = attacks.Ensemble(image_shape=(1, 8, 8), decoder=decoder)
+        >>> attack.fit(observe, images, torch.zeros(16, dtype=torch.int64))
+        >>> attack.reconstruct(observe(images)).shape
+        torch.Size([16, 1, 8, 8])
     """
 
     name = "ensemble"
@@ -54,10 +66,10 @@ class Ensemble(Attack):
         return f"{self.decoder.budget}; {self.ridge.budget}"
 
     def half_budget(self) -> None:
-        """Returns None: beyond the decoder, whose own entry shows whether it has converged, all is in closed form."""
+        """Returns None: apart from the decoder, whose own entry shows its convergence, the attack is in closed form."""
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
-        """Fits both attacks and weighs them; see :meth:`cem_fast.attacks.base.Attack.fit`.
+        """Fits both attacks and their weights; see :meth:`cem_fast.attacks.base.Attack.fit`.
 
         Raises:
             ValueError: there are fewer than 6 images, or the features are not maps ``[N, C, H, W]``.
@@ -86,11 +98,11 @@ class Ensemble(Attack):
 
 
 def _weights(apart: Tensor, wanted: Tensor) -> Tensor:
-    """The weights ``w [P]`` in [0, 1] for which ``w * apart`` is nearest to ``wanted``, both ``[draws, N, P]``."""
+    """Weights ``w [P]`` in [0, 1] that minimize ``|w * apart - wanted|^2``, both ``[draws, N, P]``."""
     products, squares = (apart * wanted).sum(0), apart.square().sum(0)  # [N, P]
     errors = []
     for shrinkage in SHRINKAGES:
-        # each image left out in turn, [N, P]
+        # leave-one-out, [N, P]
         without = _shrunk(products.sum(0) - products, squares.sum(0) - squares, shrinkage)
         errors.append((without.square() * squares - 2 * without * products).sum())
     best = SHRINKAGES[int(torch.stack(errors).argmin())]

@@ -1,4 +1,4 @@
-"""A decoder trained on against a critic: what it rebuilds must also look like one of the attacker's images."""
+"""A decoder trained further against a critic, which penalizes reconstructions unlike the attacker's images."""
 
 from __future__ import annotations
 
@@ -22,23 +22,34 @@ PENALTY = 10.0  # weight of the gradient penalty, Gulrajani et al.'s
 class Gan(Attack):
     """Minimizes ``mse_weight mse(G(z), x) - critic(G(z))`` over the generator G, warm-started from the decoder attack.
 
-    The critic is trained to tell the attacker's images from rebuilt ones, by ``E critic(G(z)) - E critic(x) + 10 E (|grad| - 1)^2``, where
-    the gradient is the critic's at random mixtures of the two. Both learn at rates that fall to zero, so that the last generator is the
-    one to use.
+    The critic minimizes ``E critic(G(z)) - E critic(x) + 10 E (|grad| - 1)^2``, with the gradient at random mixtures of images and
+    reconstructions. Both learning rates fall to zero; the last generator is used.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
         decoder: the decoder attack, not yet fitted; the generator is its network.
         epochs: passes over the attacker's images.
-        critic_steps: steps of the critic before each step of the generator.
+        critic_steps: steps of the critic per step of the generator.
         mse_weight: weight of the mean squared error.
-        seed: seed of the critic's weights, the order and the noise.
+        seed: seed of the critic's weights, order and noise.
 
     Raises:
         ValueError: an argument is out of range.
 
     Source:
         Gulrajani et al., "Improved training of Wasserstein GANs", NeurIPS 2017; Xia et al., CVPR 2025 (the warm start, the error's weight).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import attacks
+        >>> images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> def observe(images):
+        ...     return torch.nn.functional.avg_pool2d(images, 2)
+        >>> decoder = attacks.Decoder(image_shape=(1, 8, 8), epochs=2)
+        >>> attack = attacks.Gan(image_shape=(1, 8, 8), decoder=decoder, epochs=1)
+        >>> attack.fit(observe, images, torch.zeros(16, dtype=torch.int64))
+        >>> attack.reconstruct(observe(images)).shape
+        torch.Size([16, 1, 8, 8])
     """
 
     name = "gan"
@@ -61,7 +72,7 @@ class Gan(Attack):
         return f"{counted(self.epochs, 'epoch')} against a critic, after {self.decoder.budget}"
 
     def half_budget(self) -> Gan | None:
-        """Returns an unfitted twin with half the epochs, None where there is one; the decoder's own entry tells of the warm start."""
+        """Returns an unfitted copy with half the epochs; None for one. The warm start has an entry of its own, the decoder's."""
         return replace(self, epochs=self.epochs // 2) if self.epochs > 1 else None
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
@@ -78,7 +89,7 @@ class Gan(Attack):
 
     def _train(self, trained: Decoder, observe: Observe, images: Tensor) -> DecoderNetwork:
         generator, critic = deepcopy(trained.network).train(), Critic(self.image_shape).to(images.device)
-        # no momentum in the critic's steps, as its source has it; the generator goes on gently from where the decoder ended
+        # The critic has no momentum, as in its source. The generator continues from the decoder at a low rate.
         of_critic = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.0, 0.9))
         of_generator = torch.optim.Adam(generator.parameters(), lr=0.03 * generator.learning_rate, betas=(0.5, 0.9))
         batches = num_batches(len(images), trained.batch_size)
@@ -105,7 +116,7 @@ class Gan(Attack):
 
 
 def _critic_loss(critic: nn.Module, real: Tensor, rebuilt: Tensor) -> Tensor:
-    """Wasserstein distance, negated, and the penalty on gradients whose norm is not 1."""
+    """Negated Wasserstein distance plus the penalty on gradient norms other than 1."""
     mixed = torch.lerp(real, rebuilt, torch.rand(len(real), 1, 1, 1, device=real.device)).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
     penalty = (gradient.flatten(1).norm(dim=1) - 1).square().mean()

@@ -1,4 +1,4 @@
-"""The attacker's own image whose features are nearest: a control that rebuilds nothing."""
+"""Nearest neighbor among the attacker's own images: a control without any reconstruction."""
 
 from __future__ import annotations
 
@@ -10,17 +10,28 @@ from cem_fast.attacks.base import QUERIES, ClosedForm, Observe, Standardizer, re
 
 
 class Nearest(ClosedForm):
-    """Answers with the image ``argmin_i E || (z - z_i) / sigma ||^2``, the expectation over the noise in the attacker's own features.
+    """Returns the image ``argmin_i E || (z - z_i) / sigma ||^2``, with the expectation over the noise of the attacker's own features.
 
-    What it gets right, any lookup gets right: an attack that does no better has not rebuilt anything.
+    An attack whose error is no lower than that of this lookup has not reconstructed anything.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
-        draws: observations of every image that the expectation is taken over.
+        draws: observations per image in the expectation.
         seed: seed of the noise.
 
     Raises:
         ValueError: ``draws`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import attacks
+        >>> images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> def observe(images):
+        ...     return torch.nn.functional.avg_pool2d(images, 2)
+        >>> attack = attacks.Nearest(image_shape=(1, 8, 8))
+        >>> attack.fit(observe, images, torch.zeros(16, dtype=torch.int64))
+        >>> torch.equal(attack.reconstruct(observe(images)), images)
+        True
     """
 
     name = "nearest"
@@ -47,6 +58,6 @@ class Nearest(ClosedForm):
 
     def reconstruct(self, features: Tensor) -> Tensor:
         require_fitted(self, "images")
-        # || z - z_i ||^2 but for || z ||^2, which all of them share
+        # || z - z_i ||^2 without || z ||^2, which does not depend on i
         distances = self.norms - 2 * self.standardize(features.flatten(1)) @ self.centers.T
         return self.images[distances.argmin(1)]

@@ -1,4 +1,4 @@
-"""Networks that rebuild images from features, and one that tells images from rebuilt ones."""
+"""Networks from features to images, and a critic of images."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from torch.nn import functional as F
 
 
 class PreActivationBlock(nn.Module):
-    """A residual block: normalization and ReLU come before each of its two convolutions.
+    """A residual block with batch normalization and ReLU before each of its two convolutions.
 
     Args:
         channels_in: channels of the input.
-        channels_out: channels of the output; where they differ, a normalized 1x1 convolution carries the shortcut.
+        channels_out: channels of the output; if they differ, the shortcut is a normalized 1x1 convolution.
 
     Source:
         He et al., "Identity mappings in deep residual networks", ECCV 2016.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.networks import PreActivationBlock
+        >>> PreActivationBlock(3, 8)(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 8, 8, 8])
     """
 
     def __init__(self, channels_in: int, channels_out: int):
@@ -41,16 +47,23 @@ class PreActivationBlock(nn.Module):
 
 
 class ResNormDecoder(nn.Sequential):
-    """Residual decoder with normalization: 8 blocks of 64 channels between a first and a last block, upsampled at the end.
+    """Residual decoder with batch normalization: 10 blocks, of which 8 have 64 channels throughout, upsampled at the end.
 
-    Its layout is deduced from the published size: 711,539 parameters from 8x8x8 features to 3x32x32 images.
+    The layout is inferred from the published size: 711,539 parameters from 8x8x8 features to 3x32x32 images.
 
     Args:
         feature_shape: ``(channels, height, width)`` of the features.
-        images: the attacker's images ``[N, C, H, W]``, of which only the shape matters here.
+        images: the attacker's images ``[N, C, H, W]``; only their shape is used.
 
     Source:
         Xia et al., CVPR 2025 (their decoder attack, with 8 blocks and 64 channels).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.networks import ResNormDecoder
+        >>> network = ResNormDecoder((8, 8, 8), torch.rand(2, 3, 32, 32))
+        >>> sum(parameter.numel() for parameter in network.parameters())
+        711539
     """
 
     learning_rate = 2e-3
@@ -67,18 +80,24 @@ class ResNormDecoder(nn.Sequential):
 
 
 class ConvDecoder(nn.Sequential):
-    """Decoder without shortcuts: convolutions of 64 channels at the features' own resolution, then upsampling.
+    """Decoder without shortcuts: convolutions of 64 channels at the features' resolution, then upsampling.
 
-    ``plain`` is this without normalization, the decoder of the first attacks on split inference; ``conv_norm`` is this with it, as deep
-    as ``res_norm``.
+    ``plain`` has no normalization, as in the first attacks on split inference. ``conv_norm`` has, and is deeper.
 
     Args:
         feature_shape: ``(channels, height, width)`` of the features.
-        images: the attacker's images ``[N, C, H, W]``, of which only the shape matters here.
-        normalized: whether every convolution but the last is followed by batch normalization; then there are 8 of them, else 2.
+        images: the attacker's images ``[N, C, H, W]``; only their shape is used.
+        normalized: whether each convolution but the last is followed by batch normalization; there are 8 with it and 2 without.
 
     Source:
         He, Zhang and Lee, "Model inversion attacks against collaborative inference", ACSAC 2019; Xia et al., CVPR 2025 (depth and width).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.networks import ConvDecoder
+        >>> network = ConvDecoder((8, 8, 8), torch.rand(2, 3, 32, 32), normalized=False)
+        >>> network(torch.rand(2, 8, 8, 8)).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     def __init__(self, feature_shape: tuple[int, int, int], images: Tensor, *, normalized: bool):
@@ -99,19 +118,26 @@ class ConvDecoder(nn.Sequential):
 class SlimDecoder(nn.Module):
     """Small decoder for a CPU: ``mean image + spread * (local(z) + global(z))``.
 
-    The local part is convolutions at the features' own resolution, whose channels are laid out as pixels at the end. The global part,
-    fully connected through a narrow layer, sees the whole feature map at once and knows where on the image it is.
+    The local part consists of convolutions at the features' resolution, whose output channels are rearranged to pixels. The global part is
+    fully connected through a narrow layer: it combines all features and depends on the position in the image.
 
     Args:
         feature_shape: ``(channels, height, width)`` of the features.
-        images: the attacker's images ``[N, C, H, W]``: the network starts from their mean and spread.
+        images: the attacker's images ``[N, C, H, W]``, for their mean and spread.
         width: channels of the local part.
-        narrow: width of the global part's hidden layer.
-        dropout: share of that layer that is dropped in training.
+        narrow: width of the hidden layer of the global part.
+        dropout: fraction of that layer that is dropped in training.
 
     Source:
         Shi et al., "Real-time single image and video super-resolution using an efficient sub-pixel convolutional neural network", CVPR
-        2016 (channels laid out as pixels).
+        2016 (channels rearranged to pixels).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.networks import SlimDecoder
+        >>> network = SlimDecoder((8, 8, 8), torch.rand(2, 3, 32, 32))
+        >>> network(torch.rand(2, 8, 8, 8)).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     learning_rate = 1e-2
@@ -159,7 +185,7 @@ DecoderNetwork: TypeAlias = ResNormDecoder | ConvDecoder | SlimDecoder
 
 
 class Critic(nn.Sequential):
-    """Scores images: strided convolutions that double their channels, without normalization across the batch, and a linear layer.
+    """Scores images by strided convolutions that double the channels, without batch normalization, and a linear layer.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
@@ -167,6 +193,12 @@ class Critic(nn.Sequential):
 
     Source:
         Gulrajani et al., "Improved training of Wasserstein GANs", NeurIPS 2017 (no batch normalization: the penalty is one per image).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.networks import Critic
+        >>> Critic((3, 32, 32))(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2])
     """
 
     def __init__(self, image_shape: tuple[int, int, int], width: int = 16):
@@ -179,7 +211,7 @@ class Critic(nn.Sequential):
 
 
 class _Resize(nn.Module):
-    """Brings images to their size where doubling the features' does not give it exactly."""
+    """Resizes images to their final size if doubling the features' size does not give it exactly."""
 
     def __init__(self, size: tuple[int, int]):
         super().__init__()

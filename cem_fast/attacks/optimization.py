@@ -1,4 +1,4 @@
-"""Pixels moved until the encoder releases what was seen: the attack that differentiates through the encoder itself."""
+"""Gradient descent on the pixels until the encoder's features match the observed ones."""
 
 from __future__ import annotations
 
@@ -23,21 +23,26 @@ from cem_fast.attacks.decoder import Decoder
 from cem_fast.functional import mixture_log_prob
 from cem_fast.mixture import GaussianMixture
 
-CHUNK = 256  # images that are optimized at a time
-JUDGES = 32  # held-out images that the settings are judged on, at the most
-COMPONENTS = 32  # of the mixture of features, at the most
-LEAST = 6  # images; one of them is held out
+CHUNK = 256  # images optimized together
+JUDGES = 32  # maximum number of held-out images on which the recipe is chosen
+COMPONENTS = 32  # maximum number of components in the mixture of features
+LEAST = 6  # images, one of which is held out
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How pixels are moved.
+    """Settings of the descent on the pixels.
 
     Args:
-        start: ``decoder``, what the decoder attack rebuilds, or ``mean``, the mean image.
+        start: ``decoder``, the reconstruction of the decoder attack, or ``mean``, the mean image.
         step_size: size of the first steps, in units of a pixel's range.
         smoothness: weight of the total variation.
-        mixture: weight of the mixture's log-likelihood; 1 weighs it as Bayes' rule does where the noise is Gaussian.
+        mixture: weight of the mixture's log-likelihood; 1 is the weight of Bayes' rule if the noise is Gaussian.
+
+    Example:
+        >>> from cem_fast.attacks.optimization import Recipe
+        >>> Recipe(start="mean", step_size=0.1, smoothness=2.0)
+        Recipe(start='mean', step_size=0.1, smoothness=2.0, mixture=0.0)
     """
 
     start: str
@@ -59,19 +64,18 @@ RECIPES = (
 class Optimization(Attack):
     """Minimizes ``E || observe(x) - z ||^2 / (D v) + smoothness TV(x) - mixture (2 s2 / (D v)) log p(observe(x))`` over the pixels.
 
-    The expectation is over the defense's randomness, with fresh draws at every step; ``v`` is the mean variance of the D features, ``s2``
-    that of their noise, and ``p`` a Gaussian mixture of the features of the attacker's images. Adam starts from the mean image or from
-    what the decoder attack rebuilds. The answer is ``start + share (x - start)``.
+    The expectation is over the defense's randomness, with fresh draws at every step. ``v`` is the mean variance of the D features, ``s2``
+    that of their noise, and ``p`` a Gaussian mixture fitted to the features of the attacker's images. Adam starts from the mean image or
+    from the reconstruction of the decoder attack. The result is ``start + share (x - start)``.
 
-    How the pixels are moved, and the share, are what serves best on a fifth of the attacker's own images, from which neither the decoder
-    nor the mixture has learned; then both learn from all images. The share is the least-squares solution there, in [0, 1]: on these
-    images the answer is never worse than its start.
+    The recipe and the step share are chosen on a held-out fifth of the attacker's images; decoder and mixture are then refitted on all of
+    them. The share is the least-squares solution in [0, 1], so the error on the held-out images never exceeds that of the start.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
         decoder: the decoder attack, not yet fitted.
         steps: steps of Adam.
-        draws: draws of the defense's randomness at every step.
+        draws: draws of the defense's randomness per step.
         seed: seed of the held-out fifth and of the draws.
 
     Raises:
@@ -81,6 +85,18 @@ class Optimization(Attack):
         Mahendran and Vedaldi, "Understanding deep image representations by inverting them", CVPR 2015; He, Zhang and Lee, "Model
         inversion attacks against collaborative inference", ACSAC 2019; Athalye et al., "Synthesizing robust adversarial examples", ICML
         2018 (the expectation over the randomness).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import attacks
+        >>> images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> def observe(images):
+        ...     return torch.nn.functional.avg_pool2d(images, 2)
+        >>> decoder = attacks.Decoder(image_shape=(1, 8, 8), epochs=2)
+        >>> attack = attacks.Optimization(image_shape=(1, 8, 8), decoder=decoder, steps=2)
+        >>> attack.fit(observe, images, torch.zeros(16, dtype=torch.int64))
+        >>> attack.reconstruct(observe(images)).shape
+        torch.Size([16, 1, 8, 8])
     """
 
     name = "optimization"
@@ -101,14 +117,14 @@ class Optimization(Attack):
         return f"{steps} of Adam on the pixels of each image, {draws} each; {self.decoder.budget}"
 
     def half_budget(self) -> Optimization | None:
-        """Returns an unfitted twin with half the steps, None where there is one; the decoder's own entry tells of the decoder."""
+        """Returns an unfitted copy with half the steps; None for one. The decoder has an entry of its own."""
         return replace(self, steps=self.steps // 2) if self.steps > 1 else None
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
-        """Judges the recipes and trains the decoder; see :meth:`cem_fast.attacks.base.Attack.fit`.
+        """Chooses the recipe and trains the decoder; see :meth:`cem_fast.attacks.base.Attack.fit`.
 
         Raises:
-            ValueError: there are fewer than 6 images, the features are not maps ``[N, C, H, W]``, or what is observed has no gradient.
+            ValueError: there are fewer than 6 images, the features are not maps ``[N, C, H, W]``, or they have no gradient.
         """
         require_images(self, images, LEAST)
         self.observe = observe
@@ -141,7 +157,7 @@ class Optimization(Attack):
         return (start + self.share * (torch.cat(moved) - start)).clamp(0, 1)
 
     def _look(self, observe: Observe, images: Tensor) -> None:
-        """Learns from images their mean, how features vary, how much of that is noise, and how they are distributed."""
+        """Estimates the mean image, the variances of features and of their noise, and the mixture of features."""
         self.mean_image = images.mean(0)
         with torch.no_grad():
             looks = torch.stack([observe(images).flatten(1) for _ in range(4)])
@@ -156,7 +172,7 @@ class Optimization(Attack):
             generator=torch.Generator(device=images.device).manual_seed(self.seed),
         )
         mixture.to(images.device).fit(means.float())
-        # never sharper than the noise can be told apart, and no component of a single image
+        # a floor for components of few images
         self.mixture = mixture.means, mixture.variances.clamp_min(0.1 * self.variance), mixture.weights
 
     def _trained(self, observe: Observe, images: Tensor, labels: Tensor) -> Decoder:
@@ -171,7 +187,7 @@ class Optimization(Attack):
 
     @torch.enable_grad()
     def _moved(self, start: Tensor, features: Tensor, recipes: list[Recipe]) -> Tensor:
-        """The optimized images ``[N, C, H, W]``; every recipe has an equal share of the rows, in turn."""
+        """Optimized images ``[N, C, H, W]``; the rows are divided equally among the recipes, in order."""
 
         def each(key: str) -> Tensor:
             values = torch.tensor([getattr(r, key) for r in recipes], device=start.device)
@@ -179,7 +195,7 @@ class Optimization(Attack):
 
         smoothness, prior = each("smoothness"), each("mixture") * 2 * self.noise_variance / self.variance
         step_size = each("step_size").view(-1, 1, 1, 1)
-        # Adam's steps are of one size for all, so the pixels move in units of every recipe's own
+        # Adam has one step size for all rows: optimize in units of each recipe's own.
         moves = torch.zeros_like(start, memory_format=torch.contiguous_format).requires_grad_()
         optimizer = torch.optim.Adam([moves], lr=1.0, betas=(0.9, 0.99))
         rates = falling(optimizer, steps=self.steps)
@@ -205,10 +221,10 @@ class Optimization(Attack):
 
 
 def _judged(recipe: Recipe, start: Tensor, move: Tensor, images: Tensor) -> tuple[Recipe, float, float, float]:
-    """A recipe, the share of its move that serves best, and the error of its start and of its answer."""
+    """A recipe, the best share of its move, and the errors of its start and of its result."""
     wanted = images - start
     best = (move * wanted).sum() / (move.square().sum() + 1e-30)
-    share = float(best.nan_to_num(nan=0.0).clamp(0, 1))  # pixels that diverged are of no use
+    share = float(best.nan_to_num(nan=0.0).clamp(0, 1))  # discards pixels that diverged
     answer = (start + share * move).clamp(0, 1) if share else start
     return recipe, share, float(wanted.square().mean()), float((answer - images).square().mean())
 

@@ -1,4 +1,4 @@
-"""Ridge regression from released features to pixels: the attack that takes a second."""
+"""Ridge regression from released features to pixels: a control that takes about a second."""
 
 from __future__ import annotations
 
@@ -21,19 +21,30 @@ PENALTIES = torch.logspace(-6, 4, 41, dtype=torch.float64)
 
 
 class Ridge(ClosedForm):
-    """Rebuilds ``x = mean + W (z - mu) / sigma`` with ``W`` the ridge solution, in closed form.
+    """Reconstructs ``x = mean + W (z - mu) / sigma`` with ``W`` the ridge solution, in closed form.
 
-    The penalty is the one with the least error on a fifth of the attacker's own images, after which ``W`` is solved on all of them.
-    Each image is observed several times, so that the solution knows the noise. The smaller of the two Gram matrices is used (features, or
-    observations where there are fewer of them).
+    The penalty minimizes the error on a held-out fifth of the attacker's images; ``W`` is then solved on all of them. Several observations
+    of each image make the solution robust to the noise. The smaller of the two Gram matrices is decomposed: of features, or of observations
+    if there are fewer of them.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
-        draws: observations of every image.
+        draws: observations per image.
         seed: seed of the noise and of the held-out fifth.
 
     Source:
         Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems", Technometrics 1970.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import attacks
+        >>> images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> def observe(images):
+        ...     return torch.nn.functional.avg_pool2d(images, 2)
+        >>> attack = attacks.Ridge(image_shape=(1, 8, 8))
+        >>> attack.fit(observe, images, torch.zeros(16, dtype=torch.int64))
+        >>> attack.reconstruct(observe(images)).shape
+        torch.Size([16, 1, 8, 8])
     """
 
     name = "ridge"
@@ -44,17 +55,17 @@ class Ridge(ClosedForm):
         return f"a closed form, from {self.draws} observations of each of its images"
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
-        """Solves for the penalty and the weights; see :meth:`cem_fast.attacks.base.Attack.fit`.
+        """Chooses the penalty and solves for the weights; see :meth:`cem_fast.attacks.base.Attack.fit`.
 
         Raises:
-            ValueError: there are fewer than 5 images, too few to hold a fifth out.
+            ValueError: there are fewer than 5 images, too few to hold out a fifth.
         """
         require_images(self, images, round(1 / HELD_OUT))
         validation, training = hold_out(images, seed=self.seed)
         with seeded(self.seed, "ridge attack"):
             observations = [observe(images).flatten(1) for _ in range(self.draws)]
         if all(torch.equal(observations[0], other) for other in observations[1:]):
-            del observations[1:]  # nothing random is released: once is enough
+            del observations[1:]  # without noise, one observation suffices
         stacked = torch.stack(observations).double()  # [draws, N, D]
         self.standardize = Standardizer(stacked.flatten(0, 1))
         stacked = self.standardize(stacked)
@@ -76,7 +87,7 @@ class Ridge(ClosedForm):
 
 
 class _Path:
-    """Every ridge solution of one regression, whatever the penalty, from one eigendecomposition."""
+    """Ridge solutions of one regression for all penalties, from one eigendecomposition."""
 
     def __init__(self, features: Tensor, targets: Tensor):
         """Takes ``features [draws, N, D]``, centered over all images, and ``targets [N, P]``."""
@@ -88,9 +99,9 @@ class _Path:
         gram = flat @ flat.T if self.dual else flat.T @ flat
         values, vectors = torch.linalg.eigh(gram)
         self.values = values.clamp_min(0)
-        self.unit = float(self.values.sum()) / len(values) + 1e-300  # penalties are relative to the mean eigenvalue
+        self.unit = float(self.values.sum()) / len(values) + 1e-300  # penalties are in units of the mean eigenvalue
         self.basis = flat.T @ vectors if self.dual else vectors  # [D, R]
-        # every draw has the same targets; many images are never repeated, only their features are added up
+        # All draws share their targets: sum the features instead of repeating the targets.
         shared = centered.repeat(draws, 1) if self.dual else features.sum(0).T @ centered
         self.coordinates = vectors.T @ shared  # [R, P]
 
