@@ -63,6 +63,7 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b63a5", "color-brand-content": "#0b63a5"},
     "dark_css_variables": {"color-brand-primary": "#6db3ea", "color-brand-content": "#6db3ea"},
 }
+highlight_language = "text"
 pygments_style = "friendly"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True

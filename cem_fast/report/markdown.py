@@ -23,7 +23,7 @@ OF_CEM = ("lambda", "cem_by_class", "cem_components", "cem_covariance", "cem_var
 def tables(results: Json) -> str:
     """All tables of a results.json, those of one data set after those of the other."""
     return "\n\n".join(
-        f"### {data}\n\n" + "\n\n".join(part(results, data) for part in (same_noise, frontier, sweep, attacks))
+        f"### {data}\n\n" + "\n\n".join(part(results, data) for part in (frontier, sweep, same_noise, attacks))
         for data in results["baseline"]
     )
 

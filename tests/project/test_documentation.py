@@ -51,7 +51,7 @@ def workplace(tmp_path_factory):
         folder = place / "path/to/folder" / label
         folder.mkdir(parents=True)
         for i in range(10):
-            pixels = brightness + torch.randint(0, 50, (24, 20, 3), generator=g)
+            pixels = brightness + torch.randint(0, 50, (48, 48, 3), generator=g)
             Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{i}.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
