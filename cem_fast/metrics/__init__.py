@@ -1,4 +1,4 @@
-"""Errors of reconstructed images, and whether they are recognized."""
+"""Errors of reconstructed images, accuracy, and confidence intervals of gains."""
 
 from cem_fast.metrics.images import accuracy, lpips, mse, paired_bootstrap, psnr, ssim, ssim_paper
 

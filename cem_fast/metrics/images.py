@@ -1,12 +1,15 @@
-"""How well an image is rebuilt, and how sure a difference is."""
+"""Errors of reconstructed images, and the confidence interval of a gain."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+CHUNK = 256  # images at a time, where a measure needs many times their memory
 
 
 def mse(reconstructed: Tensor, images: Tensor) -> Tensor:
@@ -21,6 +24,12 @@ def mse(reconstructed: Tensor, images: Tensor) -> Tensor:
 
     Raises:
         ValueError: the shapes differ, or there is no image.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import metrics
+        >>> metrics.mse(torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4))
+        tensor([1., 1.])
     """
     _check(reconstructed, images)
     return (reconstructed - images).square().flatten(1).mean(1)
@@ -29,7 +38,7 @@ def mse(reconstructed: Tensor, images: Tensor) -> Tensor:
 def psnr(reconstructed: Tensor, images: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of every image, ``-10 log10(MSE)`` in dB for a peak of 1.
 
-    Average over images, not over errors: the ratio of a mean error is not the mean of the ratios. Identical images give 100 dB.
+    Average the ratios, not the errors: the ratio of a mean error differs from the mean ratio. Identical images give 100 dB.
 
     Args:
         reconstructed: ``[N, C, H, W]`` in [0, 1].
@@ -40,6 +49,12 @@ def psnr(reconstructed: Tensor, images: Tensor) -> Tensor:
 
     Raises:
         ValueError: the shapes differ, or there is no image.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import metrics
+        >>> metrics.psnr(torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.1))
+        tensor([20.])
     """
     return -10 * torch.log10(mse(reconstructed, images).clamp_min(1e-10))
 
@@ -47,7 +62,7 @@ def psnr(reconstructed: Tensor, images: Tensor) -> Tensor:
 def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
     """Structural similarity of every image, with the standard 11x11 Gaussian window of standard deviation 1.5 and no padding.
 
-    On images smaller than the window, the window shrinks to the largest odd side that fits.
+    For images smaller than the window, its side is the largest odd number that fits.
 
     Args:
         reconstructed: ``[N, C, H, W]`` in [0, 1].
@@ -62,6 +77,13 @@ def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
 
     Source:
         Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import metrics
+        >>> images = torch.rand(2, 3, 16, 16)
+        >>> metrics.ssim(images, images)
+        tensor([1., 1.])
     """
     _check(reconstructed, images)
     try:
@@ -70,13 +92,18 @@ def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
         raise ImportError("SSIM needs the package pytorch_msssim: pip install pytorch-msssim") from error
     side = min(11, *images.shape[2:])
     window = side if side % 2 else side - 1
-    return windowed_ssim(reconstructed.float(), images.float(), data_range=1.0, size_average=False, win_size=window)
+
+    def similarity(x: Tensor, y: Tensor) -> Tensor:
+        return windowed_ssim(x.float(), y.float(), data_range=1.0, size_average=False, win_size=window)
+
+    return _by_chunk(similarity, reconstructed, images)
 
 
 def ssim_paper(reconstructed: Tensor, images: Tensor) -> Tensor:
-    """Structural similarity of every image as the paper computes it: the 11x11 window slides over borders padded with zeros.
+    """Structural similarity of every image as computed by the paper: the 11x11 window extends over borders padded with zeros.
 
-    Not comparable to :func:`ssim`: padding agrees with itself, so that this one is higher. Give it beside the paper's figures only.
+    Not comparable to :func:`cem_fast.metrics.ssim`: it is higher, as the padding of both images is equal. Use it only for comparison with
+    the paper's figures.
 
     Args:
         reconstructed: ``[N, C, H, W]`` in [0, 1].
@@ -91,21 +118,36 @@ def ssim_paper(reconstructed: Tensor, images: Tensor) -> Tensor:
     Source:
         Xia et al., CVPR 2025 (their evaluation); Wang et al., "Image quality assessment: from error visibility to structural similarity",
         IEEE TIP 2004.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import metrics
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator object at ...>
+        >>> x, y = torch.rand(2, 1, 1, 16, 16)
+        >>> metrics.ssim_paper(x, y) > metrics.ssim(x, y)
+        tensor([True])
     """
     _check(reconstructed, images)
-    x, y = reconstructed.float().flatten(0, 1)[:, None], images.float().flatten(0, 1)[:, None]
-    taps = torch.exp(-(torch.arange(-5, 6, device=x.device) ** 2) / (2 * 1.5**2))
+    taps = torch.exp(-(torch.arange(-5, 6, device=images.device) ** 2) / (2 * 1.5**2))
     window = (torch.outer(taps, taps) / taps.sum() ** 2)[None, None]
-    mean_x, mean_y, xx, yy, xy = F.conv2d(torch.cat([x, y, x * x, y * y, x * y]), window, padding=5).chunk(5)
-    variances = xx - mean_x**2 + yy - mean_y**2
-    covariance = xy - mean_x * mean_y
-    squares = mean_x**2 + mean_y**2
-    values = (2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4) / ((squares + 1e-4) * (variances + 9e-4))
-    return values.view(len(images), -1).mean(1)
+
+    def similarity(reconstructed: Tensor, images: Tensor) -> Tensor:
+        x, y = reconstructed.float().flatten(0, 1)[:, None], images.float().flatten(0, 1)[:, None]
+        mean_x, mean_y, xx, yy, xy = F.conv2d(torch.cat([x, y, x * x, y * y, x * y]), window, padding=5).chunk(5)
+        variances = xx - mean_x**2 + yy - mean_y**2
+        covariance = xy - mean_x * mean_y
+        squares = mean_x**2 + mean_y**2
+        values = (2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4) / ((squares + 1e-4) * (variances + 9e-4))
+        return values.view(len(images), -1).mean(1)
+
+    return _by_chunk(similarity, reconstructed, images)
 
 
 def lpips(reconstructed: Tensor, images: Tensor) -> Tensor:
-    """Perceptual distance of every image, between the activations of a pretrained AlexNet; the first call downloads its weights.
+    """Perceptual distance of every image: the distance of activations of a pretrained AlexNet.
+
+    The first call downloads the network's weights.
 
     Args:
         reconstructed: ``[N, C, H, W]`` in [0, 1], C = 1 or 3.
@@ -115,11 +157,19 @@ def lpips(reconstructed: Tensor, images: Tensor) -> Tensor:
         ``[N]``, 0 for identical images.
 
     Raises:
-        ValueError: the shapes differ, there is no image, or the channels are neither one nor three.
-        ImportError: the package ``lpips`` or what it needs is not installed.
+        ValueError: the shapes differ, there is no image, or the number of channels is neither 1 nor 3.
+        ImportError: the package ``lpips`` or one of its dependencies is not installed.
 
     Source:
         Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import metrics
+        >>> metrics.lpips(torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8))
+        Traceback (most recent call last):
+            ...
+        ValueError: LPIPS needs images of 1 or 3 channels, got 2
     """
     _check(reconstructed, images)
     if images.shape[1] not in (1, 3):
@@ -129,13 +179,16 @@ def lpips(reconstructed: Tensor, images: Tensor) -> Tensor:
     except ImportError as error:
         raise ImportError(f"LPIPS needs the package lpips ({error}): pip install 'cem_fast[lpips]'") from error
     distance = LPIPS(net="alex", verbose=False).to(images.device)
-    colors = (batch.float().expand(-1, 3, -1, -1) for batch in (reconstructed, images))
+
+    def measured(*batches: Tensor) -> Tensor:
+        return distance(*(batch.float().expand(-1, 3, -1, -1) for batch in batches), normalize=True).flatten()
+
     with torch.no_grad():
-        return distance(*colors, normalize=True).flatten()
+        return _by_chunk(measured, reconstructed, images)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of the rows whose largest logit is the label's.
+    """Share of the rows whose largest logit is that of the label.
 
     Args:
         logits: ``[N, C]``.
@@ -146,6 +199,12 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
     Raises:
         ValueError: the lengths differ, or there is no row.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import metrics
+        >>> metrics.accuracy(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+        0.5
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(
@@ -159,13 +218,13 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """The gain ``mean(on) / mean(off) - 1`` with its 95% percentile interval over resampled groups.
 
-    A resample draws as many groups as there are, with replacement, and keeps all images of a group together and in pairs.
+    A resample draws as many groups as there are, with replacement. Images of a group stay together, and the two errors of an image too.
 
     Args:
-        values_off: ``[N]``, an error per image without CEM.
-        values_on: ``[N]``, the error of the same images with it.
+        values_off: ``[N]``, error of every image without CEM.
+        values_on: ``[N]``, error of the same images with CEM.
         groups: ``[N]`` int64, the group of every image (the person, or the image itself).
-        num_resamples: number of resamples.
+        num_resamples: number of resamples, at least 1.
         seed: seed of the resamples.
 
     Returns:
@@ -176,6 +235,13 @@ def paired_bootstrap(
 
     Source:
         Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 1979.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import metrics
+        >>> off = torch.tensor([1.0, 2.0, 3.0])
+        >>> metrics.paired_bootstrap(off, 1.5 * off, torch.arange(3))
+        (0.5, 0.5, 0.5)
     """
     off, on, groups = (torch.as_tensor(v) for v in (values_off, values_on, groups))
     if off.dim() != 1 or not off.shape == on.shape == groups.shape or not len(off):
@@ -202,3 +268,8 @@ def _check(reconstructed: Tensor, images: Tensor) -> None:
         raise ValueError(
             f"reconstructed and images must both be [N, C, H, W] with N > 0, got {tuple(reconstructed.shape)} and {tuple(images.shape)}"
         )
+
+
+def _by_chunk(measure: Callable[[Tensor, Tensor], Tensor], reconstructed: Tensor, images: Tensor) -> Tensor:
+    """A measure of every image, computed for some of them at a time to save memory."""
+    return torch.cat([measure(x, y) for x, y in zip(reconstructed.split(CHUNK), images.split(CHUNK))])

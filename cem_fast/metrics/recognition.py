@@ -1,4 +1,4 @@
-"""Whose image a reconstruction is taken for: a classifier of clean images, asked about rebuilt ones."""
+"""Re-identification rate: a classifier trained on clean images, applied to reconstructions."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PENALTIES = torch.logspace(-6, 2, 25, dtype=torch.float64)
-MAX_IMAGES = 5000  # what it learns from, at the most: it has to be quick, not the best classifier there is
+MAX_IMAGES = 5000  # training images, at most: a quick classifier, not the best one
 
 
 class Recognizer:
-    """Names the class of an image by ridge regression from pixels to classes.
+    """Ridge regression from pixels to classes.
 
-    ``class(x) = argmax_c ( b_c + (x - mean) . w_c )``; the penalty is the one with the least squared error on images left out in turn.
+    ``class(x) = argmax_c ( b_c + (x - mean) . w_c )``; the penalty is the one with the least squared leave-one-out error.
 
     Args:
-        images: clean images ``[N, C, H, W]`` that the attacker holds; where there are more than 5000, it learns from as many of them.
+        images: clean images ``[N, C, H, W]`` that the attacker holds; of more than 5000, a random 5000 are used.
         labels: their classes ``[N]``, int64.
 
     Raises:
@@ -24,7 +24,14 @@ class Recognizer:
 
     Source:
         Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems", Technometrics 1970; Allen, "The relationship
-        between variable selection and data augmentation and a method for prediction", Technometrics 1974 (images left out in turn).
+        between variable selection and data augmentation and a method for prediction", Technometrics 1974 (leave-one-out error).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.metrics.recognition import Recognizer
+        >>> images = torch.eye(4).repeat(3, 1).view(12, 1, 2, 2)
+        >>> Recognizer(images, torch.arange(12) % 4).rate(images, torch.arange(12) % 4)
+        1.0
     """
 
     def __init__(self, images: Tensor, labels: Tensor):
@@ -49,21 +56,46 @@ class Recognizer:
             residuals = wanted - left @ (shrunk[:, None] * coordinates)
             influence = left.square() @ shrunk + 1 / len(
                 pixels
-            )  # of an image on its own answer, the intercept's included
+            )  # of an image on its own prediction, with the intercept
             errors.append((residuals / (1 - influence).clamp_min(1e-12)[:, None]).square().mean())
         penalty = PENALTIES[int(torch.stack(errors).nan_to_num(torch.inf).argmin())]
         self.weights = pixels.T @ (left @ (coordinates / (values + penalty * unit)[:, None]))
 
     def names(self, images: Tensor) -> Tensor:
-        """Returns the class that each of the images ``[N, C, H, W]`` is taken for, ``[N]`` int64."""
+        """Returns the predicted classes ``[N]``, int64.
+
+        Args:
+            images: ``[N, C, H, W]``.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast.metrics.recognition import Recognizer
+            >>> images = torch.eye(4).repeat(3, 1).view(12, 1, 2, 2)
+            >>> Recognizer(images, torch.arange(12) % 4).names(images[:4])
+            tensor([0, 1, 2, 3])
+        """
         pixels = images.flatten(1).to(self.weights)
         return (self.intercept + (pixels - self.mean) @ self.weights).argmax(1)
 
     def rate(self, images: Tensor, labels: Tensor) -> float:
-        """Share of the images ``[N, C, H, W]`` that are taken for their own class ``[N]``, a number in [0, 1].
+        """Share of the images that are assigned to their own class.
+
+        Args:
+            images: ``[N, C, H, W]``.
+            labels: their classes ``[N]``, int64.
+
+        Returns:
+            A number in [0, 1].
 
         Raises:
             ValueError: the lengths differ, or there is no image.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast.metrics.recognition import Recognizer
+            >>> images = torch.eye(4).repeat(3, 1).view(12, 1, 2, 2)
+            >>> Recognizer(images, torch.arange(12) % 4).rate(images[:2], torch.tensor([0, 3]))
+            0.5
         """
         if labels.shape != images.shape[:1] or not len(labels):
             raise ValueError(
@@ -73,5 +105,18 @@ class Recognizer:
 
 
 def chance(labels: Tensor) -> float:
-    """Rate of always naming the most frequent of the classes ``[N]``."""
+    """Recognition rate of a constant guess, the most frequent class.
+
+    Args:
+        labels: classes ``[N]``, int64.
+
+    Returns:
+        A number in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.metrics.recognition import chance
+        >>> chance(torch.tensor([0, 1, 1, 2]))
+        0.5
+    """
     return float(torch.bincount(labels).double().max() / len(labels))

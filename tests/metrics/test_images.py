@@ -1,4 +1,4 @@
-"""Metrics against definitions, and the bootstrap against a case with a known answer."""
+"""Errors of images against their definitions, and the bootstrap against known answers."""
 
 from __future__ import annotations
 
@@ -73,6 +73,29 @@ def test_padding_flatters():
     images = torch.rand(8, 3, 32, 32)
     noisy = (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
     assert (metrics.ssim_paper(noisy, images) > metrics.ssim(noisy, images) + 0.002).all()
+
+
+class LargestResult(torch.overrides.TorchFunctionMode):
+    """Size in bytes of the largest tensor that is computed inside the block, apart from views of some tensors."""
+
+    def __init__(self, *viewed):
+        super().__init__()
+        self.viewed, self.bytes = {tensor.untyped_storage().data_ptr() for tensor in viewed}, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() not in self.viewed:
+            self.bytes = max(self.bytes, result.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("measure", [metrics.ssim, metrics.ssim_paper])
+def test_many_images_need_little_memory_and_give_the_bits_of_each_alone(measure):
+    x, y = torch.rand(2, 2048, 1, 12, 12)
+    with LargestResult(x) as largest:
+        found = measure(x, y)
+    assert largest.bytes < 0.7 * x.nbytes
+    assert torch.equal(found[::100], torch.cat([measure(*pair) for pair in zip(x.split(1), y.split(1))][::100]))
 
 
 def test_lpips_without_its_package(monkeypatch):
