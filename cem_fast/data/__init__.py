@@ -27,7 +27,13 @@ SOURCES = {module.NAME: module.SOURCE for module in (cifar10, cifar100, tiny_ima
 
 
 def names() -> tuple[str, ...]:
-    """Names of the data sets: first the bundled ones, then those that are read from the data root."""
+    """Names of the data sets: the bundled ones, then those read from the data root.
+
+    Example:
+        >>> from cem_fast import data
+        >>> data.names()[:3]
+        ('faces', 'digits', 'cifar10')
+    """
     return (*_BUNDLED, *_PUBLISHED)
 
 
@@ -37,19 +43,26 @@ def load(
     """Loads a data set and splits it.
 
     Args:
-        name_or_path: one of :func:`names`, or the path of a folder with one sub-folder per class.
-        fold: which of the five folds is the test part, 0 to 4; a data set that was published with a test part keeps that one.
-        image_size: side of the square images in pixels; None for the data set's own (``faces``, ``facescrub`` and folders 48,
-            ``tiny_imagenet`` 64, the others 32).
-        seed: seed of the folds; keep it the same for every run that is compared.
-        root: the folder of downloaded data sets; None for :func:`data_root`.
+        name_or_path: one of :func:`names`, or the path of a folder with one sub-folder per class, or with such folders ``train`` and
+            ``test``.
+        fold: index of the test fold, 0 to 4; without effect on a data set that came with a test part.
+        image_size: side of the square images in pixels; None for the data set's own (``faces``, ``facescrub`` 48, ``tiny_imagenet`` 64,
+            the others 32). A folder keeps its images' size if all are equal squares of 8 to 256 pixels, otherwise 48 with a warning.
+        seed: seed of the folds; must be equal in all runs that are compared.
+        root: folder of downloaded data sets; None for :func:`data_root`.
 
     Returns:
-        The splits; the attacker knows the training part and nobody sees the test part.
+        The splits; the attacker's part is the training part.
 
     Raises:
-        FileNotFoundError: the package that the images come in is missing, or they have not been downloaded.
+        FileNotFoundError: the package that contains the images is missing, or they have not been downloaded.
         ValueError: the name is unknown and no such folder exists, a file is corrupt, or an argument is out of range.
+
+    Example:
+        >>> from cem_fast import data
+        >>> splits = data.load("faces", fold=0, image_size=16)
+        >>> splits.image_shape, len(splits.train), len(splits.test), splits.unit
+        ((1, 16, 16), 320, 80, 'people')
     """
     if image_size is not None and image_size < 8:
         raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
@@ -71,14 +84,20 @@ def load(
 
 
 def baselines(splits: Splits) -> dict[str, float]:
-    """What an attacker gets without any features, measured on its victims.
+    """Errors of reconstructions without features, on the images under attack.
 
     Args:
         splits: the data set.
 
     Returns:
-        ``mean_image_mse``, the error of answering every image with the mean of the attacker's, and ``class_mean_mse``, with the mean of
-        its images of the right class: what the label alone gives away.
+        ``mean_image_mse``: mean squared error of the mean of the attacker's images. ``class_mean_mse``: that of the mean of its images
+        of the true class, which an attacker who only has the label can reach.
+
+    Example:
+        >>> from cem_fast import data
+        >>> errors = data.baselines(data.load("digits", fold=0, image_size=16))
+        >>> errors["class_mean_mse"] < errors["mean_image_mse"]
+        True
     """
     own, victims = splits.attacker, splits.victims
     answers = class_means(splits)[victims.labels]
@@ -89,7 +108,19 @@ def baselines(splits: Splits) -> dict[str, float]:
 
 
 def class_means(splits: Splits) -> Tensor:
-    """``[classes, C, H, W]``: the mean of the attacker's images of every class; of all of them for a class that it has no image of."""
+    """Mean of the attacker's images of each class; the mean of all of them for a class without images.
+
+    Args:
+        splits: the data set.
+
+    Returns:
+        ``[classes, C, H, W]``.
+
+    Example:
+        >>> from cem_fast import data
+        >>> data.class_means(data.load("digits", fold=0)).shape
+        torch.Size([10, 1, 32, 32])
+    """
     images, labels = splits.attacker.images, splits.attacker.labels
     sums = torch.zeros(splits.num_classes, *splits.image_shape).index_add_(0, labels, images)
     counts = torch.bincount(labels, minlength=splits.num_classes)[:, None, None, None]

@@ -1,4 +1,4 @@
-"""The pickles of the CIFAR data sets, opened without running anything that they ask for."""
+"""Readers of the CIFAR data sets, whose pickles are opened without executing any code of theirs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cem_fast.data.splits import Splits, published
 CREDIT = "Krizhevsky, 'Learning multiple layers of features from tiny images', 2009."
 SIDE = 32
 
-# all that a pickled array may call, whatever the version of numpy that wrote it
+# all names that a pickled array needs, of numpy 1 and 2
 _reconstruct = np.zeros(0).__reduce__()[0]
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
@@ -41,7 +41,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path, md5: str, *, name: str) -> dict[str, Any]:
-    """Opens one file of the data set, once it is known to be the published one.
+    """Reads one file of a data set after comparing its digest with the published one.
 
     Args:
         path: the file.
@@ -49,11 +49,22 @@ def read_pickle(path: Path, md5: str, *, name: str) -> dict[str, Any]:
         name: name of the data set, for the errors.
 
     Returns:
-        What the file holds; strings of Python 2 are read as Latin-1.
+        The dictionary in the file; strings of Python 2 are read as Latin-1.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not the published file, or is no pickle of a dictionary of arrays and lists.
+        ValueError: it is not the published file, or is not a pickle of a dictionary of arrays and lists.
+
+    Example:
+        >>> import hashlib, pickle, tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast.data.cifar import read_pickle
+        >>> content = pickle.dumps({"labels": [3, 1]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "test_batch"
+        ...     _ = path.write_bytes(content)
+        ...     read_pickle(path, hashlib.md5(content).hexdigest(), name="cifar10")
+        {'labels': [3, 1]}
     """
     try:
         require_regular(path)
@@ -78,11 +89,11 @@ def read_pickle(path: Path, md5: str, *, name: str) -> dict[str, Any]:
 def read_batches(
     folder: Path, digests: Mapping[str, str], *, name: str, labels: str, num_classes: int, image_size: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Images and labels of some of the data set's files, one after the other.
+    """Images and labels of several files of a data set, concatenated.
 
     Args:
         folder: the folder of the files.
-        digests: file name -> md5.
+        digests: md5 by file name.
         name: name of the data set, for the errors.
         labels: key of the labels.
         num_classes: number of classes.
@@ -93,7 +104,22 @@ def read_batches(
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, or does not hold the rows that it should.
+        ValueError: a file is damaged, or holds other rows than expected.
+
+    Example:
+        >>> import hashlib, pickle, tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from cem_fast.data.cifar import read_batches
+        >>> content = pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [3, 1]})
+        >>> digests = {"test_batch": hashlib.md5(content).hexdigest()}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "test_batch").write_bytes(content)
+        ...     images, labels = read_batches(
+        ...         Path(folder), digests, name="cifar10", labels="labels", num_classes=10, image_size=None
+        ...     )
+        >>> images.shape, labels
+        (torch.Size([2, 3, 32, 32]), tensor([3, 1]))
     """
     images, found = [], []
     for file, md5 in digests.items():
@@ -114,18 +140,29 @@ def read_batches(
 
 
 def read_names(path: Path, md5: str, *, name: str, key: str, num_classes: int) -> tuple[str, ...]:
-    """The names of the classes.
+    """Names of the classes of a data set.
 
     Args:
-        path: the file of the data set's names.
+        path: the file with the names.
         md5: digest of the published file.
         name: name of the data set, for the errors.
         key: key of the names.
-        num_classes: how many there must be.
+        num_classes: expected number of names.
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: it is damaged, or does not hold that many names.
+        ValueError: it is damaged, or holds another number of names.
+
+    Example:
+        >>> import hashlib, pickle, tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast.data.cifar import read_names
+        >>> content = pickle.dumps({"label_names": ["cat", "dog"]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "batches.meta"
+        ...     _ = path.write_bytes(content)
+        ...     read_names(path, hashlib.md5(content).hexdigest(), name="cifar10", key="label_names", num_classes=2)
+        ('cat', 'dog')
     """
     names = read_pickle(path, md5, name=name).get(key)
     if not (isinstance(names, list) and len(names) == num_classes and all(isinstance(each, str) for each in names)):
@@ -149,20 +186,32 @@ def read_split(
     """Reads the published split of a CIFAR data set.
 
     Args:
-        folder: where its files are.
-        name: of the data set.
-        title: its name for people.
-        train: digests of the files to train on, by name.
-        test: those of the files to test on.
-        meta: that of the file with the names of the classes.
+        folder: folder of its files.
+        name: name of the data set.
+        title: its name in the credit.
+        train: md5 of the files of the training part, by name.
+        test: md5 of the files of the test part, by name.
+        meta: md5 of the file with the names of the classes, by name.
         labels: key of the labels in the files of images.
-        label_names: key of the names in the other one.
+        label_names: key of the names in the file of names.
         num_classes: number of classes.
         image_size: side in pixels that the images are resized to; None for 32.
+
+    Returns:
+        The splits.
 
     Raises:
         FileNotFoundError: the data set, or one of its files, is missing.
         ValueError: a file is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.data import cifar10
+        >>> try:
+        ...     cifar10.load(Path("nowhere"), image_size=None)
+        ... except FileNotFoundError as error:
+        ...     print(str(error).split(":")[0])
+        cifar10 is not there, no nowhere/cifar-10-batches-py
     """
     if not folder.is_dir():
         raise missing(name, folder)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cem_fast.data import cifar
-from cem_fast.data.fetch import Published, Source
+from cem_fast.data.fetch import PublishedFile, Source
 from cem_fast.data.splits import Splits
 
 NAME = "cifar10"
 SOURCE = Source(
     address="https://www.cs.toronto.edu/~kriz/",
-    files={"cifar-10-python.tar.gz": Published(170498071, "c58f30108f718f92721af3b95e74349a")},
+    files={"cifar-10-python.tar.gz": PublishedFile(170498071, "c58f30108f718f92721af3b95e74349a")},
     folder="cifar-10-batches-py",
 )
 TRAIN = {
@@ -27,10 +27,10 @@ CLASSES = 10
 
 
 def load(root: Path, *, image_size: int | None) -> Splits:
-    """Reads the published split: five batches to train on, one to test on.
+    """Reads the published split: five batches for training, one for testing.
 
     Args:
-        root: the folder that holds ``cifar-10-batches-py``.
+        root: parent of ``cifar-10-batches-py``.
         image_size: side in pixels that the images are resized to; None for 32.
 
     Returns:
@@ -39,6 +39,15 @@ def load(root: Path, *, image_size: int | None) -> Splits:
     Raises:
         FileNotFoundError: the data set, or one of its files, is missing.
         ValueError: a file is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.data import cifar10
+        >>> try:
+        ...     cifar10.load(Path("nowhere"), image_size=None)
+        ... except FileNotFoundError as error:
+        ...     print(str(error).split(":")[0])
+        cifar10 is not there, no nowhere/cifar-10-batches-py
     """
     return cifar.read_split(
         root / SOURCE.folder,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cem_fast.data import cifar
-from cem_fast.data.fetch import Published, Source
+from cem_fast.data.fetch import PublishedFile, Source
 from cem_fast.data.splits import Splits
 
 NAME = "cifar100"
 SOURCE = Source(
     address="https://www.cs.toronto.edu/~kriz/",
-    files={"cifar-100-python.tar.gz": Published(169001437, "eb9058c3a382ffc7106e4002c42a8d85")},
+    files={"cifar-100-python.tar.gz": PublishedFile(169001437, "eb9058c3a382ffc7106e4002c42a8d85")},
     folder="cifar-100-python",
 )
 TRAIN = {"train": "16019d7e3df5f24257cddd939b257f8d"}
@@ -24,7 +24,7 @@ def load(root: Path, *, image_size: int | None) -> Splits:
     """Reads the published split, with the hundred fine classes.
 
     Args:
-        root: the folder that holds ``cifar-100-python``.
+        root: parent of ``cifar-100-python``.
         image_size: side in pixels that the images are resized to; None for 32.
 
     Returns:
@@ -33,6 +33,15 @@ def load(root: Path, *, image_size: int | None) -> Splits:
     Raises:
         FileNotFoundError: the data set, or one of its files, is missing.
         ValueError: a file is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.data import cifar100
+        >>> try:
+        ...     cifar100.load(Path("nowhere"), image_size=None)
+        ... except FileNotFoundError as error:
+        ...     print(str(error).split(":")[0])
+        cifar100 is not there, no nowhere/cifar-100-python
     """
     return cifar.read_split(
         root / SOURCE.folder,

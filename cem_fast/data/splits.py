@@ -1,4 +1,4 @@
-"""What every data set becomes: a training, a test and an attacker's part."""
+"""Data sets divided into a training, a test and an attacker's part."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ CHANNELS = (1, 3, 4)  # of ordinary images: grey, color, and color with transpar
 
 
 class LabeledImages(Protocol):
-    """A map-style data set of pairs (image, label): a ``torch.utils.data.Dataset`` with a length, or a list."""
+    """Interface of a map-style data set of pairs (image, label): a ``torch.utils.data.Dataset`` with a length, or a list.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.data.splits import LabeledImages
+        >>> pairs: LabeledImages = [(torch.rand(1, 8, 8), 0), (torch.rand(1, 8, 8), 1)]
+        >>> len(pairs)
+        2
+    """
 
     def __len__(self) -> int: ...
 
@@ -38,7 +46,17 @@ class Part:
     Args:
         images: ``[N, C, H, W]`` float32 in [0, 1].
         labels: ``[N]`` int64.
-        groups: ``[N]`` int64, the unit of resampling: images of one group (the photographs of a person) are not independent.
+        groups: ``[N]`` int64, the units of resampling: images of one group, such as photographs of one person, are not independent.
+
+    Raises:
+        ValueError: the images are not floating point of shape ``[N, C, H, W]``, or the lengths differ.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.data import Part
+        >>> part = Part(torch.rand(4, 1, 8, 8), torch.tensor([0, 0, 1, 1]), torch.arange(4))
+        >>> len(part), part[part.labels == 1].groups
+        (4, tensor([2, 3]))
     """
 
     images: Tensor
@@ -65,28 +83,48 @@ class Part:
         return Part(self.images[index], self.labels[index], self.groups[index])
 
     def fingerprints(self) -> list[bytes]:
-        """A digest of every image, equal for equal images."""
+        """One digest per image, equal for equal images.
+
+        Returns:
+            N digests of 32 bytes.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast.data import Part
+            >>> part = Part(torch.zeros(2, 1, 8, 8), torch.zeros(2).long(), torch.arange(2))
+            >>> first, second = part.fingerprints()
+            >>> first == second
+            True
+        """
         pixels = self.images.cpu().contiguous().flatten(1).numpy()
         return [hashlib.sha256(row.tobytes()).digest() for row in pixels]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set, split.
+    """A data set in three parts.
 
     Args:
         name: name of the data set.
-        train: what the network and its defense are trained on.
-        test: what accuracy and attacks are measured on; nothing is ever chosen or fitted on it.
-        attacker: what the attacker holds and fits everything to: the training part under the ``inference`` protocol; under ``train``,
-            images that are in neither of the other parts.
+        train: part on which the network and its defense are trained.
+        test: part on which accuracy and attacks are measured; nothing is chosen or fitted on it.
+        attacker: part to which the attacker fits its attacks: the training part under the protocol ``inference``, images outside both
+            other parts under ``train``.
         num_classes: number of classes.
-        class_names: their names, by label.
-        credit: whom the images are owed to.
-        unit: what a group is: ``people`` or ``images``.
-        mirrored: whether the mirror image of an image is as good an image of its class (a face is, a digit is not).
-        fixed: whether the parts are those that the data set was published with, the same for every fold.
-        protocol: what is attacked; see :meth:`under`.
+        class_names: names of the classes, by label.
+        credit: source of the images, to be cited.
+        unit: meaning of a group: ``people`` or ``images``.
+        mirrored: whether mirror images keep their class, as those of faces do and those of digits do not.
+        fixed: whether the data set came with its parts, which are then the same for every fold.
+        protocol: ``inference`` or ``train``; see ``under``.
+
+    Example:
+        >>> from cem_fast import data
+        >>> splits = data.load("digits", fold=0)
+        >>> len(splits.train), len(splits.test), splits.image_shape, splits.num_classes
+        (4000, 1000, (1, 32, 32), 10)
+        >>> splits.attacker is splits.train, splits.victims is splits.test
+        (True, True)
     """
 
     name: str
@@ -107,21 +145,28 @@ class Splits:
         return self.train if self.protocol == "train" else self.test
 
     def under(self, protocol: str) -> Splits:
-        """The same data, split for a protocol.
+        """The same data, divided for a protocol.
 
-        - ``inference``: the attacker holds the network's training images, the strongest attacker there is, and rebuilds test images,
-          which neither it nor the network has seen.
-        - ``train``: the attacker rebuilds the network's training images. It holds none of them and no test image: of every class, the
-          network keeps half of the images to train on, and the attacker gets the others. Where the attacker's part has images of its
-          own from the start, nothing is divided.
+        - ``inference``: the attacker holds the network's training images and rebuilds test images, which are new to it and to the network.
+        - ``train``: the attacker rebuilds the network's training images and holds none of them, nor any test image. Half of the training
+          images of each class go to the attacker, unless its part already differs from the training part.
 
-        An image that is there twice never ends on both sides.
+        Copies of an image never end up on both sides.
 
         Args:
             protocol: ``inference`` or ``train``.
 
+        Returns:
+            The splits for the protocol.
+
         Raises:
-            ValueError: the protocol is unknown, these splits were made for another one, or the attacker would be left without images.
+            ValueError: the protocol is unknown, these splits were made for another one, or no images are left for the attacker.
+
+        Example:
+            >>> from cem_fast import data
+            >>> splits = data.load("digits", fold=0).under("train")
+            >>> len(splits.train), len(splits.attacker), splits.victims is splits.train
+            (2000, 2000, True)
         """
         lookup("protocol", protocol, dict.fromkeys(PROTOCOLS))
         if protocol == self.protocol:
@@ -135,7 +180,7 @@ class Splits:
             generator = torch.Generator().manual_seed(0)
             shuffled = torch.randperm(len(train), generator=generator)
             by_class = shuffled[torch.argsort(train.labels[shuffled], stable=True)]
-            first = torch.searchsorted(train.labels[by_class], train.labels[by_class])  # where the class of each begins
+            first = torch.searchsorted(train.labels[by_class], train.labels[by_class])  # start of each one's class
             kept = (torch.arange(len(train)) - first) % 2 == 0
             train, attacker = train[by_class[kept].sort().values], train[by_class[~kept].sort().values]
         unseen = set(train.fingerprints()) | set(self.test.fingerprints())
@@ -160,12 +205,22 @@ class Splits:
         return channels, height, width
 
     def digest(self) -> str:
-        """16 hexadecimal digits that change with any image, label or group, and with the part that it is in."""
+        """Digest of all images, labels and groups, and of the parts that hold them.
+
+        Returns:
+            16 hexadecimal digits.
+
+        Example:
+            >>> from cem_fast import data
+            >>> splits = data.load("digits", fold=0)
+            >>> len(splits.digest()), splits.digest() == splits.under("train").digest()
+            (16, False)
+        """
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
-        # once: it takes seconds for gigabytes of images, and every run of a grid asks for it
+        # cached: takes seconds for gigabytes of images, and every run of a grid needs it
         digest = hashlib.sha256()
         for part in (self.train, self.attacker, self.test):
             for tensor in (part.images, part.labels, part.groups):
@@ -174,20 +229,31 @@ class Splits:
 
     @classmethod
     def from_datasets(cls, train: LabeledImages, test: LabeledImages, *, name: str = "custom") -> Splits:
-        """Takes any two map-style datasets of (image, label).
+        """Splits from any two map-style data sets of pairs (image, label).
+
+        An image is a tensor ``[C, H, W]`` or ``[H, W]``, an array ``[H, W, C]`` or ``[H, W]``, float in [0, 1] or uint8, or a PIL image.
 
         Args:
-            train: images and labels to train on; they are also what the attacker knows.
-            test: images and labels that nobody sees before the test.
+            train: images and labels of the training part, which is also the attacker's.
+            test: images and labels of the test part.
             name: name of the data set in results.
 
         Returns:
-            The splits, all images in memory. An image may be a tensor ``[C, H, W]`` or ``[H, W]``, an array ``[H, W]`` or
-            ``[H, W, C]``, float in [0, 1] or uint8, or a PIL image.
+            The splits, with all images in memory.
 
         Raises:
             TypeError: an item is not a pair of an image and an integer label.
-            ValueError: a dataset is empty, image shapes differ, pixels lie outside [0, 1], or a label is negative or in the test set only.
+            ValueError: a data set is empty, shapes differ, channels are in the wrong place, pixels lie outside [0, 1], or a label is
+                negative or in the test set only.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast.data import Splits
+            >>> images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+            >>> pairs = [(image, index % 2) for index, image in enumerate(images)]
+            >>> splits = Splits.from_datasets(pairs[:4], pairs[4:])
+            >>> splits.image_shape, splits.num_classes, len(splits.train)
+            ((3, 8, 8), 2, 4)
         """
         first = _read(train, "train")
         parts = [first, _read(test, "test", first_group=len(first))]
@@ -216,26 +282,37 @@ def by_fold(
     unit: str,
     mirrored: bool,
 ) -> Splits:
-    """Splits a data set into one of its five folds (the test part) and the other four (training and attacker).
+    """Splits a data set into one of five folds, the test part, and the other four, the training and attacker's part.
 
-    Every class is dealt out evenly, in an order that depends on ``seed`` alone, so that the five test parts cover every image once.
+    The folds are stratified by class and depend on ``seed`` alone; the five test parts cover every image once. Copies of an image share a
+    fold.
 
     Args:
         name: name of the data set.
         images: ``[N, C, H, W]`` float32 in [0, 1].
         labels: ``[N]`` int64.
-        fold: which fold is the test part, 0 to 4.
-        seed: seed of the dealing; keep it the same for every run that is compared.
+        fold: index of the test fold, 0 to 4.
+        seed: seed of the folds; must be equal in all runs that are compared.
         class_names: names of the classes, by label.
-        credit: whom the images are owed to.
-        unit: ``people`` if the classes are people (they become the groups), otherwise ``images``.
+        credit: source of the images, to be cited.
+        unit: ``people`` if the classes are people, who become the groups; otherwise ``images``.
         mirrored: whether mirror images keep their class.
 
     Returns:
         The splits.
 
     Raises:
-        ValueError: ``fold`` is out of range, a class has fewer than two images, or a fold would have.
+        ValueError: ``fold`` is out of range, a class has fewer than two different images, or there are too few images in all.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.data.splits import by_fold
+        >>> images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> splits = by_fold(
+        ...     "noise", images, torch.arange(20) % 2, fold=0, seed=0, class_names=("even", "odd"), credit="", unit="images", mirrored=True
+        ... )
+        >>> splits.train.labels.bincount(), splits.test.labels.bincount()
+        (tensor([8, 8]), tensor([2, 2]))
     """
     check_fold(fold)
     counts = torch.bincount(labels, minlength=len(class_names))
@@ -266,7 +343,21 @@ def by_fold(
 
 
 def check_fold(fold: int) -> None:
-    """Raises ValueError if a fold is not one of the five."""
+    """Raises unless a fold is one of the five.
+
+    Args:
+        fold: index of the fold.
+
+    Raises:
+        ValueError: it is not an integer from 0 to 4.
+
+    Example:
+        >>> from cem_fast.data.splits import check_fold
+        >>> check_fold(5)
+        Traceback (most recent call last):
+        ...
+        ValueError: fold must be an integer from 0 to 4, got 5
+    """
     if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < NUM_FOLDS:
         raise ValueError(f"fold must be an integer from 0 to {NUM_FOLDS - 1}, got {fold!r}")
 
@@ -281,14 +372,14 @@ def published(
     mirrored: bool,
     unit: str = "images",
 ) -> Splits:
-    """Keeps the training and the test part that a data set was published with; the attacker knows the training part.
+    """Splits with the training and test part that a data set came with; the attacker's part is the training part.
 
-    A warning counts the test images that are in the training part as well. They stay, so that results can be compared with others'.
+    A warning gives the number of test images that are also in the training part. They stay, for comparison with other publications.
 
     Args:
         name: name of the data set.
-        train: images ``[N, C, H, W]`` float32 in [0, 1] and labels ``[N]`` int64 to train on.
-        test: those to test on.
+        train: images ``[N, C, H, W]`` float32 in [0, 1] and labels ``[N]`` int64 of the training part.
+        test: images and labels of the test part.
         class_names: names of the classes, by label.
         credit: whom the images are owed to.
         mirrored: whether mirror images keep their class.
@@ -299,6 +390,15 @@ def published(
 
     Raises:
         ValueError: one of the parts is empty.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.data.splits import published
+        >>> images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> parts = (images[:4], torch.tensor([0, 1, 0, 1])), (images[4:], torch.tensor([0, 1]))
+        >>> splits = published("noise", *parts, class_names=("a", "b"), credit="", mirrored=True)
+        >>> splits.fixed, len(splits.train), len(splits.test)
+        (True, 4, 2)
     """
     parts, count = [], 0
     for argument, (images, labels) in (("train", train), ("test", test)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cem_fast.data.fetch import Published, Source
+from cem_fast.data.fetch import PublishedFile, Source
 from cem_fast.data.files import is_clutter, require_regular
 from cem_fast.data.images import read_all
 from cem_fast.data.root import missing
@@ -15,7 +15,7 @@ from cem_fast.data.splits import Splits, published
 NAME = "tiny_imagenet"
 SOURCE = Source(
     address="http://cs231n.stanford.edu/",
-    files={"tiny-imagenet-200.zip": Published(248100043, "90528d7ca1a48142e341f4ef8d21d0de")},
+    files={"tiny-imagenet-200.zip": PublishedFile(248100043, "90528d7ca1a48142e341f4ef8d21d0de")},
     folder="tiny-imagenet-200",
 )
 CREDIT = "Tiny-ImageNet: Le and Yang, 'Tiny ImageNet visual recognition challenge', Stanford CS231N, 2015; photographs of ImageNet."
@@ -24,13 +24,13 @@ SIDE = 64
 
 
 def load(root: Path, *, image_size: int | None) -> Splits:
-    """Reads the training part and, to test on, the validation part: the labels of the test part were never published.
+    """Reads the training part and, as test part, the validation part: the labels of the test part were never published.
 
-    The validation images may lie in one folder, as published, or in one folder a class, as many scripts move them. A class has the same
-    label either way: its place among the sorted identifiers. The few grey photographs get three equal channels.
+    The validation images may be in one folder, as published, or in one folder per class. The label of a class is its index among the sorted
+    identifiers in both cases. Grey photographs get three equal channels.
 
     Args:
-        root: the folder that holds ``tiny-imagenet-200``.
+        root: parent of ``tiny-imagenet-200``.
         image_size: side in pixels that the images are resized to; None for 64.
 
     Returns:
@@ -38,7 +38,16 @@ def load(root: Path, *, image_size: int | None) -> Splits:
 
     Raises:
         FileNotFoundError: the data set, or a list in it, is missing.
-        ValueError: an image is damaged, missing, or not of 64x64 pixels, or the lists and the folders do not agree.
+        ValueError: an image is damaged, missing, or not of 64x64 pixels, or lists and folders disagree.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.data import tiny_imagenet
+        >>> try:
+        ...     tiny_imagenet.load(Path("nowhere"), image_size=None)
+        ... except FileNotFoundError as error:
+        ...     print(str(error).split(":")[0])
+        tiny_imagenet is not there, no nowhere/tiny-imagenet-200
     """
     folder = root / SOURCE.folder
     if not folder.is_dir():
@@ -64,13 +73,13 @@ def load(root: Path, *, image_size: int | None) -> Splits:
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images below a folder, in the order of their own names, wherever they lie."""
+    """All images below a folder, sorted by their own names."""
     found = (path for path in folder.rglob("*.JPEG") if not is_clutter(path.relative_to(folder)))
     return sorted(found, key=lambda path: path.name)
 
 
 def _validation(folder: Path, classes: set[str]) -> list[tuple[Path, str]]:
-    """The validation images and their classes: that of the folder that an image lies in, or that of the list."""
+    """Validation images and their classes, from the folder of an image or from the list."""
     path = folder / "val_annotations.txt"
     listed = dict(line.split("\t")[:2] for line in _lines(path) if "\t" in line) if path.is_file() else {}
     found = []
@@ -88,7 +97,7 @@ def _validation(folder: Path, classes: set[str]) -> list[tuple[Path, str]]:
 
 
 def _names(folder: Path, classes: list[str]) -> list[str]:
-    """The first of the words for every class, or its identifier where there is no list of words."""
+    """First word for each class, or its identifier if there is no list of words."""
     path = folder / "words.txt"
     words = dict(line.split("\t", 1) for line in _lines(path) if "\t" in line) if path.is_file() else {}
     return [words.get(wnid, wnid).split(",")[0] for wnid in classes]

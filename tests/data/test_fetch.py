@@ -114,7 +114,7 @@ def publish(module, server, monkeypatch, files):
     server.files.update(files)
     source = replace(
         module.SOURCE,
-        files={name: fetch.Published(len(content), twins.md5(content)) for name, content in files.items()},
+        files={name: fetch.PublishedFile(len(content), twins.md5(content)) for name, content in files.items()},
     )
     monkeypatch.setattr(module, "SOURCE", source)
     monkeypatch.setitem(data.SOURCES, module.NAME, source)
