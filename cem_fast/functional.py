@@ -1,4 +1,4 @@
-"""The differentiable operations, stateless."""
+"""Differentiable, stateless operations on Gaussian mixtures of several classes."""
 
 from cem_fast.ops.component_statistics import ComponentStatistics, component_statistics
 from cem_fast.ops.entropy_bound import conditional_entropy_bound

@@ -1,10 +1,10 @@
-"""The CEM loss: a training penalty that raises the conditional entropy of inputs given released features."""
+"""The CEM loss: a training penalty that raises the conditional entropy of the inputs, given the released features."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,40 +15,60 @@ from cem_fast.mixture.buffers import FullPrecisionBuffers
 from cem_fast.ops import validate
 from cem_fast.ops.entropy_bound import COVARIANCES, bound_options, evaluate
 
-PATIENCE = 2000  # training steps without a fit, more than a usual first epoch has
+PATIENCE = 2000  # training steps without a fit, more than most first epochs have
 
 
 class CEMLoss(FullPrecisionBuffers):
-    """Conditional entropy maximization: the information that noisy features carry, as a loss to minimize.
+    """Conditional entropy maximization: an estimate of the information in noisy features, as a loss to minimize.
 
     ``L_C = sum_ck pi_ck ( -log pi_ck + 1/2 sum_d log((v_ckd + s2) / s2) )``, an upper bound on ``I(z; zhat)``
 
-    Fit it to the clean features of the training set once per epoch; each call then blends the batch into the fitted
-    mixture (Eq. 5-6), evaluates Eq. 7 and gives the encoder its gradient. Before the first fit the loss is an exact zero, as
-    in the first epoch of Algorithm 1; after 2,000 training steps without a fit a warning says so, once.
+    Minimizing ``L_C`` raises a lower bound on the mean squared error of every attack, up to the unknown entropy of the data.
+    The computed value is an estimate of ``L_C``: the features of real networks are not exactly a Gaussian mixture. The bound
+    holds for one release of features per input: n releases of one image average the noise down to ``noise_std / sqrt(n)``.
+
+    Fit the loss to the clean features of the training set once per epoch. Each call then blends the batch into the fitted
+    mixture (Eq. 5-6), evaluates Eq. 7 and returns a value with its gradient. Before the first fit, the loss is an exact
+    zero, as in the first epoch of Algorithm 1; after 2,000 training steps without a fit, it warns once.
     The caller scales it: ``loss = task + weight * cem(features, labels)``; useful weights are 0.1 to 3, start at 1.
 
-    The paper clusters noisy features without labels, its released code clean features per class, as here;
-    ``num_classes=1`` and ``labels=None`` give the first.
+    The paper clusters noisy features without labels. Its released code clusters clean features per class, as this class
+    does; ``num_classes=1`` and ``labels=None`` cluster without labels.
 
     Args:
         num_classes: classes C; 1 allows ``labels=None``.
         num_components: mixture components K of each class.
         noise_std: standard deviation of the noise added to the released features; a number or a ``[D]`` tensor.
         covariance_type: ``spherical`` (one variance per component) or ``diag``.
-        variant: ``paper`` (Eq. 5-7) or ``official`` (what the authors' released code computes; spherical only).
-        gradient: ``unbiased``, the minibatch gradient of Eq. 7, whatever the batch size; or ``literal``, the derivative of
+        variant: ``paper`` (Eq. 5-7) or ``official`` (the formula of the authors' released code; spherical only).
+        gradient: ``unbiased``, the minibatch gradient of Eq. 7 for every batch size; or ``literal``, the derivative of
             Eq. 5-7 as printed, which is ``batch / num_samples`` times that.
         reduction: ``mean`` divides by D (nats per feature), ``sum`` is Eq. 7 in nats.
         boost: factor on the batch's share in the blend; None is 1 for ``paper`` and 10 for ``official``.
         threshold: share of the noise variance below which ``official`` stops shrinking a variance.
         gamma: offset inside the logarithms of ``official``.
         check_finite: whether to raise on NaN or infinite features; waits for the device.
-        check_labels: whether to raise on labels out of range everywhere; waits for the device. Eager CPU calls always do.
+        check_labels: whether to raise on labels out of range on every device; waits for the device. Eager CPU calls always
+            raise.
         process_group: torch.distributed group over which batch statistics are summed.
 
     Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument has a value that is not allowed.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import CEMLoss
+        >>> encoder = torch.nn.Linear(8, 4)
+        >>> images, labels = torch.rand(64, 8), torch.arange(64) % 2
+        >>> cem = CEMLoss(num_classes=2, num_components=3, noise_std=0.1)
+        >>> cem(encoder(images), labels).item()  # before the first fit
+        0.0
+        >>> cem = cem.fit(encoder(images), labels)
+        >>> loss = cem(encoder(images), labels)  # times a weight, plus the loss of the task
+        >>> loss.backward()
+        >>> bool(loss > 0), encoder.weight.grad.shape
+        (True, torch.Size([4, 8]))
 
     Source: Eq. 5-8 and Algorithm 1 of Xia et al., "Theoretical Insights in Model Inversion Robustness and Conditional
     Entropy Maximization for Collaborative Inference Systems", CVPR 2025.
@@ -73,7 +93,7 @@ class CEMLoss(FullPrecisionBuffers):
         gamma: float = 0.01,
         check_finite: bool = False,
         check_labels: bool = False,
-        process_group: Any = None,
+        process_group: torch.distributed.ProcessGroup | None = None,
     ):
         super().__init__()
         if covariance_type not in COVARIANCES:
@@ -104,11 +124,26 @@ class CEMLoss(FullPrecisionBuffers):
         return ", ".join(f"{name}={value}" for name, value in self.options._asdict().items())
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Returns the loss of one batch, a scalar in nats (per feature for ``reduction="mean"``).
+        """Loss of one batch.
 
         Args:
             features: clean encoder output ``[N, ...]``, before any noise; trailing dimensions are flattened.
             labels: class of each row ``[N]``, integer; None is allowed for one class.
+
+        Returns:
+            A scalar in nats (``reduction="sum"``) or nats per feature (``"mean"``).
+
+        Raises:
+            TypeError: features are not a floating-point tensor, or labels are not an integer one.
+            ValueError: a shape, device, label or value does not fit.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import CEMLoss
+            >>> features = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+            >>> cem = CEMLoss(num_classes=1, num_components=1, noise_std=1.0).fit(features)
+            >>> cem(features)  # 1/2 log((1 + 1) / 1) for each of the two features
+            tensor(0.3466)
         """
         rows, mixture = self._rows(features), self.mixture
         labels = validate.integer_labels(labels, rows.shape[0], mixture.num_classes, rows.device)
@@ -119,13 +154,13 @@ class CEMLoss(FullPrecisionBuffers):
         if not self.is_fitted:
             self._count_step(rows)
             return rows.flatten()[:0].sum()
-        # the mixture was checked when it was set, and buffers come from their dictionaries: this runs at every step, and
-        # a module's attributes are slow to look up
-        own, fitted = self._buffers, mixture._buffers
+        # the mixture was checked when it was set; buffers are read from their dictionaries, because this runs at every
+        # step and attribute look-ups of a module are slow
+        own, fitted = cast("dict[str, Tensor]", self._buffers), cast("dict[str, Tensor]", mixture._buffers)
         means, noise_variance = fitted["means"], own["noise_variance"]
         validate.features(rows, means)
         validate.noise_variance(noise_variance, rows.shape[1])
-        priors = mixture.variances, fitted["weights"], fitted["class_prior"], own["num_samples"], noise_variance
+        priors = fitted["variances"], fitted["weights"], fitted["class_prior"], own["num_samples"], noise_variance
         return evaluate(rows, labels, means, priors, self.options, self.process_group)
 
     def fit(self, features: Tensor, labels: Tensor | None = None, *, max_iter: int = 50, tol: float = 1e-4) -> CEMLoss:
@@ -134,8 +169,23 @@ class CEMLoss(FullPrecisionBuffers):
         Args:
             features: ``[N, ...]``, the whole training set's encoder output; trailing dimensions are flattened.
             labels: class of each row ``[N]``, integer; None is allowed for one class.
-            max_iter: Lloyd iterations at the most.
-            tol: stops when the means move, squared, less than ``tol`` times the features' mean variance.
+            max_iter: maximum number of Lloyd iterations.
+            tol: the fit stops when the squared movement of the means is less than ``tol`` times the features' mean variance.
+
+        Returns:
+            The loss itself.
+
+        Raises:
+            TypeError: features are not a floating-point tensor, or labels are not an integer one.
+            ValueError: a shape, device, label or value does not fit.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import CEMLoss
+            >>> features, labels = torch.rand(100, 4, 2, 2), torch.arange(100) % 10
+            >>> cem = CEMLoss(num_classes=10, num_components=2).fit(features, labels)
+            >>> cem.mixture.means.shape, int(cem.num_samples)
+            (torch.Size([10, 2, 16]), 100)
         """
         rows = self._rows(features).detach()
         self._prepare(rows.shape[1], max_iter, tol)
@@ -157,18 +207,31 @@ class CEMLoss(FullPrecisionBuffers):
         """Fits the mixture to ``encoder(images)`` over a loader of ``(images, labels)`` batches, in evaluation mode.
 
         Features are kept if they fit in half the budget; otherwise every iteration is one more pass of the encoder.
-        If it is interrupted, the previous mixture stays.
+        If the fit is interrupted, the previous mixture stays.
 
         Args:
-            encoder: the network on the user's device; its modules' modes are restored.
-            loader: gives the same images whenever it is iterated, in any order.
-            max_iter: Lloyd iterations at the most.
+            encoder: the network on the user's device; the modes of its modules are restored.
+            loader: yields the same images in every iteration over it, in any order.
+            max_iter: maximum number of Lloyd iterations.
             tol: as in ``fit``.
             memory_budget: bytes of features that may be kept.
-            on_pass: called after each pass with its number, from 1, and the images it saw.
+            on_pass: called after each pass with the pass number, from 1, and the number of its images.
+
+        Returns:
+            The loss itself.
 
         Raises:
             ValueError: the loader yields no batch.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import CEMLoss
+            >>> images, labels = torch.rand(60, 1, 6, 6), torch.arange(60) % 3
+            >>> data = torch.utils.data.TensorDataset(images, labels)
+            >>> loader = torch.utils.data.DataLoader(data, batch_size=20)
+            >>> cem = CEMLoss(num_classes=3, num_components=2)
+            >>> cem.fit_loader(torch.nn.Conv2d(1, 2, 3), loader).mixture.means.shape
+            torch.Size([3, 2, 32])
         """
         device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
         with in_eval_mode(encoder):
@@ -180,7 +243,7 @@ class CEMLoss(FullPrecisionBuffers):
 
     @torch.no_grad()
     def gather(self, features: Tensor, labels: Tensor | None = None) -> None:
-        """Adds a batch to the statistics for the next ``refit``: the cheapest fit, from features that training computes anyway.
+        """Adds a batch to the statistics of the next ``refit``: the cheapest fit, from features that training computes anyway.
 
         Args:
             features: clean encoder output ``[N, ...]``; trailing dimensions are flattened.
@@ -188,15 +251,38 @@ class CEMLoss(FullPrecisionBuffers):
 
         Raises:
             RuntimeError: the loss has not been fitted yet, so there are no means to gather about.
+            TypeError: features are not a floating-point tensor, or labels are not an integer one.
+            ValueError: a shape, device or label does not fit.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import CEMLoss
+            >>> features, labels = torch.rand(40, 3), torch.arange(40) % 2
+            >>> cem = CEMLoss(num_classes=2, num_components=2).fit(features, labels)
+            >>> for rows, classes in zip(features.split(20), labels.split(20)):  # the batches of an epoch
+            ...     cem.gather(rows, classes)
+            >>> int(cem.refit().num_samples)
+            40
         """
         self.mixture.gather(self._rows(features), labels)
 
     @torch.no_grad()
     def refit(self) -> CEMLoss:
-        """Moves the mixture by one k-means iteration on all that was gathered since the last call.
+        """Moves the mixture by one k-means iteration on the batches gathered since the last call.
+
+        Returns:
+            The loss itself.
 
         Raises:
-            RuntimeError: nothing was gathered.
+            RuntimeError: no batch was gathered.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import CEMLoss
+            >>> cem = CEMLoss(num_classes=1, num_components=1).fit(torch.tensor([[1.0], [3.0]]))
+            >>> cem.gather(torch.tensor([[4.0], [6.0]]))
+            >>> cem.refit().mixture.means
+            tensor([[[5.]]])
         """
         self.mixture.step()
         self._set_num_samples(self.mixture.num_rows_)
@@ -223,6 +309,20 @@ class CEMLoss(FullPrecisionBuffers):
             weights: ``[C, K]``; rows sum to 1.
             class_prior: ``[C]``; sums to 1.
             num_samples: size of the training set.
+
+        Returns:
+            The loss itself.
+
+        Raises:
+            ValueError: a shape or value does not fit.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import CEMLoss
+            >>> cem, one = CEMLoss(num_classes=1, num_components=1, noise_std=1.0), torch.ones(1, 1)
+            >>> mixture = dict(means=torch.zeros(1, 1, 2), variances=one, weights=one, class_prior=one[0])
+            >>> cem.load_mixture(**mixture, num_samples=100)(torch.zeros(0, 2))  # 1/2 log 2 of an empty batch
+            tensor(0.3466)
         """
         if not num_samples > 0:
             raise ValueError(f"num_samples must be positive, got {num_samples}")
@@ -238,15 +338,15 @@ class CEMLoss(FullPrecisionBuffers):
         return self
 
     def _count_step(self, rows: Tensor) -> None:
-        """Warns of a fit that was forgotten; compiled code does not count, since it would compile anew for every count."""
+        """Warns if the fit was forgotten; compiled code does not count, since each count would trigger a recompilation."""
         if torch.compiler.is_compiling() or not (self.training and rows.requires_grad):
             return
         self._steps_without_fit += 1
         if self._steps_without_fit == PATIENCE:
             warnings.warn(
                 f"CEMLoss has been an exact zero for {PATIENCE:,} training steps, because it was never fitted: call fit(features, "
-                "labels) or fit_loader(encoder, loader), as a rule once per epoch",
-                stacklevel=5,  # whoever called the module: above forward are two frames of torch's
+                "labels) or fit_loader(encoder, loader), usually once per epoch",
+                stacklevel=5,  # the caller of the module: above forward are two frames of torch
             )
 
     def _set_num_samples(self, value: int) -> None:
@@ -284,7 +384,7 @@ class CEMLoss(FullPrecisionBuffers):
 
 
 class _Encoded:
-    """The loader's batches as features, encoded anew whenever they are iterated."""
+    """Batches of features: the batches of a loader, encoded again in every iteration."""
 
     def __init__(self, loss: CEMLoss, encoder: nn.Module, loader: Iterable[Any], device: torch.device):
         self.loss, self.encoder, self.loader, self.device = loss, encoder, loader, device

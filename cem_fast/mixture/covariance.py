@@ -1,4 +1,4 @@
-"""Mixtures with a covariance matrix, one for each component (full) or one for each class (tied), in double precision.
+"""Mixtures with a covariance matrix per component (full) or per class (tied), in double precision.
 
 ``log p(x | c) = logsumexp_k( log w_ck - 1/2 ( |L_ck^-1 (x - mu_ck)|^2 + 2 log det L_ck + D log 2 pi ) )``, ``L L^T`` the covariance
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 def per_component(covariances: Tensor, num_components: int) -> Tensor:
-    """``[C, K, D, D]`` from that, or from tied ``[C, D, D]``."""
+    """Covariances of all components, ``[C, K, D, D]``; tied ones ``[C, D, D]`` are expanded."""
     if covariances.dim() == 4:
         return covariances
     return covariances.unsqueeze(1).expand(-1, num_components, -1, -1)
 
 
 def _classes(x: Tensor, labels: Tensor | None, num_classes: int) -> Iterator[tuple[int, Tensor]]:
-    """Every class that has rows, and where they are."""
+    """Each class that has rows, and the indices of its rows."""
     for c in range(num_classes):
         rows = torch.arange(len(x), device=x.device) if labels is None else (labels == c).nonzero().squeeze(1)
         if len(rows):
@@ -28,7 +28,7 @@ def _classes(x: Tensor, labels: Tensor | None, num_classes: int) -> Iterator[tup
 
 
 def log_joint(x: Tensor, labels: Tensor | None, means: Tensor, covariances: Tensor, weights: Tensor) -> Tensor:
-    """``log( w_ck N(x; mu_ck, Sigma_ck) )`` of each row and component of its class, ``[N, K]`` float64; differentiable.
+    """``log( w_ck N(x; mu_ck, Sigma_ck) )`` of each row and each component of its class, ``[N, K]`` float64; differentiable.
 
     Args:
         x: rows ``[N, D]``.
@@ -57,7 +57,7 @@ def log_joint(x: Tensor, labels: Tensor | None, means: Tensor, covariances: Tens
 
 
 def moments(x: Tensor, labels: Tensor | None, means: Tensor, r: Tensor, *, tied: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """``sum r``, ``sum r (x - mu)`` and ``sum r (x - mu)(x - mu)^T`` (over k, too, if tied), with ``r [N, K]``; float64."""
+    """``sum r``, ``sum r (x - mu)`` and ``sum r (x - mu)(x - mu)^T`` with ``r [N, K]``, float64; if tied, the last also sums over k."""
     C, K, D = means.shape
     s0, s1 = (means.new_zeros(shape, dtype=torch.float64) for shape in ((C, K), (C, K, D)))
     s2 = means.new_zeros((C, D, D) if tied else (C, K, D, D), dtype=torch.float64)
@@ -71,7 +71,7 @@ def moments(x: Tensor, labels: Tensor | None, means: Tensor, r: Tensor, *, tied:
 
 
 def estimate(s0: Tensor, shift: Tensor, s2: Tensor, *, reg_covar: float) -> Tensor:
-    """The covariances that moments about the old means give once the means have moved by ``shift [C, K, D]``."""
+    """Covariances from moments about the old means, after the means moved by ``shift [C, K, D]``."""
     moved = shift.unsqueeze(-1) * shift.unsqueeze(-2)
     if s2.dim() == 4:
         covariances = s2 / s0.clamp_min(torch.finfo(torch.float64).tiny)[..., None, None] - moved
@@ -83,20 +83,21 @@ def estimate(s0: Tensor, shift: Tensor, s2: Tensor, *, reg_covar: float) -> Tens
 
 
 class Span:
-    """Coordinates ``[N, M]`` of rows in the affine space that ``n < D`` points span, where a fit costs ``n^3`` and not ``D^3``.
+    """Coordinates ``[N, M]`` of rows in the affine space spanned by ``n < D`` points, where a fit costs ``n^3`` instead of ``D^3``.
 
-    Moments of the points lie in it, and outside a covariance is the ridge alone:
+    The points' moments lie in this space. Outside it, a covariance consists of the ridge only:
     ``Sigma = ridge I + Q (Sigma_Q - ridge I) Q^T`` with an orthonormal basis ``Q [D, M]``, so that
     ``log N(x; mu, Sigma) = log N(Q^T x; Q^T mu, Sigma_Q) - (D - M) / 2 log(2 pi ridge)``.
 
     Args:
         points: ``[n, D]``, float64.
-        ridge: what is added to the diagonal of every covariance; positive.
+        ridge: added to the diagonal of every covariance; positive.
     """
 
     def __init__(self, points: Tensor, ridge: float):
-        self.origin, self.ridge = points.mean(0), ridge
-        self.basis = torch.linalg.qr((points - self.origin).T).Q
+        self.ridge = ridge
+        self.origin: Tensor = points.mean(0)
+        self.basis: Tensor = torch.linalg.qr((points - self.origin).T).Q
 
     def coordinates(self, x: Tensor) -> Tensor:
         return (x - self.origin) @ self.basis
@@ -105,7 +106,7 @@ class Span:
         return self.origin + coordinates @ self.basis.T
 
     def covariances(self, inside: Tensor) -> Tensor:
-        """``[..., D, D]`` from those of the coordinates ``[..., M, M]``."""
+        """Covariances ``[..., D, D]`` of rows from covariances ``[..., M, M]`` of their coordinates."""
         D, M = self.basis.shape
         without = inside - self.ridge * torch.eye(M, dtype=inside.dtype, device=inside.device)
         return self.basis @ without @ self.basis.T + self.ridge * torch.eye(D, dtype=inside.dtype, device=inside.device)

@@ -1,6 +1,6 @@
 """Fits of Gaussian mixtures by k-means and expectation maximization: iterations on sufficient statistics, all classes at once.
 
-Rows come in chunks and, in distributed work, in shards: every iteration adds the statistics of the chunks up, sums them over the
+Rows come in chunks and, in distributed runs, in shards. Each iteration adds up the statistics of the chunks, sums them over the
 ranks, and moves the parameters. Sums are kept in double precision.
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from cem_fast.mixture import covariance
+from cem_fast.mixture.density import shape_of_spread
 from cem_fast.ops import validate
 from cem_fast.ops.library import OPERATORS
 from cem_fast.ops.validate import PARAMETER_DTYPES
@@ -28,20 +29,17 @@ _MOMENTS = OPERATORS["mixture_moments"]
 
 Chunk = tuple[Tensor, Tensor | None]
 
+# sum r [C, K], sum r (x - mu) [C, K, D] and sum r (x - mu)^2 [C, K] or [C, K, D] of every component, float64
+Moments = tuple[Tensor, ...]
+
 ALGORITHMS = ("em", "kmeans")
 COVARIANCE_TYPES = ("diag", "spherical", "tied", "full")
 
-# Responsibilities that one call of the E-step may hold.
+# Maximum size of the responsibilities in one call of the E-step.
 RESPONSIBILITY_BYTES = 1 << 28
 
-# Rows of classes that still move are copied together once they are no more than this share of all rows.
+# Rows of classes that have not converged are copied together once they are at most this share of all rows.
 ACTIVE_SHARE = 0.25
-
-
-def shape_of_spread(covariance_type: str, classes: int, components: int, dimension: int) -> tuple[int, ...]:
-    """Shape of the variances or covariances."""
-    C, K, D = classes, components, dimension
-    return {"spherical": (C, K), "diag": (C, K, D), "tied": (C, D, D), "full": (C, K, D, D)}[covariance_type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +95,7 @@ class Settings:
 
 @dataclass
 class Estimate:
-    """Parameters ``[C, ...]`` of a fit, and how each class got there: score, iterations, and whether it converged, ``[C]``.
+    """Parameters ``[C, ...]`` of a fit, and for each class ``[C]`` the score, the iterations and whether it converged.
 
     ``variances`` are ``[C, K]`` or ``[C, K, D]``, or covariances ``[C, D, D]`` (tied) or ``[C, K, D, D]`` (full)."""
 
@@ -128,14 +126,14 @@ def _values(estimate: Estimate) -> list[Tensor]:
 
 
 class Rows:
-    """Chunks of ``(x [n, D], labels [n])`` that can be gone through any number of times: this rank's shard of all rows.
+    """Chunks of ``(x [n, D], labels [n])`` that can be iterated any number of times: this rank's shard of all rows.
 
     Args:
         chunks: re-iterable; labels are int64 in range, or None for one class.
-        group: torch.distributed group that holds the other shards; None for a single process.
+        group: torch.distributed group of the ranks that hold the shards; None for a single process.
     """
 
-    def __init__(self, chunks: Iterable[Chunk], group: Any = None):
+    def __init__(self, chunks: Iterable[Chunk], group: distributed.ProcessGroup | None = None):
         self.chunks, self.group = chunks, group
 
     def __iter__(self) -> Iterator[Chunk]:
@@ -153,11 +151,11 @@ class Rows:
     def rank(self) -> int:
         return 0 if self.group is None else distributed.get_rank(self.group)
 
-    def reduce(self, value: Tensor, operation: Any = distributed.ReduceOp.SUM) -> Tensor:
-        """The sum (or another reduction) of every rank's value, the same bits on all of them.
+    def reduce(self, value: Tensor, operation: distributed.ReduceOp.RedOpType = distributed.ReduceOp.SUM) -> Tensor:
+        """Sum (or another reduction) over the ranks' values; all ranks get the same bits.
 
         Raises:
-            RuntimeError: a rank has ended or does not answer in time.
+            RuntimeError: a rank has ended or does not answer before the timeout.
         """
         if self.group is not None:
             value = value.contiguous()
@@ -171,15 +169,15 @@ class Rows:
         return value
 
     def add_up(self, values: Iterable[tuple[Tensor, ...]], like: tuple[Tensor, ...]) -> list[Tensor]:
-        """Sums tuples of statistics over chunks and ranks, in double precision; ``like`` gives their shapes."""
+        """Sums of statistics over chunks and ranks, in double precision; ``like`` gives their shapes."""
         total = torch.zeros(sum(t.numel() for t in like), dtype=torch.float64, device=like[0].device)
         for parts in values:
             total += torch.cat([part.double().flatten() for part in parts])
-        sums = self.reduce(total).split([t.numel() for t in like])
+        sums = torch.split(self.reduce(total), [t.numel() for t in like])
         return [part.view(t.shape) for part, t in zip(sums, like)]
 
     def renumbered(self, classes: Tensor, num_classes: int) -> Rows:
-        """Copies of the rows of the given classes ``[n]`` of C, which become the classes 0, 1, ..."""
+        """Copies of the rows of the given classes ``[n]``, which become the classes 0, 1, ..."""
         place = torch.full((num_classes,), -1, device=classes.device)
         place[classes] = torch.arange(len(classes), device=classes.device)
         chunks: list[Chunk] = []
@@ -191,7 +189,7 @@ class Rows:
         return Rows(chunks, self.group)
 
     def of(self, classes: Tensor) -> Rows:
-        """The rows of some classes ``[C]`` (bool), copied if they are few; otherwise all rows."""
+        """Copies of the rows of the given classes ``[C]`` (bool) if they are few; otherwise all rows."""
         if not isinstance(self.chunks, list):
             return self
         kept = []
@@ -206,7 +204,7 @@ class Rows:
 
 
 class Stream:
-    """Chunks that are read anew for every pass; ``on_pass`` hears of each one's number and rows when it is over."""
+    """Chunks that are read again in every pass; ``on_pass(number, rows)`` is called after each."""
 
     def __init__(self, read: Callable[[], Iterator[Chunk]], on_pass: Callable[[int, int], None] | None = None):
         self.read, self.on_pass, self.passes = read, on_pass, 0
@@ -224,10 +222,10 @@ class Stream:
 def draw_sample(
     stream: Stream, num_classes: int, memory_budget: int, generator: torch.Generator | None
 ) -> tuple[list[Chunk], Tensor, bool]:
-    """Keeps rows of one pass: all of them in half the memory budget, or else as many of each class, drawn uniformly.
+    """Rows of one pass: all of them if they fit in half the memory budget, otherwise a uniform sample of each class.
 
     Returns:
-        The rows as chunks, the number ``[C]`` of rows of each class that went by, and whether all were kept.
+        The rows as chunks, the number ``[C]`` of rows of each class in the pass, and whether all were kept.
     """
     held: list[tuple[Tensor, ...]] = []
     sizes, complete, size = torch.zeros(num_classes, dtype=torch.float64), True, 0
@@ -244,8 +242,8 @@ def draw_sample(
         place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
         stays = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         stays[order[place < max(1, memory_budget * len(labels) // (4 * num_classes * size))]] = True
-        # chunk by chunk, so that all rows are never there twice
-        for i, of_chunk in enumerate(stays.split([len(kept[0]) for kept in held])):
+        # chunk by chunk, so that memory never holds all rows twice
+        for i, of_chunk in enumerate(torch.split(stays, [len(kept[0]) for kept in held])):
             rows = of_chunk.nonzero().squeeze(1)
             held[i] = tuple(part[rows] for part in held[i])
         held[:] = [tuple(torch.cat(parts) for parts in zip(*held))]
@@ -259,7 +257,7 @@ def draw_sample(
             shrink()
             complete, size = False, bytes_of(held[0])
     if not complete:
-        shrink()  # rows since the last time are as likely to stay as those before
+        shrink()  # later rows must not be more likely to stay than earlier ones
     return [(x, labels) for x, labels, _ in held], sizes, complete
 
 
@@ -271,7 +269,8 @@ def squared_distance(x: Tensor, means: Tensor, labels: Tensor | None) -> Tensor:
     C = means.shape[0]
     variances = means.new_full((C, 1), 1 / (2 * math.pi))
     log_prob, _ = _LOG_PROB(x, means.unsqueeze(1), variances, means.new_ones(C, 1), labels, False)
-    return (log_prob / -math.pi).clamp_min(0)
+    distance: Tensor = (log_prob / -math.pi).clamp_min(0)
+    return distance
 
 
 def class_sizes(rows: Rows, num_classes: int, device: torch.device) -> Tensor:
@@ -414,7 +413,7 @@ def hard_statistics(rows: Rows, means: Tensor, *, per_dimension: bool, sums: boo
 def lloyd(
     rows: Rows, means: Tensor, *, diag: bool, max_iter: int, tol: float, reg_covar: float, dtype: torch.dtype
 ) -> Estimate:
-    """k-means from the given means ``[C, K, D]``. A class whose means rest is left alone, whatever the others do."""
+    """k-means from the given means ``[C, K, D]``. Each class stops when its own means converge."""
     if rows.in_one_piece and means.device.type == "cpu":
         ((x, labels),) = rows
         means, counts, scatter, n_iter, rests = _KMEANS(x, means, labels, max_iter, tol, diag)
@@ -438,7 +437,7 @@ def lloyd(
 
 
 def _lloyd_in_pieces(rows: Rows, means: Tensor, max_iter: int, tol: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The iterations over chunks and shards: means, and iterations ``[C]`` and rest ``[C]`` of every class."""
+    """Iterations over chunks and shards: means, and the number of iterations ``[C]`` and convergence ``[C]`` of every class."""
     active = torch.ones(len(means), dtype=torch.bool, device=means.device)
     n_iter = torch.zeros(len(means), dtype=torch.int64, device=means.device)
     limit, moving = None, rows
@@ -474,10 +473,10 @@ def _mean_variance(means: Tensor, counts: Tensor, scatter: Tensor, sums: Tensor)
 
 
 def require_finite(rows: Rows, statistic: Tensor) -> None:
-    """Requires finite rows, looking at them only if a statistic of them is not finite.
+    """Requires finite rows; reads them only if their statistic is not finite.
 
     Raises:
-        ValueError: how many rows have NaN or infinity, or that finite ones are too large.
+        ValueError: some rows have NaN or infinity, or finite rows are too large to square.
     """
     if bool(statistic.isfinite().all()):
         return
@@ -489,7 +488,7 @@ def require_finite(rows: Rows, statistic: Tensor) -> None:
 
 
 def _reseed_empty(rows: Rows, means: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-    """Moves the first empty component of each class onto the class's row that is farthest from its own mean."""
+    """Moves the first empty component of each class onto the row of the class that is farthest from its mean."""
     empty = (counts == 0) & (counts.sum(1, keepdim=True) > 1)
     needy = empty.any(1)
     if not bool(needy.any()):
@@ -538,11 +537,11 @@ def kmeans_plus_plus(
     nearest mean so far. A class with fewer distinct rows than components repeats a row; one without rows gets zeros.
 
     Args:
-        rows: chunks of all ranks; a draw does not depend on how rows are divided.
+        rows: chunks of all ranks; draws do not depend on how the rows are divided.
         num_classes: classes C.
         num_components: components K of each class.
         like: a tensor of the means' dtype and device, ``[D]``.
-        generator: source of randomness; the first rank's numbers count.
+        generator: source of randomness; the numbers of rank 0 are used.
 
     Source: Arthur and Vassilvitskii, "k-means++: The advantages of careful seeding", SODA 2007, section 4.
     """
@@ -565,7 +564,7 @@ def kmeans_plus_plus(
         return torch.cat([like.new_empty(0), *(squared_distance(x, means, y) for x, y in chunks)])
 
     def pick(index: Tensor, mine: Tensor) -> Tensor:
-        """The rows at ``index [C]`` where they are this rank's, from whichever rank has them."""
+        """Rows at ``index [C]``, sent by the rank that holds each (``mine``)."""
         values = torch.zeros(C, D, dtype=torch.float64, device=device)
         for (x, _), begin, end in zip(chunks, chunk_ends, chunk_ends[1:]):
             if begin < end:
@@ -622,7 +621,7 @@ def soft_statistics(
 ) -> list[Tensor]:
     """``sum r``, ``sum r (x - mu)``, ``sum r (x - mu)^2`` of every component, and the log-likelihood of each class.
 
-    ``matrices``: ``variances`` are covariances, and the squares outer products of their shape.
+    With ``matrices``, ``variances`` are covariances, and the squares are outer products of the same shape.
     """
     C, K, _ = means.shape
     size = max(1, RESPONSIBILITY_BYTES // (K * means.element_size()))
@@ -653,7 +652,7 @@ def soft_statistics(
 
 
 def hard_covariances(rows: Rows, means: Tensor, *, tied: bool, reg_covar: float) -> Tensor:
-    """Covariances ``[C, K, D, D]`` (or tied, ``[C, D, D]``) about the given means, of the rows nearest to each; float64."""
+    """Covariances ``[C, K, D, D]`` (tied: ``[C, D, D]``) of the rows nearest to each mean, about that mean; float64."""
     C, K, D = means.shape
 
     def moments() -> Iterator[tuple[Tensor, ...]]:
@@ -669,9 +668,9 @@ def hard_covariances(rows: Rows, means: Tensor, *, tied: bool, reg_covar: float)
 def expectation_maximization_of_matrices(
     rows: Rows, start: Estimate, *, tied: bool, reg_covar: float, dtype: torch.dtype, **settings: Any
 ) -> Estimate:
-    """EM with covariance matrices, which start as those of the rows nearest to each mean.
+    """EM with covariance matrices, initially those of the rows nearest to each mean.
 
-    A class with fewer rows than dimensions is fitted in the space that its rows and first means span.
+    A class with fewer rows than dimensions is fitted in the space spanned by its rows and initial means.
     """
     C, K, D = start.means.shape
     device = start.means.device
@@ -692,9 +691,10 @@ def expectation_maximization_of_matrices(
 def _in_span(
     rows: Rows, start: Estimate, c: Tensor, *, tied: bool, reg_covar: float, dtype: torch.dtype, **settings: Any
 ) -> Estimate:
-    """The fit of class ``c``, a scalar, in the coordinates of the space that its rows and first means span."""
+    """Fits class ``c``, a scalar tensor, in the space spanned by its rows and initial means."""
     one = c.unsqueeze(0)
-    x, first = rows.renumbered(one, len(start.means)).chunks[0][0].double(), start.select(one)
+    ((x, _),) = rows.renumbered(one, len(start.means))
+    x, first = x.double(), start.select(one)
     means = first.means[0].double()
     span = covariance.Span(torch.cat([x, means]), reg_covar)
     first.means = span.coordinates(means).unsqueeze(0)
@@ -716,17 +716,16 @@ def expectation_maximization(
     dtype: torch.dtype,
     matrices: bool = False,
 ) -> Estimate:
-    """EM from the given parameters. A class whose likelihood rests is left alone, whatever the others do."""
+    """EM from the given parameters. Each class stops when its own likelihood converges."""
     means, variances, weights, counts = start.means, start.variances, start.weights, start.counts.double()
     active = torch.ones(len(means), dtype=torch.bool, device=means.device)
     n_iter = torch.zeros(len(means), dtype=torch.int64, device=means.device)
     bound = torch.full((len(means),), -math.inf, dtype=torch.float64, device=means.device)
-    tiny, moving, looked = torch.finfo(dtype).tiny, rows, False
-    for _ in range(max_iter):
+    tiny, moving = torch.finfo(dtype).tiny, rows
+    for iteration in range(max_iter):
         s0, s1, s2, log_likelihood = soft_statistics(moving, means, variances, weights, matrices=matrices)
-        if not looked:
+        if iteration == 0:
             require_finite(rows, log_likelihood)
-            looked = True
         n = s0.sum(1)
         share = s0.clamp_min(tiny)
         shift = s1 / share.unsqueeze(-1) * (s0 > 0).unsqueeze(-1)
@@ -754,3 +753,31 @@ def expectation_maximization(
             moving = moving.of(still)
         active = still
     return Estimate(means, variances, weights, counts, bound, n_iter, ~active)
+
+
+# ---- more rows
+
+
+def moved(
+    means: Tensor, variances: Tensor, weights: Tensor, seen: Tensor, moments: Moments, reg_covar: float
+) -> dict[str, Tensor]:
+    """Means, variances and weights of ``seen [C, K]`` rows that had the given ones, and of more rows with these moments."""
+    (n, s1, s2), mu, v = moments, means.double(), variances.double()
+    diag = v.dim() == 3
+    if not diag:
+        s2 = s2 / mu.shape[2]
+    count = seen + n
+
+    def wide(value: Tensor) -> Tensor:
+        return value.unsqueeze(-1) if diag else value
+
+    safe = count.clamp_min(torch.finfo(torch.float64).tiny)
+    shift = s1 / safe.unsqueeze(-1)
+    spread = (wide(seen) * (v - reg_covar) + s2) / wide(safe)
+    spread = spread - (shift.square() if diag else shift.square().mean(-1))
+    moves, total = n > 0, count.sum(1, keepdim=True)
+    return {
+        "means": torch.where(moves.unsqueeze(-1), mu + shift, mu),
+        "variances": torch.where(wide(moves), spread.clamp_min(0) + reg_covar, v),
+        "weights": torch.where(total > 0, count / total.clamp_min(1), weights.double()),
+    }
