@@ -55,7 +55,13 @@ TORCH = {
             ),
             ("data.html", "torch.utils.data.Dataset", "torch.utils.data.Dataset", "torch.utils.data.dataset.Dataset"),
             ("optim.html", "torch.optim.Optimizer", "torch.optim.Optimizer", "torch.optim.optimizer.Optimizer"),
-            ("distributed.html", "torch.distributed.ProcessGroup", "torch.distributed.ProcessGroup", "ProcessGroup"),
+            (
+                "distributed.html",
+                "torch.distributed.ProcessGroup",
+                "torch.distributed.ProcessGroup",
+                "ProcessGroup",
+                "torch.distributed.distributed_c10d.ProcessGroup",
+            ),
         )
         for name in names
     }
