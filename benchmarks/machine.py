@@ -46,6 +46,7 @@ def pinned(threads: int) -> Iterator[str]:
         ValueError: the process has fewer cores.
 
     Example:
+        >>> import torch
         >>> from cem_fast.benchmarks import machine
         >>> with machine.pinned(1):
         ...     torch.get_num_threads()

@@ -245,8 +245,8 @@ def test_the_gpu_path_runs_in_tritons_interpreter():
 
 
 def test_training_is_timed_with_and_without_cem(monkeypatch):
-    monkeypatch.setattr(training, "BATCH", 40)
-    monkeypatch.setattr(training, "IMAGES", {True: 80})
+    monkeypatch.setattr(training, "BATCH", 20)
+    monkeypatch.setattr(training, "IMAGES", {True: 40})
     monkeypatch.setattr(training, "REFITS", 1)
     monkeypatch.setattr(released, "ITERATIONS", 1)
     found = {(row.contender, row.direction): row for row in training.measure(CPU, quick=True)}
