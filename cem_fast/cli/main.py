@@ -27,6 +27,9 @@ from cem_fast.data.root import VARIABLE as DATA_ROOT
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cem_fast.experiments.records import FrontierEntry, Pair, Results
+    from cem_fast.experiments.results import Measured
+
 DEMO = Path(__file__).parents[1] / "demo.yaml"
 FLAGS = (
     *("address", "check", "config", "data_root", "device", "dry_run", "folder", "jobs", "resume"),
@@ -167,7 +170,7 @@ def train(settings: Namespace) -> int:
                 process_group=group,
             )
     if record is not None:
-        console.print(f"accuracy {record['accuracy']:.1%} on {record['num_test']} test images", highlight=False)
+        console.print(f"accuracy {record.accuracy:.1%} on {record.num_test} test images", highlight=False)
         console.print(f"saved in {settings.folder}: attack it with cem-fast attack {settings.folder}", highlight=False)
     return 0
 
@@ -187,9 +190,7 @@ def attack(settings: Namespace) -> int:
     config = replace(run.config, **{key: value for key, value in asked.items() if value is not None})
     for name in config.attacks:
         lookup("attack", name, dict.fromkeys(attacks.names()))
-    found = partial(saved_run.entry, run.path, run.description)
-    saved = {name: found(float, "record", "attacks", name, "mse") for name in found(dict, "record", "attacks")}
-    baseline = {key: found(float, "baseline", key) for key in ("class_mean_mse", "mean_image_mse")}
+    saved, baseline = run.description.record.attacks, run.description.baseline
     console = _console()
     for name in config.attacks:
         console.print(build_attack(name, config, run.data).overview(), markup=False, highlight=False)
@@ -202,18 +203,18 @@ def attack(settings: Namespace) -> int:
             outcome, _, _ = attack_model(
                 name, run.model, run.defense, run.data, config, observe=observe, on_stage=partial(watch.stage, 0)
             )
-            half, before = outcome["mse_half_budget"], saved.get(name)
+            half, before = outcome.mse_half_budget, saved.get(name)
             table.add_row(
                 name,
-                f"{outcome['mse']:.5f}",
+                f"{outcome.mse:.5f}",
                 "-" if half is None else f"{half:.5f}",
-                f"{outcome['psnr']:.2f}",
-                f"{outcome['ssim']:.3f}",
-                f"{outcome['recognized']:.0%}",
-                "-" if before is None else f"{before:.5f}",
+                f"{outcome.psnr:.2f}",
+                f"{outcome.ssim:.3f}",
+                f"{outcome.recognized:.0%}",
+                "-" if before is None else f"{before.mse:.5f}",
             )
     console.print(table)
-    console.print(f"class mean {baseline['class_mean_mse']:.5f}, mean image {baseline['mean_image_mse']:.5f}")
+    console.print(f"class mean {baseline.class_mean_mse:.5f}, mean image {baseline.mean_image_mse:.5f}")
     return 0
 
 
@@ -484,14 +485,14 @@ def _run_grid(grid: GridConfig, settings: Namespace, *, fresh: bool) -> int:
     console = _console()
     with _watch(console) as watch:
         results = evaluate(grid, folder, device=device, jobs=jobs, fresh=fresh, command=settings.command, watch=watch)
-    if results["runs"]:
+    if results.runs:
         page = report.write(folder)
         _show_results(console, results, load_runs(folder, results))
         _say(console, f"report: {page}")
-    for entry in results["failed"]:
-        run = progress.describe(RunConfig.from_json(entry["config"]))
-        _fail(f"{run} failed, and is tried again by the same command: {entry['reason']}")
-    return 1 if results["failed"] else 0
+    for entry in results.failed:
+        run = progress.describe(entry.config)
+        _fail(f"{run} failed, and is tried again by the same command: {entry.reason}")
+    return 1 if results.failed else 0
 
 
 def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str, *, attack: bool = True) -> int:
@@ -520,11 +521,11 @@ def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: st
     return 0
 
 
-def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) -> None:
+def _show_results(console: Console, results: Results, runs: list[Measured]) -> None:
     from rich import box
     from rich.table import Table
 
-    from cem_fast.experiments.results import cell_name, make_rows
+    from cem_fast.experiments.results import make_rows
 
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -537,10 +538,10 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
         table.add_column(column, justify=justify, no_wrap=console.width >= 100 and column != "defense")
     rows = make_rows(runs)
     for row in rows:
-        class_mean = results["baseline"][row.data]["class_mean_mse"]
+        class_mean = results.baseline[row.data].class_mean_mse
         table.add_row(
             row.data,
-            cell_name(row, rows, shown=["noise_std"]),
+            row.short_name,
             f"{row.noise_std:g}",
             str(row.num_runs),
             f"{100 * row.accuracy.mean:.1f} ± {100 * row.accuracy.deviation:.1f}",
@@ -549,29 +550,31 @@ def _show_results(console: Console, results: dict[str, Any], runs: list[Any]) ->
             f"{row.psnr.mean:.2f}",
             f"{row.ssim.mean:.3f}",
         )
-    for data, baseline in results["baseline"].items():
-        for name, key in (("class mean, the label alone", "class_mean_mse"), ("mean image", "mean_image_mse")):
-            share = f"{baseline[key] / baseline['class_mean_mse']:.0%}"
-            table.add_row(data, name, "", "", "", f"{baseline[key]:.5f}", share, "", "", style="dim")
+    for data, baseline in results.baseline.items():
+        controls = {"class mean, the label alone": baseline.class_mean_mse, "mean image": baseline.mean_image_mse}
+        for title, error in controls.items():
+            share = f"{error / baseline.class_mean_mse:.0%}"
+            table.add_row(data, title, "", "", "", f"{error:.5f}", share, "", "", style="dim")
     console.print(table)
-    cells = {row.runs[0].cell: row for row in rows}
+    cells = {row.record.cell: row for row in rows}
 
-    def name(entry: dict[str, Any]) -> str:
+    def name(entry: Pair | FrontierEntry) -> str:
         """What a gain is about: ``faces / noise + CEM at noise 0.1``."""
-        row = cells[runs[entry["run"]].cell]
-        return f"{row.data} / {cell_name(row, rows, shown=['noise_std'])} at noise {row.noise_std:g}"
+        row = cells[results.runs[entry.run].cell]
+        return f"{row.data} / {row.short_name} at noise {row.noise_std:g}"
 
-    for title, key in (("at the same noise", "pairs"), ("over plain noise at equal accuracy", "frontier")):
-        for entry in results[key]:
-            low, high = entry["interval"]
+    gains = {"at the same noise": results.pairs, "over plain noise at equal accuracy": results.frontier}
+    for title, entries in gains.items():
+        for entry in entries:
+            low, high = entry.interval
             _say(
                 console,
-                f"{name(entry)}, {title}: strongest attack's MSE {entry['gain']:+.0%} "
+                f"{name(entry)}, {title}: strongest attack's MSE {entry.gain:+.0%} "
                 f"(95% interval {low:+.0%} to {high:+.0%})",
             )
-    measured = {entry["run"] for entry in results["frontier"]}
-    for entry in results["pairs"]:
-        if entry["run"] not in measured:
+    measured = {entry.run for entry in results.frontier}
+    for entry in results.pairs:
+        if entry.run not in measured:
             _say(
                 console,
                 f"{name(entry)}, over plain noise at equal accuracy: not measured in this grid "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cem_fast.config import RunConfig
+from cem_fast.experiments.records import Record
 from cem_fast.experiments.watch import Watch
 
 if TYPE_CHECKING:
@@ -20,14 +21,12 @@ def describe(config: RunConfig) -> str:
     return f"{Path(config.data).name} / {config.label}{noise}, seed {config.seed}, fold {config.fold}"
 
 
-def outcome(record: dict[str, Any]) -> str:
+def outcome(record: Record) -> str:
     """What came of one run, in a few words."""
-    attacks = record["attacks"]
-    text = f"accuracy {record['accuracy']:.1%}"
-    if attacks:
-        strongest = min(attacks, key=lambda name: attacks[name]["mse"])
-        text += f", attack MSE {attacks[strongest]['mse']:.5f} ({strongest})"
-    return f"{text}, {record['seconds']['total']:.0f} s"
+    text = f"accuracy {record.accuracy:.1%}"
+    if record.strongest:
+        text += f", attack MSE {record.attacks[record.strongest].mse:.5f} ({record.strongest})"
+    return f"{text}, {record.seconds['total']:.0f} s"
 
 
 class Lines(Watch):
@@ -45,7 +44,7 @@ class Lines(Watch):
     def started(self, index: int, total: int, config: RunConfig) -> None:
         self._print(f"[{index + 1}/{total}] {describe(config)}: started")
 
-    def finished(self, index: int, total: int, config: RunConfig, record: dict[str, Any], *, reused: bool) -> None:
+    def finished(self, index: int, total: int, config: RunConfig, record: Record, *, reused: bool) -> None:
         found = "found on disk, " if reused else ""
         self._print(f"[{index + 1}/{total}] {describe(config)}: {found}{outcome(record)}")
 
@@ -97,7 +96,7 @@ class Bars(Lines):
         self.current[index] = name, bar
         self.bars.update(bar, completed=done)
 
-    def finished(self, index: int, total: int, config: RunConfig, record: dict[str, Any], *, reused: bool) -> None:
+    def finished(self, index: int, total: int, config: RunConfig, record: Record, *, reused: bool) -> None:
         super().finished(index, total, config, record, reused=reused)
         self._ended(index, total)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from cem_fast.config import RunConfig
 from cem_fast.data import Part, Splits
 from cem_fast.defenses import Defense
 from cem_fast.experiments.build import build_attack
+from cem_fast.experiments.records import Outcome
 from cem_fast.experiments.watch import Watcher, ignore
 from cem_fast.metrics import recognition
 from cem_fast.models.split import SplitModel
@@ -31,7 +31,7 @@ def attack_model(
     *,
     observe: Observe | None = None,
     on_stage: Watcher = ignore,
-) -> tuple[dict[str, Any], Tensor, Tensor]:
+) -> tuple[Outcome, Tensor, Tensor]:
     """Attacks a trained model, and again with half the budget if the attack has one.
 
     Args:
@@ -44,7 +44,7 @@ def attack_model(
         on_stage: called with the stage, the steps done and the steps in total.
 
     Returns:
-        The attack's entry in results.json, its error on every victim ``[N]``, and its reconstructions ``[N, C, H, W]``.
+        The outcome, the error on every victim ``[N]``, and its reconstructions ``[N, C, H, W]``.
 
     Raises:
         ValueError: a name is unknown, or a setting is out of range.
@@ -71,17 +71,17 @@ def attack_model(
         at_half = _mean(metrics.mse(_invert(half, observe, splits, model.device, seed=config.seed), truth))
     on_stage(f"attack: {name}", 3, 3)
     errors = metrics.mse(rebuilt, truth)
-    entry = {
-        "mse": _mean(errors),
-        "psnr": _mean(metrics.psnr(rebuilt, truth)),
-        "ssim": _mean(metrics.ssim(rebuilt, truth)),
-        "ssim_paper": _mean(metrics.ssim_paper(rebuilt, truth)),
-        "recognized": recognizer(splits).rate(rebuilt, splits.victims.labels),
-        "mse_half_budget": at_half,
-        "knowledge": full.knowledge,
-        "budget": full.budget,
-    }
-    return entry, errors, rebuilt
+    outcome = Outcome(
+        mse=_mean(errors),
+        psnr=_mean(metrics.psnr(rebuilt, truth)),
+        ssim=_mean(metrics.ssim(rebuilt, truth)),
+        ssim_paper=_mean(metrics.ssim_paper(rebuilt, truth)),
+        recognized=recognizer(splits).rate(rebuilt, splits.victims.labels),
+        mse_half_budget=at_half,
+        knowledge=full.knowledge,
+        budget=full.budget,
+    )
+    return outcome, errors, rebuilt
 
 
 def choose_pictures(part: Part, count: int = NUM_PICTURES) -> Tensor:

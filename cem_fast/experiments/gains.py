@@ -1,22 +1,22 @@
-"""What CEM gains: at the same noise (pairs), and at the accuracy that more plain noise would cost (frontier)."""
+"""What CEM gains: at the same noise (pairs), and over plain noise at equal accuracy (frontier)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from cem_fast import defenses, metrics
+from cem_fast.experiments.records import FrontierEntry, Pair
 from cem_fast.experiments.results import Measured, cells
 
 NUM_RESAMPLES = 2000
 SEED = 0
 
 
-def pairs(runs: Sequence[Measured]) -> list[dict[str, Any]]:
-    """CEM on against CEM off, all other settings equal: relative rise of the strongest attack's error.
+def pairs(runs: Sequence[Measured]) -> list[Pair]:
+    """Relative rise of the strongest attack's error with CEM, all other settings equal.
 
     The interval is a paired bootstrap over the images (the people, for faces), pooled over seeds and folds.
 
@@ -24,18 +24,31 @@ def pairs(runs: Sequence[Measured]) -> list[dict[str, Any]]:
         runs: attacked runs; those without a partner are left out.
 
     Returns:
-        One entry per cell with CEM that has runs without: ``data``, ``defense``, ``noise_std``, ``lambda``, ``run`` (the index of the
-        cell's first run among ``runs``), ``gain``, ``interval``.
+        One entry per cell with CEM that has runs without. ``run`` is the index of the cell's first run among ``runs``.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import gains
+        >>> from cem_fast.experiments.records import Leakage, Outcome, Record
+        >>> from cem_fast.experiments.results import Measured
+        >>> def run(weight, mse):
+        ...     outcome = Outcome(mse, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        ...     rest = 0.9, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0}
+        ...     errors = {"mse.ridge": torch.full((80,), mse), "groups": torch.arange(80)}
+        ...     return Measured(Record("faces", RunConfig(cem_weight=weight), *rest).at(None), errors)
+        >>> (pair,) = gains.pairs([run(0.0, 0.01), run(0.5, 0.02)])
+        >>> pair.run, round(pair.gain, 3)
+        (1, 1.0)
     """
-    attacked = [run for run in runs if run.strongest]
     found = []
-    for on_runs in cells(attacked).values():
-        first = on_runs[0]
-        if not first.record["cem"]:
+    for on_runs in cells(_attacked(runs)):
+        first = on_runs[0].record
+        if not first.cem:
             continue
-        partners = [run for run in attacked if not run.record["cem"] and run.without_cem == first.without_cem]
-        off_by_repeat = {run.repeat: run for run in partners}
-        matched = [(off_by_repeat[on.repeat], on) for on in on_runs if on.repeat in off_by_repeat]
+        alike = [run for run in _attacked(runs) if run.record.without_cem == first.without_cem]
+        off_by_repeat = {run.record.repeat: run for run in alike if not run.record.cem}
+        matched = [(off_by_repeat[on.record.repeat], on) for on in on_runs if on.record.repeat in off_by_repeat]
         if not matched:
             continue
         gain, low, high = metrics.paired_bootstrap(
@@ -45,67 +58,103 @@ def pairs(runs: Sequence[Measured]) -> list[dict[str, Any]]:
             num_resamples=NUM_RESAMPLES,
             seed=SEED,
         )
-        found.append({**_name(first, runs), "gain": gain, "interval": [low, high]})
+        found.append(Pair(*_cell(on_runs[0], runs), gain=gain, interval=(low, high)))
     return found
 
 
-def frontier(runs: Sequence[Measured]) -> list[dict[str, Any]]:
-    """CEM against more plain noise at equal accuracy: relative rise of the strongest attack's error.
+def frontier(runs: Sequence[Measured]) -> list[FrontierEntry]:
+    """Relative rise of the strongest attack's error with CEM over plain noise at equal accuracy.
 
-    The runs without CEM of a bottleneck with noise at several levels, with the undefended bottleneck as level zero, span a curve:
-    the highest error that plain noise reaches at a given accuracy or a better one, linear between its corners. CEM's error is compared
+    The runs without CEM of a bottleneck with noise at several levels span a curve, with the undefended bottleneck as level zero. The curve
+    is the highest error that plain noise reaches at a given accuracy or a better one, linear between its corners. CEM's error is compared
     to that curve at CEM's own accuracy. The interval resamples images (people, for faces), accuracies and errors together.
 
-    Where CEM is more accurate than every run of the curve, it is compared to the most accurate one, which understates the gain; where it
-    is less accurate than all of them, the sweep says nothing and there is no entry.
+    Where CEM is more accurate than every run of the curve, it is compared to the most accurate one, which understates the gain. Where it
+    is less accurate than all of them, there is no entry.
 
     Args:
         runs: attacked runs.
 
     Returns:
-        One entry per cell with CEM whose data set has a noise sweep of at least two levels: ``data``, ``defense``, ``noise_std``,
-        ``lambda``, ``run`` (the index of the cell's first run among ``runs``), ``accuracy``, ``gain``, ``interval``.
+        One entry per cell with CEM whose data set has a noise sweep of at least two levels. ``run`` is the index of the cell's first run
+        among ``runs``.
 
     Source:
         Xia et al., CVPR 2025, Fig. 4 (a), compares at equal accuracy by eye.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import gains
+        >>> from cem_fast.experiments.records import Leakage, Outcome, Record
+        >>> from cem_fast.experiments.results import Measured
+        >>> def run(noise, weight, correct, mse):
+        ...     outcome = Outcome(mse, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        ...     rest = correct / 80, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0}
+        ...     units = torch.arange(80)
+        ...     tensors = {"mse.ridge": torch.full((80,), mse), "groups": units}
+        ...     tensors |= {"correct": (units < correct).double(), "correct.groups": units}
+        ...     return Measured(Record("faces", RunConfig(noise_std=noise, cem_weight=weight), *rest).at(None), tensors)
+        >>> (entry,) = gains.frontier([run(0.1, 0.0, 76, 0.01), run(0.2, 0.0, 72, 0.02), run(0.1, 0.5, 72, 0.03)])
+        >>> entry.accuracy, round(entry.gain, 3)
+        (0.9, 0.5)
     """
-    grouped = cells([run for run in runs if run.strongest])
     found = []
-    for on_runs in grouped.values():
-        first = on_runs[0]
-        if not first.record["cem"]:
+    for on_runs in cells(_attacked(runs)):
+        if not on_runs[0].record.cem:
             continue
-        curve = noise_sweep(runs, first)
-        repeats = set.intersection(*({run.repeat for run in cell} for cell in [*curve, on_runs]))
+        curve = noise_sweep(runs, on_runs[0])
+        repeats = set.intersection(*({run.record.repeat for run in cell} for cell in [*curve, on_runs]))
         if not curve or not repeats:
             continue
-        table = _table([[run for run in cell if run.repeat in repeats] for cell in [*curve, on_runs]])
+        table = _table([[run for run in cell if run.record.repeat in repeats] for cell in [*curve, on_runs]])
         everyone = np.ones((1, table.shape[-1]))
         accuracy, gain = _gain_at_equal_accuracy(table, everyone, clamp=False)
         if np.isnan(gain[0]):
             continue
         draws = _resampled(table)
         low, high = np.quantile(_gain_at_equal_accuracy(table, draws, clamp=True)[1], [0.025, 0.975])
-        entry = {"accuracy": float(accuracy[0]), "gain": float(gain[0]), "interval": [float(low), float(high)]}
-        found.append({**_name(first, runs), **entry})
+        found.append(
+            FrontierEntry(
+                *_cell(on_runs[0], runs),
+                accuracy=float(accuracy[0]),
+                gain=float(gain[0]),
+                interval=(float(low), float(high)),
+            )
+        )
     return found
 
 
 def noise_sweep(runs: Sequence[Measured], on: Measured) -> list[list[Measured]]:
-    """The cells of plain noise at several levels that a run with CEM is compared to; empty where there is no sweep.
+    """Finds the cells of plain noise at several levels that a run with CEM is compared to.
 
     Args:
-        runs: attacked runs.
+        runs: runs; those that were not attacked are left out.
         on: a run with CEM.
+
+    Returns:
+        The runs of every level; empty without a sweep of at least two levels above zero.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import gains
+        >>> from cem_fast.experiments.records import Leakage, Outcome, Record
+        >>> from cem_fast.experiments.results import Measured
+        >>> def run(noise, weight):
+        ...     outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        ...     rest = 0.9, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0}
+        ...     return Measured(Record("faces", RunConfig(noise_std=noise, cem_weight=weight), *rest).at(None), {})
+        >>> levels = [run(0.1, 0.0), run(0.2, 0.0)]
+        >>> len(gains.noise_sweep(levels, run(0.1, 0.5)))
+        2
     """
-    attacked = [run for run in runs if run.strongest]
-    curve = [cell for cell in cells(attacked).values() if _is_plain_noise(cell[0], on)]
-    levels = {cell[0].record["config"]["noise_std"] for cell in curve} - {0}
+    curve = [cell for cell in cells(_attacked(runs)) if _is_plain_noise(cell[0], on)]
+    levels = {cell[0].record.config.noise_std for cell in curve} - {0}
     return curve if len(levels) >= 2 else []
 
 
 def envelope(accuracies: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the highest error reached at a given accuracy or a better one, by rising accuracy.
+    """Corners of the highest error that is reached at a given accuracy or a better one, by rising accuracy.
 
     Args:
         accuracies: ``[L]`` accuracy of every level.
@@ -113,6 +162,13 @@ def envelope(accuracies: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np
 
     Returns:
         Accuracies and errors of the corners; the errors fall as the accuracies rise.
+
+    Example:
+        >>> import numpy as np
+        >>> from cem_fast.experiments import gains
+        >>> accuracies, errors = gains.envelope(np.array([0.95, 0.95, 0.8]), np.array([0.01, 0.02, 0.03]))
+        >>> accuracies.tolist(), errors.tolist()
+        ([0.8, 0.95], [0.03, 0.02])
     """
     corners: list[tuple[float, float]] = []
     for accuracy, error in sorted(zip(accuracies, errors), key=lambda point: (-point[0], -point[1])):
@@ -121,27 +177,27 @@ def envelope(accuracies: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np
     return np.array([a for a, _ in corners[::-1]]), np.array([e for _, e in corners[::-1]])
 
 
-def _name(run: Measured, runs: Sequence[Measured]) -> dict[str, Any]:
-    config = run.record["config"]
-    return {
-        "data": run.record["data"],
-        "defense": run.record["defense"],
-        "noise_std": config["noise_std"],
-        "lambda": config["lambda"],
-        "run": next(index for index, each in enumerate(runs) if each is run),
-    }
+def _attacked(runs: Sequence[Measured]) -> list[Measured]:
+    return [run for run in runs if run.record.strongest]
+
+
+def _cell(run: Measured, runs: Sequence[Measured]) -> tuple[str, str, float, float, int]:
+    """Data, defense, noise level, weight of CEM, and the run's index."""
+    config = run.record.config
+    index = next(index for index, each in enumerate(runs) if each is run)
+    return run.record.data, config.defense, config.noise_std, config.cem_weight, index
 
 
 def _is_plain_noise(run: Measured, other: Measured) -> bool:
-    """Whether ``run`` is a level of the noise sweep that ``other``, a run with CEM, is to be compared to."""
+    """Whether ``run`` is a level of the noise sweep that ``other``, a run with CEM, is compared to."""
     ignored = {"defense", "lambda", "fold", *defenses.settings()}  # plain noise has no strength but its level
     alike = all(
-        run.record["config"][key] == value
-        for key, value in other.record["config"].items()
+        run.record.settings[key] == value
+        for key, value in other.record.settings.items()
         if key not in ignored and not key.startswith("cem_")
     )
-    plain = run.record["defense"] in ("noise", "bottleneck")
-    return alike and plain and run.record["data"] == other.record["data"] and not run.record["cem"]
+    plain = run.record.config.defense in ("noise", "bottleneck")
+    return alike and plain and run.record.data == other.record.data and not run.record.cem
 
 
 def _table(cells: list[list[Measured]]) -> np.ndarray:

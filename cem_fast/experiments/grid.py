@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,22 +19,44 @@ from cem_fast._support.lookup import lookup
 from cem_fast.config import LATER, GridConfig, RunConfig
 from cem_fast.experiments import gains, provenance, saved_run, workers
 from cem_fast.experiments.build import build_attack, build_parts, load_data
-from cem_fast.experiments.results import MARK, RESULTS, Measured
+from cem_fast.experiments.records import Baseline, Failure, Identity, Results
+from cem_fast.experiments.results import MARK, RESULTS, Measured, measured, read_settings
 from cem_fast.experiments.run import run_cell
 from cem_fast.experiments.watch import Watch
 
 RUNS = "runs"
 
 
+class MadeWith(NamedTuple):
+    """What results were made with.
+
+    Example:
+        >>> from cem_fast.experiments import grid
+        >>> grid.MadeWith("cem-fast demo", git=None, versions={"python": "3.11"}).command
+        'cem-fast demo'
+    """
+
+    command: str
+    git: str | None
+    versions: dict[str, str | None]
+
+
 def check(plan: list[RunConfig]) -> None:
-    """Raises before anything is trained what would otherwise surface hours later.
+    """Fails early if the settings of a plan would fail later. Trains nothing.
 
     Args:
-        plan: the runs to come.
+        plan: the planned runs.
 
     Raises:
         FileNotFoundError: a data set is missing.
-        ValueError: a setting names something unknown, is out of range, or does not fit the data.
+        ValueError: a setting is unknown, out of range, or does not fit the data.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import grid
+        >>> grid.check([RunConfig(image_size=16, defense="nois")])
+        Traceback (most recent call last):
+        ValueError: unknown defense 'nois': expected one of ...
     """
     names: dict[str, str] = {}
     for config in plan:
@@ -61,26 +83,34 @@ def check(plan: list[RunConfig]) -> None:
 
 
 def check_folder(folder: str | Path, plan: list[RunConfig]) -> None:
-    """Raises before anything is trained if a grid's results cannot go to a folder, or would take the place of others.
+    """Fails early if a grid could not be saved to a folder, or would replace other results.
 
     Args:
-        folder: where ``results.json`` and the runs are to go; it need not exist.
-        plan: the runs to come.
+        folder: where ``results.json`` and the runs will be saved; it need not exist.
+        plan: the planned runs.
 
     Raises:
-        ValueError: the folder cannot be written to, or holds somebody else's files or the results of runs that are not planned.
+        ValueError: the folder cannot be written to, or holds another program's files or the results of runs that are not planned.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.config import GridConfig
+        >>> from cem_fast.experiments import grid
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     grid.check_folder(folder, GridConfig().runs())
     """
     runs = {f"{run_path(config)}/{saved_run.DESCRIPTION}": saved_run.MARK for config in plan}
     check_target(folder, {RESULTS: MARK, **runs})
     check_target(Path(folder) / RUNS, {})
-    path, planned = Path(folder) / RESULTS, [config.to_json() for config in plan]
+    planned = [config.to_json() for config in plan]
     try:
-        held = [record["config"] for record in json.loads(path.read_bytes())["runs"]]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing there, or nothing that can be read any more
+        held = read_settings(folder)
+    except (FileNotFoundError, ValueError):  # absent or unreadable
         return
     if others := sum({**LATER, **config} not in planned for config in held):
         raise ValueError(
-            f"{path} holds the results of {others} runs that this grid does not plan: give it a --name or --folder of its own"
+            f"{Path(folder) / RESULTS} holds the results of {others} runs that this grid does not plan: "
+            "give it a --name or --folder of its own"
         )
 
 
@@ -93,52 +123,58 @@ def evaluate(
     fresh: bool = False,
     command: str | None = None,
     watch: Watch | None = None,
-) -> dict[str, Any]:
-    """Runs a grid; results.json holds every planned run that has a result, also while it goes on and after an interruption.
+) -> Results:
+    """Runs a grid and keeps its results.json up to date, also when it is interrupted.
 
-    A finished run of the same settings, images and code is not repeated unless ``fresh``; even then its old result stays until the new
-    one takes its place, so that an interrupted grid loses nothing. A run that was interrupted goes on after its latest epoch. A run that
-    fails is left to the next call, with its reason under ``failed``, and the others are done; one whose process is killed is tried once
-    more before that. On as many jobs and cores, the results do not depend on any of this.
+    A finished run of the same settings, images and code is not repeated unless ``fresh``. Even then, its old result stays until the new
+    one replaces it. An interrupted run continues after its latest epoch. A failed run is reported under ``failed`` and retried by the next
+    call. A run whose process is killed is retried once. With the same number of jobs and cores, results depend on none of this.
 
     Args:
         grid: the runs.
-        folder: gets ``results.json`` and the folder ``runs`` with one folder a run.
-        device: where to compute.
-        jobs: runs at a time; more than one run on processes of their own, which share the cores.
+        folder: gets ``results.json``, and one folder per run in ``runs``.
+        device: device to compute on.
+        jobs: runs at a time; several runs use processes of their own, which share the cores.
         fresh: whether to repeat finished runs.
-        command: how to get these results again; None for the command that is running.
-        watch: hears how it goes on.
+        command: command that gets these results again; None for the running one.
+        watch: callbacks for progress.
 
     Returns:
-        What results.json holds.
+        Content of results.json.
 
     Raises:
         FileNotFoundError: a data set is missing.
-        ValueError: a setting does not fit, or the results cannot go to the folder (see :func:`check_folder`); nothing was written.
-        OSError: something cannot be read or written; finished runs are kept.
+        ValueError: before anything is written: a setting does not fit, or :func:`check_folder` refuses the folder.
+        OSError: a file cannot be read or written; finished runs are kept.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.config import GridConfig
+        >>> from cem_fast.experiments import grid
+        >>> config = GridConfig(undefended=(), cem_weights=(0.0,), seeds=(0,), image_size=16, epochs=1, attacks=("nearest",))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     results = grid.evaluate(config, folder)
+        >>> [run.label for run in results.runs], results.pairs
+        (['noise'], ())
     """
     plan, watch = grid.runs(), watch or Watch()
     check(plan)
     check_folder(folder, plan)
     folder = Path(folder)
-    made_with = {
-        "command": command or provenance.command_line(),
-        "git": provenance.commit(),
-        "versions": provenance.versions(),
-    }
+    made_with = MadeWith(command or provenance.command_line(), provenance.commit(), provenance.versions())
     identities = {
         config: provenance.identity(load_data(config.data, config.fold, config.image_size, config.protocol))
         for config in plan
     }
     found = {config: _finished(folder, config, identities[config]) for config in plan}
-    results = _Results(folder, made_with)
+    summary = _Summary(folder, made_with)
     tasks = []
     for index, config in enumerate(plan):
-        if fresh or found[config] is None:
+        run = found[config]
+        if fresh or run is None:
             tasks.append((index, config, folder / run_path(config)))
         else:
-            watch.finished(index, len(plan), config, found[config].record, reused=True)
+            watch.finished(index, len(plan), config, run.record, reused=True)
     failed: dict[RunConfig, str] = {}
     try:
         for kind, index, details in _run_all(tasks, jobs=min(jobs, len(plan)), device=device, fresh=fresh, watch=watch):
@@ -147,23 +183,25 @@ def evaluate(
             elif kind == "stage":
                 watch.stage(index, *details)
             elif kind == "finished":
-                found[plan[index]] = _finished(folder, plan[index], identities[plan[index]])
-                results.save_if_cheap(found.values(), failed)
-                watch.finished(index, len(plan), plan[index], found[plan[index]].record, reused=False)
+                found[plan[index]] = run = _finished(folder, plan[index], identities[plan[index]])
+                if run is None:
+                    raise OSError(f"{folder / run_path(plan[index])}: the files of this run are gone since it finished")
+                summary.save_if_cheap(found.values(), failed)
+                watch.finished(index, len(plan), plan[index], run.record, reused=False)
             else:
                 if kind == "failed":
                     failed[plan[index]] = details[0]
                 watch.failed(index, len(plan), plan[index], details[0], again=kind == "again")
     finally:
-        results.save(found.values(), failed)
-    return results.content
+        summary.save(found.values(), failed)
+    return summary.content
 
 
 def _run_all(
     tasks: list[tuple[int, RunConfig, Path]], *, jobs: int, device: str | torch.device, fresh: bool, watch: Watch
 ) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
-    """Does the tasks and yields what happens, in this process for one job; see :func:`cem_fast.experiments.workers.run_all`."""
-    if jobs > 1:  # even for a single task that is left: results depend on the number of threads
+    """Runs the tasks and yields events: as :func:`cem_fast.experiments.workers.run_all`, but in this process for one job."""
+    if jobs > 1:  # also for a single remaining task: results depend on the number of threads
         yield from workers.run_all(tasks, jobs=jobs, device=device, fresh=fresh)
         return
     for index, config, path in tasks:
@@ -177,39 +215,64 @@ def _run_all(
 
 
 def summarize(
-    runs: list[Measured], folder: Path, made_with: dict[str, Any], failed: Mapping[RunConfig, str]
-) -> dict[str, Any]:
-    """Everything that results.json holds.
+    runs: Sequence[Measured], folder: str | Path, made_with: MadeWith, failed: Mapping[RunConfig, str] | None = None
+) -> Results:
+    """Sums up the runs of a grid.
 
     Args:
         runs: the finished runs.
-        folder: the folder that the runs' ``checkpoint`` is relative to.
-        made_with: ``command``, ``git`` and ``versions``.
-        failed: the runs that failed, and why.
+        folder: folder of the grid.
+        made_with: command, commit and versions.
+        failed: reasons of the runs that failed.
+
+    Returns:
+        Content of results.json.
+
+    Raises:
+        FileNotFoundError: the files of a run are missing.
+        ValueError: a file is damaged.
+
+    Example:
+        >>> from cem_fast.experiments import grid
+        >>> grid.summarize([], "runs/none", grid.MadeWith("cem-fast demo", None, {})).command
+        'cem-fast demo'
     """
-    baseline: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(measured.record["data"] for measured in runs):
-        # every fold counts as often as it has victims
-        folds = {m.record["fold"]: m for m in runs if m.record["data"] == name}.values()
-        descriptions = [saved_run.read_description(folder / m.record["checkpoint"])["baseline"] for m in folds]
-        sizes = [len(m.measurements["groups"]) for m in folds]
-        baseline[name] = {
-            key: sum(size * each[key] for size, each in zip(sizes, descriptions)) / sum(sizes)
-            for key in descriptions[0]
-        }
-    return {
-        "schema": saved_run.SCHEMA,
-        **made_with,
-        "baseline": baseline,
-        "runs": [measured.record for measured in runs],
-        "pairs": gains.pairs(runs),
-        "frontier": gains.frontier(runs),
-        "failed": [{"config": config.to_json(), "reason": reason} for config, reason in failed.items()],
-    }
+    return Results(
+        command=made_with.command,
+        git=made_with.git,
+        versions=made_with.versions,
+        baseline={name: _baseline(name, runs, Path(folder)) for name in dict.fromkeys(run.record.data for run in runs)},
+        runs=tuple(run.record for run in runs),
+        pairs=tuple(gains.pairs(runs)),
+        frontier=tuple(gains.frontier(runs)),
+        failed=tuple(Failure(config, reason) for config, reason in (failed or {}).items()),
+    )
+
+
+def _baseline(name: str, runs: Sequence[Measured], folder: Path) -> Baseline:
+    """The controls of a data set. Every fold counts in proportion to its victims."""
+    folds = {run.record.config.fold: run for run in runs if run.record.data == name}.values()
+    found = [saved_run.read_description(folder / str(run.record.checkpoint)).baseline for run in folds]
+    sizes = [len(run.measurements["groups"]) for run in folds]
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(size * value for size, value in zip(sizes, values)) / sum(sizes)
+
+    return Baseline(mean(each.mean_image_mse for each in found), mean(each.class_mean_mse for each in found))
 
 
 def run_path(config: RunConfig) -> str:
-    """Folder of a run inside its grid's: readable, and different for different settings."""
+    """Folder of a run, relative to that of its grid: readable, and different for different settings.
+
+    Args:
+        config: settings of the run.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import grid
+        >>> grid.run_path(RunConfig(cem_weight=0.5))[:-8]
+        'runs/faces-noise-cem-seed0-fold1-'
+    """
     digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()[:8]
     parts = [
         Path(config.data).name,
@@ -220,12 +283,12 @@ def run_path(config: RunConfig) -> str:
     return f"{RUNS}/{'-'.join(parts)}-{digest}"
 
 
-class _Results:
+class _Summary:
     """results.json of a grid in progress."""
 
-    def __init__(self, folder: Path, made_with: dict[str, Any]):
+    def __init__(self, folder: Path, made_with: MadeWith):
         self.folder, self.made_with = folder, made_with
-        self.content: dict[str, Any] = {}
+        self.content = summarize([], folder, made_with)
         self.cost, self.saved_at = 0.0, 0.0
 
     def save_if_cheap(self, runs: Iterable[Measured | None], failed: Mapping[RunConfig, str]) -> None:
@@ -234,29 +297,24 @@ class _Results:
             self.save(runs, failed)
 
     def save(self, runs: Iterable[Measured | None], failed: Mapping[RunConfig, str]) -> None:
-        """Replaces results.json by what these runs say; leaves it alone where none has finished."""
+        """Replaces results.json by a summary of these runs. Leaves it alone if none has finished."""
         start = time.monotonic()
-        self.content = summarize([measured for measured in runs if measured], self.folder, self.made_with, failed)
-        if not self.content["runs"]:
+        self.content = summarize([run for run in runs if run], self.folder, self.made_with, failed)
+        if not self.content.runs:
             return
-        document = json.dumps(self.content, indent=1, allow_nan=False) + "\n"
+        document = json.dumps(self.content.to_json(), indent=1, allow_nan=False) + "\n"
         write_atomically(self.folder / RESULTS, document.encode())
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - start
 
 
-def _finished(folder: Path, config: RunConfig, wanted: dict[str, str]) -> Measured | None:
-    """The finished run of these settings, images and code; None where there is none, or where its files are damaged."""
+def _finished(folder: Path, config: RunConfig, wanted: Identity) -> Measured | None:
+    """The finished run of these settings, images and code; None if there is none, or its files are damaged."""
     path = run_path(config)
     try:
         description = saved_run.read_description(folder / path)
-        measurements = saved_run.read_measurements(folder / path)
-        record = saved_run.entry(folder / path, description, dict, "record")
-        attacked = saved_run.entry(folder / path, description, dict, "record", "attacks")
+        run = measured(folder, description.record.at(path))
     except (FileNotFoundError, ValueError):
         return None
-    if description.get("identity") != wanted or record.get("config") != config.to_json():
-        return None
-    if set(attacked) != set(config.attacks):
-        return None
-    return Measured({**record, "checkpoint": path}, measurements)
+    same = description.identity == wanted and run.record.config == config
+    return run if same and set(run.record.attacks) == set(config.attacks) else None

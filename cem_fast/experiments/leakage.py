@@ -13,6 +13,7 @@ from cem_fast.config import RunConfig
 from cem_fast.data import Splits
 from cem_fast.defenses import Defense
 from cem_fast.experiments.build import build_loss
+from cem_fast.experiments.records import Leakage
 from cem_fast.loss import CEMLoss
 from cem_fast.models.split import SplitModel
 
@@ -82,9 +83,7 @@ def fitted_mixture(config: RunConfig, model: SplitModel, defense: Defense, split
     return fit(build_loss(shared, num_classes=splits.num_classes), config, model, defense, splits)
 
 
-def estimate(
-    loss: CEMLoss | None, model: SplitModel, defense: Defense, splits: Splits, *, seed: int
-) -> dict[str, float | None]:
+def estimate(loss: CEMLoss | None, model: SplitModel, defense: Defense, splits: Splits, *, seed: int) -> Leakage:
     """Estimates the information in the released features of the test images, in nats.
 
     Args:
@@ -95,7 +94,7 @@ def estimate(
         seed: seed of the noise.
 
     Returns:
-        ``plugin_nats``, ``heldout_nats`` and ``heldout_se``, all None without noise, since no bound is finite then.
+        The estimates, all None without noise, since no bound is finite then.
 
     Example:
         >>> from cem_fast.config import RunConfig
@@ -103,19 +102,19 @@ def estimate(
         >>> splits, config = build.load_data("faces", fold=1, image_size=16), RunConfig(noise_std=0.0)
         >>> model, defense, loss = build.build_parts(config, image_shape=(1, 16, 16), num_classes=40)
         >>> leakage.estimate(loss, model, defense, splits, seed=0)
-        {'plugin_nats': None, 'heldout_nats': None, 'heldout_se': None}
+        Leakage(plugin_nats=None, heldout_nats=None, heldout_se=None)
     """
     if loss is None:
-        return dict.fromkeys(("plugin_nats", "heldout_nats", "heldout_se"))
+        return Leakage(None, None, None)
     with seeded(seed, "leakage"):
         sent = _before_noise(model, defense, splits.test.images)
     generator = torch.Generator(device=model.device).manual_seed(seed)
     nats, error = bounds.heldout_information(loss.mixture, sent, defense.noise_std, generator=generator)
-    return {
-        "plugin_nats": float(bounds.plugin_information(loss.mixture, defense.noise_std)),
-        "heldout_nats": float(nats),
-        "heldout_se": float(error),
-    }
+    return Leakage(
+        plugin_nats=float(bounds.plugin_information(loss.mixture, defense.noise_std)),
+        heldout_nats=float(nats),
+        heldout_se=float(error),
+    )
 
 
 @torch.no_grad()

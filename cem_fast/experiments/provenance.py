@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from cem_fast.data import Splits
+from cem_fast.experiments.records import Identity
 
 PACKAGE = Path(__file__).parents[1]
 # They show results and cannot change one, so a finished run outlives an edit to them.
@@ -64,9 +65,9 @@ def source_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def identity(splits: Splits) -> dict[str, str]:
+def identity(splits: Splits) -> Identity:
     """What a result depends on besides its settings: the version, the code and the images."""
-    return {"version": package_version(), "code": source_digest(), "images": splits.digest()}
+    return Identity(version=package_version(), code=source_digest(), images=splits.digest())
 
 
 def _version(package: str) -> str | None:

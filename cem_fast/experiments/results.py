@@ -3,183 +3,438 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from cem_fast.experiments import saved_run
+from cem_fast._support import typed_json
+from cem_fast.config import RunConfig
+from cem_fast.experiments.records import SCHEMA, Cell, GridRecord, Record, Results
+from cem_fast.experiments.saved_run import DESCRIPTION, read_measurements
 
 RESULTS = "results.json"
-MARK = f'{{\n "schema": {saved_run.SCHEMA},\n "command": '.encode()  # start of the results.json of a grid
+MARK = f'{{\n "schema": {SCHEMA},\n "command": '.encode()  # start of the results.json of a grid
 SYMBOLS = {
     "noise_std": "σ",
     "lambda": "λ",
     "cem_components": "K",
-}  # how tables and figures call a setting, in this order
+}  # names of settings in tables and figures, in this order
 
-
-@dataclass(frozen=True)
-class Measured:
-    """One run's entry in results.json together with what it measured per image.
-
-    Args:
-        record: the entry.
-        measurements: per victim ``mse.<attack> [N]`` and ``groups [N]``, per test image ``correct [T]`` (share of the noise draws in which
-            it was classified correctly) and ``correct.groups [T]``.
-    """
-
-    record: Mapping[str, Any]
-    measurements: Mapping[str, Tensor]
-
-    @property
-    def strongest(self) -> str | None:
-        """The attack with the lowest mean error; None for a run that was not attacked."""
-        attacks = self.record["attacks"]
-        return min(attacks, key=lambda name: attacks[name]["mse"], default=None)
-
-    @property
-    def errors(self) -> Tensor:
-        """``[N]`` error of the strongest attack on every victim."""
-        return self.measurements[f"mse.{self.strongest}"].double()
-
-    @property
-    def repeat(self) -> tuple[int, int]:
-        """What the runs of one cell differ in."""
-        return self.record["seed"], self.record["fold"]
-
-    @property
-    def cell(self) -> str:
-        """Every setting that the runs of one cell share."""
-        settings = {key: value for key, value in self.record["config"].items() if key not in ("seed", "fold")}
-        return json.dumps([self.record["data"], settings], sort_keys=True)
-
-    @property
-    def without_cem(self) -> str:
-        """Settings of the cell without those of CEM, which the run shares with those it is compared to."""
-        settings = {
-            key: value
-            for key, value in self.record["config"].items()
-            if key not in ("seed", "fold", "lambda") and not key.startswith("cem_")
-        }
-        return json.dumps([self.record["data"], settings], sort_keys=True)
-
-
-def cells(runs: Sequence[Measured]) -> dict[str, list[Measured]]:
-    """Groups runs that differ in seed and fold alone, in the order in which they come."""
-    grouped = defaultdict(list)
-    for run in runs:
-        grouped[run.cell].append(run)
-    return dict(grouped)
+Role = Literal["undefended", "off", "on"]
+R = TypeVar("R", Record, GridRecord, "Measured")
 
 
 class Spread(NamedTuple):
-    """Mean of a figure over the runs of a cell, and its standard deviation (0 for a single run)."""
+    """Mean of a figure over the runs of a cell, and its standard deviation (0 for a single run).
+
+    Example:
+        >>> from cem_fast.experiments.results import Spread
+        >>> Spread(0.9, 0.01).mean
+        0.9
+    """
 
     mean: float
     deviation: float
 
 
 @dataclass(frozen=True)
-class Row:
-    """One cell of the grid, for the tables; every figure is that of the strongest attack of each run."""
+class Measured:
+    """One run of results.json with its measurements per image.
 
-    runs: list[Measured]
+    Args:
+        record: the run.
+        measurements: per victim ``mse.<attack> [N]`` and ``groups [N]``, per test image ``correct [T]`` (share of the noise draws in which
+            it was classified correctly) and ``correct.groups [T]``.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Outcome, Record
+        >>> from cem_fast.experiments.results import Measured
+        >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        >>> record = Record("faces", RunConfig(), 0.9, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0})
+        >>> Measured(record.at(None), {"mse.ridge": torch.full((80,), 0.01)}).errors.shape
+        torch.Size([80])
+    """
+
+    record: GridRecord
+    measurements: Mapping[str, Tensor]
+
+    @property
+    def cell(self) -> Cell:
+        """Everything that the runs of one cell share."""
+        return self.record.cell
+
+    @property
+    def errors(self) -> Tensor:
+        """``[N]`` error of the strongest attack on every victim."""
+        return self.measurements[f"mse.{self.record.strongest}"].double()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of a grid, for tables and figures. Figures are those of the strongest attack of each run.
+
+    Attributes:
+        runs: the runs, which differ in seed and fold only.
+        role: ``undefended``, ``off`` (without CEM) or ``on`` (with CEM).
+        name: ``noise + CEM``, with every setting in which another row of that name differs.
+        short_name: the name without the noise level, for tables that have a column for it.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Outcome, Record
+        >>> from cem_fast.experiments.results import Measured, make_rows
+        >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        >>> record = Record("faces", RunConfig(), 0.9, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0})
+        >>> (row,) = make_rows([Measured(record.at(None), {})])
+        >>> row.name, row.role, row.mse
+        ('noise', 'off', Spread(mean=0.01, deviation=0.0))
+    """
+
+    runs: tuple[Measured, ...]
+    role: Role
+    name: str
+    short_name: str
+
+    @property
+    def record(self) -> GridRecord:
+        """The first run, for everything that the runs share."""
+        return self.runs[0].record
 
     @property
     def data(self) -> str:
-        return self.runs[0].record["data"]
+        """Name of the data set."""
+        return self.record.data
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings; seed and fold are those of the first run."""
+        return self.record.config
 
     @property
     def label(self) -> str:
         """``noise + CEM``."""
-        return self.runs[0].record["defense"] + (" + CEM" if self.runs[0].record["cem"] else "")
+        return self.record.label
 
     @property
     def noise_std(self) -> float:
         """Standard deviation of the Gaussian noise that is added last to the released features."""
-        return self.runs[0].record["config"]["noise_std"]
-
-    @property
-    def undefended(self) -> bool:
-        """Whether nothing at all is done to the features, beyond sending few of them."""
-        return self.label in ("none", "bottleneck") and self.noise_std == 0
+        return self.config.noise_std
 
     @property
     def num_runs(self) -> int:
+        """Number of runs."""
         return len(self.runs)
 
     @property
     def accuracy(self) -> Spread:
-        return _spread(run.record["accuracy"] for run in self.runs)
+        """Accuracy on released features."""
+        return _spread(run.record.accuracy for run in self.runs)
 
     @property
     def mse(self) -> Spread:
+        """Mean squared error of the strongest attack."""
         return self._of_strongest("mse")
 
     @property
     def psnr(self) -> Spread:
+        """Peak signal-to-noise ratio of the strongest attack, in dB."""
         return self._of_strongest("psnr")
 
     @property
     def ssim(self) -> Spread:
+        """Structural similarity of the strongest attack's reconstructions."""
         return self._of_strongest("ssim")
 
     @property
     def recognized(self) -> Spread:
+        """Share of the strongest attack's reconstructions that are recognized."""
         return self._of_strongest("recognized")
 
     def attack(self, name: str, figure: str) -> Spread | None:
-        """A figure of one attack; None if a run has none."""
-        values = [run.record["attacks"].get(name, {}).get(figure) for run in self.runs]
-        return None if None in values else _spread(values)
+        """A figure of one attack; None if a run does not have it.
+
+        Args:
+            name: the attack.
+            figure: a numeric attribute of :class:`cem_fast.experiments.records.Outcome`.
+        """
+        outcomes = [run.record.attacks.get(name) for run in self.runs]
+        return _spread_of(None if each is None else getattr(each, figure) for each in outcomes)
 
     def leakage(self, figure: str) -> Spread | None:
-        """A figure of the leakage; None where no Gaussian noise is added."""
-        values = [run.record["leakage"][figure] for run in self.runs]
-        return None if None in values else _spread(values)
+        """A figure of the leakage; None without Gaussian noise.
+
+        Args:
+            figure: an attribute of :class:`cem_fast.experiments.records.Leakage`.
+        """
+        return _spread_of(getattr(run.record.leakage, figure) for run in self.runs)
 
     def _of_strongest(self, figure: str) -> Spread:
-        return _spread(run.record["attacks"][run.strongest][figure] for run in self.runs)
+        records = [run.record for run in self.runs]
+        return _spread(getattr(each.attacks[each.strongest], figure) for each in records if each.strongest)
+
+
+def read(folder: str | Path) -> Results:
+    """Reads the results.json of a grid.
+
+    Args:
+        folder: folder of the grid.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: there is no results.json.
+        ValueError: it is not JSON, of another schema, or an entry is missing or of another type.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.config import GridConfig
+        >>> from cem_fast.experiments import grid, results
+        >>> config = GridConfig(undefended=(), cem_weights=(0.0,), seeds=(0,), image_size=16, epochs=1, attacks=("nearest",))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = grid.evaluate(config, folder, command="cem-fast evaluate")
+        ...     results.read(folder).command
+        'cem-fast evaluate'
+    """
+    path = Path(folder) / RESULTS
+    try:
+        return read_file(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no results here; run cem-fast evaluate or cem-fast demo first") from None
+
+
+def read_file(path: str | Path) -> Results:
+    """Reads a results.json, whose runs need not be there.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, of another schema, or an entry is missing or of another type.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast.experiments import results
+        >>> from cem_fast.experiments.records import Results
+        >>> empty = Results("cem-fast demo", None, {}, {}, (), (), ())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "results.json"
+        ...     _ = path.write_text(json.dumps(empty.to_json()))
+        ...     results.read_file(path) == empty
+        True
+    """
+    try:
+        document = json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, not readable as JSON ({error})") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"{path}: expected results of schema {SCHEMA}, got {schema!r}")
+    return typed_json.read(Results, document, path)
+
+
+def read_settings(folder: str | Path) -> list[dict[str, Any]]:
+    """Reads only the settings of the runs of a results.json, also those of a newer version.
+
+    Args:
+        folder: folder of the grid.
+
+    Returns:
+        The settings of every run as they are in the file.
+
+    Raises:
+        FileNotFoundError: there is no results.json.
+        ValueError: it is not JSON, or an entry is missing or of another type.
+
+    Example:
+        >>> import json, tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast.experiments import results
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (Path(folder) / "results.json").write_text(json.dumps({"runs": [{"config": {"epochs": 3}}]}))
+        ...     results.read_settings(folder)
+        [{'epochs': 3}]
+    """
+    path = Path(folder) / RESULTS
+    document = typed_json.read(dict[str, Any], json.loads(path.read_bytes()), path)
+    runs = typed_json.read(tuple[dict[str, Any], ...], document.get("runs"), path, "runs")
+    return [
+        typed_json.read(dict[str, Any], run.get("config"), path, "runs", str(i), "config") for i, run in enumerate(runs)
+    ]
+
+
+def load_runs(folder: str | Path, results: Results) -> list[Measured]:
+    """Loads the runs of a results.json with their measurements per image.
+
+    Args:
+        folder: folder of results.json.
+        results: its content.
+
+    Returns:
+        The runs, in the order of results.json.
+
+    Raises:
+        FileNotFoundError: the files of a run are missing or were not kept.
+        ValueError: a file is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.config import GridConfig
+        >>> from cem_fast.experiments import grid, results
+        >>> config = GridConfig(undefended=(), cem_weights=(0.0,), seeds=(0,), image_size=16, epochs=1, attacks=("nearest",))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     (run,) = results.load_runs(folder, grid.evaluate(config, folder))
+        >>> run.errors.shape
+        torch.Size([80])
+    """
+    if lost := sum(run.checkpoint is None for run in results.runs):
+        raise FileNotFoundError(
+            f"{Path(folder) / RESULTS}: the files of {lost} of its {len(results.runs)} runs were not kept; to have them again: "
+            f"{results.command}"
+        )
+    return [measured(folder, run) for run in results.runs]
+
+
+def measured(folder: str | Path, record: GridRecord) -> Measured:
+    """Loads the measurements of one run.
+
+    Args:
+        folder: folder of results.json.
+        record: the run.
+
+    Returns:
+        The run with its measurements.
+
+    Raises:
+        FileNotFoundError: the folder of the run is missing.
+        ValueError: a file is damaged, or lacks the measurements of an attack.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import results, run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record = run.run(RunConfig(image_size=16, epochs=1), Path(folder) / "run", attack=False)
+        ...     found = results.measured(folder, record.at("run"))
+        >>> found.measurements["correct"].shape
+        torch.Size([80])
+    """
+    path = Path(folder) / str(record.checkpoint)
+    tensors = read_measurements(path)
+    needed = ["correct", "correct.groups", "groups", *(f"mse.{attack}" for attack in record.attacks)]
+    if missing := [name for name in needed if name not in tensors]:
+        raise ValueError(f"{path / DESCRIPTION}: the measurements lack {', '.join(missing)}")
+    return Measured(record, tensors)
+
+
+def cells(runs: Iterable[R]) -> list[list[R]]:
+    """Groups runs that differ in seed and fold only, in the order in which they come.
+
+    Args:
+        runs: records, or runs with their measurements.
+
+    Returns:
+        The runs of every cell.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Record
+        >>> from cem_fast.experiments.results import cells
+        >>> configs = [RunConfig(seed=0), RunConfig(seed=1), RunConfig(cem_weight=0.5)]
+        >>> runs = [Record("faces", each, 0.9, 80, {}, Leakage(None, None, None), {"total": 1.0}) for each in configs]
+        >>> [len(cell) for cell in cells(runs)]
+        [2, 1]
+    """
+    grouped: dict[Cell, list[R]] = {}
+    for run in runs:
+        grouped.setdefault(run.cell, []).append(run)
+    return list(grouped.values())
 
 
 def make_rows(runs: Sequence[Measured]) -> list[Row]:
-    """One row per cell of attacked runs: by data set and defense as they come, then by noise level and weight of CEM."""
-    found = [Row(cell) for cell in cells([run for run in runs if run.strongest]).values()]
-    records = [run.record for run in runs]
-    data = list(dict.fromkeys(record["data"] for record in records))
-    defenses = list(dict.fromkeys(record["defense"] for record in records))
-
-    def place(row: Row) -> tuple[float, ...]:
-        record = row.runs[0].record
-        config = record["config"]
-        return data.index(row.data), defenses.index(record["defense"]), config["noise_std"], config["lambda"]
-
-    return sorted(found, key=place)
-
-
-def cell_name(row: Row, among: Sequence[Row], *, shown: Collection[str] = ()) -> str:
-    """``noise + CEM``, with every setting in which another row that would be called the same differs.
+    """Makes one row per cell of attacked runs.
 
     Args:
-        row: the row to name.
-        among: the rows beside it.
-        shown: settings that need not be said, since they stand beside the name.
+        runs: runs of one or several data sets.
+
+    Returns:
+        The rows: by data set and defense as they come, then by noise level and weight of CEM.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Outcome, Record
+        >>> from cem_fast.experiments.results import Measured, make_rows
+        >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        >>> rest = 0.9, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0}
+        >>> configs = [RunConfig(noise_std=0.2), RunConfig(noise_std=0.1), RunConfig(cem_weight=0.5)]
+        >>> [row.name for row in make_rows([Measured(Record("faces", each, *rest).at(None), {}) for each in configs])]
+        ['noise, σ = 0.1', 'noise + CEM', 'noise, σ = 0.2']
     """
-    config = row.runs[0].record["config"]
-    alike = [each.runs[0].record["config"] for each in among if each.label == row.label and each.data == row.data]
-    said = [key for key in config if key not in ("data", "seed", "fold", *shown)]
-    differing = [key for key in said if any(other[key] != config[key] for other in alike)]
+    found = cells(run for run in runs if run.record.strongest)
+    first = [cell[0].record for cell in found]
+    rows = [
+        Row(tuple(cell), _role(record), name(record, first), name(record, first, shown=["noise_std"]))
+        for cell, record in zip(found, first)
+    ]
+    data = list(dict.fromkeys(run.record.data for run in runs))
+    defenses = list(dict.fromkeys(run.record.config.defense for run in runs))
+
+    def place(row: Row) -> tuple[float, ...]:
+        config = row.config
+        return data.index(row.data), defenses.index(config.defense), config.noise_std, config.cem_weight
+
+    return sorted(rows, key=place)
+
+
+def name(record: Record, among: Iterable[Record], *, shown: Collection[str] = ()) -> str:
+    """Names a cell: ``noise + CEM``, with every setting in which another cell of that name differs.
+
+    Args:
+        record: a run of the cell.
+        among: a run of every cell in the same table, this one included.
+        shown: settings to leave out, since the table has a column for them.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Record
+        >>> from cem_fast.experiments.results import name
+        >>> configs = [RunConfig(cem_weight=0.5), RunConfig(cem_weight=0.5, cem_components=1)]
+        >>> runs = [Record("faces", each, 0.9, 80, {}, Leakage(None, None, None), {"total": 1.0}) for each in configs]
+        >>> name(runs[1], runs)
+        'noise + CEM, K = 1'
+    """
+    settings = record.settings
+    alike = [each.settings for each in among if each.label == record.label and each.data == record.data]
+    candidates = [key for key in settings if key not in ("data", "seed", "fold", *shown)]
+    differing = [key for key in candidates if any(other[key] != settings[key] for other in alike)]
     first = [key for key in SYMBOLS if key in differing]
-    return ", ".join([row.label, *(_said(key, config[key]) for key in dict.fromkeys([*first, *differing]))])
+    return ", ".join([record.label, *(_in_words(key, settings[key]) for key in dict.fromkeys([*first, *differing]))])
 
 
-def _said(key: str, value: Any) -> str:
-    """A setting in as few words as tell it from others: ``K = 5``, ``without labels``, ``variant = official``."""
+def _role(record: Record) -> Role:
+    if record.cem:
+        return "on"
+    config = record.config
+    return "undefended" if config.defense in ("none", "bottleneck") and config.noise_std == 0 else "off"
+
+
+def _in_words(key: str, value: Any) -> str:
+    """A setting in few words: ``K = 5``, ``without labels``, ``variant = official``."""
     if key == "cem_by_class":
         return "by class" if value else "without labels"
     if key == "cem_covariance":
@@ -187,16 +442,13 @@ def _said(key: str, value: Any) -> str:
     return f"{SYMBOLS.get(key, key.removeprefix('cem_'))} = {f'{value:g}' if isinstance(value, float) else value}"
 
 
-def load_runs(folder: str | Path, results: dict[str, Any]) -> list[Measured]:
-    """The runs of a results.json together with what they measured per image.
-
-    Args:
-        folder: the folder of results.json.
-        results: its content.
-    """
-    return [Measured(r, saved_run.read_measurements(Path(folder) / r["checkpoint"])) for r in results["runs"]]
-
-
 def _spread(values: Iterable[float]) -> Spread:
     found = np.array(list(values), dtype=float)
     return Spread(float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else 0.0)
+
+
+def _spread_of(values: Iterable[float | None]) -> Spread | None:
+    """None if a value is missing."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return _spread(known) if len(known) == len(found) else None

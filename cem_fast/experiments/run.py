@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from cem_fast.defenses import Defense
 from cem_fast.experiments import leakage, provenance, saved_run
 from cem_fast.experiments.attack import attack_model, choose_pictures, recognizer
 from cem_fast.experiments.build import build_loss, build_parts, load_data
+from cem_fast.experiments.records import Baseline, Description, Images, Leakage, Outcome, Point, Recognition, Record
 from cem_fast.experiments.watch import Watcher, ignore
 from cem_fast.loss import CEMLoss
 from cem_fast.metrics import recognition
@@ -44,7 +45,7 @@ def run(
     on_stage: Watcher = ignore,
     resume: bool = False,
     process_group: ProcessGroup | None = None,
-) -> dict[str, Any] | None:
+) -> Record | None:
     """Trains one model, measures its accuracy and leakage, attacks it, and saves everything.
 
     During training, the folder holds a snapshot of the latest epoch. For leakage, see
@@ -68,7 +69,7 @@ def run(
             one measures, attacks and writes. None for a single process.
 
     Returns:
-        The run's entry in results.json without ``checkpoint``; None in all processes but the first.
+        The results; None in all processes but the first.
 
     Raises:
         FileNotFoundError: the data set is missing.
@@ -82,7 +83,7 @@ def run(
         >>> config = RunConfig(image_size=16, epochs=1, attacks=("ridge",), noise_draws=1)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     record = run.run(config, folder)
-        >>> record["num_test"], list(record["attacks"])
+        >>> record.num_test, list(record.attacks)
         (80, ['ridge'])
     """
     ranks, clock = Ranks(process_group), _Clock()
@@ -113,47 +114,34 @@ def run(
         return None
     defense.eval()
     loss, measured, correct = _measure(config, model, defense, splits, clock, on_stage)
-    attacked: dict[str, Any] = {}
+    attacked: dict[str, Outcome] = {}
     measurements = {"correct": correct, "correct.groups": splits.test.groups.clone(), "groups": splits.victims.groups}
     if attack:
         attacked, found = _attack(config, model, defense, splits, clock, on_stage)
         measurements |= found
-    record = {
-        "data": splits.name,
-        "protocol": config.protocol,
-        "model": config.model,
-        "cut": config.cut,
-        "defense": config.defense,
-        "cem": config.cem_weight > 0,
-        "config": config.to_json(),
-        "seed": config.seed,
-        "fold": config.fold,
-        "accuracy": _mean(correct),
-        "num_test": len(splits.test),
-        "attacks": attacked,
-        "leakage": measured,
-        "seconds": clock.rounded(),
-    }
+    record = Record(
+        data=splits.name,
+        config=config,
+        accuracy=_mean(correct),
+        num_test=len(splits.test),
+        attacks=attacked,
+        leakage=measured,
+        seconds=clock.rounded(),
+    )
     saved_run.save_run(
         folder,
-        config=config,
         model=model,
         defense=defense,
         loss=loss,
         measurements=measurements,
-        description={
-            **_about(splits),
-            "history": [entry.to_json() for entry in history],
-            "curves": curves.points,
-            "record": record,
-        },
+        description=_describe(splits, record, history, curves.points),
     )
     return record
 
 
 def run_cell(
     config: RunConfig, folder: Path, *, device: str | torch.device, fresh: bool, on_stage: Watcher
-) -> dict[str, Any] | None:
+) -> Record | None:
     """Does one run of a grid, continuing an interrupted one of the same settings, images and code.
 
     Args:
@@ -164,7 +152,7 @@ def run_cell(
         on_stage: called with the stage, the steps done and the steps in total.
 
     Returns:
-        The run's entry in results.json without ``checkpoint``.
+        The results.
 
     Raises:
         FileNotFoundError: the data set is missing.
@@ -178,7 +166,7 @@ def run_cell(
         >>> config = RunConfig(image_size=16, epochs=1, attacks=("nearest",), noise_draws=1)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     record = run.run_cell(config, Path(folder), device="cpu", fresh=True, on_stage=watch.ignore)
-        >>> list(record["attacks"])
+        >>> list(record.attacks)
         ['nearest']
     """
     splits = load_data(config.data, config.fold, config.image_size, config.protocol)
@@ -200,8 +188,8 @@ def is_finished(config: RunConfig, folder: str | Path) -> bool:
         False
     """
     try:
-        return {**LATER, **saved_run.read_description(folder)["config"]} == config.to_json()
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # absent or unreadable
+        return saved_run.read_description(folder).config == config
+    except (FileNotFoundError, ValueError):  # absent or unreadable
         return False
 
 
@@ -226,7 +214,7 @@ def check_run_folder(folder: str | Path, config: RunConfig) -> None:
     check_target(folder, {saved_run.DESCRIPTION: saved_run.MARK})
     wanted, held = config.to_json(), Snapshot(folder, {}).owner()
     with suppress(FileNotFoundError, ValueError):  # absent or unreadable
-        held = saved_run.entry(Path(folder), saved_run.read_description(folder), dict, "config")
+        held = saved_run.read_settings(folder)
     held = {key: value for key, value in {**LATER, **held}.items() if key in wanted}
     if held != LATER and held != wanted:
         raise ValueError(
@@ -295,13 +283,13 @@ def _snapshot(
     resume: bool,
 ) -> Snapshot:
     """The training in progress, kept in the run's folder until the run is finished."""
-    depends_on = {**config.to_json(), **provenance.identity(splits), "processes": ranks.count}
+    depends_on = {**config.to_json(), **asdict(provenance.identity(splits)), "processes": ranks.count}
     return Snapshot(folder, depends_on, resume=resume, beside=beside)
 
 
 def _measure(
     config: RunConfig, model: SplitModel, defense: Defense, splits: Splits, clock: _Clock, on_stage: Watcher
-) -> tuple[CEMLoss | None, dict[str, float | None], Tensor]:
+) -> tuple[CEMLoss | None, Leakage, Tensor]:
     """The refitted CEM loss, the leakage, and per test image the share of noise draws classified correctly."""
     on_stage("measuring", 0, 2)
     with clock.timed("accuracy"):
@@ -317,9 +305,10 @@ def _measure(
 
 def _attack(
     config: RunConfig, model: SplitModel, defense: Defense, splits: Splits, clock: _Clock, on_stage: Watcher
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+) -> tuple[dict[str, Outcome], dict[str, Tensor]]:
     """The outcome of every attack, their errors per victim, and a few pictures."""
-    victims, outcomes = splits.victims, {}
+    victims = splits.victims
+    outcomes: dict[str, Outcome] = {}
     chosen = choose_pictures(victims)
     measurements = {
         "pictures.index": chosen,
@@ -336,28 +325,34 @@ def _attack(
     return outcomes, measurements
 
 
-def _about(splits: Splits) -> dict[str, Any]:
-    """What ``run.json`` records of the images."""
+def _describe(
+    splits: Splits, record: Record, history: list[training.Epoch], curves: list[dict[str, Any]]
+) -> Description:
+    """Content of ``run.json``."""
     victims = splits.victims
-    return {
-        "image_shape": list(splits.image_shape),
-        "num_classes": splits.num_classes,
-        "data": {
-            "name": splits.name,
-            "credit": splits.credit,
-            "unit": splits.unit,
-            "num_train": len(splits.train),
-            "num_attacker": len(splits.attacker),
-            "num_victims": len(victims),
-            "num_leaked": splits.num_leaked,
-        },
-        "baseline": data.baselines(splits),
-        "recognition": {
-            "clean": recognizer(splits).rate(victims.images, victims.labels),
-            "chance": recognition.chance(victims.labels),
-        },
-        "identity": provenance.identity(splits),
-    }
+    return Description(
+        config=record.config,
+        image_shape=splits.image_shape,
+        num_classes=splits.num_classes,
+        data=Images(
+            name=splits.name,
+            credit=splits.credit,
+            unit=splits.unit,
+            num_train=len(splits.train),
+            num_attacker=len(splits.attacker),
+            num_victims=len(victims),
+            num_leaked=splits.num_leaked,
+        ),
+        baseline=Baseline(**data.baselines(splits)),
+        recognition=Recognition(
+            clean=recognizer(splits).rate(victims.images, victims.labels),
+            chance=recognition.chance(victims.labels),
+        ),
+        identity=provenance.identity(splits),
+        history=tuple(history),
+        curves=tuple(Point(**point) for point in curves),
+        record=record,
+    )
 
 
 def _mean(values: Tensor) -> float:

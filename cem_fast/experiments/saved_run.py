@@ -1,8 +1,8 @@
 """Saving and loading one run: tensors in safetensors, everything else in JSON, committed in a single step.
 
-A run's folder holds ``run.json`` and the tensor files that it names. A tensor file carries the digest of its content in its name, so a new
-save never touches the files of the old one: replacing ``run.json`` is the one moment at which the folder changes from the old run to the
-new. Nothing here ever opens a pickle.
+A run's folder holds ``run.json`` and the tensor files that it names. The name of a tensor file contains the digest of its content, so a
+save never touches the files of the previous one. Replacing ``run.json`` switches the folder from the old run to the new one. No pickle is
+ever opened.
 """
 
 from __future__ import annotations
@@ -13,29 +13,28 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cem_fast import data
+from cem_fast._support import typed_json
 from cem_fast._support.files import check_target, write_atomically
 from cem_fast.config import RunConfig
+from cem_fast.data import Splits
+from cem_fast.defenses import Defense
 from cem_fast.experiments.build import build_parts
+from cem_fast.experiments.records import SCHEMA, Description
 from cem_fast.loss import CEMLoss
 from cem_fast.models.split import SplitModel
 from cem_fast.training import resume
 
-if TYPE_CHECKING:
-    from cem_fast.data import Splits
-    from cem_fast.defenses.base import Defense
-
-SCHEMA = 1
 DESCRIPTION = "run.json"
-MARK = f'{{\n "schema": {SCHEMA},\n "config": {{'.encode()  # what the run.json of a run begins with
+MARK = f'{{\n "schema": {SCHEMA},\n "config": {{'.encode()  # start of the run.json of a run
 TENSORS = r"(weights|measurements)-[0-9a-f]{16}\.safetensors"
 TRAINING = re.escape(resume.NAME)
 OWN = re.compile(rf"{TENSORS}|{TRAINING}|\.({TENSORS}|{TRAINING}|{re.escape(DESCRIPTION)})\.\d+\.tmp")
@@ -46,12 +45,23 @@ class Run:
     """A finished run, ready to be used or attacked again.
 
     Attributes:
-        path: the run's folder.
+        path: folder of the run.
         config: its settings.
-        model: the trained network, in eval mode.
-        defense: the trained defense, in eval mode.
-        loss: the CEM loss whose mixture was fitted to what the trained network releases, before the noise; None without noise.
-        description: everything else that ``run.json`` holds (``record``, ``history``, ``identity``, ``source``, ...).
+        model: trained network, in eval mode.
+        defense: trained defense, in eval mode.
+        loss: CEM loss whose mixture is fitted to the features of the trained network before the noise; None without noise.
+        description: content of ``run.json``.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast import load_run
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.run import run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
+        ...     loaded = load_run(folder)
+        >>> loaded.config.defense, loaded.description.num_classes, len(loaded.data.test)
+        ('noise', 40, 80)
     """
 
     path: Path
@@ -59,15 +69,15 @@ class Run:
     model: SplitModel
     defense: Defense
     loss: CEMLoss | None
-    description: dict[str, Any] = field(repr=False)
+    description: Description = field(repr=False)
 
     @cached_property
     def data(self) -> Splits:
-        """The images the run was trained and tested on, read when first asked for.
+        """The images that the run was trained and tested on, read on first use.
 
         Raises:
-            FileNotFoundError: their folder is not where it was, seen from the current directory.
-            ValueError: they have changed since: what is a test image now may have been trained on.
+            FileNotFoundError: their folder is not there, relative to the current directory.
+            ValueError: they have changed since, so a test image may have been trained on.
         """
         name = self.config.data
         if name not in data.names() and not Path(name).expanduser().is_dir():
@@ -75,7 +85,7 @@ class Run:
                 f"{self.path} was trained on the images in {name!r}, and there is no such folder below {Path.cwd()}"
             )
         splits = data.load(name, fold=self.config.fold, image_size=self.config.image_size).under(self.config.protocol)
-        expected, found = entry(self.path, self.description, dict, "identity").get("images"), splits.digest()
+        expected, found = self.description.identity.images, splits.digest()
         if found != expected:
             raise ValueError(
                 f"{self.path} was trained on other images than {name!r} holds now: expected digest {expected}, got {found}"
@@ -91,28 +101,39 @@ class Run:
 def save_run(
     folder: str | Path,
     *,
-    config: RunConfig,
     model: SplitModel,
     defense: Defense,
     loss: CEMLoss | None,
     measurements: Mapping[str, Tensor],
-    description: Mapping[str, Any],
+    description: Description,
 ) -> None:
-    """Saves a run; whenever the process dies, the folder holds either the whole old run or the whole new one.
+    """Saves a run. If the process dies, the folder holds either the whole old run or the whole new one.
 
-    Other files in the folder are left alone; of several processes that save to one folder at once, the last one counts.
+    Other files in the folder are left alone. If several processes save to one folder at once, the last one wins.
 
     Args:
-        folder: where to; created if needed.
-        config: the run's settings.
-        model: the trained network.
-        defense: the trained defense.
-        loss: the fitted CEM loss, or None.
-        measurements: name -> tensor, what the run measured per image.
-        description: what else ``run.json`` shall hold; ``image_shape`` and ``num_classes`` are needed to load the run.
+        folder: where to save; created if needed.
+        model: trained network.
+        defense: trained defense.
+        loss: fitted CEM loss, or None.
+        measurements: tensors by name, measured per image.
+        description: settings and results; ``files`` is replaced.
 
     Raises:
-        ValueError: the folder cannot be written to, or holds a ``run.json`` that is not of a run.
+        ValueError: the folder cannot be written to, or holds another program's ``run.json``.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import saved_run
+        >>> from cem_fast.experiments.run import run
+        >>> with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as copy:
+        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
+        ...     old = saved_run.load_run(folder)
+        ...     parts = {"model": old.model, "defense": old.defense, "loss": old.loss}
+        ...     saved_run.save_run(copy, **parts, measurements=old.measurements, description=old.description)
+        ...     saved_run.load_run(copy).description == old.description
+        True
     """
     from safetensors.torch import save
 
@@ -126,7 +147,7 @@ def save_run(
             content = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
             names[kind] = f"{kind}-{_digest(content)}.safetensors"
             write_atomically(folder / names[kind], content)
-        document = {"schema": SCHEMA, "config": config.to_json(), **description, "files": names}
+        document = replace(description, files=names).to_json()
         write_atomically(folder / DESCRIPTION, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
         for path in folder.iterdir():
             if OWN.fullmatch(path.name) and path.name not in names.values():
@@ -137,26 +158,32 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
     """Loads a run that ``cem-fast`` or :func:`cem_fast.experiments.run.run` saved.
 
     Args:
-        path: the run's folder.
-        device: where its networks shall be.
+        path: folder of the run.
+        device: device of its networks.
 
     Returns:
         The run, its networks in eval mode.
 
     Raises:
-        FileNotFoundError: there is no finished run in that folder.
-        ValueError: a file is damaged, is not what it should be (a pickle is refused), or does not fit the architecture that the settings
-            describe.
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: a file is damaged, is of another kind (a pickle is refused), or does not fit the architecture of the settings.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast import load_run
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.run import run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
+        ...     loaded = load_run(folder)
+        >>> loaded.model(loaded.data.test.images).shape
+        torch.Size([80, 40])
     """
     folder = Path(path)
     description = read_description(folder)
-    shape, num_classes = entry(folder, description, list, "image_shape"), entry(folder, description, int, "num_classes")
-    settings = entry(folder, description, dict, "config")
+    shape = description.image_shape
     try:
-        config = RunConfig.from_json(settings)
-        if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
-            raise ValueError(f"image_shape must be three positive sizes, got {shape}")
-        model, defense, loss = build_parts(config, image_shape=tuple(shape), num_classes=num_classes)
+        model, defense, loss = build_parts(description.config, image_shape=shape, num_classes=description.num_classes)
         defense.attach(model, torch.Size(shape))
     except (TypeError, ValueError, RuntimeError) as error:  # torch's own complaint about a size is a RuntimeError
         reason = str(error).splitlines()[0]
@@ -167,16 +194,88 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
         prefix = part + "."
         _restore(module, {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}, part, source)
         module.to(device).eval()
-    return Run(folder, config, model.eval(), defense, loss, description)
+    return Run(folder, description.config, model.eval(), defense, loss, description)
 
 
-def read_description(folder: str | Path) -> dict[str, Any]:
+def read_description(folder: str | Path) -> Description:
     """Reads the ``run.json`` of a run's folder.
+
+    Args:
+        folder: folder of the run.
+
+    Returns:
+        Its content.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not JSON, or not of this version.
+        ValueError: it is not JSON, of another schema, or an entry is missing or of another type.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import saved_run
+        >>> from cem_fast.experiments.run import run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
+        ...     saved_run.read_description(folder).image_shape
+        (1, 16, 16)
     """
+    return typed_json.read(Description, _read_document(folder), Path(folder) / DESCRIPTION)
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """Reads only the settings of a run's ``run.json``, also those of a newer version.
+
+    Args:
+        folder: folder of the run.
+
+    Returns:
+        The settings as they are in the file.
+
+    Raises:
+        FileNotFoundError: there is no ``run.json``.
+        ValueError: it is not JSON, of another schema, or has no settings.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import saved_run
+        >>> from cem_fast.experiments.run import run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
+        ...     saved_run.read_settings(folder)["epochs"]
+        1
+    """
+    return typed_json.read(dict[str, Any], _read_document(folder).get("config"), Path(folder) / DESCRIPTION, "config")
+
+
+def read_measurements(folder: str | Path) -> dict[str, Tensor]:
+    """Reads what a run measured per image; see :func:`cem_fast.experiments.run.run`.
+
+    Args:
+        folder: folder of the run.
+
+    Returns:
+        Tensors by name.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: a file is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import saved_run
+        >>> from cem_fast.experiments.run import run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
+        ...     saved_run.read_measurements(folder)["correct"].shape
+        torch.Size([80])
+    """
+    return _read_tensors(Path(folder), read_description(folder), "measurements")[0]
+
+
+def _read_document(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / DESCRIPTION
     try:
         document = json.loads(path.read_bytes())
@@ -192,40 +291,9 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return document
 
 
-def entry(folder: Path, description: Mapping[str, Any], kind: type, *keys: str) -> Any:
-    """``description[key][...]`` of a ``run.json``, which anyone may have edited.
-
-    Args:
-        folder: the run's folder, for the error.
-        description: what its ``run.json`` holds.
-        kind: what the entry must be an instance of.
-        keys: where it is.
-
-    Raises:
-        ValueError: it is missing or of another kind.
-    """
-    value: Any = description
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(value, kind):
-        names = {dict: "an object", list: "a list", str: "a string", int: "an integer", float: "a number"}
-        raise ValueError(f"{folder / DESCRIPTION}: {'.'.join(keys)} must be {names[kind]}, got {value!r}")
-    return value
-
-
-def read_measurements(folder: str | Path) -> dict[str, Tensor]:
-    """Reads what a run measured per image.
-
-    Raises:
-        FileNotFoundError: there is no finished run in that folder.
-        ValueError: a file is damaged.
-    """
-    return _read_tensors(Path(folder), read_description(folder), "measurements")[0]
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lets one process at a time save to a folder: the next one would take the files of an unfinished save for leftovers."""
+    """Lets one process at a time save to a folder: another one would remove the files of an unfinished save as leftovers."""
     try:
         import fcntl
     except ImportError:  # not a POSIX system
@@ -253,11 +321,13 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _read_tensors(folder: Path, description: Mapping[str, Any], kind: str) -> tuple[dict[str, Tensor], Path]:
+def _read_tensors(folder: Path, description: Description, kind: str) -> tuple[dict[str, Tensor], Path]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    path = folder / Path(entry(folder, description, str, "files", kind)).name
+    if kind not in description.files:
+        raise ValueError(f"{folder / DESCRIPTION}: files.{kind} is missing")
+    path = folder / Path(description.files[kind]).name
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from cem_fast.config import RunConfig
+from cem_fast.experiments.records import Record
 
 Watcher = Callable[[str, int, int], None]
 """Called with the name of a stage, the steps done, and the steps in total."""
@@ -30,7 +30,7 @@ class Watch:
     def stage(self, index: int, name: str, done: int, total: int) -> None:
         """Run ``index`` has done ``done`` of ``total`` steps of a stage."""
 
-    def finished(self, index: int, total: int, config: RunConfig, record: dict[str, Any], *, reused: bool) -> None:
+    def finished(self, index: int, total: int, config: RunConfig, record: Record, *, reused: bool) -> None:
         """Run ``index`` of ``total`` has a result, read from disk if ``reused``."""
 
     def failed(self, index: int, total: int, config: RunConfig, reason: str, *, again: bool) -> None:

@@ -7,13 +7,14 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from cem_fast.experiments.gains import envelope
-from cem_fast.experiments.results import Row, cell_name
+from cem_fast.experiments.records import Baseline, Point, Record
+from cem_fast.experiments.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,13 +50,6 @@ class Chart:
     dark: str
 
 
-def role(row: Row) -> str:
-    """Which color a cell gets: ``undefended``, ``off`` or ``on``."""
-    if row.runs[0].record["cem"]:
-        return "on"
-    return "undefended" if row.undefended else "off"
-
-
 def picture(image: Tensor) -> str:
     """An image ``[C, H, W]`` in [0, 1], C = 1 or 3, as a PNG data URI."""
     from PIL import Image
@@ -66,13 +60,13 @@ def picture(image: Tensor) -> str:
     return _data_uri(stream.getvalue())
 
 
-def errors(rows: Sequence[Row], baseline: Mapping[str, float]) -> Chart:
+def errors(rows: Sequence[Row], baseline: Baseline) -> Chart:
     """The strongest attack's error in every cell, run by run, beside the two controls."""
 
     def draw(panels: Sequence[Axes], colors: Mapping[str, str]) -> None:
         axes, labels = panels[0], []
         for height, row in enumerate(reversed(rows)):
-            kind, values = role(row), [run.record["attacks"][run.strongest]["mse"] for run in row.runs]
+            kind, values = row.role, [_error(run.record) for run in row.runs]
             axes.plot(
                 [0, row.mse.mean], [height, height], color=colors[kind], linewidth=2, alpha=0.35, solid_capstyle="butt"
             )
@@ -86,14 +80,14 @@ def errors(rows: Sequence[Row], baseline: Mapping[str, float]) -> Chart:
                 markeredgewidth=0,
             )
             axes.plot(row.mse.mean, height, "|", color=colors[kind], markersize=20, markeredgewidth=2.5)
-            labels.append(cell_name(row, rows))
+            labels.append(row.name)
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(-0.6, len(rows) - 0.4)
-        for key, text in (("class_mean_mse", "class mean"), ("mean_image_mse", "mean image")):
-            axes.axvline(baseline[key], color=colors["faint"], linewidth=1.2, linestyle=(0, (4, 3)))
-            axes.annotate(text, (baseline[key], 1), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
+        for error, text in ((baseline.class_mean_mse, "class mean"), (baseline.mean_image_mse, "mean image")):
+            axes.axvline(error, color=colors["faint"], linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.annotate(text, (error, 1), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
                           ha="center", va="bottom", fontsize=9, color=colors["faint"])  # fmt: skip
-        axes.set_xlim(0, 1.08 * max(baseline["mean_image_mse"], *(row.mse.mean for row in rows)))
+        axes.set_xlim(0, 1.08 * max(baseline.mean_image_mse, *(row.mse.mean for row in rows)))
         axes.set_xlabel("mean squared error of the strongest attack (pixels in [0, 1]); higher is more private")
         axes.grid(axis="x", color=colors["grid"], linewidth=0.8)
         axes.tick_params(axis="y", length=0)
@@ -101,43 +95,35 @@ def errors(rows: Sequence[Row], baseline: Mapping[str, float]) -> Chart:
     return _chart(draw, width=8.2, height=1.35 + 0.46 * len(rows))
 
 
-def curves(rows: Sequence[Row], curves_of: Callable[[Any], list[dict[str, Any]]]) -> Chart | None:
-    """Accuracy and plug-in information over the epochs, a thin line per run and a thick one for their mean."""
-    tracks = {id(row): [curves_of(run) for run in row.runs] for row in rows}
-    if not any(points for runs in tracks.values() for points in runs):
+def curves(tracks: Sequence[tuple[Row, Sequence[Sequence[Point]]]]) -> Chart | None:
+    """Accuracy and plug-in information over the epochs, a thin line per run and a thick one for their mean.
+
+    Args:
+        tracks: rows, each with the measurements of its runs.
+
+    Returns:
+        The chart; None without measurements.
+
+    Example:
+        >>> from cem_fast.report import charts
+        >>> charts.curves([]) is None
+        True
+    """
+    points = [point for _, runs in tracks for run in runs for point in run]
+    if not points:
         return None
-    informative = any(p["plugin_nats"] is not None for runs in tracks.values() for points in runs for p in points)
+    informative = any(point.plugin_nats is not None for point in points)
     panels = [("accuracy", "accuracy on test images, %", 100)]
     if informative:
         panels.append(("plugin_nats", "information in the features, nats (estimate)", 1))
 
     def draw(axes: Sequence[Axes], colors: Mapping[str, str]) -> None:
         for panel, (key, title, scale) in zip(axes, panels):
-            for row in rows:
-                lines = [[p for p in points if p[key] is not None] for points in tracks[id(row)]]
-                lines = [line for line in lines if line]
-                if not lines:
-                    continue
-                color = colors[role(row)]
-                for line in lines:
-                    panel.plot(
-                        [p["epoch"] for p in line],
-                        [scale * p[key] for p in line],
-                        color=color,
-                        linewidth=0.9,
-                        alpha=0.4,
-                    )
-                epochs = [p["epoch"] for p in lines[0]]
-                mean = np.mean([[scale * p[key] for p in line] for line in lines], axis=0)
-                panel.plot(
-                    epochs,
-                    mean,
-                    color=color,
-                    linewidth=2.2,
-                    marker=MARKERS[role(row)],
-                    markersize=4,
-                    label=cell_name(row, rows),
-                )
+            for row, runs in tracks:
+                lines = [
+                    [(p.epoch, scale * getattr(p, key)) for p in run if getattr(p, key) is not None] for run in runs
+                ]
+                _track(panel, row, [line for line in lines if line], colors)
             panel.set_title(title, fontsize=10, loc="left", color=colors["text"])
             panel.set_xlabel("epoch")
             panel.set_ylim(bottom=0)
@@ -148,6 +134,18 @@ def curves(rows: Sequence[Row], curves_of: Callable[[Any], list[dict[str, Any]]]
     return _chart(draw, width=8.2 if informative else 4.6, height=3.1, panels=len(panels))
 
 
+def _track(panel: Axes, row: Row, lines: Sequence[Sequence[tuple[int, float]]], colors: Mapping[str, str]) -> None:
+    """A thin line per run, and a thick one for their mean."""
+    if not lines:
+        return
+    style = {"color": colors[row.role]}
+    for line in lines:
+        panel.plot(*zip(*line), linewidth=0.9, alpha=0.4, **style)
+    epochs = [epoch for epoch, _ in lines[0]]
+    mean = np.mean([[value for _, value in line] for line in lines], axis=0)
+    panel.plot(epochs, mean, linewidth=2.2, marker=MARKERS[row.role], markersize=4, label=row.name, **style)
+
+
 def tradeoff(rows: Sequence[Row], curve: Sequence[Row]) -> Chart:
     """Accuracy against the strongest attack's error: the curve of plain noise, and the cells with CEM."""
 
@@ -156,12 +154,12 @@ def tradeoff(rows: Sequence[Row], curve: Sequence[Row]) -> Chart:
         accuracies, mses = envelope(np.array([r.accuracy.mean for r in curve]), np.array([r.mse.mean for r in curve]))
         axes.plot(100 * accuracies, mses, color=colors["off"], linewidth=1.6, alpha=0.7, zorder=1)
         for row in rows:
-            kind = role(row)
+            kind = row.role
             axes.errorbar(
                 100 * row.accuracy.mean, row.mse.mean, xerr=100 * row.accuracy.deviation, yerr=row.mse.deviation,
                 fmt=MARKERS[kind], color=colors[kind], markersize=6, elinewidth=0.9, alpha=0.95,
             )  # fmt: skip
-            name = f"σ = {row.noise_std:g}" if row in curve and kind == "off" else cell_name(row, rows)
+            name = f"σ = {row.noise_std:g}" if row in curve and kind == "off" else row.name
             place = {"xytext": (-8, -5), "ha": "right", "va": "top"} if row in curve else {"xytext": (8, 5)}
             point = (100 * row.accuracy.mean, row.mse.mean)
             axes.annotate(name, point, textcoords="offset points", fontsize=9, color=colors[kind], **place)
@@ -172,6 +170,11 @@ def tradeoff(rows: Sequence[Row], curve: Sequence[Row]) -> Chart:
         axes.grid(color=colors["grid"], linewidth=0.8)
 
     return _chart(draw, width=7.2, height=3.8)
+
+
+def _error(record: Record) -> float:
+    """Error of the strongest attack on a run."""
+    return min(outcome.mse for outcome in record.attacks.values())
 
 
 def _chart(

@@ -2,45 +2,61 @@
 
 usage: python -m cem_fast.report.markdown RESULTS.json [--summary]
 
-The attack on a run is the strongest one on it; figures are means over the runs of a cell. `docs/results/evaluation.md` holds the tables,
-and the README the summary, of the results in `benchmarks/results`.
+The attack on a run is its strongest one, and figures are means over the runs of a cell. `docs/evaluation.md` holds the tables, and the
+README the summary, of the results in `benchmarks/results`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-Json = dict[str, Any]
-NOT_OF_A_CELL = ("data", "seed", "fold", "attacks")
-OF_CEM = ("lambda", "cem_by_class", "cem_components", "cem_covariance", "cem_variant", "cem_gradient", "cem_schedule")
+from cem_fast.experiments.records import FrontierEntry, GridRecord, Pair, Record, Results
+from cem_fast.experiments.results import cells, read_file
 
 
-def tables(results: Json) -> str:
-    """All tables of a results.json, those of one data set after those of the other."""
+def tables(results: Results) -> str:
+    """All tables of a results.json, one data set after another.
+
+    Args:
+        results: its content.
+
+    Example:
+        >>> from cem_fast.experiments.records import Results
+        >>> from cem_fast.report import markdown
+        >>> markdown.tables(Results("cem-fast demo", None, {}, {}, (), (), ()))
+        ''
+    """
     return "\n\n".join(
         f"### {data}\n\n" + "\n\n".join(part(results, data) for part in (frontier, sweep, same_noise, attacks))
-        for data in results["baseline"]
+        for data in results.baseline
     )
 
 
-def summary(results: Json) -> str:
-    """One row a data set: what CEM gains over all defenses, over plain noise at equal accuracy and at the same noise."""
+def summary(results: Results) -> str:
+    """One row per data set: what CEM gains, over plain noise at equal accuracy and at the same noise.
+
+    Args:
+        results: content of a results.json.
+
+    Example:
+        >>> from cem_fast.experiments.records import Results
+        >>> from cem_fast.report import markdown
+        >>> print(markdown.summary(Results("cem-fast demo", None, {}, {}, (), (), ())))
+        | data | gain over plain noise at equal accuracy | accuracy lost | gain at the same noise | interval above 0 |
+        | --- | ---: | ---: | ---: | ---: |
+    """
     rows = []
-    for data in results["baseline"]:
-        pairs = _of(data, results["pairs"])
-        both = [_both(results, pair) for pair in pairs]
-        lost = mean(accuracy(off) - accuracy(on) for off, on in both)
-        sure = sum(pair["interval"][0] > 0 for pair in pairs)
-        paired = {pair["run"] for pair in pairs}
-        over_noise = [entry for entry in _of(data, results["frontier"]) if entry["run"] in paired]
+    for data in results.baseline:
+        pairs = [pair for pair in results.pairs if pair.data == data]
+        both = [compared(results, pair) for pair in pairs]
+        lost = f"{100 * mean(accuracy(off) - accuracy(on) for off, on in both):.1f} points" if both else "-"
+        sure = sum(pair.interval[0] > 0 for pair in pairs)
+        paired = {pair.run for pair in pairs}
+        over_noise = [entry for entry in results.frontier if entry.data == data and entry.run in paired]
         known = f" ({len(over_noise)} of {len(pairs)})"  # the others are less accurate than every level of the sweep
-        figures = _range(over_noise) + known, f"{100 * lost:.1f} points", _range(pairs), f"{sure} of {len(pairs)}"
-        rows.append([data, *figures])
+        rows.append([data, _range(over_noise) + known, lost, _range(pairs), f"{sure} of {len(pairs)}"])
     heads = [
         "data",
         "gain over plain noise at equal accuracy",
@@ -51,16 +67,34 @@ def summary(results: Json) -> str:
     return _table(heads, rows)
 
 
-def same_noise(results: Json, data: str) -> str:
-    """Every defense without CEM and with it, at the same noise."""
-    ceiling, pairs, rows = results["baseline"][data]["class_mean_mse"], _of(data, results["pairs"]), []
+def same_noise(results: Results, data: str) -> str:
+    """Every defense without CEM and with it, at the same noise.
+
+    Args:
+        results: content of a results.json.
+        data: name of a data set.
+
+    Example:
+        >>> from cem_fast.experiments.records import Baseline, Results
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Record
+        >>> from cem_fast.report import markdown
+        >>> run = Record("faces", RunConfig(), 0.9, 80, {}, Leakage(None, None, None), {"total": 1.0}).at(None)
+        >>> print(markdown.same_noise(Results("", None, {}, {"faces": Baseline(0.02, 0.01)}, (run,), (), ()), "faces"))
+        At the same noise (the error of the class mean is 0.01000; gain -):
+        <BLANKLINE>
+        | defense | noise | accuracy | attack MSE | / class mean | accuracy, CEM | attack MSE, CEM | / class mean, CEM | gain |
+        | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+    """
+    ceiling, rows = results.baseline[data].class_mean_mse, []
+    pairs = [pair for pair in results.pairs if pair.data == data]
     for pair in pairs:
         figures = [
             figure
-            for cell in _both(results, pair)
+            for cell in compared(results, pair)
             for figure in (f"{accuracy(cell):.1%}", f"{mse(cell):.5f}", f"{mse(cell) / ceiling:.0%}")
         ]
-        rows.append([pair["defense"], f"{pair['noise_std']:g}", *figures, _gain(pair)])
+        rows.append([pair.defense, f"{pair.noise_std:g}", *figures, _gain(pair)])
     title = f"At the same noise (the error of the class mean is {ceiling:.5f}; gain {_range(pairs)}):"
     heads = [
         "defense",
@@ -75,91 +109,183 @@ def same_noise(results: Json, data: str) -> str:
     return title + "\n\n" + _table([*heads, "gain"], rows)
 
 
-def frontier(results: Json, data: str) -> str:
-    """CEM against more plain noise at equal accuracy."""
-    entries, rows = {entry["run"]: entry for entry in _of(data, results["frontier"])}, []
+def frontier(results: Results, data: str) -> str:
+    """CEM against more plain noise at equal accuracy.
+
+    Args:
+        results: content of a results.json.
+        data: name of a data set.
+
+    Example:
+        >>> from cem_fast.experiments.records import Results
+        >>> from cem_fast.report import markdown
+        >>> print(markdown.frontier(Results("", None, {}, {}, (), (), ()), "faces"))
+        Over plain noise at equal accuracy:
+        <BLANKLINE>
+        | defense | accuracy | attack MSE | gain |
+        | --- | ---: | ---: | ---: |
+    """
+    entries, rows = {entry.run: entry for entry in results.frontier}, []
     for cell in _cells(results, data):
-        if not cell[0]["cem"]:
+        first = cell[0]
+        if not first.cem:
             continue
-        name = cell[0]["defense"] + ("" if cell[0]["config"]["cem_by_class"] else ", one Gaussian without labels")
-        entry = entries.get(results["runs"].index(cell[0]))
+        name = first.config.defense + ("" if first.config.cem_by_class else ", one Gaussian without labels")
+        entry = entries.get(results.runs.index(first))
         gain = _gain(entry) if entry else "less accurate than every level of the sweep"
         rows.append([f"{name} + CEM", f"{accuracy(cell):.1%}", f"{mse(cell):.5f}", gain])
     return "Over plain noise at equal accuracy:\n\n" + _table(["defense", "accuracy", "attack MSE", "gain"], rows)
 
 
-def sweep(results: Json, data: str) -> str:
-    """The bottleneck with nothing but noise, level by level."""
+def sweep(results: Results, data: str) -> str:
+    """The bottleneck with nothing but noise, one row per level.
+
+    Args:
+        results: content of a results.json.
+        data: name of a data set.
+
+    Example:
+        >>> from cem_fast.experiments.records import Results
+        >>> from cem_fast.report import markdown
+        >>> print(markdown.sweep(Results("", None, {}, {}, (), (), ()), "faces"))
+        The plain noise that this compares to:
+        <BLANKLINE>
+        | noise | accuracy | attack MSE |
+        | --- | ---: | ---: |
+    """
     plain = {
-        cell[0]["config"]["noise_std"]: [f"{accuracy(cell):.1%}", f"{mse(cell):.5f}"]
+        cell[0].config.noise_std: [f"{accuracy(cell):.1%}", f"{mse(cell):.5f}"]
         for cell in _cells(results, data)
-        if cell[0]["defense"] in ("noise", "bottleneck") and not cell[0]["cem"]
+        if cell[0].config.defense in ("noise", "bottleneck") and not cell[0].cem
     }
     rows = [[f"{level:g}", *plain[level]] for level in sorted(plain)]
     return "The plain noise that this compares to:\n\n" + _table(["noise", "accuracy", "attack MSE"], rows)
 
 
-def attacks(results: Json, data: str) -> str:
-    """Every attack on runs with noise: its error, how often it was the strongest, and what half its budget costs it."""
-    runs = [run for run in _of(data, results["runs"]) if run["config"]["noise_std"] > 0]
-    strongest = [min(run["attacks"], key=lambda name: run["attacks"][name]["mse"]) for run in runs]
+def attacks(results: Results, data: str) -> str:
+    """Every attack on runs with noise: its error, how often it was the strongest, and the cost of half its budget.
+
+    Args:
+        results: content of a results.json.
+        data: name of a data set.
+
+    Example:
+        >>> from cem_fast.experiments.records import Results
+        >>> from cem_fast.report import markdown
+        >>> print(markdown.attacks(Results("", None, {}, {}, (), (), ()), "faces"))
+        The attacks, over all runs with noise:
+        <BLANKLINE>
+        | attack | MSE | strongest of its run | half the budget: error, mean | at worst |
+        | --- | ---: | ---: | ---: | ---: |
+    """
+    runs = [run for run in results.runs if run.data == data and run.config.noise_std > 0]
+    strongest = [run.strongest for run in runs]
     rows = []
-    for name in runs[0]["attacks"]:
-        entries = [run["attacks"][name] for run in runs]
-        halves = [e["mse_half_budget"] / e["mse"] - 1 for e in entries if e["mse_half_budget"] is not None]
+    for name in dict.fromkeys(attack for run in runs for attack in run.attacks):
+        outcomes = [run.attacks[name] for run in runs if name in run.attacks]
+        halves = [each.mse_half_budget / each.mse - 1 for each in outcomes if each.mse_half_budget is not None]
         cost = [f"{mean(halves):+.1%}", f"{max(halves):+.1%}"] if halves else ["-", "-"]
-        rows.append([name, f"{mean(e['mse'] for e in entries):.5f}", f"{strongest.count(name)} of {len(runs)}", *cost])
+        error = mean(each.mse for each in outcomes)
+        rows.append([name, f"{error:.5f}", f"{strongest.count(name)} of {len(runs)}", *cost])
     heads = ["attack", "MSE", "strongest of its run", "half the budget: error, mean", "at worst"]
     return "The attacks, over all runs with noise:\n\n" + _table(heads, rows)
 
 
-def accuracy(cell: list[Json]) -> float:
-    """Mean accuracy of the runs of a cell."""
-    return mean(run["accuracy"] for run in cell)
+def accuracy(cell: Sequence[Record]) -> float:
+    """Mean accuracy of the runs of a cell.
+
+    Args:
+        cell: the runs.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Record
+        >>> from cem_fast.report import markdown
+        >>> markdown.accuracy([Record("faces", RunConfig(), 0.9, 80, {}, Leakage(None, None, None), {"total": 1.0})])
+        0.9
+    """
+    return mean(run.accuracy for run in cell)
 
 
-def mse(cell: list[Json]) -> float:
-    """Mean error of the strongest attack on every run of a cell."""
-    return mean(min(attack["mse"] for attack in run["attacks"].values()) for run in cell)
+def mse(cell: Sequence[Record]) -> float:
+    """Mean error of the strongest attack on every run of a cell.
+
+    Args:
+        cell: the runs, all of them attacked.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Outcome, Record
+        >>> from cem_fast.report import markdown
+        >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        >>> record = Record("faces", RunConfig(), 0.9, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0})
+        >>> markdown.mse([record])
+        0.01
+    """
+    return mean(min(outcome.mse for outcome in run.attacks.values()) for run in cell)
 
 
 def mean(values: Iterable[float]) -> float:
+    """Mean of at least one number.
+
+    Args:
+        values: the numbers.
+
+    Example:
+        >>> from cem_fast.report import markdown
+        >>> markdown.mean([1.0, 2.0])
+        1.5
+    """
     values = list(values)
     return sum(values) / len(values)
 
 
-def _of(data: str, entries: list[Json]) -> list[Json]:
-    return [entry for entry in entries if entry["data"] == data]
+def compared(results: Results, pair: Pair) -> tuple[list[GridRecord], list[GridRecord]]:
+    """The runs that a pair compares.
+
+    Args:
+        results: content of a results.json.
+        pair: one of its pairs.
+
+    Returns:
+        The runs without CEM and those with it.
+
+    Raises:
+        ValueError: there are no runs without CEM that agree in all other settings.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Baseline, Leakage, Pair, Record, Results
+        >>> from cem_fast.report import markdown
+        >>> rest = 0.9, 80, {}, Leakage(None, None, None), {"total": 1.0}
+        >>> runs = tuple(Record("faces", RunConfig(cem_weight=weight), *rest).at(None) for weight in (0.0, 0.5))
+        >>> pair = Pair("faces", "noise", 0.1, 0.5, run=1, gain=0.9, interval=(0.8, 1.0))
+        >>> results = Results("", None, {}, {"faces": Baseline(0.02, 0.01)}, runs, (pair,), ())
+        >>> [[run.label for run in cell] for cell in markdown.compared(results, pair)]
+        [['noise'], ['noise + CEM']]
+    """
+    on = results.runs[pair.run]
+    alike = [cell for cell in _cells(results, on.data) if cell[0].without_cem == on.without_cem]
+    without = next((cell for cell in alike if not cell[0].cem), None)
+    if without is None:
+        raise ValueError(
+            f"run {pair.run} of results.json is in a pair, but there is no run without CEM of its settings"
+        )
+    return without, next(cell for cell in alike if cell[0].cell == on.cell)
 
 
-def _cells(results: Json, data: str) -> list[list[Json]]:
-    """The runs that differ in seed and fold alone, in the order in which they come."""
-    found = defaultdict(list)
-    for run in _of(data, results["runs"]):
-        found[_settings(run)].append(run)
-    return list(found.values())
+def _cells(results: Results, data: str) -> list[list[GridRecord]]:
+    return cells(run for run in results.runs if run.data == data and run.attacks)
 
 
-def _both(results: Json, pair: Json) -> tuple[list[Json], list[Json]]:
-    """The runs without CEM and with it that a pair compares."""
-    on, cells = results["runs"][pair["run"]], _cells(results, pair["data"])
-    alike = [cell for cell in cells if _settings(cell[0], *OF_CEM) == _settings(on, *OF_CEM)]
-    return next(c for c in alike if not c[0]["cem"]), next(c for c in alike if _settings(c[0]) == _settings(on))
-
-
-def _settings(run: Json, *ignored: str) -> str:
-    ignored = (*NOT_OF_A_CELL, *ignored)
-    return json.dumps({key: value for key, value in run["config"].items() if key not in ignored}, sort_keys=True)
-
-
-def _range(entries: list[Json]) -> str:
-    gains = [entry["gain"] for entry in entries]
+def _range(entries: Sequence[Pair] | Sequence[FrontierEntry]) -> str:
+    gains = [entry.gain for entry in entries]
     return f"{min(gains):+.0%} to {max(gains):+.0%}, mean {mean(gains):+.0%}" if gains else "-"
 
 
-def _gain(entry: Json) -> str:
-    low, high = entry["interval"]
-    return f"{entry['gain']:+.0%} ({low:+.0%} to {high:+.0%})"
+def _gain(entry: Pair | FrontierEntry) -> str:
+    low, high = entry.interval
+    return f"{entry.gain:+.0%} ({low:+.0%} to {high:+.0%})"
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
@@ -170,6 +296,6 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--summary", action="store_true", help="one row a data set")
+    parser.add_argument("--summary", action="store_true", help="one row per data set")
     arguments = parser.parse_args()
-    print((summary if arguments.summary else tables)(json.loads(arguments.results.read_text())))
+    print((summary if arguments.summary else tables)(read_file(arguments.results)))

@@ -1,4 +1,4 @@
-"""results.json and the folders of its runs -> one self-contained HTML page."""
+"""results.json and the folders of its runs to one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from cem_fast import bounds
 from cem_fast._support.files import check_target, write_atomically
-from cem_fast.experiments import gains, saved_run
-from cem_fast.experiments.results import RESULTS, Measured, Row, cell_name, load_runs, make_rows
+from cem_fast.experiments import gains
+from cem_fast.experiments.records import Baseline, FrontierEntry, Pair, Point, Record, Results
+from cem_fast.experiments.results import RESULTS, Measured, Row, load_runs, make_rows, read
+from cem_fast.experiments.saved_run import read_description
 from cem_fast.report import charts
 
 PAGE = "report.html"
 MARK = b"<title>cem_fast: "
-_VICTIMS = {  # what is under attack, and what is said beside its pictures
+_VICTIMS = {  # what is under attack, and the note next to its pictures
     "inference": ("test images", "test images, unseen in training"),
     "train": ("training images", "training images, which the attacker does not hold"),
 }
@@ -27,7 +29,13 @@ _VICTIMS = {  # what is under attack, and what is said beside its pictures
 
 @dataclass(frozen=True)
 class Strip:
-    """One row of the picture grid: what was rebuilt of every chosen image, and the figures of the cell it comes from."""
+    """One row of the picture grid: reconstructions of the chosen images, and the figures of their cell.
+
+    Example:
+        >>> from cem_fast.report.page import Strip
+        >>> Strip("Original", "test images", "truth", images=[]).mse is None
+        True
+    """
 
     title: str
     note: str
@@ -35,6 +43,36 @@ class Strip:
     images: list[str]
     row: Row | None = None
     mse: float | None = None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A gain with the cells that it compares.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Outcome, Record
+        >>> from cem_fast.experiments.results import Measured, make_rows
+        >>> from cem_fast.report.page import Gain
+        >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        >>> rest = 0.9, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0}
+        >>> runs = [Measured(Record("faces", RunConfig(cem_weight=w), *rest).at(None), {}) for w in (0.0, 0.5)]
+        >>> off, on = make_rows(runs)
+        >>> Gain(on, off, gain=0.9, low=0.8, high=1.0).verdict
+        'higher'
+    """
+
+    on: Row
+    off: Row | None
+    gain: float
+    low: float
+    high: float
+    accuracy: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``higher``, ``lower``, or ``unclear`` if the interval includes zero."""
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else "unclear"
 
 
 def write(folder: str | Path) -> Path:
@@ -48,49 +86,51 @@ def write(folder: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no results.json, or a run that it names is missing.
-        ValueError: a file is damaged, or a ``report.html`` is there that is not a report of cem_fast.
+        ValueError: a file is damaged, or the folder holds another program's ``report.html``.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.config import GridConfig
+        >>> from cem_fast.experiments import grid
+        >>> from cem_fast.report import page
+        >>> config = GridConfig(undefended=(), seeds=(0,), image_size=16, epochs=2, cem_components=1, attacks=("nearest",))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = grid.evaluate(config, folder)
+        ...     page.write(folder).name
+        'report.html'
     """
     check_target(folder, {PAGE: MARK})
     folder = Path(folder)
+    results = read(folder)
     page = folder / PAGE
-    write_atomically(page, render(*read(folder), folder).encode())
+    write_atomically(page, render(results, load_runs(folder, results), folder).encode())
     return page
 
 
-def read(folder: str | Path) -> tuple[dict[str, Any], list[Measured]]:
-    """Reads a finished grid.
-
-    Args:
-        folder: holds ``results.json`` and the runs that it names.
-
-    Returns:
-        What results.json holds, and its runs.
-
-    Raises:
-        FileNotFoundError: there is no results.json, or a run that it names is missing or was not kept.
-        ValueError: a file is damaged.
-    """
-    path = Path(folder) / RESULTS
-    try:
-        results = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no results here; run cem-fast evaluate or cem-fast demo first") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged, not readable as JSON ({error})") from None
-    if lost := sum(run["checkpoint"] is None for run in results["runs"]):
-        raise FileNotFoundError(
-            f"{path}: the files of {lost} of its {len(results['runs'])} runs were not kept; to have them again: {results['command']}"
-        )
-    return results, load_runs(folder, results)
-
-
-def render(results: dict[str, Any], runs: Sequence[Measured], folder: Path) -> str:
+def render(results: Results, runs: Sequence[Measured], folder: Path) -> str:
     """Returns the page.
 
     Args:
-        results: what results.json holds.
-        runs: its runs, with what they measured per image.
+        results: content of results.json.
+        runs: its runs with their measurements per image.
         folder: the folder that holds them.
+
+    Raises:
+        FileNotFoundError: a run is missing.
+        ValueError: a file is damaged, or a data set has no attacked run.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast.config import GridConfig
+        >>> from cem_fast.experiments import grid
+        >>> from cem_fast.experiments.results import load_runs
+        >>> from cem_fast.report import page
+        >>> config = GridConfig(undefended=(), cem_weights=(0.0,), seeds=(0,), image_size=16, epochs=1, attacks=("nearest",))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     results = grid.evaluate(config, folder)
+        ...     page.render(results, load_runs(folder, results), Path(folder)).splitlines()[0]
+        '<!doctype html>'
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -103,105 +143,97 @@ def render(results: dict[str, Any], runs: Sequence[Measured], folder: Path) -> s
     )
     environment.filters |= {"percent": _percent, "mse": lambda value: f"{value:.4f}"}
     rows = make_rows(runs)
-    sections = [_section(results, name, rows, runs, folder) for name in results["baseline"]]
+    if bare := sorted({*results.baseline} - {row.data for row in rows}):
+        raise ValueError(f"{folder / RESULTS}: no attacked runs on {', '.join(bare)}")
+    sections = [_section(results, name, rows, runs, folder) for name in results.baseline]
     return environment.get_template("page.html").render(
         results=results,
         sections=sections,
         headline=next((section for section in sections if section["pairs"]), None),
-        settings=_shared_settings(results["runs"]),
-        example=results["runs"][-1]["checkpoint"],
+        settings=_shared_settings(results.runs),
+        example=results.runs[-1].checkpoint,
         folder=f"path/to/{folder.name}" if folder.is_absolute() else folder.as_posix(),
+        seconds=sum(run.seconds["total"] for run in results.runs),
     )
 
 
 def _section(
-    results: dict[str, Any], name: str, rows: Sequence[Row], runs: Sequence[Measured], folder: Path
+    results: Results, name: str, rows: Sequence[Row], runs: Sequence[Measured], folder: Path
 ) -> dict[str, Any]:
-    """Everything that the page says about one data set."""
+    """What the page says about one data set."""
     rows = [row for row in rows if row.data == name]
-    first = rows[0].runs[0]
-    description = saved_run.read_description(folder / first.record["checkpoint"])
-    baseline = results["baseline"][name]
-    pairs = [_gain(entry, rows, runs) for entry in results["pairs"] if entry["data"] == name]
-    frontier = [_gain(entry, rows, runs) for entry in results["frontier"] if entry["data"] == name]
-    swept = [row for row in rows if charts.role(row) == "on" and gains.noise_sweep(runs, row.runs[0])]
-    shown = next((pair for pair in pairs if pair["defense"] == "noise"), pairs[0] if pairs else None)
-    dimension = torch.Size(description["image_shape"]).numel()
-    informative = [row for row in rows if row.leakage("heldout_nats")]
+    record = rows[0].record
+    description = read_description(folder / str(record.checkpoint))
+    baseline = results.baseline[name]
+    pairs = [_gain(entry, rows, runs) for entry in results.pairs if entry.data == name]
+    swept = [row for row in rows if row.role == "on" and gains.noise_sweep(runs, row.runs[0])]
+    shown = next((pair for pair in pairs if pair.on.config.defense == "noise"), pairs[0] if pairs else None)
+    dimension = torch.Size(description.image_shape).numel()
     half_budget = _half_budget(rows)
     tradeoff = None
     if swept:
         levels = {cell[0].cell for cell in gains.noise_sweep(runs, swept[0].runs[0])}
-        curve = [row for row in rows if row.runs[0].cell in levels]
+        curve = [row for row in rows if row.record.cell in levels]
         tradeoff = charts.tradeoff([*curve, *swept], curve)
     return {
         "name": name,
-        "cells": [{"row": row, "name": cell_name(row, rows), "role": charts.role(row)} for row in rows],
-        "attacks": list(first.record["attacks"]),
+        "rows": rows,
+        "attacks": list(record.attacks),
         "half_budget": half_budget,
-        "unhalved": {
-            attack: entry["budget"] for attack, entry in first.record["attacks"].items() if attack not in half_budget
-        },
-        "recognition": description["recognition"],
-        "knowledge": {attack: entry["knowledge"] for attack, entry in first.record["attacks"].items()},
+        "unhalved": {attack: outcome.budget for attack, outcome in record.attacks.items() if attack not in half_budget},
+        "recognition": description.recognition,
+        "knowledge": {attack: outcome.knowledge for attack, outcome in record.attacks.items()},
         "baseline": baseline,
         "pairs": pairs,
-        "frontier": frontier,
+        "frontier": [_gain(entry, rows, runs) for entry in results.frontier if entry.data == name],
         "swept": bool(swept),
         "shown": shown,
-        "mean_gain": sum(pair["gain"] for pair in pairs) / len(pairs) if pairs else None,
+        "mean_gain": sum(pair.gain for pair in pairs) / len(pairs) if pairs else None,
         "hero": _strips(rows, shown, baseline),
         "gallery": _strips(rows, None, baseline) if len(rows) > 3 else None,
         "errors": charts.errors(rows, baseline),
-        "curves": charts.curves(
-            _shown(rows, shown), lambda run: saved_run.read_description(folder / run.record["checkpoint"])["curves"]
-        ),
+        "curves": charts.curves([(row, _points(row, folder)) for row in _shown(rows, shown)]),
         "tradeoff": tradeoff,
-        "bounds": [
-            {
-                "name": cell_name(row, rows),
-                "role": charts.role(row),
-                "plugin": row.leakage("plugin_nats"),
-                "heldout": row.leakage("heldout_nats"),
-                "error": row.leakage("heldout_se"),
-                "floor": float(bounds.relative_mse_floor(max(row.leakage("heldout_nats").mean, 0.0), dimension)),
-            }
-            for row in informative
-        ],
-        "noiseless": [cell_name(row, rows) for row in rows if not row.leakage("heldout_nats")],
+        "bounds": _bounds(rows, dimension),
+        "noiseless": [row.name for row in rows if not row.leakage("heldout_nats")],
         "dimension": dimension,
-        "image_shape": description["image_shape"],
-        "num_classes": description["num_classes"],
-        "num_victims": description["data"]["num_victims"],
-        "victims": _VICTIMS[first.record["protocol"]][0],
+        "image_shape": description.image_shape,
+        "num_classes": description.num_classes,
+        "num_victims": description.data.num_victims,
+        "victims": _VICTIMS[record.config.protocol][0],
         "leaked": _leaked(rows, folder),
-        "data": description["data"],
-        "record": first.record,
+        "data": description.data,
+        "config": record.config,
     }
 
 
-def _gain(entry: dict[str, Any], rows: Sequence[Row], runs: Sequence[Measured]) -> dict[str, Any]:
-    """An entry of ``pairs`` or ``frontier`` with the cells that it is about and what can be said of it."""
-    first = runs[entry["run"]]
-    on = next(row for row in rows if row.runs[0].cell == first.cell)
-    off = next((row for row in rows if charts.role(row) != "on" and row.runs[0].without_cem == first.without_cem), None)
-    low, high = entry["interval"]
-    verdict = "higher" if low > 0 else "lower" if high < 0 else "unclear"
-    return {
-        **entry,
-        "on": on,
-        "off": off,
-        "low": low,
-        "high": high,
-        "verdict": verdict,
-        "name": cell_name(on, rows),
-    }
+def _gain(entry: Pair | FrontierEntry, rows: Sequence[Row], runs: Sequence[Measured]) -> Gain:
+    """A gain with the cells that it is about."""
+    first = runs[entry.run].record
+    on = next((row for row in rows if row.record.cell == first.cell), None)
+    if on is None:
+        raise ValueError(f"{RESULTS}: run {entry.run} is in a gain of {entry.data}, and is not an attacked run on it")
+    off = next((row for row in rows if row.role != "on" and row.record.without_cem == first.without_cem), None)
+    accuracy = entry.accuracy if isinstance(entry, FrontierEntry) else None
+    return Gain(on, off, entry.gain, *entry.interval, accuracy)
+
+
+def _bounds(rows: Sequence[Row], dimension: int) -> list[dict[str, Any]]:
+    """Estimates of the information, a line per row with noise."""
+    found = []
+    for row in rows:
+        heldout = row.leakage("heldout_nats")
+        if heldout:
+            floor = float(bounds.relative_mse_floor(max(heldout.mean, 0.0), dimension))
+            estimates = {"plugin": row.leakage("plugin_nats"), "heldout": heldout, "error": row.leakage("heldout_se")}
+            found.append({"row": row, **estimates, "floor": floor})
+    return found
 
 
 def _half_budget(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     """Per attack with a budget, the least and the greatest relative excess of its error at half the budget."""
     found: dict[str, tuple[float, float]] = {}
-    for attack in rows[0].runs[0].record["attacks"]:
+    for attack in rows[0].record.attacks:
         pairs = [(row.attack(attack, "mse_half_budget"), row.attack(attack, "mse")) for row in rows]
         excess = [half.mean / full.mean - 1 for half, full in pairs if half and full]
         if excess:
@@ -210,59 +242,63 @@ def _half_budget(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 
 
 def _leaked(rows: Sequence[Row], folder: Path) -> tuple[int, int] | None:
-    """How many of the test images of all folds the attacker holds as well, and how many there are; None if runs do not say."""
-    folds = {run.record["fold"]: run.record["checkpoint"] for row in rows for run in row.runs}
-    parts = [saved_run.read_description(folder / path)["data"] for path in folds.values()]
-    if any("num_leaked" not in part for part in parts):  # runs of earlier versions
+    """How many test images of all folds the attacker holds as well, and how many there are; None if not recorded."""
+    folds = {run.record.config.fold: run.record.checkpoint for row in rows for run in row.runs}
+    parts = [read_description(folder / str(path)).data for path in folds.values()]
+    leaked = [part.num_leaked for part in parts if part.num_leaked is not None]
+    if len(leaked) < len(parts):  # runs of earlier versions
         return None
-    return sum(part["num_leaked"] for part in parts), sum(part["num_victims"] for part in parts)
+    return sum(leaked), sum(part.num_victims for part in parts)
 
 
-def _strips(rows: Sequence[Row], pair: dict[str, Any] | None, baseline: dict[str, float]) -> list[Strip]:
-    """The picture grid: the originals, what the attacks rebuilt, and what the label alone gives away.
+def _points(row: Row, folder: Path) -> list[tuple[Point, ...]]:
+    return [read_description(folder / str(run.record.checkpoint)).curves for run in row.runs]
+
+
+def _strips(rows: Sequence[Row], pair: Gain | None, baseline: Baseline) -> list[Strip]:
+    """The picture grid: the originals, the reconstructions, and the class mean.
 
     Args:
         rows: the cells of a data set.
-        pair: the pair to show beside the undefended cell; None shows every cell.
+        pair: the pair to show next to the undefended cell; None shows every cell.
         baseline: the controls.
     """
     shown = _shown(rows, pair)
     first = shown[-1].runs[0]
     originals = _pictures(first.measurements["pictures.original"])
-    strips = [Strip("Original", _VICTIMS[first.record["protocol"]][1], "truth", originals)]
+    strips = [Strip("Original", _VICTIMS[first.record.config.protocol][1], "truth", originals)]
     for row in shown:
-        run = next((run for run in row.runs if run.repeat == first.repeat), row.runs[0])
-        name, role = cell_name(row, rows), charts.role(row)
-        title = name[0].upper() + name[1:]
-        note = f"noise σ = {row.noise_std:g}, rebuilt by the attack “{run.strongest}”"
-        if pair is not None and row is shown[0] and role == "undefended":
-            title, note = "No defense", f"{name} alone, {note}" if row.label != "none" else note
-        rebuilt = _pictures(run.measurements[f"pictures.{run.strongest}"])
-        strips.append(Strip(title, note, role, rebuilt, row, row.mse.mean))
+        run = next((run for run in row.runs if run.record.repeat == first.record.repeat), row.runs[0])
+        title = row.name[0].upper() + row.name[1:]
+        note = f"noise σ = {row.noise_std:g}, rebuilt by the attack “{run.record.strongest}”"
+        if pair is not None and row is shown[0] and row.role == "undefended":
+            title, note = "No defense", f"{row.name} alone, {note}" if row.label != "none" else note
+        rebuilt = _pictures(run.measurements[f"pictures.{run.record.strongest}"])
+        strips.append(Strip(title, note, row.role, rebuilt, row, row.mse.mean))
     guess = _pictures(first.measurements["pictures.class_mean"])
     strips.append(
-        Strip("Class mean", "what the label alone gives away", "control", guess, None, baseline["class_mean_mse"])
+        Strip("Class mean", "what the label alone gives away", "control", guess, None, baseline.class_mean_mse)
     )
     return strips
 
 
-def _shown(rows: Sequence[Row], pair: dict[str, Any] | None) -> list[Row]:
-    """The cells to show: an undefended one and a pair without and with CEM; all of them where there is no pair."""
-    if pair is None:
+def _shown(rows: Sequence[Row], pair: Gain | None) -> list[Row]:
+    """The cells to show: an undefended one and a pair without and with CEM; all of them if there is no pair."""
+    if pair is None or pair.off is None:
         return list(rows)
-    undefended = [row for row in rows if charts.role(row) == "undefended" and row is not pair["off"]]
-    return [*undefended[:1], pair["off"], pair["on"]]
+    undefended = [row for row in rows if row.role == "undefended" and row is not pair.off]
+    return [*undefended[:1], pair.off, pair.on]
 
 
 def _pictures(images: Tensor) -> list[str]:
     return [charts.picture(image) for image in images]
 
 
-def _shared_settings(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _shared_settings(records: Sequence[Record]) -> dict[str, Any]:
     """The settings of all runs: one value where they agree, the list of values where they do not."""
     found: dict[str, Any] = {}
-    for key in records[0]["config"]:
-        values = list({json.dumps(record["config"][key]): record["config"][key] for record in records}.values())
+    for key in records[0].settings:
+        values = list({json.dumps(record.settings[key]): record.settings[key] for record in records}.values())
         found[key] = values[0] if len(values) == 1 else values
     return found
 

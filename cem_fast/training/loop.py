@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from cem_fast._support import typed_json
 from cem_fast._support.learning_rate import one_cycle
 from cem_fast._support.ranks import Ranks
 from cem_fast._support.seeding import derived, seeded
@@ -77,13 +78,16 @@ class Epoch:
         Args:
             record: the JSON.
 
+        Raises:
+            ValueError: an entry is missing or of another type.
+
         Example:
             >>> from cem_fast import training
             >>> saved = {"epoch": 1, "loss": 0.7, "accuracy": 0.5, "cem": None, "learning_rate": 0.1, "seconds": 2.0}
             >>> training.Epoch.from_json(saved).loss
             0.7
         """
-        return cls(**record)
+        return typed_json.read_fields(cls, record, "epoch")
 
 
 def train(

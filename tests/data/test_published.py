@@ -72,7 +72,7 @@ def test_a_run_on_a_published_data_set_and_its_data_again(everything, tmp_path, 
     config = RunConfig(data="cifar10", image_size=16, epochs=2, cem_weight=1.0, cem_components=2)
     config = replace(config, attacks=("ridge",), noise_draws=2)
     record = run(config, tmp_path / "run")
-    assert (record["data"], record["num_test"]) == ("cifar10", 10)
+    assert (record.data, record.num_test) == ("cifar10", 10)
     loaded = saved_run.load_run(tmp_path / "run")
     assert len(loaded.data.train) == 50
     monkeypatch.setenv("CEM_FAST_DATA", str(tmp_path / "elsewhere"))

@@ -37,11 +37,11 @@ def test_every_defense_trains_with_cem_and_without_and_comes_back_the_same(name,
         patch.setattr(training, "train", trained)
         record = run(config, tmp_path)
     loaded = saved_run.load_run(tmp_path)
-    history = loaded.description["history"]
+    history = loaded.description.history
     assert all(math.isfinite(epoch["loss"]) for epoch in history)
-    assert (history[-1]["cem"] is not None) == (weight > 0)
-    assert math.isfinite(record["attacks"]["ridge"]["mse"])
-    assert math.isfinite(record["leakage"]["heldout_nats"])
+    assert (history[-1].cem is not None) == (weight > 0)
+    assert math.isfinite(record.attacks["ridge"].mse)
+    assert math.isfinite(record.leakage.heldout_nats)
 
     released = []
     for model, defense in ((seen["model"], seen["defense"]), (loaded.model, loaded.defense)):
@@ -104,7 +104,7 @@ def test_information_is_estimated_from_what_the_noise_is_added_to(tiny_images, t
     nats = {}
     for name, own in (("noise", {}), ("topk_pruning", {"pruned_share": 0.99})):
         config = replace(CONFIG, data=str(tiny_images), defense=name, **own)
-        nats[name] = run(config, tmp_path / name, attack=False)["leakage"]["heldout_nats"]
+        nats[name] = run(config, tmp_path / name, attack=False).leakage.heldout_nats
         loaded = saved_run.load_run(tmp_path / name)
         sent = loaded.defense.before_noise(training.clean_features(loaded.model, loaded.data.train.images)).flatten(1)
         mixture = loaded.loss.mixture

@@ -16,7 +16,7 @@ from cem_fast.experiments.attack import attack_model
 from cem_fast.experiments.grid import evaluate
 from cem_fast.experiments.run import run
 from cem_fast.metrics import recognition
-from cem_fast.report import page as report
+from cem_fast.report import page
 
 ALL = attacks.names()
 
@@ -153,7 +153,7 @@ def test_no_attack_is_fitted_to_its_victims_or_to_test_images(faces, tmp_path, m
         protocol=protocol, fold=0, cem_components=2,
     )  # fmt: skip
     record = run(config, tmp_path, splits=faces)
-    assert record["protocol"] == protocol
+    assert record.config.protocol == protocol
     assert set(learned) == {*ALL, "observed", "recognizer"}
     forbidden = prints(split.victims) | prints(split.test)
     for who, images in learned.items():
@@ -171,15 +171,15 @@ def test_no_attack_is_fitted_to_its_victims_or_to_test_images(faces, tmp_path, m
 def test_a_grid_under_train_is_compared_and_reported_and_attacked_again(tiny_grid, tmp_path):
     grid = replace(tiny_grid, protocol="train", attacks=("ridge",), noise_levels=(0.3, 0.05))
     results = evaluate(grid, tmp_path)
-    assert len(results["pairs"]) == 1
-    run = saved_run.load_run(tmp_path / results["runs"][0]["checkpoint"])
+    assert len(results.pairs) == 1
+    run = saved_run.load_run(tmp_path / results.runs[0].checkpoint)
     assert run.data.protocol == "train"
     assert (len(run.data.victims), len(run.data.attacker), len(run.data.test)) == (12, 12, 6)
     entry, errors, _ = attack_model("ridge", run.model, run.defense, run.data, run.config)
-    assert entry["mse"] == pytest.approx(results["runs"][0]["attacks"]["ridge"]["mse"], rel=1e-5)
+    assert entry.mse == pytest.approx(results.runs[0].attacks["ridge"].mse, rel=1e-5)
     assert len(errors) == 12
-    assert results["baseline"]["tiny"] == pytest.approx(data.baselines(run.data))
-    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", report.write(tmp_path).read_text()))
+    assert vars(results.baseline["tiny"]) == pytest.approx(data.baselines(run.data))
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.write(tmp_path).read_text()))
     assert "It rebuilds the 12 images that the network was trained on, and holds none of them" in text
     assert "training images, which the attacker does not hold" in text
     assert "test images, unseen in training" not in text

@@ -41,7 +41,7 @@ def test_a_loaded_run_is_the_run_that_was_saved(saved):
     features = training.clean_features(run.model, run.data.train.images)
     assert run.loss(features, run.data.train.labels) > 0
     entry, errors, _ = attack_model("ridge", run.model, run.defense, run.data, run.config)
-    assert entry == run.description["record"]["attacks"]["ridge"]
+    assert entry == run.description.record.attacks["ridge"]
     assert torch.equal(errors, run.measurements["mse.ridge"])
     assert run.measurements["pictures.original"].shape == (6, 1, 16, 16)
 
@@ -178,7 +178,7 @@ for steps in range(3):
                 value.add_(1 + steps)
         parts = {"model": old.model, "defense": old.defense, "loss": old.loss}
         measurements = {k: v + 1 for k, v in old.measurements.items()}
-        saved_run.save_run(folder, config=old.config, **parts, measurements=measurements, description=old.description)
+        saved_run.save_run(folder, **parts, measurements=measurements, description=old.description)
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     now = saved_run.load_run(folder)
@@ -195,13 +195,13 @@ def test_kill_during_a_save_leaves_the_old_run(saved):
     assert leftovers, "the kill should have come before the last rename"
     run = saved_run.load_run(saved)
     parts = {"model": run.model, "defense": run.defense, "loss": run.loss}
-    saved_run.save_run(saved, config=run.config, **parts, measurements=run.measurements, description=run.description)
+    saved_run.save_run(saved, **parts, measurements=run.measurements, description=run.description)
     assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".safetensors", ".safetensors"]
 
 
 def save_again(run, folder):
     parts = {"model": run.model, "defense": run.defense, "loss": run.loss}
-    saved_run.save_run(folder, config=run.config, **parts, measurements=run.measurements, description=run.description)
+    saved_run.save_run(folder, **parts, measurements=run.measurements, description=run.description)
 
 
 def test_other_files_in_the_folder_are_left_alone(saved):
@@ -252,7 +252,7 @@ for child in range(3):
     if children[-1] == 0:
         for step in range(20):
             measured = {k: v + child + 10 * step for k, v in run.measurements.items()}
-            saved_run.save_run(folder, config=run.config, **parts, measurements=measured, description=run.description)
+            saved_run.save_run(folder, **parts, measurements=measured, description=run.description)
         os._exit(0)
 assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
 saved_run.load_run(folder).measurements

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import made_up
 from torch import nn
 
 from cem_fast import models
@@ -100,10 +101,8 @@ def test_every_network_is_saved_and_loaded(name, tmp_path):
     config = RunConfig(model=name, bottleneck="noRELU_C4S2", data="digits")
     model, defense, loss = build_parts(config, image_shape=(1, 32, 32), num_classes=3)
     model.eval()
-    description = {"image_shape": [1, 32, 32], "num_classes": 3}
-    saved_run.save_run(
-        tmp_path, config=config, model=model, defense=defense, loss=loss, measurements={}, description=description
-    )
+    description = made_up.description(config, image_shape=(1, 32, 32), num_classes=3)
+    saved_run.save_run(tmp_path, model=model, defense=defense, loss=loss, measurements={}, description=description)
     images = torch.rand(2, 1, 32, 32)
     loaded = saved_run.load_run(tmp_path)
     assert loaded.config == config

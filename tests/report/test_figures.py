@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from support import made_up
 
 import cem_fast
 from cem_fast import bounds, cost, training
@@ -38,12 +39,7 @@ def rows(*configs: RunConfig) -> list[Row]:
     """Cells of runs that were never made, their error and accuracy made up."""
     runs = []
     for index, config in enumerate(configs):
-        record = {
-            "data": config.data, "model": config.model, "cut": config.cut, "defense": config.defense, "seed": config.seed,
-            "fold": config.fold, "cem": config.cem_weight > 0, "config": config.to_json(), "accuracy": 1 - 0.01 * index,
-            "attacks": {"ridge": {"mse": 0.01 + 0.001 * index}},
-        }  # fmt: skip
-        runs.append(Measured(record, {}))
+        runs.append(Measured(made_up.record(config, accuracy=1 - 0.01 * index, mse=0.01 + 0.001 * index), {}))
     return make_rows(runs)
 
 
@@ -134,16 +130,16 @@ def test_a_picture_and_its_table_are_written(name, finished, tmp_path):
 
 def test_leakage_says_what_the_runs_measured(finished, tmp_path):
     table = lines(figures.write("leakage", finished.folder, tmp_path)[0])
-    cells = {row.runs[0].cell: row for row in make_rows(load_runs(finished.folder, finished.results))}
+    cells = {row.record.cell: row for row in make_rows(load_runs(finished.folder, finished.results))}
     noisy = [row for row in cells.values() if row.noise_std > 0]
     assert len(table) == len(noisy) == 4
     for line, row in zip(table, noisy):
         assert (line["role"], float(line["noise_std"]), int(line["runs"])) == (
-            "on" if row.runs[0].record["cem"] else "off",
+            row.role,
             row.noise_std,
             2,
         )
-        measured = [run.record["leakage"]["heldout_nats"] for run in row.runs]
+        measured = [run.record.leakage.heldout_nats for run in row.runs]
         assert float(line["heldout_nats"]) == pytest.approx(sum(measured) / 2, rel=1e-5)
         assert float(line["mse"]) == pytest.approx(row.mse.mean, rel=1e-5)
         assert float(line["mse_deviation"]) == pytest.approx(row.mse.deviation, rel=1e-5)
@@ -172,12 +168,12 @@ def test_utility_is_that_of_the_test_images(finished, tmp_path):
     assert [line["value"] for line in table] == ["0.05", "0.1", "0.3"]
     for line in table:
         expected = torch.zeros(2, dtype=torch.float64)
-        for record in finished.results["runs"]:
-            if record["config"]["noise_std"] != float(line["value"]) or record["cem"]:
+        for record in finished.results.runs:
+            if record.config.noise_std != float(line["value"]) or record.cem:
                 continue
-            run = saved_run.load_run(finished.folder / record["checkpoint"])
+            run = saved_run.load_run(finished.folder / record.checkpoint)
             sent, labels = training.clean_features(run.model, run.data.test.images), run.data.test.labels
-            with seeded(record["seed"], "utility"):
+            with seeded(record.config.seed, "utility"):
                 found = bounds.utility(
                     run.loss.mixture, sent.repeat(3, 1, 1, 1), labels.repeat(3), float(line["value"])
                 )
@@ -202,17 +198,18 @@ def test_cost_is_that_of_the_runs_networks(finished, tmp_path):
     )
     assert float(line["plain_epoch_s"]) > 0
     wrote = [
-        saved_run.read_description(finished.folder / record["checkpoint"])["history"][1]["seconds"]
-        for record in finished.results["runs"]
-        if record["cem"]
+        saved_run.read_description(finished.folder / record.checkpoint).history[1].seconds
+        for record in finished.results.runs
+        if record.cem
     ]
     assert float(line["on_trained_s"]) == pytest.approx(sum(wrote) / 2, rel=1e-4)
 
 
 def test_what_a_grid_has_nothing_of_is_named(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
-    results = {**finished.results, "runs": [r for r in finished.results["runs"] if r["config"]["noise_std"] == 0]}
-    (folder / RESULTS).write_text(json.dumps(results))
+    noiseless = tuple(run for run in finished.results.runs if run.config.noise_std == 0)
+    results = replace(finished.results, runs=noiseless, pairs=(), frontier=())
+    (folder / RESULTS).write_text(json.dumps(results.to_json()))
     for name, needs in (("leakage", "attacked runs with noise"), ("sweeps", "differ in one of noise_std, lambda, cut")):
         with pytest.raises(ValueError, match=f"has nothing for the figure {name}: it needs .*{needs}"):
             figures.write(name, folder, tmp_path)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from cem_fast.experiments import saved_run
-from cem_fast.report import markdown as evaluation
+from cem_fast.experiments.results import read
+from cem_fast.report import markdown
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = [ROOT / "benchmarks" / "results" / name for name in ("evaluation", "fashion_mnist")]
@@ -21,44 +21,44 @@ def folder(request):
 
 @pytest.fixture
 def results(folder):
-    return json.loads((folder / "results.json").read_text())
+    return read(folder)
 
 
 def test_the_documentation_has_the_tables(results):
-    assert evaluation.tables(results) in (ROOT / "docs" / "results" / "evaluation.md").read_text()
+    assert markdown.tables(results) in (ROOT / "docs" / "results" / "evaluation.md").read_text()
 
 
 def test_the_readme_has_the_summary(results):
     readme = (ROOT / "README.md").read_text()
-    for line in evaluation.summary(results).splitlines():
+    for line in markdown.summary(results).splitlines():
         assert line in readme
 
 
 def test_gains_are_those_of_the_tables(results):
-    assert results["pairs"]
-    for pair in results["pairs"]:
-        off, on = evaluation._both(results, pair)
-        assert {run["cem"] for run in off} == {False}
-        assert {run["cem"] for run in on} == {True}
-        assert [run["fold"] for run in off] == [run["fold"] for run in on]
-        assert evaluation.mse(on) / evaluation.mse(off) - 1 == pytest.approx(pair["gain"], abs=1e-4)
+    assert results.pairs
+    for pair in results.pairs:
+        off, on = markdown.compared(results, pair)
+        assert {run.cem for run in off} == {False}
+        assert {run.cem for run in on} == {True}
+        assert [run.config.fold for run in off] == [run.config.fold for run in on]
+        assert markdown.mse(on) / markdown.mse(off) - 1 == pytest.approx(pair.gain, abs=1e-4)
 
 
 def test_nothing_was_reported_of_the_fold_that_settings_were_chosen_on(results):
-    assert all(run["fold"] != 0 for run in results["runs"])
+    assert all(run.config.fold != 0 for run in results.runs)
 
 
 def test_every_run_that_is_named_is_there_and_no_other(results, folder):
-    kept = {run["checkpoint"] for run in results["runs"]} - {None}
+    kept = {run.checkpoint for run in results.runs} - {None}
     assert kept == {f"runs/{path.parent.name}" for path in (folder / "runs").glob("*/run.json")}
-    record = saved_run.read_description(folder / results["runs"][-1]["checkpoint"])["record"]
-    assert {**record, "checkpoint": results["runs"][-1]["checkpoint"]} == results["runs"][-1]
+    record = saved_run.read_description(folder / results.runs[-1].checkpoint).record
+    assert record.at(results.runs[-1].checkpoint) == results.runs[-1]
 
 
 def test_half_the_budget_of_the_strongest_attack_does_nearly_as_well():
     excess = []
-    for run in json.loads((FOLDERS[0] / "results.json").read_text())["runs"]:
-        halved = [attack for attack in run["attacks"].values() if attack["mse_half_budget"] is not None]
-        strongest = min(halved, key=lambda attack: attack["mse"])
-        excess.append(strongest["mse_half_budget"] / strongest["mse"] - 1)
+    for run in read(FOLDERS[0]).runs:
+        halved = [attack for attack in run.attacks.values() if attack.mse_half_budget is not None]
+        strongest = min(halved, key=lambda attack: attack.mse)
+        excess.append(strongest.mse_half_budget / strongest.mse - 1)
     assert max(excess) <= 0.03

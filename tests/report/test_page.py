@@ -11,7 +11,7 @@ import pytest
 
 from cem_fast.experiments.grid import RUNS, evaluate
 from cem_fast.experiments.results import RESULTS
-from cem_fast.report import page as report
+from cem_fast.report.page import MARK, PAGE, write
 
 
 class Links(HTMLParser):
@@ -34,11 +34,11 @@ class Links(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(finished) -> str:
-    return report.write(finished.folder).read_text()
+    return write(finished.folder).read_text()
 
 
 def test_page_carries_its_own_pictures_and_fetches_nothing(page):
-    assert report.MARK in page.encode()[:1000]
+    assert MARK in page.encode()[:1000]
     links = Links()
     links.feed(page)
     assert links.open == []
@@ -50,18 +50,18 @@ def test_page_carries_its_own_pictures_and_fetches_nothing(page):
 
 def test_page_shows_the_numbers_of_results_json(page, finished):
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)).replace("−", "-")
-    pair, frontier = finished.results["pairs"][0], finished.results["frontier"]
-    assert f"{100 * pair['gain']:+.0f}%" in text
-    assert f"{100 * pair['interval'][0]:+.0f}% to {100 * pair['interval'][1]:+.0f}%" in text
-    baseline = finished.results["baseline"]["tiny"]
-    assert f"{baseline['class_mean_mse']:.4f}" in text
-    assert f"{baseline['mean_image_mse']:.4f}" in text
+    pair, frontier = finished.results.pairs[0], finished.results.frontier
+    assert f"{100 * pair.gain:+.0f}%" in text
+    assert f"{100 * pair.interval[0]:+.0f}% to {100 * pair.interval[1]:+.0f}%" in text
+    baseline = finished.results.baseline["tiny"]
+    assert f"{baseline.class_mean_mse:.4f}" in text
+    assert f"{baseline.mean_image_mse:.4f}" in text
     if frontier:
-        assert f"{100 * frontier[0]['gain']:+.0f}%" in text
-    for record in finished.results["runs"]:
-        assert record["attacks"]["ridge"]["knowledge"] in text
+        assert f"{100 * frontier[0].gain:+.0f}%" in text
+    for record in finished.results.runs:
+        assert record.attacks["ridge"].knowledge in text
     assert "cem-fast evaluate" in text
-    assert finished.results["versions"]["torch"] in text
+    assert finished.results.versions["torch"] in text
     assert "is unknown" in text
     assert "no finite bound" in text
 
@@ -72,24 +72,24 @@ def test_page_says_what_a_grid_without_a_sweep_does_not_measure(tiny_grid, finis
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
     (folder / RESULTS).unlink()
     evaluate(replace(tiny_grid, noise_levels=()), folder)
-    text = report.write(folder).read_text()
+    text = write(folder).read_text()
     assert "Whether more plain noise would do as well at equal accuracy is not measured in this grid" in text
     assert "not measured</b>" in text
     (folder / RESULTS).unlink()
     evaluate(replace(tiny_grid, noise_levels=(), cem_weights=(0.0,)), folder)
-    assert "says nothing about what CEM gains" in report.write(folder).read_text()
+    assert "says nothing about what CEM gains" in write(folder).read_text()
 
 
 def test_an_attack_whose_budget_was_not_halved_is_not_called_converged(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
-    page = report.write(folder).read_text()
+    page = write(folder).read_text()
     assert "With half its budget, the decoder attack" in page
     assert re.search(r"The ridge attack \(a closed form, .*\) has no half of its budget to be compared with\.", page)
     results = json.loads((folder / RESULTS).read_text())
     for record in results["runs"]:
         record["attacks"]["decoder"] |= {"mse_half_budget": None, "budget": "1 epoch"}
     (folder / RESULTS).write_text(json.dumps(results))
-    page = report.write(folder).read_text()
+    page = write(folder).read_text()
     assert "With half its budget" not in page
     assert "converged" not in page
     assert "The decoder attack (1 epoch) has no half of its budget to be compared with." in page
@@ -101,7 +101,7 @@ def test_page_says_how_many_test_images_the_attacker_holds(finished, tmp_path):
             description = json.loads(path.read_text())
             description["data"] = {k: v for k, v in {**description["data"], **changes}.items() if v is not None}
             path.write_text(json.dumps(description, indent=1) + "\n")
-        return " ".join(report.write(folder).read_text().split())
+        return " ".join(write(folder).read_text().split())
 
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
     assert "none of which is, pixel by pixel, among those that it holds" in said()
@@ -113,15 +113,15 @@ def test_user_text_is_escaped(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
     path = folder / RESULTS
     path.write_text(path.read_text().replace('"cem-fast evaluate"', '"cem-fast <script>alert(1)</script>"'))
-    assert "<script>" not in report.write(folder).read_text()
+    assert "<script>" not in write(folder).read_text()
 
 
 def test_a_foreign_page_is_left_alone(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
-    (folder / report.PAGE).write_text("<title>mine</title>")
+    (folder / PAGE).write_text("<title>mine</title>")
     with pytest.raises(ValueError, match=r"report\.html was not written by cem_fast and is left alone"):
-        report.write(folder)
-    assert (folder / report.PAGE).read_text() == "<title>mine</title>"
+        write(folder)
+    assert (folder / PAGE).read_text() == "<title>mine</title>"
 
 
 def test_results_without_the_files_of_some_runs_say_how_to_get_them(finished, tmp_path):
@@ -130,12 +130,12 @@ def test_results_without_the_files_of_some_runs_say_how_to_get_them(finished, tm
     (tmp_path / RESULTS).write_text(json.dumps(results))
     message = r"results\.json: the files of 1 of its 10 runs were not kept; to have them again: cem-fast evaluate"
     with pytest.raises(FileNotFoundError, match=message):
-        report.write(tmp_path)
+        write(tmp_path)
 
 
 def test_missing_and_damaged_results_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"results\.json: no results here"):
-        report.write(tmp_path)
+        write(tmp_path)
     (tmp_path / RESULTS).write_text("{")
     with pytest.raises(ValueError, match=r"results\.json: damaged"):
-        report.write(tmp_path)
+        write(tmp_path)

@@ -16,6 +16,7 @@ from cem_fast import data, defenses, models, training
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import Splits
 from cem_fast.experiments.grid import evaluate
+from cem_fast.experiments.records import Results
 from cem_fast.models.split import SplitModel
 
 
@@ -84,12 +85,12 @@ class Finished:
 
     grid: GridConfig
     folder: Path
-    results: dict
+    results: Results
 
     def run(self, *, cem: bool, noise_std: float = 0.1) -> Path:
         """The folder of one of its runs."""
-        found = [r for r in self.results["runs"] if r["cem"] == cem and r["config"]["noise_std"] == noise_std]
-        return self.folder / found[0]["checkpoint"]
+        found = [r for r in self.results.runs if r.cem == cem and r.config.noise_std == noise_std]
+        return self.folder / found[0].checkpoint
 
 
 @pytest.fixture(scope="session")

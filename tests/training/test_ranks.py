@@ -79,7 +79,7 @@ def test_torchrun_trains_and_the_first_process_alone_writes_and_speaks(tiny_imag
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("saved in") == 1
     run = saved_run.load_run(folder)
-    assert [entry["epoch"] for entry in run.description["history"]] == [1, 2, 3]
+    assert [entry.epoch for entry in run.description.history] == [1, 2, 3]
     assert len(list(folder.iterdir())) == 3
 
 

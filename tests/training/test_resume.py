@@ -165,10 +165,10 @@ def test_train_resumes_after_kill_9(tiny_images, tmp_path, capfd):
     for part in ("model", "loss"):
         states = [getattr(run, part).state_dict() for run in runs]
         assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
-    entries = [[{**entry, "seconds": 0} for entry in run.description["history"]] for run in runs]
+    entries = [[replace(entry, seconds=0.0) for entry in run.description.history] for run in runs]
     assert entries[0] == entries[1]
-    assert runs[0].description["curves"] == runs[1].description["curves"]
-    assert len(entries[0]) == len(runs[0].description["curves"]) == 4
+    assert runs[0].description.curves == runs[1].description.curves
+    assert len(entries[0]) == len(runs[0].description.curves) == 4
     assert not (killed / NAME).exists()
 
     capfd.readouterr()
@@ -181,9 +181,9 @@ def test_train_resumes_after_kill_9(tiny_images, tmp_path, capfd):
 
 
 def test_settings_that_came_later_have_the_value_that_earlier_runs_acted_by(finished, tmp_path):
-    record = finished.results["runs"][0]
-    settings = {key: value for key, value in record["config"].items() if key not in LATER}
-    assert RunConfig.from_json(settings).to_json() == record["config"]
-    results = {**finished.results, "runs": [{**record, "config": settings}]}
+    record = finished.results.runs[0]
+    settings = {key: value for key, value in record.settings.items() if key not in LATER}
+    assert RunConfig.from_json(settings) == record.config
+    results = {**finished.results.to_json(), "runs": [{**record.to_json(), "config": settings}]}
     (tmp_path / RESULTS).write_text(json.dumps(results, indent=1))
     check_folder(tmp_path, finished.grid.runs())

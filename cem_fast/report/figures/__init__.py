@@ -9,10 +9,9 @@ from typing import Any
 
 from cem_fast._support.files import check_target, write_atomically
 from cem_fast._support.lookup import lookup
-from cem_fast.experiments import results
+from cem_fast.experiments.results import load_runs, make_rows, read
 from cem_fast.report.charts import COLORS, canvas
 from cem_fast.report.figures import cost, leakage, sweeps, utility
-from cem_fast.report.page import read
 
 _FIGURES = {"leakage": leakage, "sweeps": sweeps, "utility": utility, "cost": cost}
 
@@ -53,8 +52,7 @@ def write(name: str, folder: str | Path, target: str | Path) -> tuple[Path, Path
     """
     check(name, target)
     figure, folder, target = _FIGURES[name], Path(folder), Path(target)
-    _, runs = read(folder)
-    table = figure.table(results.make_rows(runs), folder)
+    table = figure.table(make_rows(load_runs(folder, read(folder))), folder)
     if not table:
         raise ValueError(f"{folder} has nothing for the figure {name}: {figure.NEEDS}")
     with canvas(*figure.size(table), COLORS["light"]) as picture:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cem_fast.experiments.results import Row, cell_name
-from cem_fast.report.charts import MARKERS, role
+from cem_fast.experiments.results import Row, name
+from cem_fast.report.charts import MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,15 +34,15 @@ def lines(rows: Sequence[Row]) -> list[tuple[dict[str, Any], Row]]:
     panel = 0
     for setting in SETTINGS:
         for group in _grouped(rows, partial(_settings, of_cem=False, but=setting)):
-            off = [row for row in group if role(row) != "on"]
-            on = _grouped((row for row in group if role(row) == "on"), partial(_settings, of_cem=True, but=setting))
+            off = [row for row in group if row.role != "on"]
+            on = _grouped((row for row in group if row.role == "on"), partial(_settings, of_cem=True, but=setting))
             arms = [[*off, *arm] for arm in on] if setting == "lambda" else [off, *on]
             arms = [arm for arm in arms if len(arm) >= LEAST]
             panel += bool(arms)
             for arm in arms:
-                name = cell_name(arm[-1], group, shown=[setting])
+                title = name(arm[-1].record, [row.record for row in group], shown=[setting])
                 for row in sorted(arm, key=partial(_value, setting=setting)):
-                    found.append((_place(row, panel, setting, name), row))
+                    found.append((_place(row, panel, setting, title), row))
     return found
 
 
@@ -134,24 +134,25 @@ def _settings(row: Row, *, of_cem: bool, but: str) -> str:
     """The settings of a cell's CEM, or else all others, but for one of them."""
     settings = {
         key: value
-        for key, value in row.runs[0].record["config"].items()
+        for key, value in row.record.settings.items()
         if (key == "lambda" or key.startswith("cem_")) == of_cem and key not in (but, "seed", "fold")
     }
     return json.dumps([row.data, settings], sort_keys=True)
 
 
 def _value(row: Row, setting: str) -> float:
-    return row.runs[0].record["config"][setting]
+    return row.record.settings[setting]
 
 
 def _place(row: Row, panel: int, setting: str, arm: str) -> dict[str, Any]:
-    record = row.runs[0].record
     return {
         "panel": panel,
-        **{key: record[key] for key in ("data", "model", "defense")},
+        "data": row.data,
+        "model": row.config.model,
+        "defense": row.config.defense,
         "setting": setting,
         "value": _value(row, setting),
         "arm": arm,
-        "role": role(row),
+        "role": row.role,
         "runs": row.num_runs,
     }

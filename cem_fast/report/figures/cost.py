@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cem_fast.cost import measure, measure_training
-from cem_fast.experiments import saved_run
 from cem_fast.experiments.results import Row
-from cem_fast.experiments.saved_run import Run
-from cem_fast.report.charts import role
+from cem_fast.experiments.saved_run import Run, load_run, read_description
 from cem_fast.report.figures import cell
 
 if TYPE_CHECKING:
@@ -42,8 +40,8 @@ def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
     cells: dict[str, list[Row]] = {}
     runs: dict[str, Run] = {}
     for row in rows:
-        run = saved_run.load_run(folder / row.runs[0].record["checkpoint"])
-        network = f"{row.data} {run.description['image_shape']} {run.model}"
+        run = load_run(folder / str(row.record.checkpoint))
+        network = f"{row.data} {list(run.description.image_shape)} {run.model}"
         cells.setdefault(network, []).append(row)
         if network not in runs or runs[network].loss is None:
             runs[network] = run
@@ -51,9 +49,9 @@ def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
 
 
 def _line(run: Run, rows: Sequence[Row], folder: Path) -> dict[str, Any]:
-    shape, config, part = run.description["image_shape"], run.config, run.data.train
+    shape, config, part = run.description.image_shape, run.config, run.data.train
     line = {"data": rows[0].data, "model": config.model, "cut": config.cut, "image_shape": "x".join(map(str, shape))}
-    line["defenses"] = " ".join(dict.fromkeys(row.runs[0].record["defense"] for row in rows))
+    line["defenses"] = " ".join(dict.fromkeys(row.config.defense for row in rows))
     found = measure(run.model, torch.rand(BATCH, *shape), passes=PASSES)
     for name, cost in (("device", found["encoder"]), ("cloud", found["decoder"])):
         line |= {f"{name}_parameters": cost.parameters, f"{name}_macs": cost.macs, f"{name}_ms": 1e3 * cost.seconds}
@@ -63,14 +61,14 @@ def _line(run: Run, rows: Sequence[Row], folder: Path) -> dict[str, Any]:
         steps = -(-len(part) // config.batch_size)
         line |= dict(zip(("plain_epoch_s", "cem_epoch_s"), cost.epoch(steps)))
     for name in ("off", "on"):
-        line[f"{name}_trained_s"] = _trained([row for row in rows if (role(row) == "on") == (name == "on")], folder)
+        line[f"{name}_trained_s"] = _trained([row for row in rows if (row.role == "on") == (name == "on")], folder)
     return line
 
 
 def _trained(rows: Sequence[Row], folder: Path) -> float | None:
     """The median epoch that the runs wrote down, but for the first, in which CEM does nothing yet."""
-    paths = [folder / run.record["checkpoint"] for row in rows for run in row.runs]
-    seconds = [entry["seconds"] for path in paths for entry in saved_run.read_description(path)["history"][1:]]
+    paths = [folder / str(run.record.checkpoint) for row in rows for run in row.runs]
+    seconds = [entry.seconds for path in paths for entry in read_description(path).history[1:]]
     return statistics.median(seconds) if seconds else None
 
 

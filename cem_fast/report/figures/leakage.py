@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cem_fast.experiments import saved_run
 from cem_fast.experiments.results import Row
+from cem_fast.experiments.saved_run import read_description
 from cem_fast.report.charts import MARKERS
 from cem_fast.report.figures import cell
 
@@ -29,13 +29,13 @@ def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
     for row in rows:
         if row.leakage("heldout_nats") is None:
             continue
-        description = saved_run.read_description(folder / row.runs[0].record["checkpoint"])
+        description = read_description(folder / str(row.record.checkpoint))
         estimates = {key: row.leakage(key).mean for key in ("heldout_nats", "heldout_se", "plugin_nats")}
         found.append(
             {
-                **cell.entry(row, rows),
+                **cell.entry(row),
                 **estimates,
-                "dimension": math.prod(description["image_shape"]),
+                "dimension": math.prod(description.image_shape),
                 "mse": row.mse.mean,
                 "mse_deviation": row.mse.deviation,
             }

@@ -1,0 +1,481 @@
+"""What run.json and results.json hold, as frozen dataclasses.
+
+Read with :func:`cem_fast.experiments.saved_run.read_description` and :func:`cem_fast.experiments.results.read`, which check every entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+from cem_fast._support import typed_json
+from cem_fast.config import RunConfig
+from cem_fast.training import Epoch
+
+SCHEMA = 1
+Cell = tuple[str, RunConfig]
+_WITHOUT_CEM: dict[str, Any] = {each.name: each.default for each in fields(RunConfig) if each.name.startswith("cem_")}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of one attack on one run: means over the victims.
+
+    Attributes:
+        mse: mean squared error, pixels in [0, 1].
+        psnr: peak signal-to-noise ratio per image in dB, averaged.
+        ssim: structural similarity.
+        ssim_paper: structural similarity as the paper's code computes it.
+        recognized: share of reconstructions that a classifier of clean images assigns to their own class.
+        mse_half_budget: error with half the budget; None for an attack without a budget to halve.
+        knowledge: what the attacker holds.
+        budget: what the attack spends.
+
+    Example:
+        >>> from cem_fast.experiments.records import Outcome
+        >>> Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form").mse
+        0.01
+    """
+
+    mse: float
+    psnr: float
+    ssim: float
+    ssim_paper: float
+    recognized: float
+    mse_half_budget: float | None
+    knowledge: str
+    budget: str
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Estimates of the information in released features; None without noise, since no bound is finite then.
+
+    Attributes:
+        plugin_nats: Eq. 7 of the paper on the fitted mixture.
+        heldout_nats: cross-entropy of noisy test features minus the entropy of the noise.
+        heldout_se: standard error of ``heldout_nats``.
+
+    Example:
+        >>> from cem_fast.experiments.records import Leakage
+        >>> Leakage(plugin_nats=40.0, heldout_nats=42.0, heldout_se=0.5).heldout_nats
+        42.0
+    """
+
+    plugin_nats: float | None
+    heldout_nats: float | None
+    heldout_se: float | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run, as run.json holds it under ``record``.
+
+    Attributes:
+        data: name of the data set.
+        config: every setting.
+        accuracy: on released features of test images, averaged over noise draws.
+        num_test: number of test images.
+        attacks: outcome of every attack by name; empty for a run that was not attacked.
+        leakage: estimates of the information in the released features.
+        seconds: time per stage, and their ``total``.
+
+    Raises:
+        ValueError: ``seconds`` has no ``total``.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Record
+        >>> config = RunConfig(defense="noise", cem_weight=0.5)
+        >>> record = Record("faces", config, 0.9, 80, {}, Leakage(None, None, None), {"total": 1.0})
+        >>> record.cem, record.strongest, record.to_json()["cut"]
+        (True, None, 2)
+    """
+
+    data: str
+    config: RunConfig
+    accuracy: float
+    num_test: int
+    attacks: dict[str, Outcome]
+    leakage: Leakage
+    seconds: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if "total" not in self.seconds:
+            raise ValueError(f"seconds must have a total, got {sorted(self.seconds)}")
+
+    @property
+    def cem(self) -> bool:
+        """Whether the run was trained with CEM."""
+        return self.config.cem_weight > 0
+
+    @property
+    def label(self) -> str:
+        """``noise + CEM``."""
+        return self.config.label
+
+    @property
+    def repeat(self) -> tuple[int, int]:
+        """Seed and fold, in which the runs of one cell differ."""
+        return self.config.seed, self.config.fold
+
+    @property
+    def strongest(self) -> str | None:
+        """The attack with the lowest mean error; None for a run that was not attacked."""
+        return min(self.attacks, key=lambda name: self.attacks[name].mse, default=None)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings under their names in the file."""
+        return self.config.to_json()
+
+    @cached_property
+    def cell(self) -> Cell:
+        """Everything that the runs of one cell share."""
+        return self.data, replace(self.config, seed=0, fold=0)
+
+    @cached_property
+    def without_cem(self) -> Cell:
+        """Everything that runs of a cell share with the runs without CEM that they are compared to."""
+        return self.data, replace(self.config, seed=0, fold=0, **_WITHOUT_CEM)
+
+    def at(self, checkpoint: str | None) -> GridRecord:
+        """This record as results.json holds it.
+
+        Args:
+            checkpoint: folder of the run, relative to that of results.json; None if its files were not kept.
+        """
+        return GridRecord(**{each.name: getattr(self, each.name) for each in fields(Record)}, checkpoint=checkpoint)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record with the main settings repeated in front, for people who read the file."""
+        config = self.config
+        return {
+            "data": self.data,
+            "protocol": config.protocol,
+            "model": config.model,
+            "cut": config.cut,
+            "defense": config.defense,
+            "cem": self.cem,
+            "config": self.settings,
+            "seed": config.seed,
+            "fold": config.fold,
+            "accuracy": self.accuracy,
+            "num_test": self.num_test,
+            "attacks": typed_json.write(self.attacks),
+            "leakage": typed_json.write(self.leakage),
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class GridRecord(Record):
+    """One run, as results.json holds it.
+
+    Attributes:
+        checkpoint: folder of the run, relative to that of results.json; None if its files were not kept.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Record
+        >>> record = Record("faces", RunConfig(), 0.9, 80, {}, Leakage(None, None, None), {"total": 1.0})
+        >>> record.at("runs/faces").to_json()["checkpoint"]
+        'runs/faces'
+    """
+
+    checkpoint: str | None = field(kw_only=True)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "checkpoint": self.checkpoint}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of a run.
+
+    Attributes:
+        name: name of the data set.
+        credit: its source.
+        unit: what intervals resample, such as ``people``.
+        num_train: number of training images.
+        num_attacker: number of images that the attacker holds.
+        num_victims: number of images under attack.
+        num_leaked: number of images under attack that the attacker holds as well; None in runs of earlier versions.
+
+    Example:
+        >>> from cem_fast.experiments.records import Images
+        >>> Images("faces", "ORL", "people", 320, 320, 80).num_leaked is None
+        True
+    """
+
+    name: str
+    credit: str
+    unit: str
+    num_train: int
+    num_attacker: int
+    num_victims: int
+    num_leaked: int | None = None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Errors of an attacker without features.
+
+    Attributes:
+        mean_image_mse: error of the mean image.
+        class_mean_mse: error of the mean image of the right class.
+
+    Example:
+        >>> from cem_fast.experiments.records import Baseline
+        >>> Baseline(0.02, 0.01).class_mean_mse
+        0.01
+    """
+
+    mean_image_mse: float
+    class_mean_mse: float
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """References for the share of reconstructions that are recognized.
+
+    Attributes:
+        clean: share of the originals that are recognized.
+        chance: share that naming one class for all would get right.
+
+    Example:
+        >>> from cem_fast.experiments.records import Recognition
+        >>> Recognition(clean=0.9, chance=0.1).clean
+        0.9
+    """
+
+    clean: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a result depends on besides its settings.
+
+    Attributes:
+        version: version of the package.
+        code: digest of the code.
+        images: digest of the images.
+
+    Example:
+        >>> from cem_fast.experiments.records import Identity
+        >>> Identity("0.1.0", "af66", "3a37") == Identity("0.1.0", "af66", "0000")
+        False
+    """
+
+    version: str
+    code: str
+    images: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """Measurements after one epoch, for the curves of the report.
+
+    Attributes:
+        epoch: the epoch, from 1.
+        accuracy: on test images with one noise draw.
+        plugin_nats: plug-in estimate of the information; None without noise.
+
+    Example:
+        >>> from cem_fast.experiments.records import Point
+        >>> Point(1, accuracy=0.5, plugin_nats=111.3).epoch
+        1
+    """
+
+    epoch: int
+    accuracy: float
+    plugin_nats: float | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """Content of run.json.
+
+    Attributes:
+        config: every setting.
+        image_shape: ``(channels, height, width)``.
+        num_classes: number of classes.
+        data: the images.
+        baseline: errors of an attacker without features.
+        recognition: references for the share of reconstructions that are recognized.
+        identity: what the run depends on besides its settings.
+        history: the epochs of the training.
+        curves: measurements during the training.
+        record: the results.
+        files: tensor files of the folder by kind, ``weights`` and ``measurements``; set when the run is saved.
+
+    Raises:
+        ValueError: a size is not positive.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Baseline, Description, Identity, Images, Leakage, Recognition, Record
+        >>> config = RunConfig()
+        >>> Description(
+        ...     config,
+        ...     image_shape=(1, 16, 16),
+        ...     num_classes=40,
+        ...     data=Images("faces", "ORL", "people", 320, 320, 80),
+        ...     baseline=Baseline(0.02, 0.01),
+        ...     recognition=Recognition(0.9, 0.1),
+        ...     identity=Identity("0.1.0", "af66", "3a37"),
+        ...     history=(),
+        ...     curves=(),
+        ...     record=Record("faces", config, 0.9, 80, {}, Leakage(None, None, None), {"total": 1.0}),
+        ... ).num_classes
+        40
+    """
+
+    config: RunConfig
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    data: Images
+    baseline: Baseline
+    recognition: Recognition
+    identity: Identity
+    history: tuple[Epoch, ...]
+    curves: tuple[Point, ...]
+    record: Record
+    files: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if min(self.image_shape) < 1:
+            raise ValueError(f"image_shape must be three positive sizes, got {list(self.image_shape)}")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the document, which starts with its schema."""
+        return {"schema": SCHEMA, **typed_json.write_fields(self)}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Relative rise of the strongest attack's error with CEM at the same noise; see :func:`cem_fast.experiments.gains.pairs`.
+
+    Attributes:
+        data: name of the data set.
+        defense: name of the defense.
+        noise_std: standard deviation of the noise.
+        cem_weight: weight of the CEM loss, ``lambda`` in the file.
+        run: index of the first run of the cell with CEM.
+        gain: relative rise of the error.
+        interval: its 95% interval.
+
+    Example:
+        >>> from cem_fast.experiments.records import Pair
+        >>> Pair("faces", "noise", 0.1, 0.5, run=2, gain=0.9, interval=(0.8, 1.0)).gain
+        0.9
+    """
+
+    data: str
+    defense: str
+    noise_std: float
+    cem_weight: float = field(metadata={"json": "lambda"})
+    run: int
+    gain: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class FrontierEntry:
+    """Relative rise of the strongest attack's error over plain noise at equal accuracy; see :func:`cem_fast.experiments.gains.frontier`.
+
+    Attributes:
+        data: name of the data set.
+        defense: name of the defense.
+        noise_std: standard deviation of the noise.
+        cem_weight: weight of the CEM loss, ``lambda`` in the file.
+        run: index of the first run of the cell with CEM.
+        accuracy: accuracy of the cell.
+        gain: relative rise of the error.
+        interval: its 95% interval.
+
+    Example:
+        >>> from cem_fast.experiments.records import FrontierEntry
+        >>> FrontierEntry("faces", "noise", 0.1, 0.5, run=2, accuracy=0.9, gain=0.1, interval=(0.0, 0.2)).accuracy
+        0.9
+    """
+
+    data: str
+    defense: str
+    noise_std: float
+    cem_weight: float = field(metadata={"json": "lambda"})
+    run: int
+    accuracy: float
+    gain: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that failed.
+
+    Attributes:
+        config: its settings.
+        reason: why, in one line.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Failure
+        >>> Failure(RunConfig(), "the training loss is nan").reason
+        'the training loss is nan'
+    """
+
+    config: RunConfig
+    reason: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """Content of results.json.
+
+    Attributes:
+        command: how to get these results again.
+        git: commit of the code; None outside its repository.
+        versions: versions of packages by name; None for a package that is not installed.
+        baseline: errors of an attacker without features, by data set.
+        runs: the finished runs.
+        pairs: gains at the same noise.
+        frontier: gains over plain noise at equal accuracy.
+        failed: the runs that failed.
+
+    Raises:
+        ValueError: a gain names a run that is not there, or ``baseline`` and ``runs`` are of different data sets.
+
+    Example:
+        >>> from cem_fast.experiments.records import Results
+        >>> empty = Results("cem-fast demo", None, {}, {}, (), (), (), ())
+        >>> list(empty.to_json())
+        ['schema', 'command', 'git', 'versions', 'baseline', 'runs', 'pairs', 'frontier', 'failed']
+    """
+
+    command: str
+    git: str | None
+    versions: dict[str, str | None]
+    baseline: dict[str, Baseline]
+    runs: tuple[GridRecord, ...]
+    pairs: tuple[Pair, ...]
+    frontier: tuple[FrontierEntry, ...]
+    failed: tuple[Failure, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key, entries in (("pairs", self.pairs), ("frontier", self.frontier)):
+            for index, entry in enumerate(entries):
+                if not 0 <= entry.run < len(self.runs):
+                    raise ValueError(
+                        f"{key}.{index}.run must be the index of one of {len(self.runs)} runs, got {entry.run}"
+                    )
+        if {*self.baseline} != (found := {run.data for run in self.runs}):
+            raise ValueError(f"baseline must be of the data sets of runs, {sorted(found)}, got {sorted(self.baseline)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the document, which starts with its schema."""
+        return {"schema": SCHEMA, **typed_json.write_fields(self)}

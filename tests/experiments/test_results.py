@@ -1,0 +1,158 @@
+"""results.json: what it holds, and the rows that are made of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from support.made_up import measured
+
+from cem_fast.config import RunConfig
+from cem_fast.experiments import saved_run
+from cem_fast.experiments.results import RESULTS, load_runs, make_rows, read
+
+KEPT = Path(__file__).parents[2] / "benchmarks" / "results"
+RUN_KEYS = {
+    "data", "protocol", "model", "cut", "defense", "cem", "config", "seed", "fold", "accuracy", "num_test", "attacks",
+    "leakage", "seconds", "checkpoint",
+}  # fmt: skip
+
+
+def test_results_have_the_documented_schema(finished):
+    results = json.loads((finished.folder / RESULTS).read_text())
+    assert results == finished.results.to_json()
+    assert set(results) == {
+        "schema", "command", "git", "versions", "baseline", "runs", "pairs", "frontier", "failed",
+    }  # fmt: skip
+    assert results["schema"] == 1
+    assert results["command"] == "cem-fast evaluate"
+    assert results["versions"]["torch"] == torch.__version__
+    assert set(results["baseline"]["tiny"]) == {"mean_image_mse", "class_mean_mse"}
+    assert len(results["runs"]) == 2 * 5
+    for record in results["runs"]:
+        assert set(record) == RUN_KEYS
+        assert record["cem"] == (record["config"]["lambda"] > 0)
+        assert 0 <= record["accuracy"] <= 1
+        assert record["num_test"] == 6
+        assert set(record["attacks"]) == {"decoder", "ridge"}
+        for name, attack in record["attacks"].items():
+            assert set(attack) == {
+                "mse", "psnr", "ssim", "ssim_paper", "recognized", "mse_half_budget", "knowledge", "budget",
+            }  # fmt: skip
+            assert (attack["mse_half_budget"] is None) == (name == "ridge")
+        noiseless = record["config"]["noise_std"] == 0
+        assert set(record["leakage"]) == {"plugin_nats", "heldout_nats", "heldout_se"}
+        assert all((value is None) == noiseless for value in record["leakage"].values())
+        assert RunConfig.from_json(record["config"]).to_json() == record["config"]
+        assert (finished.folder / record["checkpoint"] / saved_run.DESCRIPTION).is_file()
+    for entry in [*results["pairs"], *results["frontier"]]:
+        assert entry["interval"][0] <= entry["gain"] <= entry["interval"][1]
+
+
+def test_settings_of_cem_are_named_in_few_words():
+    own = {"cem_by_class": False, "cem_components": 1, "cem_covariance": "diag", "cem_variant": "official"}
+    rows = make_rows([measured("noise", 0.1, 0.5, 0.9, 0.01, **some) for some in ({}, own)])
+    assert [row.name for row in rows] == [
+        "noise + CEM, K = 5, by class, spherical, variant = paper",
+        "noise + CEM, K = 1, without labels, diag, variant = official",
+    ]
+
+
+def test_rows_say_their_noise_and_only_without_it_are_they_undefended():
+    runs = [measured("bottleneck", s, 0.0, 0.9, 0.01) for s in (0.0, 0.1)] + [measured("noise", 0.1, 0.0, 0.9, 0.01)]
+    rows = make_rows(runs)
+    names = [row.name for row in rows]
+    assert names == ["bottleneck, σ = 0", "bottleneck, σ = 0.1", "noise"]
+    assert [row.short_name for row in rows] == ["bottleneck", "bottleneck", "noise"]
+    assert [row.role for row in rows] == ["undefended", "off", "off"]
+    assert [row.noise_std for row in rows] == [0.0, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("name", ["evaluation", "fashion_mnist"])
+def test_reading_and_writing_changes_no_byte(name):
+    path = KEPT / name / RESULTS
+    content = path.read_text()
+    assert json.dumps(read(path.parent).to_json(), indent=1) + "\n" == content
+
+
+def test_runs_that_are_kept_change_no_byte():
+    folders = sorted(path.parent for path in KEPT.glob("*/runs/*/run.json"))
+    assert folders
+    for folder in folders:
+        written = json.dumps(saved_run.read_description(folder).to_json(), indent=1) + "\n"
+        assert written == (folder / saved_run.DESCRIPTION).read_text()
+
+
+def places(value, *above):
+    """Every place in a document, the list entries of runs only for the first run."""
+    if above:
+        yield above
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield from places(each, *above, key)
+    elif isinstance(value, list) and value:
+        yield from places(value[0], *above, 0)
+
+
+def changed(document, place, wrong):
+    """A copy with another value in one place; ``...`` removes it."""
+    document = json.loads(json.dumps(document))
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    if wrong is ...:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = wrong
+    return document
+
+
+@pytest.mark.parametrize("wrong", [..., None, True, -1, 1.5, "2", [], [1], {}, {"a": 1}])
+def test_whatever_results_say_they_are_read_or_refused_in_one_line(finished, tmp_path, wrong):
+    document = json.loads((finished.folder / RESULTS).read_text())
+    refused = []
+    for place in places(document):
+        (tmp_path / RESULTS).write_text(json.dumps(changed(document, place, wrong)))
+        try:
+            read(tmp_path)
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) > 20
+    assert all(message.startswith(f"{tmp_path / RESULTS}: ") and "\n" not in message for message in refused)
+
+
+def test_a_wrong_entry_is_named(finished, tmp_path):
+    document = json.loads((finished.folder / RESULTS).read_text())
+    for place, wrong, message in (
+        (("runs", 0, "attacks", "ridge", "mse"), "low", "runs.0.attacks.ridge.mse must be a number, got 'low'"),
+        (("runs", 0, "accuracy"), ..., "runs.0.accuracy is missing"),
+        (("runs", 0, "config", "cut"), 0, "runs.0.config: cut must be at least 1, got 0"),
+        (("runs", 0, "seconds"), {}, r"runs.0: seconds must have a total, got \[\]"),
+        (("pairs", 0, "run"), 10, "pairs.0.run must be the index of one of 10 runs, got 10"),
+        (("pairs", 0, "interval"), [0.1], r"pairs.0.interval must be a list of 2 entries, got \[0.1\]"),
+        (("baseline",), {}, r"baseline must be of the data sets of runs, \['tiny'\], got \[\]"),
+        (("schema",), 2, "expected results of schema 1, got 2"),
+    ):
+        (tmp_path / RESULTS).write_text(json.dumps(changed(document, place, wrong)))
+        with pytest.raises(ValueError, match=f"{RESULTS}: {message}"):
+            read(tmp_path)
+
+
+def test_what_newer_versions_add_is_ignored_and_what_earlier_ones_lack_has_its_default(finished, tmp_path):
+    document = json.loads((finished.folder / RESULTS).read_text())
+    document["news"] = document["runs"][0]["news"] = document["runs"][0]["attacks"]["ridge"]["news"] = 1
+    del document["failed"], document["runs"][0]["config"]["precision"]
+    (tmp_path / RESULTS).write_text(json.dumps(document))
+    assert read(tmp_path) == finished.results
+
+
+def test_measurements_that_a_record_needs_are_named(finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    document = json.loads((folder / RESULTS).read_text())
+    document["runs"][0]["attacks"]["nearest"] = document["runs"][0]["attacks"]["ridge"]
+    (folder / RESULTS).write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=r"run\.json: the measurements lack mse.nearest"):
+        load_runs(folder, read(folder))
