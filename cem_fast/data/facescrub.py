@@ -12,7 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from cem_fast.data.files import files_in, folders_in
-from cem_fast.data.images import eight_bits, opened, read_all, upright
+from cem_fast.data.images import (
+    eight_bits,
+    is_of_unknown_range,
+    opened,
+    pixels,
+    read_all,
+    require_bright,
+    upright,
+)
 from cem_fast.data.root import VARIABLE
 from cem_fast.data.splits import Splits, published
 
@@ -115,6 +123,8 @@ def prepare(root: Path, on_file: Callable[[int, int], None] = lambda done, total
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with opened(file) as image:
+                    if is_of_unknown_range(image):
+                        require_bright(pixels(image, "L")[None], file.name)
                     photograph = eight_bits(upright(image))
             except ValueError:
                 unreadable.append(file.relative_to(raw).as_posix())

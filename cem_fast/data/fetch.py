@@ -127,14 +127,14 @@ def _download(url: str, path: Path, published: PublishedFile, on_bytes: Watcher)
     part = path.with_name(f"{path.name}.part")
     if part.exists():
         require_regular(part)
-    url = printable(url)
+    shown = printable(url)
     try:
         _continue(url, part, published.size, on_bytes)
     except (OSError, http.client.HTTPException) as error:
         kept = part.stat().st_size if part.exists() else 0
         reason = error.reason if type(error) is urllib.error.URLError else error
         raise OSError(
-            f"cannot download {url}: {printable(str(reason))}; {kept:,} bytes are kept, and the same command goes on from there"
+            f"cannot download {shown}: {printable(str(reason))}; {kept:,} bytes are kept, and the same command goes on from there"
         ) from error
     with open(part, "rb") as file:
         found = hashlib.md5(usedforsecurity=False)
@@ -145,7 +145,7 @@ def _download(url: str, path: Path, published: PublishedFile, on_bytes: Watcher)
         part.unlink()
         gave = f"more than {published.size:,} bytes" if size > published.size else f"{size:,} bytes"
         raise OSError(
-            f"{url} gave {gave} with md5 {found.hexdigest()}, expected {published.md5}: not the published file, and removed"
+            f"{shown} gave {gave} with md5 {found.hexdigest()}, expected {published.md5}: not the published file, and removed"
         )
     os.rename(part, path)
 

@@ -413,7 +413,7 @@ def published(
     )
     if splits.num_leaked:
         warnings.warn(
-            f"{splits.num_leaked} of the {len(tested)} test images of {name} are among its training images as well, as published: an "
+            f"{splits.num_leaked} of the {len(tested)} test images of {name} are among its training images as well: an "
             "attacker who holds those has seen them",
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Every attack: what it says of itself, its seed, its noise, its budget, and bad requests."""
+"""All attacks: descriptions, seeds, noise, budgets, and bad arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_names():
 
 
 @pytest.mark.parametrize("name", attacks.names())
-def test_overview_says_who_the_attacker_is_and_how_hard_it_tries(name):
+def test_overview_names_knowledge_and_budget(name):
     attack = attacks.build(name, image_shape=(1, 8, 8), epochs=123, decoder="plain", seed=0, gan_epochs=45, steps=67)
     assert attack.name == name
     assert attack.overview() == f"{name}\n  the attacker {attack.knowledge}\n  budget: {attack.budget}"
@@ -70,12 +70,12 @@ def test_an_attack_depends_on_its_seed_alone(name):
         assert torch.equal(torch.get_rng_state(), before)
         rebuilt.append(attack.reconstruct(F.avg_pool2d(images, 2)))
     assert torch.equal(rebuilt[0], rebuilt[1])
-    if name != "nearest":  # other noise, but the nearest image stays the nearest
+    if name != "nearest":  # independent of the noise here
         assert not torch.equal(rebuilt[0], rebuilt[2])
 
 
 @pytest.mark.parametrize("name, times", [("decoder", 1 + 15), ("ridge", 8), ("nearest", 8)])
-def test_noise_is_observed_afresh(name, times):
+def test_every_observation_has_fresh_noise(name, times):
     images, seen = torch.rand(20, 1, 8, 8), []
 
     def observe(x):
@@ -108,12 +108,12 @@ def test_half_the_budget():
         half = full.half_budget()
         assert (getattr(half, key), half.seed, half.decoder) == (4, 5, full.decoder)
         assert getattr(half.half_budget().half_budget(), key) == 1
-    for name in attacks.names():  # a closed form, or a single step, which is half of nothing less
+    for name in attacks.names():  # closed form, or one step or epoch
         assert build(name, images.shape[1:], steps=1, gan_epochs=1, epochs=1).half_budget() is None
 
 
 @pytest.mark.parametrize("name", ["optimization", "gan"])
-def test_half_of_the_usual_budget_does_nearly_as_well(small_faces, untrained, name):
+def test_half_of_the_default_budget_converges(small_faces, untrained, name):
     usual = RunConfig()
     full = build(name, small_faces.image_shape, steps=usual.attack_steps, gan_epochs=usual.attack_gan_epochs)
     assert error_at_half_budget(full, small_faces, untrained) < 1.03
@@ -165,13 +165,13 @@ def test_too_few_images(name, least):
 
 
 @pytest.mark.parametrize("name", attacks.names())
-def test_an_attack_must_learn_before_it_rebuilds(name):
+def test_reconstruct_before_fit_is_refused(name):
     with pytest.raises(RuntimeError, match=f"this {name} attack has learned nothing yet: call fit"):
         build(name, (1, 8, 8)).reconstruct(torch.rand(2, 1, 4, 4))
 
 
 @pytest.mark.parametrize("name", attacks.names())
-def test_flat_features_are_for_attacks_without_a_network(name):
+def test_attacks_with_a_network_refuse_flat_features(name):
     images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
     attack = build(name, images.shape[1:])
     if name in ("ridge", "nearest"):

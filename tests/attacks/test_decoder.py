@@ -10,12 +10,12 @@ from cem_fast import attacks, metrics
 from cem_fast.attacks.decoder import Decoder
 
 
-def test_the_decoder_converges_on_noisy_features_and_a_budget_that_is_too_small_shows(small_faces, untrained):
+def test_half_budget_tells_a_converged_decoder_from_an_unconverged_one(small_faces, untrained):
     def noisy(images):
         features = torch.sigmoid(untrained(images))
         return features + 0.1 * torch.randn_like(features)
 
-    settings = {"batch_size": 64, "dropout": 0.1}  # those of the evaluation
+    settings = {"batch_size": 64, "dropout": 0.1}  # as in the evaluation
     assert (
         error_at_half_budget(build("decoder", small_faces.image_shape, epochs=120, **settings), small_faces, noisy)
         < 1.03
@@ -35,7 +35,7 @@ def test_published_decoders_learn(small_faces, untrained, network):
     assert error < 0.6 * few.images.var(0).mean()
 
 
-def test_each_loss_serves_its_own_measure_best(small_faces, untrained):
+def test_each_loss_minimizes_its_own_measure(small_faces, untrained):
     rebuilt = {}
     for loss in attacks.loss_names():
         attack = build("decoder", small_faces.image_shape, epochs=40, loss=loss)

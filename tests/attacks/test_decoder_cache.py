@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from cem_fast import attacks, defenses, training
 
 
-def test_attacks_share_a_decoder_of_the_same_observer_and_of_no_other(faces, undefended_faces, monkeypatch):
+def test_attacks_share_the_decoder_of_one_observer(faces, undefended_faces, monkeypatch):
     trained = []
     train = attacks.Decoder._train
     monkeypatch.setattr(attacks.Decoder, "_train", lambda self, *a: trained.append(self) or train(self, *a))
@@ -19,7 +19,7 @@ def test_attacks_share_a_decoder_of_the_same_observer_and_of_no_other(faces, und
     assert len(trained) == 1
     with torch.no_grad():
         generator.trained.network.mean.zero_()
-    again = fitted("decoder", faces, observe, epochs=2)  # what others do to their copies is their own affair
+    again = fitted("decoder", faces, observe, epochs=2)  # changes of a copy leave the cached one alone
     assert len(trained) == 1
     features = observe(faces.test.images)
     assert torch.equal(again.reconstruct(features), first.reconstruct(features))
@@ -36,7 +36,7 @@ def test_attacks_share_a_decoder_of_the_same_observer_and_of_no_other(faces, und
         assert len(trained) == expected
 
 
-def test_a_network_is_forgotten_with_its_observer(faces):
+def test_a_decoder_is_dropped_with_its_observer(faces):
     import gc
 
     from cem_fast.attacks.decoder_cache import _decoders
@@ -50,7 +50,7 @@ def test_a_network_is_forgotten_with_its_observer(faces):
 
 
 class Slots:
-    """A callable that cannot be held weakly."""
+    """A callable without weak references."""
 
     __slots__ = ()
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def test_ensemble_trusts_the_better_member_in_every_region():
+def test_weights_favor_the_better_member_in_every_region():
     torch.manual_seed(0)
     truth = torch.rand(1, 60, 100, dtype=torch.float64)
     decoder, ridge = truth.clone(), truth.clone()
@@ -15,7 +15,7 @@ def test_ensemble_trusts_the_better_member_in_every_region():
     weights = ensemble_weights(decoder - ridge, truth - ridge)
     assert weights[:50].max() < 0.1
     assert weights[50:].min() > 0.9
-    # where neither is better anywhere, all pixels learn from each other: independent errors are averaged
+    # Equal members: shrinkage brings all weights close to 1/2.
     decoder, ridge = (truth + 0.3 * torch.randn(1, 60, 100) for _ in range(2))
     weights = ensemble_weights(decoder - ridge, truth - ridge)
     assert (weights - 0.5).abs().max() < 0.1

@@ -29,7 +29,7 @@ def test_the_critic_is_penalized_for_gradients_that_are_not_of_norm_one():
         assert critic.weight.grad.isfinite().all()
 
 
-def test_the_generator_starts_where_the_decoder_ended(faces, observe, monkeypatch):
+def test_the_generator_starts_from_the_decoder(faces, observe, monkeypatch):
     monkeypatch.setattr(
         gan, "falling", lambda optimizer, steps: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0)
     )

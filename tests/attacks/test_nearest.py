@@ -11,7 +11,7 @@ from cem_fast._support.seeding import seeded
 def test_nearest_is_the_image_with_the_least_expected_distance():
     torch.manual_seed(0)
     images = torch.rand(12, 1, 4, 4)
-    spread = torch.linspace(0.05, 2.0, 12).view(-1, 1, 1, 1)  # noise of a size of its own for every image
+    spread = torch.linspace(0.05, 2.0, 12).view(-1, 1, 1, 1)  # noise level of each image
     noisy = lambda x: x + spread[: len(x)] * torch.randn_like(x)  # noqa: E731
     attack = attacks.Nearest(image_shape=(1, 4, 4), draws=50)
     attack.fit(noisy, images, torch.zeros(12).long())
@@ -21,5 +21,5 @@ def test_nearest_is_the_image_with_the_least_expected_distance():
     scale = own.flatten(0, 1).std(0, correction=0)
     distances = ((seen.flatten(1)[:, None, None] - own.permute(1, 0, 2)[None]) / scale).square().sum(3).mean(2)
     assert torch.equal(attack.reconstruct(seen), images[distances.argmin(1)])
-    # an image seen through loud noise is far from everything, however near its own features are on average
+    # Loud noise adds to the expected distance, even if the mean features are near.
     assert torch.equal(attack.reconstruct(images[:1]), images[:1])

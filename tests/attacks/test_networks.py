@@ -19,7 +19,7 @@ def test_decoders_fit_any_ratio_of_sizes(network, feature, image):
     assert decoder(torch.randn(2, *feature)).shape == (2, *image)
 
 
-def test_normalization_is_what_plain_lacks():
+def test_plain_has_no_batch_normalization():
     kinds = {
         name: {type(m) for m in DECODERS[name]((8, 8, 8), torch.rand(2, 3, 32, 32)).modules()} for name in DECODERS
     }

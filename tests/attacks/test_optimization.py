@@ -37,10 +37,10 @@ def test_optimization_never_ends_worse_than_its_start_on_the_attackers_images(fa
         chosen[recipes] = attack.recipe, attack.error
     recipe, error = chosen[harmful, useful, lone]
     assert recipe == useful
-    assert error == pytest.approx(chosen[useful,][1], rel=0.02)  # other draws of the noise
+    assert error == pytest.approx(chosen[useful,][1], rel=0.02)  # with other noise
 
 
-def test_the_share_of_a_move_is_the_one_that_serves_best():
+def test_the_share_of_a_move_minimizes_the_error():
     torch.manual_seed(0)
     start, images = torch.full((4, 1, 5, 5), 0.5), torch.rand(4, 1, 5, 5)
     wanted = images - start
@@ -56,7 +56,7 @@ def test_the_share_of_a_move_is_the_one_that_serves_best():
         assert found[1:] == pytest.approx((share, before, after), abs=1e-7)
 
 
-def test_a_refinement_that_only_harms_is_refused(faces, noisy, on_noisy, monkeypatch):
+def test_a_share_of_zero_returns_the_start(faces, noisy, on_noisy, monkeypatch):
     attack = on_noisy
     features = noisy(faces.test.images)
     start = attack.trained.reconstruct(features)
@@ -81,7 +81,7 @@ def test_moved_pixels_explain_the_features_better(faces, observe, on_clean, star
     assert optimization._total_variation(smooth).mean() < 0.7 * optimization._total_variation(after).mean()
 
 
-def test_every_recipe_moves_its_own_rows_as_it_would_alone(faces, observe, on_clean):
+def test_recipes_run_together_as_they_would_alone(faces, observe, on_clean):
     attack = on_clean
     features = observe(faces.test.images)
     recipes = list(optimization.RECIPES[:3])
@@ -91,7 +91,7 @@ def test_every_recipe_moves_its_own_rows_as_it_would_alone(faces, observe, on_cl
         torch.testing.assert_close(attack._moved(start, features, [recipe]), moved, rtol=0, atol=1e-4)
 
 
-def test_the_mixture_draws_features_to_where_those_of_images_are(faces, noisy, on_noisy, monkeypatch):
+def test_the_mixture_raises_the_likelihood_of_features(faces, noisy, on_noisy, monkeypatch):
     attack = on_noisy
     monkeypatch.setattr(attack, "steps", 30)
     assert attack.noise_variance == pytest.approx(0.01, rel=0.05)
@@ -108,7 +108,7 @@ def test_the_mixture_draws_features_to_where_those_of_images_are(faces, noisy, o
 
 
 def test_several_draws_are_an_expectation():
-    """Behind a defense that drops features, only the mean over its draws points to the image."""
+    """Under a defense that drops features, the minimum is that of the mean over draws."""
     torch.manual_seed(0)
     images = torch.rand(30, 1, 8, 8)
     dropping = lambda x: 2 * x * (torch.rand_like(x) < 0.5)  # noqa: E731
@@ -120,7 +120,7 @@ def test_several_draws_are_an_expectation():
         moved = attack._moved(
             torch.full_like(images, 0.5), images, [Recipe(start="mean", step_size=0.05, smoothness=0.0)]
         )
-        # E || 2 m x - z ||^2 with m = 0 or 1 is least at x = z / 2
+        # E || 2 m x - z ||^2 with m = 0 or 1 has its minimum at x = z / 2
         error[draws] = float((moved - images / 2).square().mean())
     assert error[32] < 0.7 * error[1]
 

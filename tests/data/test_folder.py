@@ -66,7 +66,7 @@ def grey(path, brightness, *, side=16):
 
 
 def in_parts(root, *names, classes=("cats", "dogs")):
-    """Writes a folder with parts: in each, three images of each class, no two of which are equal."""
+    """Writes a folder with parts: three images per class in each, all different."""
     brightness = iter(range(10, 250, 3))
     for name in names:
         for label in classes:

@@ -66,7 +66,7 @@ def test_photographs_are_turned_upright(tmp_path):
         exif = Image.Exif()
         exif[0x0112] = orientation
         for index, path in enumerate((folder / "class 0").iterdir()):
-            pixels[-1, -1] = index  # no two are equal
+            pixels[-1, -1] = index  # all different
             Image.fromarray(pixels).save(path, exif=exif)
         images = load_all(folder)
         white = images[images.amax((1, 2, 3)) == 1]
@@ -103,7 +103,7 @@ def test_every_kind_of_pil_image_in_a_dataset():
 
 def test_a_large_photograph_is_no_bomb(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
-    folder = twins.write_images(tmp_path / "photos")  # of 600 pixels, which is less than twice that
+    folder = twins.write_images(tmp_path / "photos")  # 600 pixels, less than twice the limit
     assert len(data.load(str(folder), fold=0, image_size=8).train) == 8
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     with pytest.raises(
@@ -220,7 +220,7 @@ def test_a_portable_graymap_is_scaled_by_its_maximum(tmp_path):
         path = tmp_path / "maps" / str(index % 2) / f"{index}.pgm"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"P5 8 8 4095\n" + np.full((8, 8), 100 * index, dtype=">u2").tobytes())
-    brightness = load_all(tmp_path / "maps").mean((1, 2, 3))  # dark, and known to be
+    brightness = load_all(tmp_path / "maps").mean((1, 2, 3))  # dark by its declared maximum
     assert brightness.tolist() == pytest.approx([100 * index / 4095 for index in range(10)], abs=1e-3)
 
 

@@ -19,7 +19,7 @@ from cem_fast.experiments.run import run
 
 @pytest.fixture
 def everything(tmp_path, monkeypatch):
-    """Every published data set, below one root."""
+    """All published data sets below one root."""
     twins.cifar(cifar10, tmp_path, monkeypatch)
     twins.cifar(cifar100, tmp_path, monkeypatch)
     twins.fashion(tmp_path / "fashion-mnist")
@@ -59,7 +59,7 @@ def test_a_missing_data_set_is_one_line_that_names_the_path(name, tmp_path, capf
     assert "cem-fast data prepare" in err if name == "facescrub" else f"cem-fast data fetch {whole}" in err
 
 
-def test_where_data_sets_are_looked_for(monkeypatch, tmp_path):
+def test_the_data_root(monkeypatch, tmp_path):
     monkeypatch.delenv("CEM_FAST_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert data.data_root() == tmp_path / ".cache" / "cem_fast"

@@ -59,7 +59,7 @@ def test_copies_of_an_image_never_end_on_both_sides():
         assert not set(parts.train.fingerprints()) & set(parts.test.fingerprints())
 
 
-def test_images_that_a_published_data_set_has_in_both_parts_stay_and_are_counted():
+def test_copies_across_published_parts_stay_and_are_counted():
     images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 2
     settings = {"class_names": "ab", "credit": "", "mirrored": False}
     apart = published("apart", (images[:4], labels[:4]), (images[4:], labels[4:]), **settings)
@@ -70,7 +70,7 @@ def test_images_that_a_published_data_set_has_in_both_parts_stay_and_are_counted
     assert (twice.num_leaked, len(twice.train), len(twice.test)) == (2, 4, 4)
 
 
-def test_images_of_two_datasets_are_units_of_their_own():
+def test_images_of_two_datasets_have_different_groups():
     pictures = [(torch.rand(1, 8, 8), index % 2) for index in range(12)]
     parts = Splits.from_datasets(pictures[:8], pictures[8:])
     assert not set(parts.train.groups.tolist()) & set(parts.test.groups.tolist())

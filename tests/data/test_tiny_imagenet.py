@@ -33,7 +33,7 @@ def test_the_layout_of_the_validation_images_changes_nothing(tmp_path, monkeypat
     folder = twins.tiny(tmp_path / "prepared", monkeypatch, prepared=True)
     expected = load("tiny_imagenet", tmp_path / "raw").digest()
     assert load("tiny_imagenet", tmp_path / "prepared").digest() == expected
-    for wnid in twins.WNIDS:  # without the folder in the middle, another habit
+    for wnid in twins.WNIDS:  # without the intermediate folder
         (folder / "val" / "images" / wnid).rename(folder / "val" / wnid)
     (folder / "val" / "images" / "._val_00.JPEG").write_bytes(b"what an operating system leaves")
     assert load("tiny_imagenet", tmp_path / "prepared").digest() == expected

@@ -1,4 +1,4 @@
-"""Tiny data sets in the formats of the published ones, with the digests and counts that the readers then expect."""
+"""Tiny data sets in the published formats; patches the digests and counts that the readers expect."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from PIL import Image
 
 from cem_fast.data import cifar10, facescrub, fashion_mnist, tiny_imagenet
 
-WNIDS = ("n03", "n01", "n02")  # as listed, which is not in order
+WNIDS = ("n03", "n01", "n02")  # unsorted, as listed
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes what Python 2 and the numpy of its time would have written: byte strings, and another name of numpy's module."""
+    """Writes pickles as Python 2 with an old numpy did: byte strings, and numpy's former module name."""
 
     dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
@@ -52,7 +52,7 @@ def md5(content: bytes) -> str:
 
 
 def cifar(module: Any, root: Path, monkeypatch: pytest.MonkeyPatch, *, rows: int = 10) -> dict[str, Any]:
-    """Writes CIFAR-10 or CIFAR-100; returns what the files hold, by their names."""
+    """Writes CIFAR-10 or CIFAR-100; returns the contents by file name."""
     random = np.random.default_rng(0)
     labels = "labels" if module is cifar10 else "fine_labels"
     tables: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def cifar(module: Any, root: Path, monkeypatch: pytest.MonkeyPatch, *, rows: int
 
 
 def write_pickle(module: Any, path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes one file, and has the reader take it for the published one."""
+    """Writes one file and patches its published digest."""
     path.write_bytes(content)
     for digests in (module.TRAIN, module.TEST, module.META):
         if path.name in digests:
@@ -83,11 +83,11 @@ def write_pickle(module: Any, path: Path, content: bytes, monkeypatch: pytest.Mo
 
 def idx(array: np.ndarray) -> bytes:
     sizes = struct.pack(f">{array.ndim}I", *array.shape)
-    return gzip.compress(bytes((0, 0, 8, array.ndim)) + sizes + array.astype(np.uint8).tobytes())
+    return gzip.compress(bytes((0, 0, 8, array.ndim)) + sizes + array.astype(np.uint8).tobytes(), mtime=0)
 
 
 def fashion(folder: Path) -> dict[str, np.ndarray]:
-    """Writes Fashion-MNIST; returns the arrays by the names of their files."""
+    """Writes Fashion-MNIST; returns the arrays by file name."""
     random = np.random.default_rng(0)
     arrays = {}
     for part, count in (("train", 20), ("t10k", 10)):
@@ -105,7 +105,7 @@ def photograph(brightness: int, *, mode: str = "RGB", side: int = 64) -> Image.I
 
 
 def tiny(root: Path, monkeypatch: pytest.MonkeyPatch, *, prepared: bool = False) -> Path:
-    """Writes Tiny-ImageNet, three classes with four training and two validation images of a brightness that tells them apart."""
+    """Writes Tiny-ImageNet: three classes of four training and two validation images, each of another brightness."""
     for name, value in (("CLASSES", 3), ("TRAIN", 4), ("VALIDATION", 2)):
         monkeypatch.setattr(tiny_imagenet, name, value)
     folder = root / tiny_imagenet.SOURCE.folder
@@ -135,14 +135,14 @@ def tiny(root: Path, monkeypatch: pytest.MonkeyPatch, *, prepared: bool = False)
 
 
 def faces(root: Path) -> Path:
-    """Writes the raw photographs of FaceScrub: two people, in several sizes and modes; returns their folder."""
+    """Writes raw photographs of FaceScrub: two people, several sizes and modes; returns their folder."""
     raw = root / facescrub.FOLDER / "raw"
     for part, count in (("train", 4), ("validate", 2)):
         for label, person in enumerate(("Ada_Lovelace", "Alan_Turing")):
             (raw / part / person).mkdir(parents=True)
             for index in range(count):
                 mode = ("RGB", "L", "CMYK", "RGB")[index]
-                brightness = 120 * label + 10 * index + 5 * (part == "train")  # no photograph is in both parts
+                brightness = 120 * label + 10 * index + 5 * (part == "train")  # differs between the parts
                 image = photograph(brightness, mode=mode, side=60 + index)
                 image.save(raw / part / person / f"{label}{index}.jpg")
     return raw
