@@ -119,6 +119,18 @@ def test_paths_and_links_exist(page):
         assert (page.parent / link).exists(), f"{name(page)} links to {link}"
 
 
+def test_the_layers_are_those_that_are_checked():
+    """The diagram and the contract of import-linter name the same parts from top to bottom."""
+    contract = re.search(r"^layers = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)[1]
+    layers = [set(re.findall(r"cem_fast\.(\w+)", line)) for line in contract.splitlines()]
+    diagram = blocks(ROOT / "docs/internals/architecture.md", "")[0].splitlines()
+    shown = [set(re.findall(r"cem_fast/(\w+)", line)) for line in diagram]
+    parts = [part for layer in layers for part in sorted(layer) if part != "__main__"]
+    rows = {part: next((row for row, names in enumerate(shown) if part in names), None) for part in parts}
+    assert None not in rows.values(), rows
+    assert list(rows.values()) == sorted(rows.values())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_nothing_names_a_host_of_packages(page):
     text = page.read_text().lower()
