@@ -65,14 +65,17 @@ class Case:
 
     @property
     def directions(self) -> tuple[str, ...]:
+        """Directions in which the case is timed."""
         return ("fit",) if self.op in FITS else DIRECTIONS
 
     @property
     def diag(self) -> bool:
+        """Whether variances are per feature."""
         return self.covariance == "diag"
 
     @property
     def allowed(self) -> float:
+        """Largest relative error of a correct result."""
         return ALLOWED_IN_FIT if self.op in FITS else ALLOWED[self.dtype]
 
     def work(self, direction: str) -> tuple[float, float]:
@@ -139,6 +142,7 @@ class Problem:
 
     @property
     def bound_options(self) -> BoundOptions:
+        """Options of the entropy-bound operator."""
         variant = self.case.op.removeprefix("cem_")
         return bound_options(variant, "unbiased", "mean", None, 0.125, 0.01, self.case.diag, False)
 

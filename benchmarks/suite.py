@@ -178,7 +178,7 @@ def _ceilings(device: torch.device, when: str, *, budget_s: float) -> tuple[list
     return rows, found[-1].rate
 
 
-def _or_why_not(group: str, measured: Callable[[], list[Row]]) -> list[Row]:
+def _or_failure(group: str, measured: Callable[[], list[Row]]) -> list[Row]:
     """Rows of a group without peers; a failure becomes a row, so other groups are kept."""
     try:
         return measured()
@@ -196,11 +196,11 @@ def rows_of(groups: Sequence[str], device: torch.device, *, quick: bool) -> Iter
             for case in of_group(quick):
                 yield measure(case, device, budget_s=budget_s, most_rounds=MOST_ROUNDS[quick], gflop_s=gflop_s)
     if "fitting" in groups:
-        yield _or_why_not("fitting", partial(streams.measure, device, quick=quick))
+        yield _or_failure("fitting", partial(streams.measure, device, quick=quick))
     if "training" in groups:
-        yield _or_why_not("training", partial(training.measure, device, quick=quick))
+        yield _or_failure("training", partial(training.measure, device, quick=quick))
     if "startup" in groups:
-        yield _or_why_not("startup", partial(startup.measure, str(device), quick=quick))
+        yield _or_failure("startup", partial(startup.measure, str(device), quick=quick))
     yield _ceilings(device, table.LAST, budget_s=budget_s)[0]
 
 

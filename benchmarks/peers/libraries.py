@@ -19,6 +19,7 @@ LARGEST_KEOPS = 128
 
 
 def pykeops(problem: Problem) -> Built:
+    """Lazy tensors of pykeops, one mixture per class."""
     if problem.case.D > LARGEST_KEOPS:
         raise Skipped(f"unrolls its loop over D: compiles for minutes beyond {LARGEST_KEOPS}")
     with contextlib.redirect_stdout(io.StringIO()):  # drops its list of missing compilers
@@ -46,6 +47,7 @@ def pykeops(problem: Problem) -> Built:
 
 
 def scikit_learn(problem: Problem) -> Built:
+    """scikit-learn: k-means, EM, and log-densities without a gradient."""
     from sklearn.cluster import KMeans
     from sklearn.mixture import GaussianMixture as Mixture
 
@@ -86,6 +88,7 @@ def _sklearn_em(problem: Problem, kind: Any) -> Fit:
 
 
 def scikit_learn_intelex(problem: Problem) -> Built:
+    """k-means of scikit-learn-intelex."""
     from sklearnex.cluster import KMeans
 
     return _kmeans_by_class(problem, _lloyd(KMeans))
@@ -100,6 +103,7 @@ def _lloyd(kind: Any) -> Callable[[Tensor, Tensor], Any]:
 
 
 def faiss(problem: Problem) -> Built:
+    """k-means of faiss."""
     import faiss as package
 
     package.omp_set_num_threads(torch.get_num_threads())
@@ -115,6 +119,7 @@ def faiss(problem: Problem) -> Built:
 
 
 def flash_kmeans(problem: Problem) -> Built:
+    """k-means of flash-kmeans: Triton kernels on CUDA, torch on the CPU."""
     if problem.device.type == "cuda":
         from flash_kmeans import batch_kmeans_Euclid as kmeans
     else:
@@ -130,6 +135,7 @@ def flash_kmeans(problem: Problem) -> Built:
 
 
 def torchgmm(problem: Problem) -> Built:
+    """EM and log-densities of torchgmm."""
     from torchgmm.bayes.gmm.model import GaussianMixtureModel, GaussianMixtureModelConfig
 
     case = problem.case

@@ -13,6 +13,7 @@ from cem_fast.ops import backend
 
 
 def public_interface(problem: Problem) -> Built:
+    """CEMLoss, the functions, and fits of GaussianMixture."""
     case = problem.case
     if case.op in FITS:
         return _fit(problem)
@@ -60,12 +61,14 @@ def _fit(problem: Problem) -> Fit:
 
 
 def triton_operators(problem: Problem) -> Built:
+    """The Triton operators."""
     from cem_fast.kernels.operators import OPERATORS
 
     return Operators(problem, OPERATORS)
 
 
 def cuda_operators(problem: Problem) -> Built:
+    """The CUDA C++ operators; ``ImportError`` if they are not built."""
     try:
         operators = backend.cuda_operators()
     except OSError as error:

@@ -16,11 +16,13 @@ PADDING = 16  # matrix products run on multiples of this many components
 
 
 def eager(problem: Problem) -> Built:
+    """Gather and reductions with an ``N x K x D`` intermediate."""
     _require_memory(problem.case.N, problem)
     return Differentiable(problem, _eager(problem))
 
 
 def compiled(problem: Problem) -> Built:
+    """The eager code under ``torch.compile``."""
     torch._dynamo.reset()
     return Differentiable(problem, torch.compile(_eager(problem), dynamic=False))
 
@@ -44,6 +46,7 @@ def class_of_rows(labels: Tensor | None, x: Tensor) -> Tensor:
 
 
 def log_prob(x: Tensor, labels: Tensor | None, means: Tensor, variances: Tensor, weights: Tensor) -> Tensor:
+    """Log-density of each row in the mixture of its class ``[N]``."""
     y = class_of_rows(labels, x)
     v = variances if variances.dim() == 3 else variances.unsqueeze(-1).expand_as(means)
     exponent = ((x.to(means.dtype)[:, None] - means[y]).square() / v[y]).sum(-1)
@@ -145,6 +148,7 @@ def segmented_gemm(problem: Problem) -> Built:
 
 
 def mixture_same_family(problem: Problem) -> Built:
+    """``torch.distributions.MixtureSameFamily``, one per class."""
     from torch import distributions as d
 
     _require_memory(problem.case.N // problem.case.C, problem)
@@ -161,5 +165,6 @@ def mixture_same_family(problem: Problem) -> Built:
 
 
 def released_loop(problem: Problem) -> Built:
+    """The loss of the released script, loop by loop."""
     mixture = (problem.means, problem.variances, problem.weights, float(problem.num_samples), NOISE_STD)
     return Differentiable(problem, lambda x, labels: released.loss(x, class_of_rows(labels, x), *mixture))
