@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -92,11 +91,7 @@ def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
         raise ImportError("SSIM needs the package pytorch_msssim: pip install pytorch-msssim") from error
     side = min(11, *images.shape[2:])
     window = side if side % 2 else side - 1
-
-    def similarity(x: Tensor, y: Tensor) -> Tensor:
-        return windowed_ssim(x.float(), y.float(), data_range=1.0, size_average=False, win_size=window)
-
-    return _by_chunk(similarity, reconstructed, images)
+    return windowed_ssim(reconstructed.float(), images.float(), data_range=1.0, size_average=False, win_size=window)
 
 
 def ssim_paper(reconstructed: Tensor, images: Tensor) -> Tensor:
@@ -141,7 +136,8 @@ def ssim_paper(reconstructed: Tensor, images: Tensor) -> Tensor:
         values = (2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4) / ((squares + 1e-4) * (variances + 9e-4))
         return values.view(len(images), -1).mean(1)
 
-    return _by_chunk(similarity, reconstructed, images)
+    # some images at a time: all of them would need gigabytes
+    return torch.cat([similarity(x, y) for x, y in zip(reconstructed.split(CHUNK), images.split(CHUNK))])
 
 
 def lpips(reconstructed: Tensor, images: Tensor) -> Tensor:
@@ -179,12 +175,9 @@ def lpips(reconstructed: Tensor, images: Tensor) -> Tensor:
     except ImportError as error:
         raise ImportError(f"LPIPS needs the package lpips ({error}): pip install 'cem_fast[lpips]'") from error
     distance = LPIPS(net="alex", verbose=False).to(images.device)
-
-    def measured(*batches: Tensor) -> Tensor:
-        return distance(*(batch.float().expand(-1, 3, -1, -1) for batch in batches), normalize=True).flatten()
-
+    colors = (batch.float().expand(-1, 3, -1, -1) for batch in (reconstructed, images))
     with torch.no_grad():
-        return _by_chunk(measured, reconstructed, images)
+        return distance(*colors, normalize=True).flatten()
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -268,8 +261,3 @@ def _check(reconstructed: Tensor, images: Tensor) -> None:
         raise ValueError(
             f"reconstructed and images must both be [N, C, H, W] with N > 0, got {tuple(reconstructed.shape)} and {tuple(images.shape)}"
         )
-
-
-def _by_chunk(measure: Callable[[Tensor, Tensor], Tensor], reconstructed: Tensor, images: Tensor) -> Tensor:
-    """A measure of every image, computed for some of them at a time to save memory."""
-    return torch.cat([measure(x, y) for x, y in zip(reconstructed.split(CHUNK), images.split(CHUNK))])
