@@ -26,7 +26,9 @@ extensions = [
 root_doc = "index"
 exclude_patterns = ["_*"]
 nitpicky = True
-nitpick_ignore_regex = [("py:class", r"cem_fast\._support\..*")]  # parts that no user calls
+nitpick_ignore_regex = [
+    ("py:class", r"cem_fast\._support\..*|cem_fast\..*\.[A-Z]")
+]  # parts that no user calls, type variables
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
