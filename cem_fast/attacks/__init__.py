@@ -35,7 +35,7 @@ _NAMES = tuple(cls.name for cls in (Decoder, Ridge, Nearest, Ensemble, Optimizat
 
 
 def names() -> tuple[str, ...]:
-    """Names of the attacks that :func:`build` accepts.
+    """Names of the attacks that :func:`cem_fast.attacks.build` accepts.
 
     Example:
         >>> from cem_fast import attacks
@@ -83,13 +83,13 @@ def build(
     """Builds an attack by name.
 
     Args:
-        name: one of :func:`names`.
+        name: one of :func:`cem_fast.attacks.names`.
         image_shape: ``(channels, height, width)`` of the images.
         epochs: passes of the decoder attack over the attacker's images, also if another attack starts from it.
-        decoder: network of the decoder attack, one of :func:`decoder_names`.
+        decoder: network of the decoder attack, one of :func:`cem_fast.attacks.decoder_names`.
         seed: seed of all random numbers of the attack.
         dropout: fraction of the hidden features that the network ``slim`` drops in training.
-        loss: loss of the decoder attack, one of :func:`loss_names`.
+        loss: loss of the decoder attack, one of :func:`cem_fast.attacks.loss_names`.
         batch_size: images per step of the decoder attack and of the gan attack.
         gan_epochs: passes of the gan attack over the attacker's images.
         steps: steps of the optimization attack.

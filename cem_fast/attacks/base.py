@@ -80,10 +80,9 @@ class ClosedForm(Attack):
 
     Example:
         >>> from cem_fast.attacks import Ridge
-        >>> from cem_fast.attacks.base import ClosedForm
         >>> attack = Ridge(image_shape=(1, 8, 8))
-        >>> isinstance(attack, ClosedForm), attack.draws, attack.half_budget()
-        (True, 8, None)
+        >>> attack.draws, attack.half_budget()
+        (8, None)
     """
 
     image_shape: tuple[int, int, int]
@@ -194,12 +193,10 @@ def require_fitted(attack: Attack, attribute: str) -> None:
         >>> require_fitted(Ridge(image_shape=(1, 8, 8)), "weights")
         Traceback (most recent call last):
         ...
-        RuntimeError: this ridge attack has learned nothing yet: call fit(observe, images, labels) first
+        RuntimeError: this ridge attack is not fitted: call fit(observe, images, labels) first
     """
     if not hasattr(attack, attribute):
-        raise RuntimeError(
-            f"this {attack.name} attack has learned nothing yet: call fit(observe, images, labels) first"
-        )
+        raise RuntimeError(f"this {attack.name} attack is not fitted: call fit(observe, images, labels) first")
 
 
 def require_images(attack: Attack, images: Tensor, least: int) -> None:

@@ -106,7 +106,7 @@ class Decoder(Attack):
         return replace(self, epochs=self.epochs // 2) if self.epochs > 1 else None
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
-        """Trains the decoder; see :meth:`cem_fast.attacks.base.Attack.fit`.
+        """Trains the decoder; see :meth:`cem_fast.attacks.Attack.fit`.
 
         Raises:
             ValueError: there are fewer than 2 images, too few for batch normalization, or the features are not maps ``[N, C, H, W]``.

@@ -69,7 +69,7 @@ class Ensemble(Attack):
         """Returns None: apart from the decoder, whose own entry shows its convergence, the attack is in closed form."""
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
-        """Fits both attacks and their weights; see :meth:`cem_fast.attacks.base.Attack.fit`.
+        """Fits both attacks and their weights; see :meth:`cem_fast.attacks.Attack.fit`.
 
         Raises:
             ValueError: there are fewer than 6 images, or the features are not maps ``[N, C, H, W]``.

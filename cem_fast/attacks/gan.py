@@ -76,7 +76,7 @@ class Gan(Attack):
         return replace(self, epochs=self.epochs // 2) if self.epochs > 1 else None
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
-        """Trains the decoder, then generator and critic; see :meth:`cem_fast.attacks.base.Attack.fit`.
+        """Trains the decoder, then generator and critic; see :meth:`cem_fast.attacks.Attack.fit`.
 
         Raises:
             ValueError: as for the decoder attack.

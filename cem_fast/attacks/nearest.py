@@ -42,7 +42,7 @@ class Nearest(ClosedForm):
         return f"a lookup among its own images, each observed {self.draws} times"
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
-        """Observes the images; see :meth:`cem_fast.attacks.base.Attack.fit`.
+        """Observes the images; see :meth:`cem_fast.attacks.Attack.fit`.
 
         Raises:
             ValueError: there is no image.

@@ -121,7 +121,7 @@ class Optimization(Attack):
         return replace(self, steps=self.steps // 2) if self.steps > 1 else None
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
-        """Chooses the recipe and trains the decoder; see :meth:`cem_fast.attacks.base.Attack.fit`.
+        """Chooses the recipe and trains the decoder; see :meth:`cem_fast.attacks.Attack.fit`.
 
         Raises:
             ValueError: there are fewer than 6 images, the features are not maps ``[N, C, H, W]``, or they have no gradient.

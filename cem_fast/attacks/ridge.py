@@ -55,7 +55,7 @@ class Ridge(ClosedForm):
         return f"a closed form, from {self.draws} observations of each of its images"
 
     def fit(self, observe: Observe, images: Tensor, labels: Tensor) -> None:
-        """Chooses the penalty and solves for the weights; see :meth:`cem_fast.attacks.base.Attack.fit`.
+        """Chooses the penalty and solves for the weights; see :meth:`cem_fast.attacks.Attack.fit`.
 
         Raises:
             ValueError: there are fewer than 5 images, too few to hold out a fifth.

@@ -43,13 +43,13 @@ def load(
     """Loads a data set and splits it.
 
     Args:
-        name_or_path: one of :func:`names`, or the path of a folder with one sub-folder per class, or with such folders ``train`` and
-            ``test``.
+        name_or_path: one of :func:`cem_fast.data.names`, or the path of a folder with one sub-folder per class, or of one with such
+            folders ``train`` and ``test``.
         fold: index of the test fold, 0 to 4; without effect on a data set that came with a test part.
         image_size: side of the square images in pixels; None for the data set's own (``faces``, ``facescrub`` 48, ``tiny_imagenet`` 64,
             the others 32). A folder keeps its images' size if all are equal squares of 8 to 256 pixels, otherwise 48 with a warning.
         seed: seed of the folds; must be equal in all runs that are compared.
-        root: folder of downloaded data sets; None for :func:`data_root`.
+        root: folder of downloaded data sets; None for :func:`cem_fast.data.data_root`.
 
     Returns:
         The splits; the attacker's part is the training part.

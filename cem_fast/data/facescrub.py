@@ -111,7 +111,7 @@ def prepare(root: Path, on_file: Callable[[int, int], None] = lambda done, total
     """
     raw, folder = root / FOLDER / "raw", root / FOLDER / f"{SIDE}x{SIDE}"
     if folder.exists():
-        raise FileExistsError(f"{folder} is there already: remove it to make it again")
+        raise FileExistsError(f"{folder} exists already: remove it to prepare it again")
     files = [file for part in PARTS for person in _people(raw / part).values() for file in person]
     if not files:
         raise FileNotFoundError(f"no photographs in {raw}: {HOW.format(raw=raw)}")

@@ -87,8 +87,8 @@ def load_subset(root: Path, *, image_size: int | None) -> Splits:
     """Reads a subset of the size of ``digits``: the first 400 training and 100 test images of each class.
 
     Args:
-        root: as in :func:`load`.
-        image_size: as in :func:`load`.
+        root: as for ``load``.
+        image_size: as for ``load``.
 
     Returns:
         The splits: 4000 training and 1000 test images.

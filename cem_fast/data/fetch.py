@@ -100,7 +100,7 @@ def fetch(
         raise ValueError(f"address must begin with http:// or https://, got {address!r}")
     target = root / source.folder
     if target.exists():
-        raise FileExistsError(f"{target} is there already: remove it to get it again")
+        raise FileExistsError(f"{target} exists already: remove it to download it again")
     working = root / f".{source.folder}.fetching"
     files = working / "files"
     files.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def _download(url: str, path: Path, published: PublishedFile, on_bytes: Watcher)
         kept = part.stat().st_size if part.exists() else 0
         reason = error.reason if type(error) is urllib.error.URLError else error
         raise OSError(
-            f"cannot download {shown}: {printable(str(reason))}; {kept:,} bytes are kept, and the same command goes on from there"
+            f"cannot download {shown}: {printable(str(reason))}; {kept:,} bytes are kept, and the same command continues from there"
         ) from error
     with open(part, "rb") as file:
         found = hashlib.md5(usedforsecurity=False)

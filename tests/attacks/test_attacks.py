@@ -166,7 +166,7 @@ def test_too_few_images(name, least):
 
 @pytest.mark.parametrize("name", attacks.names())
 def test_reconstruct_before_fit_is_refused(name):
-    with pytest.raises(RuntimeError, match=f"this {name} attack has learned nothing yet: call fit"):
+    with pytest.raises(RuntimeError, match=f"this {name} attack is not fitted: call fit"):
         build(name, (1, 8, 8)).reconstruct(torch.rand(2, 1, 4, 4))
 
 

@@ -40,7 +40,7 @@ def test_facescrub_is_prepared_and_read(tmp_path, capfd, monkeypatch):
     assert splits.test.groups.tolist() == splits.test.labels.tolist() == [0, 0, 1, 1]
     brightness = splits.test.images.mean((1, 2, 3)) * 255
     assert brightness.tolist() == pytest.approx([0, 10, 120, 130], abs=2)
-    with pytest.raises(FileExistsError, match=r"48x48 is there already: remove it to make it again"):
+    with pytest.raises(FileExistsError, match=r"48x48 exists already: remove it to prepare it again"):
         facescrub.prepare(tmp_path)
 
 

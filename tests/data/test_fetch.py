@@ -146,7 +146,7 @@ def test_an_archive_is_downloaded_unpacked_and_read(cifar, server, tmp_path, mon
     assert "cifar10 is in" in (out := capfd.readouterr().out)
     assert "already: remove it to get it again" in out
     assert server.asked == [("cifar-10-python.tar.gz", None)]
-    with pytest.raises(FileExistsError, match="is there already: remove it"):
+    with pytest.raises(FileExistsError, match="exists already: remove it"):
         get(cifar, root, server)
 
 
@@ -186,7 +186,7 @@ def test_single_files_are_downloaded_and_read(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize("lengths", [True, False])
 def test_a_broken_download_continues(lengths, cifar, server, tmp_path):
     server.stop_after, server.lengths = 1000, lengths
-    message = "the connection ended after 1,000 of .*; 1,000 bytes are kept, and the same command goes on from there"
+    message = "the connection ended after 1,000 of .*; 1,000 bytes are kept, and the same command continues from there"
     if not lengths:  # without a length, only the digest reveals the truncation
         message = "gave 1,000 bytes with md5 .*: not the published file, and removed"
     with pytest.raises(OSError, match=message):
