@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from itertools import product
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -15,7 +14,8 @@ from cem_fast._support.lookup import lookup
 MAX_SEED = 2**63 - 1  # the largest seed of torch's generators
 PRECISIONS = ("fp32", "bf16", "fp16")
 # settings that older saved runs lack, with the value in force then
-LATER = {"accumulate": 1, "precision": "fp32", "attack_batch_size": 32, "attack_dropout": 0.3}
+LATER: dict[str, Any] = {"accumulate": 1, "precision": "fp32", "attack_batch_size": 32, "attack_dropout": 0.3}
+_KINDS: dict[type, dict[str, Any]] = {}  # types of the settings of each class
 # groups of the shared settings, by the first setting of each
 GROUPS = {
     "image_size": "data and network",
@@ -329,15 +329,17 @@ class GridConfig(SharedConfig):
                 lookup("data set of per_data", data, dict.fromkeys(self.data))
             grids = [replace(self, data=(data,), per_data={}, **self._own_settings(data)) for data in self.data]
             return list(dict.fromkeys(run for grid in grids for run in grid.runs()))
-        shared = {f.name: getattr(self, f.name) for f in fields(SharedConfig)}
-        cells = [{"defense": defense, "cem_weight": 0.0, "noise_std": 0.0} for defense in self.undefended]
+        shared: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(SharedConfig)}
+        cells: list[dict[str, Any]] = [
+            {"defense": defense, "cem_weight": 0.0, "noise_std": 0.0} for defense in self.undefended
+        ]
         cells += [
             _without_idle({"cem_weight": weight, **_cell(defense)})
             for defense, weight in product(self.defenses, self.cem_weights)
         ]
         cells += [{"defense": "noise", "cem_weight": 0.0, "noise_std": level} for level in self.noise_levels]
         runs = [
-            RunConfig(**{**shared, **cell, "data": data, "fold": fold, "seed": seed})
+            RunConfig(**shared | cell | {"data": data, "fold": fold, "seed": seed})
             for data, fold, seed, cell in product(self.data, self.folds, self.seeds, cells)
         ]
         return list(dict.fromkeys(runs))
@@ -496,9 +498,10 @@ def _without_idle(cell: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in cell.items() if key == "cem_weight" or not key.startswith("cem_")}
 
 
-@cache
 def _kinds(config: type) -> dict[str, Any]:
-    return get_type_hints(config)
+    if config not in _KINDS:
+        _KINDS[config] = get_type_hints(config)
+    return _KINDS[config]
 
 
 def _require(key: str, value: float, *, at_least: float, below: float = math.inf) -> None:

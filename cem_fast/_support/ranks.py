@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed, nn
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-# A rank that has ended is noticed at once, wherever it leaves the others waiting; one that hangs, after this.
-PATIENCE = timedelta(minutes=30)
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # what torchrun tells every process that it starts
 
 
 @dataclass(frozen=True)
@@ -75,70 +67,3 @@ class Ranks:
         total = self.sum(torch.cat([flat * rows, flat.new_tensor([rows])]))
         for gradient, mean in zip(gradients, (total[:-1] / total[-1]).split([g.numel() for g in gradients])):
             gradient.copy_(mean.view_as(gradient))
-
-
-def count() -> int:
-    """How many processes torchrun has started, this one included; 1 without torchrun."""
-    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in LAUNCHER) else 1
-
-
-def rank() -> int:
-    """Which of them this process is; 0 without torchrun."""
-    return int(os.environ["RANK"]) if count() > 1 else 0
-
-
-@contextmanager
-def together(device: torch.device) -> Iterator[tuple[Any, torch.device]]:
-    """Joins the processes that torchrun has started, and parts from them when all are done.
-
-    Args:
-        device: where to compute; ``cuda`` without an index gives every process of a machine a GPU of its own.
-
-    Yields:
-        The group of the processes, None for a single one, and this process's device.
-
-    Raises:
-        ConnectionError: another process has ended before its time, or does not answer.
-    """
-    if count() == 1:
-        yield None, device
-        return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if device.index is None else device.index)
-        torch.cuda.set_device(device)
-    try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-        yield distributed.group.WORLD, device
-        distributed.barrier()  # whoever leaves while another still talks to it aborts that one
-    except RuntimeError as error:
-        if not _is_lost_connection(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise ConnectionError(
-            f"process {rank()} of {count()} has lost another one, which has ended or did not answer within {PATIENCE}: {reason}"
-        ) from error
-    distributed.destroy_process_group()
-
-
-def leave(status: int) -> NoReturn:
-    """Ends this process, at once if it has not parted from the others in order.
-
-    A thread of gloo's may then still hold a tensor of Python's, and letting go of it takes the interpreter: asked for while the
-    interpreter ends, that aborts the process.
-
-    Args:
-        status: the exit status.
-
-    Source:
-        https://github.com/pytorch/pytorch/issues/190489
-    """
-    if distributed.is_available() and distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether an error comes from talking to another process: gloo has no exception of its own."""
-    return isinstance(error, distributed.DistError) or any(sign in str(error) for sign in ("gloo", "process group"))

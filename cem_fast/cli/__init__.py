@@ -6,8 +6,8 @@ from cem_fast.cli.signals import clean_imports
 
 
 def command() -> NoReturn:
-    """Runs the command line as a process of its own and exits with its status."""
-    with clean_imports():  # torch alone takes seconds
-        from cem_fast._support import ranks
+    """Runs the command line in this process and exits with its status."""
+    with clean_imports():
+        from cem_fast.cli import torchrun
         from cem_fast.cli.main import main
-    ranks.leave(main())
+    torchrun.leave(main())

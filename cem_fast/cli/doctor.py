@@ -1,30 +1,32 @@
-"""What this installation computes with, why, and whether it computes right."""
+"""Report on an installation: versions, backends, and a check of every operation against the reference.
+
+``python -m cem_fast.cli.doctor`` needs torch and numpy only, not the libraries of the command line.
+"""
 
 from __future__ import annotations
 
+import argparse
 import platform
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 import cem_fast
+from cem_fast.cli import device as devices
 from cem_fast.experiments import provenance
 from cem_fast.ops import agreement
 from cem_fast.ops.agreement import TOLERANCE
 from cem_fast.ops.library import OPERATORS
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
-
-def examine(console: Console, *, device: torch.device, check: bool) -> int:
-    """Prints what is in force; with ``check``, also compares every operation with the reference.
+def examine(*, device: torch.device, check: bool) -> int:
+    """Prints versions, devices and backends; with ``check``, also compares every operation with the reference.
 
     Args:
-        console: where to print.
-        device: which device to describe and to check.
+        device: device of the check.
         check: whether to compare.
 
     Returns:
@@ -39,7 +41,7 @@ def examine(console: Console, *, device: torch.device, check: bool) -> int:
         **cem_fast.backends(),
     }
     for name, value in _flat(facts):
-        console.print(f"{name + ':':<34} {value}", markup=False, highlight=False, soft_wrap=True)
+        print(f"{name + ':':<34} {value}")
     if not check:
         return 0
     wrong = 0
@@ -48,24 +50,22 @@ def examine(console: Console, *, device: torch.device, check: bool) -> int:
         compared = list(compare(device))
     for refused in (str(warning.message) for warning in caught if "is not used there" in str(warning.message)):
         wrong += 1
-        console.print(f"WRONG  {refused}", markup=False, highlight=False, soft_wrap=True)
+        print(f"WRONG  {refused}")
     for name, dtype, error in compared:
         right = error <= TOLERANCE[dtype]
         wrong += not right
         verdict = "ok    " if right else "WRONG "
         kind = str(dtype).removeprefix("torch.")
-        console.print(f"{verdict} {name} in {kind} on {device}: off by {error:.1e} (allowed {TOLERANCE[dtype]:.0e})")
-    console.print(
-        f"{wrong} operations differ from the reference" if wrong else "every operation agrees with the reference"
-    )
+        print(f"{verdict} {name} in {kind} on {device}: off by {error:.1e} (allowed {TOLERANCE[dtype]:.0e})")
+    print(f"{wrong} operations differ from the reference" if wrong else "every operation agrees with the reference")
     return int(wrong > 0)
 
 
 def compare(device: torch.device) -> Iterator[tuple[str, torch.dtype, float]]:
-    """Runs every operation on a device and compares it with the fp64 reference on the CPU.
+    """Compares every operation on a device with the float64 reference on the CPU.
 
     Args:
-        device: where to run.
+        device: device of the operations.
 
     Yields:
         Operation, dtype of the features, and the largest difference over all cases, relative to the largest value of the
@@ -84,3 +84,29 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield prefix + key, ", ".join(map(str, value)) or "none"
         else:
             yield prefix + key, "none" if value is None else str(value)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs ``python -m cem_fast.cli.doctor``.
+
+    Args:
+        arguments: the arguments; None for those of this process.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m cem_fast.cli.doctor", description="Shows versions, devices and backends."
+    )
+    parser.add_argument("--check", action="store_true", help="compare every operation with the reference")
+    parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ... (default: cpu)")
+    settings = parser.parse_args(arguments)
+    try:
+        device = devices.find(settings.device)
+    except ValueError as error:
+        parser.error(str(error))
+    return examine(device=device, check=settings.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""How a grid goes on, for people: moving bars on a terminal, plain lines anywhere else."""
+"""Progress of a grid: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def describe(config: RunConfig) -> str:
-    """One run in a few words: ``faces / noise + CEM, seed 0, fold 1``."""
+    """Names a run, such as ``faces / noise + CEM at noise 0.1, seed 0, fold 1``."""
     noise = f" at noise {config.noise_std:g}" if config.noise_std > 0 else ""
     return f"{Path(config.data).name} / {config.label}{noise}, seed {config.seed}, fold {config.fold}"
 
 
 def outcome(record: Record) -> str:
-    """What came of one run, in a few words."""
+    """Summarizes the result of a run: accuracy, strongest attack, seconds."""
     text = f"accuracy {record.accuracy:.1%}"
     if record.strongest:
         text += f", attack MSE {record.attacks[record.strongest].mse:.5f} ({record.strongest})"
@@ -57,7 +57,7 @@ class Lines(Watch):
 
 
 class Bars(Lines):
-    """The same lines, and below them a bar for the grid and one for the stage of every run that goes on."""
+    """The same lines, with a bar for the grid and one for the stage of every active run below them."""
 
     def __init__(self, console: Console):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -65,7 +65,7 @@ class Bars(Lines):
         super().__init__(console)
         self.bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description:<28}"),
+            TextColumn("{task.description:<28}", markup=False),
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -74,7 +74,7 @@ class Bars(Lines):
         )
         self.grid = self.bars.add_task("runs", total=None)
         self.done = 0
-        self.current: dict[int, tuple[str, Any]] = {}  # the stage of every run that goes on, and its bar
+        self.current: dict[int, tuple[str, Any]] = {}  # stage and bar of every active run
 
     def __enter__(self) -> Bars:
         self.bars.start()
@@ -113,14 +113,14 @@ class Bars(Lines):
 
 @contextmanager
 def counted(console: Console, *, of_bytes: bool = False) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Shows how far things have come: a bar for each on a terminal, a line when each starts anywhere else.
+    """Shows the progress of named items: a bar each on a terminal, a line at the start of each elsewhere.
 
     Args:
-        console: where to.
+        console: the console.
         of_bytes: whether bytes are counted.
 
     Yields:
-        What is to be called with a thing's name, how much of it is done, and how much there is in all, None where nobody knows.
+        A function to call with an item's name, the count so far, and the total, which is None while unknown.
     """
     from rich.progress import (
         BarColumn,
@@ -133,7 +133,9 @@ def counted(console: Console, *, of_bytes: bool = False) -> Iterator[Callable[[s
     )
 
     counts = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
-    bars = Progress(TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn(), console=console)
+    bars = Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), *counts, TimeRemainingColumn(), console=console
+    )
     known: dict[str, Any] = {}
 
     def count(name: str, done: int, total: int | None) -> None:

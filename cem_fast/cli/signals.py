@@ -1,4 +1,4 @@
-"""Clean exits while the command line imports torch: Ctrl-C and bad environment variables."""
+"""Signals of the command line: Ctrl-C, SIGTERM, and clean exits while it imports torch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def heed_sigterm() -> None:
+    """Raises :class:`Terminated` at SIGTERM from now on."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
 @contextmanager
 def clean_imports() -> Iterator[None]:
-    """Turns Ctrl-C and errors of the environment during the imports into one line and an exit status.
+    """Turns Ctrl-C and errors of environment variables during imports into one line and an exit status.
 
-    Ctrl-C ends the process at once: an exception in the middle of an import may become any other exception.
+    Ctrl-C ends the process at once, since an exception in the middle of an import may turn into any other exception.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
     try:
         yield
-    except (ValueError, RuntimeError) as error:  # the environment asks for a backend that is missing
+    except (ValueError, RuntimeError) as error:  # the environment asks for a missing backend
         if os.environ.get("CEM_FAST_DEBUG") == "1":
             raise
         print(f"cem-fast: {' '.join(str(error).split())}", file=sys.stderr)
@@ -33,3 +42,7 @@ def clean_imports() -> Iterator[None]:
 def _stop(*_: object) -> NoReturn:
     os.write(2, b"cem-fast: interrupted before anything was started\n")
     os._exit(130)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated

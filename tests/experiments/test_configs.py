@@ -13,6 +13,7 @@ from support import twins
 import cem_fast
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast.cli import main as cli
+from cem_fast.cli.parser import read_grid
 from cem_fast.config import GridConfig
 from cem_fast.cost import parameters
 from cem_fast.data import cifar10, cifar100, facescrub
@@ -29,8 +30,7 @@ TABLES = {
 
 
 def load(name: str) -> GridConfig:
-    settings = cli._parser().parse_args(["evaluate", "--config", str(FOLDER / f"{name}.yaml")]).evaluate
-    return cli._build(GridConfig, settings)
+    return read_grid(FOLDER / f"{name}.yaml")
 
 
 def test_there_is_a_file_a_table():
@@ -90,8 +90,7 @@ def test_a_dry_run_shows_the_plan(name, tmp_path, monkeypatch, capfd):
 
 
 def test_the_evaluation_pairs_every_defense_with_itself_and_sweeps_the_noise():
-    settings = ["evaluate", "--config", str(FOLDER.parent / "evaluation.yaml")]
-    runs = cli._build(GridConfig, cli._parser().parse_args(settings).evaluate).runs()
+    runs = read_grid(FOLDER.parent / "evaluation.yaml").runs()
     assert 0 not in {run.fold for run in runs}  # where the settings were chosen
     for data in ("faces", "digits"):
         for fold in (1, 2):
@@ -106,14 +105,10 @@ def test_the_evaluation_pairs_every_defense_with_itself_and_sweeps_the_noise():
 
 
 def test_fashion_mnist_is_evaluated_with_the_settings_of_the_digits():
-    def load_evaluation(name):
-        settings = ["evaluate", "--config", str(FOLDER.parent / f"{name}.yaml")]
-        return cli._build(GridConfig, cli._parser().parse_args(settings).evaluate)
-
     def cells(runs, data):
         attack = {"attacks": ("ridge",), "attack_gan_epochs": 1}  # fewer attacks, each with the same budget
         return {replace(run, data="", seed=0, fold=1, **attack) for run in runs if run.data == data}
 
-    fashion = cells(load_evaluation("fashion_mnist").runs(), "fashion_mnist_5k")
-    assert fashion < cells(load_evaluation("evaluation").runs(), "digits")
+    fashion = cells(read_grid(FOLDER.parent / "fashion_mnist.yaml").runs(), "fashion_mnist_5k")
+    assert fashion < cells(read_grid(FOLDER.parent / "evaluation.yaml").runs(), "digits")
     assert {run.defense for run in fashion} >= {*ROWS, "noise"}

@@ -13,8 +13,8 @@ import pytest
 import torch
 from support import ranks_at_work
 
-from cem_fast._support import ranks
 from cem_fast.cli import main as cli
+from cem_fast.cli import torchrun
 from cem_fast.experiments import saved_run
 
 
@@ -106,7 +106,7 @@ def test_a_process_that_has_not_parted_from_the_others_ends_at_once(joined, monk
     monkeypatch.setattr(os, "_exit", at_once)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: joined)
     with pytest.raises(InterruptedError if joined else SystemExit, match="3"):
-        ranks.leave(3)
+        torchrun.leave(3)
 
 
 def test_other_commands_are_not_for_torchrun(monkeypatch, capfd):

@@ -1,0 +1,398 @@
+"""The commands: a function and its flags each. Importable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cem_fast.cli import console as consoles
+from cem_fast.cli import device as devices
+from cem_fast.cli import torchrun
+from cem_fast.cli.console import fail, say
+from cem_fast.cli.parser import Argument, Command, Option, build, plain, read_grid, settings
+from cem_fast.config import GridConfig, RunConfig, described
+
+DEMO = Path(__file__).parents[1] / "demo.yaml"
+DATA_ROOT = "CEM_FAST_DATA"  # the name in cem_fast.data.root, which imports torch
+RESETTABLE = (  # settings of a saved run that `cem-fast attack` can replace
+    "attacks",
+    "attack_decoder",
+    "attack_dropout",
+    "attack_loss",
+    "attack_epochs",
+    "attack_batch_size",
+    "attack_gan_epochs",
+    "attack_steps",
+    "seed",
+)
+COMMANDS: dict[str, Command] = {}
+Function = TypeVar("Function", bound=Callable[..., int])
+
+
+def _command(*params: click.Parameter) -> Callable[[Function], Function]:
+    """Registers a function as the command of its name."""
+
+    def register(function: Function) -> Function:
+        command = Command(function, params)
+        COMMANDS[str(command.name)] = command
+        return function
+
+    return register
+
+
+def _folder(default: str | None, text: str) -> Option:
+    return Option("folder", text, str | None if default is None else str, default)
+
+
+def _jobs() -> Option:
+    text = "runs at a time, each on its share of the cores; 0 for one per core, or one at a time on a GPU"
+    return Option("jobs", text, int, 0, at_least=0)
+
+
+def _dry_run() -> Option:
+    return Option("dry_run", "show the settings and the planned runs, and stop", bool, False)
+
+
+def _data_root() -> Option:
+    text = f"folder of downloaded data sets; without it the environment variable {DATA_ROOT}, or ~/.cache/cem_fast"
+    return Option("data_root", text, str | None)
+
+
+def _device() -> Option:
+    return Option("device", "where to compute: cpu, cuda, cuda:1, ...", str, "cpu")
+
+
+@_command(
+    Option("seeds", "seeds, one run each", tuple[int, ...] | None),
+    _folder(None, "where to save; runs/demo if left out"),
+    _jobs(),
+    _dry_run(),
+    _device(),
+)
+def demo(seeds: tuple[int, ...] | None, **values: Any) -> int:
+    """Trains, attacks and reports on real faces, from scratch every time."""
+    return _run_grid(read_grid(DEMO, **{} if seeds is None else {"seeds": seeds}), fresh=True, **values)
+
+
+@_command(
+    *settings(RunConfig),
+    _folder("runs/train", "where to save the run"),
+    Option(
+        "resume",
+        "continue an interrupted training of these settings from its latest epoch, if there is one",
+        bool,
+        False,
+    ),
+    _dry_run(),
+    _data_root(),
+    _device(),
+)
+def train(folder: str, resume: bool, dry_run: bool, device: str, **values: Any) -> int:
+    """Trains one model and saves it; under torchrun, all processes train it together."""
+    from cem_fast.experiments.grid import check
+    from cem_fast.experiments.run import check_run_folder, is_finished, run
+
+    config: RunConfig = build(RunConfig, values)
+    place, first = devices.find(device), torchrun.rank() == 0
+    check([config])
+    if first:
+        check_run_folder(folder, config)
+    if dry_run:
+        return _show_plan(config, [config], folder, attack=False) if first else 0
+    console = consoles.make()
+    console.quiet = not first
+    with torchrun.together(place) as (group, own_place):
+        if resume and is_finished(config, folder):
+            say(console, f"{folder} holds the finished run of these settings")
+            return 0
+        with consoles.watch(console) as watch:
+            watch.started(0, 1, config)
+            record = run(
+                config,
+                folder,
+                device=own_place,
+                attack=False,
+                on_stage=partial(watch.stage, 0),
+                resume=resume,
+                process_group=group,
+            )
+    if record is not None:
+        console.print(f"accuracy {record.accuracy:.1%} on {record.num_test} test images")
+        console.print(f"saved in {folder}: attack it with cem-fast attack {folder}")
+    return 0
+
+
+def _resettable() -> list[click.Parameter]:
+    found = described(RunConfig)
+    seed = replace(found["seed"], text="seed of all random choices of the attacks")
+    chosen = [seed if name == "seed" else found[name] for name in RESETTABLE]
+    return [Option(s.name, f"{plain(s.text)}; that of the run if left out", s.kind | None) for s in chosen]
+
+
+@_command(Argument("run", "folder of a saved run"), *_resettable(), _data_root(), _device())
+def attack(run: str, device: str, **values: Any) -> int:
+    """Attacks a saved run again, with any attack and its own budget."""
+    from rich.table import Table
+
+    from cem_fast import attacks, training
+    from cem_fast._support.lookup import lookup
+    from cem_fast.cli.progress import describe
+    from cem_fast.experiments import saved_run
+    from cem_fast.experiments.attack import attack_model
+    from cem_fast.experiments.build import build_attack
+
+    loaded = saved_run.load_run(run, device=devices.find(device))
+    asked = {key: values[key] for key in RESETTABLE if values[key] is not None}
+    config = replace(loaded.config, **asked)
+    for name in config.attacks:
+        lookup("attack", name, dict.fromkeys(attacks.names()))
+    saved, baseline = loaded.description.record.attacks, loaded.description.baseline
+    console = consoles.make()
+    for name in config.attacks:
+        say(console, build_attack(name, config, loaded.data).overview())
+    table = Table(title=f"{describe(config)}: {len(loaded.data.victims)} images under attack", title_justify="left")
+    for column in ("attack", "MSE", "half the budget", "PSNR, dB", "SSIM", "recognized", "when trained"):
+        table.add_column(column, justify="left" if column == "attack" else "right")
+    observe = training.observer(loaded.model, loaded.defense)
+    with consoles.watch(console) as watch:
+        for name in config.attacks:
+            outcome, _, _ = attack_model(
+                name,
+                loaded.model,
+                loaded.defense,
+                loaded.data,
+                config,
+                observe=observe,
+                on_stage=partial(watch.stage, 0),
+            )
+            half, before = outcome.mse_half_budget, saved.get(name)
+            table.add_row(
+                name,
+                f"{outcome.mse:.5f}",
+                "-" if half is None else f"{half:.5f}",
+                f"{outcome.psnr:.2f}",
+                f"{outcome.ssim:.3f}",
+                f"{outcome.recognized:.0%}",
+                "-" if before is None else f"{before.mse:.5f}",
+            )
+    console.print(table)
+    console.print(f"class mean {baseline.class_mean_mse:.5f}, mean image {baseline.mean_image_mse:.5f}")
+    return 0
+
+
+@_command(
+    *settings(GridConfig),
+    _folder(None, "where to save; runs/<name> if left out"),
+    _jobs(),
+    _dry_run(),
+    _data_root(),
+    _device(),
+)
+def evaluate(folder: str | None, jobs: int, dry_run: bool, device: str, command: str, **values: Any) -> int:
+    """Runs a grid and reports on it."""
+    grid: GridConfig = build(GridConfig, values)
+    return _run_grid(grid, folder=folder, jobs=jobs, dry_run=dry_run, device=device, command=command, fresh=False)
+
+
+@_command(
+    Argument("figure", "leakage, sweeps, utility or cost"),
+    Argument("source", "folder of a grid's results, or a grid's YAML file, whose missing runs are run first"),
+    Option("save", "folder of the picture and its table; that of the results if left out", str | None),
+    _folder(None, "where the runs of a YAML file go; runs/<name> if left out"),
+    _jobs(),
+    _dry_run(),
+    _data_root(),
+    _device(),
+)
+def figures(
+    figure: str, source: str, save: str | None, folder: str | None, dry_run: bool, command: str, **values: Any
+) -> int:
+    """Draws one of the paper's figures: leakage (Fig. 3), sweeps (Fig. 4), utility (Eq. 4) or cost (Table 9)."""
+    from cem_fast.report import figures as pictures
+
+    results = Path(source)
+    grid = None if results.is_dir() else read_grid(results)
+    if grid is not None:
+        results = Path(folder or f"runs/{grid.name}")
+    elif folder:
+        raise ValueError(f"folder is for the runs of a YAML file, and {results} is a folder of results already")
+    target = save or results
+    pictures.check(figure, target)
+    if grid is not None:
+        _run_grid(grid, folder=str(results), dry_run=dry_run, command=command, fresh=False, **values)
+    if not dry_run:
+        for path in pictures.write(figure, results, target):
+            say(consoles.make(), f"written: {path}")
+    return 0
+
+
+@_command(
+    Argument(
+        "action",
+        "fetch downloads a published data set, continues an interrupted download, and checks every file; "
+        "prepare makes 48x48 photographs of raw ones",
+    ),
+    Argument(
+        "name",
+        "to fetch: cifar10 or cifar100 (170 MB each), tiny_imagenet (250 MB), fashion_mnist (31 MB); to prepare: facescrub, "
+        "whose authors give out the photographs",
+    ),
+    Option("address", "address of a mirror with the published files; the official one if left out", str | None),
+    _data_root(),
+)
+def data(action: str, name: str, address: str | None, **_: object) -> int:
+    """Gets a data set: cem-fast data fetch cifar10, or cem-fast data prepare facescrub."""
+    from cem_fast import data as sets
+    from cem_fast._support.lookup import lookup
+    from cem_fast.cli import progress
+    from cem_fast.data import facescrub
+    from cem_fast.data.fetch import fetch
+
+    lookup("action", action, dict.fromkeys(("fetch", "prepare")))
+    root, console = sets.data_root(), consoles.make()
+    if action == "prepare":
+        lookup("data set to prepare", name, {facescrub.NAME: None})
+        with progress.counted(console) as count:
+            folder, number, unreadable = facescrub.prepare(root, partial(count, "photographs"))
+        if unreadable:
+            named = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
+            say(console, f"left out {len(unreadable)} files that cannot be read: {named}")
+        say(console, f"{number} photographs are in {folder}")
+        return 0
+    if name == facescrub.NAME:
+        raise ValueError(f"{facescrub.NAME}: {facescrub.HOW.format(raw=root / facescrub.FOLDER / 'raw')}")
+    source = lookup("data set to fetch", name, sets.SOURCES)
+    if (root / source.folder).exists():
+        say(console, f"{name} is in {root / source.folder} already: remove it to get it again")
+        return 0
+    with progress.counted(console, of_bytes=True) as count:
+        folder = fetch(source, root, address=address, on_bytes=count)
+    say(console, f"{name} is in {folder}")
+    return 0
+
+
+@_command(Option("check", "compare every operation with the reference", bool, False), _device())
+def doctor(check: bool, device: str, **_: object) -> int:
+    """Shows the implementation of every operation that is in use, and why."""
+    from cem_fast.cli.doctor import examine
+
+    return examine(device=devices.find(device), check=check)
+
+
+@_command(
+    Option("quick", "few shapes and few rounds: about 2 minutes", bool, False),
+    Option(
+        "only",
+        "groups to measure: operations, scaling, fitting, training, startup; all if left out",
+        tuple[str, ...],
+        (),
+    ),
+    Option("threads", "threads of the CPU; 0 for all cores", int, 0, at_least=0),
+    Option("save", "folder of the table that the results are appended to", str, "runs/bench"),
+    Option("readme", "Markdown file with a section for the figures, between markers", str | None),
+    Option(
+        "compare",
+        "an earlier table; lists what became slower beyond the noise, with status 1 if it is ours",
+        str | None,
+    ),
+    Option("render", "measure nothing, and write the report of the table", bool, False),
+    _device(),
+)
+def bench(
+    quick: bool,
+    only: tuple[str, ...],
+    threads: int,
+    save: str,
+    render: bool,
+    device: str,
+    command: str,
+    **files: str | None,
+) -> int:
+    """Times operations, fits and training against other libraries, and records the results."""
+    from cem_fast.benchmarks import machine
+
+    place = devices.find(device)
+    if not render:
+        machine.keep_large_blocks()
+    from cem_fast.benchmarks import suite
+
+    measuring = partial(suite.run, groups=only, quick=quick, threads=threads, command=command)
+    return suite.main(
+        consoles.make(),
+        device=place,
+        folder=Path(save),
+        measuring=None if render else measuring,
+        **{name: None if path is None else Path(path) for name, path in files.items()},
+    )
+
+
+def _run_grid(
+    grid: GridConfig,
+    *,
+    folder: str | None,
+    jobs: int,
+    dry_run: bool,
+    device: str,
+    command: str,
+    fresh: bool,
+    **_: object,
+) -> int:
+    """Runs a grid and reports on it; with ``fresh``, without the runs that are on disk."""
+    from cem_fast._support.files import check_target
+    from cem_fast.cli import progress
+    from cem_fast.experiments import workers
+    from cem_fast.experiments.grid import check, check_folder, evaluate
+    from cem_fast.experiments.results import load_runs
+    from cem_fast.report import page as report
+
+    place = devices.find(device)
+    folder = f"runs/{grid.name}" if folder is None else folder
+    check_target(folder, {report.PAGE: report.MARK})
+    if dry_run:
+        check(grid.runs())
+        check_folder(folder, grid.runs())
+        return _show_plan(grid, grid.runs(), folder)
+    # on the CPU, runs side by side use the cores better than the threads of one small run
+    jobs = jobs or (workers.num_cores() if place.type == "cpu" else 1)
+    console = consoles.make()
+    with consoles.watch(console) as watch:
+        results = evaluate(grid, folder, device=place, jobs=jobs, fresh=fresh, command=command, watch=watch)
+    if results.runs:
+        page = report.write(folder)
+        consoles.show_results(console, results, load_runs(folder, results))
+        say(console, f"report: {page}")
+    for entry in results.failed:
+        run = progress.describe(entry.config)
+        fail(f"{run} failed, and is tried again by the same command: {entry.reason}")
+    return 1 if results.failed else 0
+
+
+def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str, *, attack: bool = True) -> int:
+    """Prints the settings and the planned runs, with counts of images instead of times, which depend on the machine."""
+    from dataclasses import asdict
+
+    import yaml
+
+    from cem_fast.cli import progress
+    from cem_fast.experiments.build import load_data
+
+    shown = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    print(yaml.safe_dump(shown, sort_keys=False), end="")
+    trained = attacked = 0
+    for index, run in enumerate(plan):
+        splits = load_data(run.data, run.fold, run.image_size, run.protocol)
+        trained += run.epochs * len(splits.train)
+        if attack and {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
+            attacked += (run.attack_epochs + run.attack_epochs // 2) * len(splits.attacker)
+        print(
+            f"[{index + 1}/{len(plan)}] {progress.describe(run)}: {len(splits.train)} training, {len(splits.test)} test images"
+        )
+    attacks = f" and {attacked:,} for the decoder attacks" if attack else ""
+    print(f"in all {trained:,} images to train on{attacks}, counting every epoch; nothing was run")
+    print(f"the results would go to {folder}")
+    return 0

@@ -1,0 +1,125 @@
+"""Output for people: the console, lines, and the table of a grid's results."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cem_fast.cli.progress import Lines
+    from cem_fast.experiments.records import FrontierEntry, Pair, Results
+    from cem_fast.experiments.results import Measured, Row
+
+
+def make() -> Console:
+    """The console of this process; brackets and colons of names are not read as markup.
+
+    Returns:
+        A console as wide as the terminal, or 118 columns in a pipe.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 118)
+
+
+def watch(console: Console) -> Lines:
+    """The progress of a grid: bars on a terminal, lines elsewhere."""
+    from cem_fast.cli.progress import Bars, Lines
+
+    return (Bars if console.is_terminal else Lines)(console)
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is, without wrapping."""
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def fail(message: str) -> None:
+    """Prints an error in one line."""
+    print(f"cem-fast: {' '.join(message.split())}", file=sys.stderr)
+
+
+def replace_what_cannot_be_printed() -> None:
+    """Lets standard output print a question mark for a character that its encoding lacks, instead of an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+
+
+def show_results(console: Console, results: Results, runs: list[Measured]) -> None:
+    """Prints the table of a grid's results, and the gains of CEM.
+
+    Args:
+        console: where to.
+        results: contents of results.json.
+        runs: its runs.
+    """
+    from rich import box
+    from rich.table import Table
+
+    from cem_fast.experiments.results import make_rows
+
+    sign = "+-" if console.options.ascii_only else "±"
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"the strongest attack of every run: mean over runs {sign} their standard deviation",
+        title_justify="left",
+    )
+    for column in ("data", "defense", "noise", "runs", "accuracy, %", "attack MSE", "/ class mean", "PSNR", "SSIM"):
+        table.add_column(
+            column,
+            justify="left" if column in ("data", "defense") else "right",
+            no_wrap=console.width >= 100 and column != "defense",
+        )
+    rows = make_rows(runs)
+    for row in rows:
+        class_mean = results.baseline[row.data].class_mean_mse
+        table.add_row(
+            row.data,
+            row.short_name,
+            f"{row.noise_std:g}",
+            str(row.num_runs),
+            f"{100 * row.accuracy.mean:.1f} {sign} {100 * row.accuracy.deviation:.1f}",
+            f"{row.mse.mean:.5f} {sign} {row.mse.deviation:.5f}",
+            f"{row.mse.mean / class_mean:.0%}",
+            f"{row.psnr.mean:.2f}",
+            f"{row.ssim.mean:.3f}",
+        )
+    for data, baseline in results.baseline.items():
+        controls = {"class mean, the label alone": baseline.class_mean_mse, "mean image": baseline.mean_image_mse}
+        for title, error in controls.items():
+            share = f"{error / baseline.class_mean_mse:.0%}"
+            table.add_row(data, title, "", "", "", f"{error:.5f}", share, "", "", style="dim")
+    console.print(table)
+    _show_gains(console, results, {row.record.cell: row for row in rows})
+
+
+def _show_gains(console: Console, results: Results, rows: dict[Any, Row]) -> None:
+    """Prints the gains of CEM, for the rows by their cells."""
+
+    def name(entry: Pair | FrontierEntry) -> str:
+        """Name of the row of a gain, such as ``faces / noise + CEM at noise 0.1``."""
+        row = rows[results.runs[entry.run].cell]
+        return f"{row.data} / {row.short_name} at noise {row.noise_std:g}"
+
+    gains: dict[str, Iterable[Pair | FrontierEntry]] = {
+        "at the same noise": results.pairs,
+        "over plain noise at equal accuracy": results.frontier,
+    }
+    for title, entries in gains.items():
+        for entry in entries:
+            low, high = entry.interval
+            interval = f"(95% interval {low:+.0%} to {high:+.0%})"
+            say(console, f"{name(entry)}, {title}: strongest attack's MSE {entry.gain:+.0%} {interval}")
+    measured = {entry.run for entry in results.frontier}
+    for pair in results.pairs:
+        if pair.run not in measured:
+            say(
+                console,
+                f"{name(pair)}, over plain noise at equal accuracy: not measured in this grid "
+                "(needs --noise-levels that reach its accuracy)",
+            )

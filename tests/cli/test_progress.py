@@ -1,0 +1,45 @@
+"""Progress on a terminal."""
+
+from __future__ import annotations
+
+import shutil
+from io import StringIO
+
+from rich.console import Console
+from support.command_line import status
+
+from cem_fast.cli import console, progress
+from cem_fast.cli.progress import Bars
+from cem_fast.config import RunConfig
+
+
+def test_a_run_that_ends_early_leaves_no_bar():
+    stream = StringIO()
+    with Bars(Console(file=stream, force_terminal=True, width=100)) as bars:
+        for again in (True, False):
+            bars.started(0, 2, RunConfig())
+            bars.stage(0, "training", 1, 40)
+            bars.failed(0, 2, RunConfig(), "its process was killed by signal 9", again=again)
+            assert not bars.current
+            assert bars.done == (0 if again else 1)
+    assert "once more, since its process was killed by signal 9" in stream.getvalue()
+    assert "failed: its process was killed by signal 9" in stream.getvalue()
+
+
+def test_progress_on_a_terminal_shows_bars(config, tmp_path, monkeypatch):
+    stream = StringIO()
+    monkeypatch.setattr(console, "make", lambda: Console(file=stream, force_terminal=True, width=100))
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    assert status("evaluate", "--config", str(config), "--undefended", "[]", "--cem-weights", "0") == 0
+    shown = stream.getvalue()
+    assert "attack: decoder" in shown
+    assert "training" in shown
+    assert "report:" in shown
+
+
+def test_names_are_no_markup():
+    stream = StringIO()
+    with progress.counted(Console(file=stream, force_terminal=True, width=100)) as count:
+        count("[/no] [bold]tag", 1, 2)
+    assert "[/no] [bold]tag" in stream.getvalue()
