@@ -21,11 +21,33 @@ QUERIES = (
 
 
 class Attack(Protocol):
-    """A model inversion attack.
+    """Interface of a model inversion attack.
 
     Attributes:
         name: key of the attack in results.json.
-        knowledge: one sentence that says what the attacker knows, and what it sees of a victim.
+        knowledge: capabilities of the attacker, and its observations of an image under attack, in one sentence.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks import Attack
+        >>> class MeanImage(Attack):
+        ...     name = "mean"
+        ...     knowledge = "holds images of its own"
+        ...     budget = "one mean"
+        ...
+        ...     def fit(self, observe, images, labels):
+        ...         self.mean = images.mean(0)
+        ...
+        ...     def reconstruct(self, features):
+        ...         return self.mean.expand(len(features), *self.mean.shape)
+        >>> attack = MeanImage()
+        >>> attack.fit(torch.clone, torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))
+        >>> attack.reconstruct(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 1, 8, 8])
+        >>> print(attack.overview())
+        mean
+          the attacker holds images of its own
+          budget: one mean
     """
 
     name: str

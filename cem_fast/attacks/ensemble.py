@@ -21,8 +21,8 @@ LEAST = 6  # images, so that four fifths of them suffice for ridge
 class Ensemble(Attack):
     """Reconstructs ``x_p = w_p decoder_p + (1 - w_p) ridge_p``, with one weight per pixel.
 
-    The weights are the least-squares solution on a held-out fifth of the attacker's images, shrunk toward the best weight common to all
-    pixels. Leave-one-out error chooses the shrinkage. Decoder and ridge are then refitted on all images.
+    The weights are the least-squares solution on a held-out fifth of the attacker's images. They are shrunk toward the best weight common
+    to all pixels, as far as the leave-one-out error suggests. Decoder and ridge are then refitted on all images.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.

@@ -65,7 +65,7 @@ class Optimization(Attack):
     """Minimizes ``E || observe(x) - z ||^2 / (D v) + smoothness TV(x) - mixture (2 s2 / (D v)) log p(observe(x))`` over the pixels.
 
     The expectation is over the defense's randomness, with fresh draws at every step. ``v`` is the mean variance of the D features, ``s2``
-    that of their noise, and ``p`` a Gaussian mixture fitted to the features of the attacker's images. Adam starts from the mean image or
+    that of their noise. ``p`` is a Gaussian mixture fitted to the features of the attacker's images. Adam starts from the mean image or
     from the reconstruction of the decoder attack. The result is ``start + share (x - start)``.
 
     The recipe and the step share are chosen on a held-out fifth of the attacker's images; decoder and mixture are then refitted on all of

@@ -40,16 +40,16 @@ def load(path: Path, *, fold: int, image_size: int | None, seed: int) -> Splits:
     Args:
         path: the folder.
         fold: which fold is the test part, 0 to 4; without effect on a folder with parts.
-        image_size: side in pixels that the images are resized to; None keeps the size of squares of up to 256 pixels that all have the
-            same one, and resizes others to 48 with a warning.
+        image_size: side in pixels that the images are resized to. None keeps equal squares of 8 to 256 pixels, and resizes other images
+            to 48 with a warning.
         seed: seed of the folds.
 
     Returns:
         The splits, stratified by class.
 
     Raises:
-        ValueError: there are fewer than two classes, a class holds no image, there are too few to be split, the parts hold different
-            classes, or a file is corrupt. The error names what differs, and all such files.
+        ValueError: there are too few classes or images, a class is empty, the parts hold different classes, or files are corrupt. The
+            error names these classes and files.
 
     Example:
         >>> import tempfile

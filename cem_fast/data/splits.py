@@ -231,7 +231,8 @@ class Splits:
     def from_datasets(cls, train: LabeledImages, test: LabeledImages, *, name: str = "custom") -> Splits:
         """Splits from any two map-style data sets of pairs (image, label).
 
-        An image is a tensor ``[C, H, W]`` or ``[H, W]``, an array ``[H, W, C]`` or ``[H, W]``, float in [0, 1] or uint8, or a PIL image.
+        An image is a tensor ``[C, H, W]`` or ``[H, W]``, an array ``[H, W, C]`` or ``[H, W]``, or a PIL image. Numbers are floating point
+        in [0, 1] or uint8.
 
         Args:
             train: images and labels of the training part, which is also the attacker's.
@@ -243,8 +244,8 @@ class Splits:
 
         Raises:
             TypeError: an item is not a pair of an image and an integer label.
-            ValueError: a data set is empty, shapes differ, channels are in the wrong place, pixels lie outside [0, 1], or a label is
-                negative or in the test set only.
+            ValueError: a data set is empty, shapes differ, channels are not where expected, or pixels lie outside [0, 1]. A label is
+                negative, or only in the test set.
 
         Example:
             >>> import torch
