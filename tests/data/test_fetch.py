@@ -441,7 +441,7 @@ def test_progress_on_a_terminal(cifar, server, tmp_path, monkeypatch):
     from rich.console import Console
 
     stream = io.StringIO()
-    monkeypatch.setattr(cli, "_console", lambda: Console(file=stream, force_terminal=True, width=120))
+    monkeypatch.setattr("cem_fast.cli.console.make", lambda: Console(file=stream, force_terminal=True, width=120))
     monkeypatch.setenv("CEM_FAST_DATA", str(tmp_path))
     assert cli.main(["data", "fetch", "cifar10", "--address", server.address]) == 0
     shown = stream.getvalue()

@@ -20,6 +20,7 @@ import cem_fast
 from cem_fast import bounds, cost, training
 from cem_fast._support.seeding import seeded
 from cem_fast.cli import main as cli
+from cem_fast.cli.parser import read_grid
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.experiments import saved_run
 from cem_fast.experiments.build import build_parts
@@ -81,7 +82,7 @@ def test_cells_become_curves_over_the_one_setting_in_which_they_differ():
     ],
 )
 def test_the_sweeps_that_come_along_have_five_points_an_arm_or_more(name, expected):
-    plan = cli._read_grid(SWEEPS / f"{name}.yaml").runs()
+    plan = read_grid(SWEEPS / f"{name}.yaml").runs()
     found: dict[str, list] = {}
     for _, setting, _, values, roles in curves(rows(*plan)):
         found.setdefault(setting, []).append((roles[-1], len(values)))
