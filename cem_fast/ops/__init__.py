@@ -1,4 +1,4 @@
-"""The operations: validation, autograd and dispatch, one file each. Importing them registers every operator."""
+"""Operations: validation, autograd and dispatch. Importing this package registers every operator with torch."""
 
 from cem_fast.ops import backend as backend
 from cem_fast.ops import vmap as vmap

@@ -1,4 +1,4 @@
-"""Whether an implementation of an operator agrees with the reference: small problems of odd sizes, in float64 on the CPU."""
+"""Comparison of operators with the reference, which runs in float64 on the CPU, on small problems of odd sizes."""
 
 from __future__ import annotations
 
@@ -10,26 +10,38 @@ from torch import Tensor
 
 from cem_fast.ops import reference
 
-# Largest difference from the fp64 reference, relative to the largest value of the same output, by the features' dtype.
+# Largest allowed difference from the float64 reference, relative to the output's largest value, by the features' dtype.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
 
 
 def names() -> list[str]:
-    """The operators that there are problems for."""
+    """Names of the operators that can be compared.
+
+    Example:
+        >>> from cem_fast.ops import agreement
+        >>> agreement.names()[:2]
+        ['mixture_log_prob_fwd', 'mixture_log_prob_bwd']
+    """
     return list(dict.fromkeys(name for name, _ in _cases(torch.float32)))
 
 
 def error(name: str, operator: Callable[..., Any], dtype: torch.dtype, device: torch.device) -> float:
-    """The largest difference of an operator's outputs from the reference, relative to the largest value of the same output.
+    """Largest difference of an operator's outputs from the reference, relative to the largest value of the same output.
 
     Args:
-        name: the operator.
-        operator: what is to be compared.
-        dtype: of the features; half features come with float32 parameters.
-        device: where to run it.
+        name: name of the operator.
+        operator: implementation to compare.
+        dtype: dtype of the features; half types come with float32 parameters.
+        device: device to run the implementation on.
 
     Returns:
-        The difference; infinite where shapes, NaNs or integers differ.
+        The difference; infinite if shapes, NaNs or integers differ.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.ops import agreement, reference
+        >>> agreement.error("kmeans", reference.kmeans, torch.float64, torch.device("cpu"))
+        0.0
     """
     worst = 0.0
     for of_case, arguments in _cases(dtype):
@@ -42,7 +54,7 @@ def error(name: str, operator: Callable[..., Any], dtype: torch.dtype, device: t
 
 
 def _cases(feature_dtype: torch.dtype) -> Iterator[tuple[str, list[Any]]]:
-    """Every operation with arguments of odd sizes, spherical and diagonal; half features come with fp32 parameters."""
+    """Operators with arguments of odd sizes, spherical and diagonal; half features come with float32 parameters."""
     dtype = torch.promote_types(feature_dtype, torch.float32)
     N, C, K, D = 259, 7, 3, 67
     generator = torch.Generator().manual_seed(0)
@@ -59,9 +71,10 @@ def _cases(feature_dtype: torch.dtype) -> Iterator[tuple[str, list[Any]]]:
     for diagonal in (False, True):
         variances = (0.05 + 0.1 * uniform(C, K, D if diagonal else 1)).to(dtype)
         variances = variances if diagonal else variances[:, :, 0].contiguous()
-        mixture = [x, means, variances, weights, labels]
+        mixture: list[Any] = [x, means, variances, weights, labels]
         yield "mixture_log_prob_fwd", [*mixture, True]
-        kept = [t.to(dtype) for t in reference.mixture_log_prob_fwd(*(_exact(t) for t in mixture), True)]
+        log_prob, responsibilities = reference.mixture_log_prob_fwd(*map(_exact, [*mixture, True]))
+        kept = [log_prob.to(dtype), responsibilities.to(dtype)]
         yield "mixture_log_prob_bwd", [uniform(N).to(dtype), *mixture, *kept]
         yield "mixture_moments", [uniform(N).to(dtype), *mixture, *kept]
         yield "mixture_statistics", mixture
@@ -77,15 +90,17 @@ def _cases(feature_dtype: torch.dtype) -> Iterator[tuple[str, list[Any]]]:
             yield "entropy_bound", [counts.to(dtype), scatter.to(dtype), D, *priors, *options]
             yield "cem_fwd", [x, means, labels, *priors, *options]
 
-    # one class of many components, which GPUs evaluate by matrix products
+    # one class with many components, which GPUs evaluate by matrix products
     K, D = 130, 64
     means, weights = uniform(1, K, D).to(dtype), torch.full((1, K), 1 / K, dtype=dtype)
     x = (means[0, torch.randint(K, (N,), generator=generator)].double() + 0.3 * uniform(N, D)).to(feature_dtype)
     for diagonal in (False, True):
         variances = (0.05 + 0.1 * uniform(1, K, D)).to(dtype)
-        mixture = [x, means, variances if diagonal else variances[:, :, 0].contiguous(), weights, None]
+        variances = variances if diagonal else variances[:, :, 0].contiguous()
+        mixture = [x, means, variances, weights, None]
         yield "mixture_log_prob_fwd", [*mixture, False]
-        log_prob = reference.mixture_log_prob_fwd(*(_exact(t) for t in mixture), False)[0].to(dtype)
+        log_prob, _ = reference.mixture_log_prob_fwd(*map(_exact, [*mixture, False]))
+        log_prob = log_prob.to(dtype)
         yield "mixture_log_prob_bwd", [uniform(N).to(dtype), *mixture, log_prob, x.new_empty(N, 0, dtype=dtype)]
         yield "mixture_moments", [uniform(N).to(dtype), *mixture, log_prob, x.new_empty(N, 0, dtype=dtype)]
 

@@ -1,4 +1,4 @@
-"""Autograd functions that cost little to call, and gradients that refuse to be differentiated again."""
+"""Autograd functions with a low call overhead, and gradients that cannot be differentiated again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,29 @@ def _is_transformed() -> bool:
 
 
 class Function(torch.autograd.Function):
-    """An autograd function in the style that transforms need (``forward`` without ctx, ``setup_context``), called by :func:`call`.
+    """Autograd function in the style that transforms need (``forward`` without ctx, ``setup_context``), called by ``call``.
 
-    In that style ``apply`` inspects the signature of ``forward`` at every call, which takes longer than a small batch does. Eager
-    mode therefore calls a twin in the older style.
+    In this style, each ``apply`` inspects the signature of ``forward``, which takes longer than the work on a small batch. Eager
+    mode therefore calls ``eager``, the same function in the older style.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.ops.autograd import Function, call
+        >>> class Double(Function):
+        ...     @staticmethod
+        ...     def forward(x):
+        ...         return 2 * x
+        ...
+        ...     @staticmethod
+        ...     def setup_context(ctx, inputs, output):
+        ...         pass
+        ...
+        ...     @staticmethod
+        ...     def backward(ctx, grad):
+        ...         return 2 * grad
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> torch.autograd.grad(call(Double, x), x)
+        (tensor(2.),)
     """
 
     generate_vmap_rule = True
@@ -34,12 +53,15 @@ class Function(torch.autograd.Function):
 
     @staticmethod
     def returned(output: Any) -> Any:
-        """What the eager twin returns of the output of ``forward``."""
+        """Part of the output of ``forward`` that ``eager`` returns."""
         return output
 
 
 class FirstOutput(Function):
-    """An autograd function whose outputs after the first only serve its backward: eager mode keeps them out of the graph."""
+    """Autograd function whose outputs after the first are used by its backward only; eager mode keeps them out of the graph.
+
+    Subclasses give ``forward``, ``setup_context`` and ``backward``, as in the example of ``Function``.
+    """
 
     @staticmethod
     def returned(output: Any) -> Any:
@@ -47,9 +69,19 @@ class FirstOutput(Function):
 
 
 class Gradient(Function):
-    """The gradient of an operation: a subclass gives ``forward``, and its own backward raises.
+    """Gradient of an operation: a subclass gives ``forward``, and ``backward`` raises.
 
     ``once_differentiable`` is not enough: nested ``torch.func.grad`` would silently return zeros.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import functional
+        >>> x = torch.zeros(1, 1, requires_grad=True)
+        >>> y = functional.mixture_log_prob(x, torch.ones(1, 1, 1), torch.ones(1, 1), torch.ones(1, 1))
+        >>> (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        >>> torch.autograd.grad(dx.sum(), x)
+        Traceback (most recent call last):
+        RuntimeError: operations of cem_fast are differentiable once: their gradients have no gradient
     """
 
     @staticmethod
@@ -62,15 +94,15 @@ class Gradient(Function):
 
 
 def call(function: type[Function], *args: Any) -> Any:
-    """What ``function.apply`` returns."""
+    """``function.apply(*args)`` with a low call overhead; ``Function`` has an example."""
     return function.apply(*args) if _is_transformed() else function.eager.apply(*args)
 
 
 def call_first(function: type[FirstOutput], *args: Any) -> Any:
-    """The first of what ``function.apply`` returns."""
+    """First output of ``function.apply(*args)``, with a low call overhead."""
     return function.apply(*args)[0] if _is_transformed() else function.eager.apply(*args)
 
 
 def call_gradient(function: type[Gradient], *args: Any) -> Any:
-    """The gradient, as a node of the graph only where a graph of gradients is asked for."""
+    """Gradient, as a node of the graph only if a graph of gradients is requested."""
     return call(function, *args) if torch.is_grad_enabled() else function.forward(*args)

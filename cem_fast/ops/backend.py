@@ -1,9 +1,14 @@
-"""Which implementation of the operations is in force, chosen once when the package is imported, and why.
+"""Choice of the implementation of the operations, made once when the package is imported.
 
-``CEM_FAST_BACKEND`` asks for one: ``auto`` takes the best there is (on a GPU only kernels that agree with the reference there),
-``reference`` plain torch, ``cpu`` the compiled CPU kernels, ``triton`` the Triton kernels (on CPU tensors where
-``TRITON_INTERPRET=1``), ``cuda`` the compiled CUDA kernels; asking for what this installation lacks is an error.
-``CEM_FAST_CPU_CAPABILITY`` asks for an instruction set.
+The environment variable ``CEM_FAST_BACKEND`` selects it:
+
+- ``auto`` (default): the fastest available one; on a GPU, only kernels that agree with the reference there.
+- ``reference``: plain torch.
+- ``cpu``: the compiled CPU kernels.
+- ``triton``: the Triton kernels; with ``TRITON_INTERPRET=1``, for CPU tensors.
+- ``cuda``: the compiled CUDA kernels.
+
+``CEM_FAST_CPU_CAPABILITY`` selects the CPU's instruction set. Requesting a missing implementation is an error.
 """
 
 from __future__ import annotations
@@ -26,19 +31,19 @@ from cem_fast.ops import agreement, library, reference
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 CAPABILITIES = ("default", "avx2", "avx512")
 PACKAGE = Path(__file__).resolve().parent.parent
-_CUDA_LIBRARY = torch.library.Library("cem_fast_cuda", "DEF")
+_CUDA_LIBRARY = torch.library.Library("cem_fast_cuda", "DEF")  # type: ignore[no-untyped-call]
 
 
-def _requested(variable: str, allowed: tuple[str, ...], default: str | None) -> str | None:
-    value = os.environ.get(variable) or default
-    return None if value is None else lookup(f"value of {variable}", value, {name: name for name in allowed})
+def _requested(variable: str, allowed: tuple[str, ...]) -> str | None:
+    value = os.environ.get(variable)
+    return lookup(f"value of {variable}", value, {name: name for name in allowed}) if value else None
 
 
 def _compiled(library_name: str, part: str) -> Path:
-    """The path of a compiled library.
+    """Path of a compiled library.
 
     Raises:
-        OSError: it is not there, with the reason that the installation recorded.
+        OSError: the library is missing; the message is the reason that the installation recorded.
     """
     path = next(PACKAGE.glob(f"{library_name}.*"), None)
     if path is not None:
@@ -50,10 +55,15 @@ def _compiled(library_name: str, part: str) -> Path:
 
 
 class CpuLibrary:
-    """The compiled CPU kernels, loaded and registered; they serve CPU tensors from then on.
+    """Compiled CPU kernels, which handle CPU tensors once they are loaded.
 
     Raises:
-        OSError: the library is not there, or does not load, with the reason.
+        OSError: the library is missing or does not load; the message gives the reason.
+
+    Example:
+        >>> from cem_fast.ops import backend
+        >>> backend.CPU is None or backend.CPU.capability in ("default", "avx2", "avx512")
+        True
     """
 
     def __init__(self) -> None:
@@ -61,23 +71,29 @@ class CpuLibrary:
             path = _compiled("_C_cpu", "cpp")
         except OSError as error:
             raise OSError(f"compiled CPU kernels are not built: {error}") from None
-        torch.ops.load_library(path)
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         self._library = ctypes.CDLL(str(path))
         self._library.cem_fast_cpu_capability.restype = ctypes.c_char_p
 
     @property
     def capability(self) -> str:
-        """The instruction set in force: ``default``, ``avx2`` or ``avx512``."""
-        return self._library.cem_fast_cpu_capability().decode()
+        """Instruction set in use: ``default``, ``avx2`` or ``avx512``."""
+        name: bytes = self._library.cem_fast_cpu_capability()
+        return name.decode()
 
     def select(self, capability: str) -> None:
-        """Puts an instruction set in force.
+        """Selects an instruction set.
 
         Args:
             capability: ``default``, ``avx2`` or ``avx512``.
 
         Raises:
-            RuntimeError: it was not built, or this processor lacks it.
+            RuntimeError: the instruction set was not built, or this processor lacks it.
+
+        Example:
+            >>> from cem_fast.ops import backend
+            >>> if backend.CPU is not None:
+            ...     backend.CPU.select(backend.CPU.capability)
         """
         if self._library.cem_fast_cpu_select(capability.encode()) != 0:
             raise RuntimeError(
@@ -86,7 +102,7 @@ class CpuLibrary:
 
 
 def _triton_launcher(name: str) -> Callable[..., Any]:
-    """The launcher of one operator; triton is imported by its first call."""
+    """Triton launcher of an operator; the first call imports triton."""
 
     def launcher(*args: Any) -> Any:
         return importlib.import_module("cem_fast.kernels.operators").OPERATORS[name](*args)
@@ -95,9 +111,10 @@ def _triton_launcher(name: str) -> Callable[..., Any]:
 
 
 def _once_it_agrees(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """An operator's kernel, compared with the reference by its first call on a device; where they differ, the reference.
+    """Kernel of an operator, replaced by the reference on devices where the two disagree.
 
-    That first call waits for the device. While a CUDA graph is captured nothing can be compared, and the kernel serves as it is.
+    The first call on a device compares them, which waits for the device. Calls during the capture of a CUDA graph cannot compare
+    and use the kernel.
     """
     agrees: dict[torch.device, bool] = {}
 
@@ -116,7 +133,7 @@ def _agrees(name: str, kernel: Callable[..., Any], device: torch.device) -> bool
     try:
         error = agreement.error(name, kernel, torch.float32, device)
         fault = f"is off by {error:.1e}" if error > agreement.TOLERANCE[torch.float32] else None
-    except Exception as failure:  # whatever a compiler or a driver raises
+    except Exception as failure:  # compilers and drivers raise errors of any type
         fault = f"failed ({type(failure).__name__}: {failure})"
     if fault is not None:
         warnings.warn(
@@ -128,7 +145,7 @@ def _agrees(name: str, kernel: Callable[..., Any], device: torch.device) -> bool
 
 
 def _load_triton(requested: str) -> tuple[str | None, str]:
-    """Registers the Triton launchers; returns the dispatch key that they serve, or None, and the reason."""
+    """Registers the Triton launchers; returns their dispatch key, or None, and the reason."""
     if requested not in ("auto", "triton"):
         return None, f"CEM_FAST_BACKEND={requested}"
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"
@@ -148,7 +165,7 @@ def _load_triton(requested: str) -> tuple[str | None, str]:
     key = "CPU" if interpreting else "CUDA"
     for name in library.EVERYWHERE:
         launcher = _triton_launcher(name)
-        library.LIBRARY.impl(name, _once_it_agrees(name, launcher) if requested == "auto" else launcher, key)
+        library.register(name, _once_it_agrees(name, launcher) if requested == "auto" else launcher, key)
     if interpreting:
         return key, "TRITON_INTERPRET=1"
     return key, "compiled at first use" + (", and compared with the reference then" if requested == "auto" else "")
@@ -156,13 +173,22 @@ def _load_triton(requested: str) -> tuple[str | None, str]:
 
 @functools.cache
 def cuda_operators() -> dict[str, torch._ops.OpOverload]:
-    """Loads the compiled CUDA kernels, which needs no GPU; they serve nothing but ``torch.ops.cem_fast_cuda`` by that.
+    """Loads the compiled CUDA kernels as ``torch.ops.cem_fast_cuda``; needs no GPU and registers them nowhere else.
 
     Returns:
         The operator of every name in ``library.EVERYWHERE``.
 
     Raises:
-        OSError: the library is not there, or does not load, with the reason.
+        OSError: the library is missing or does not load; the message gives the reason.
+
+    Example:
+        >>> from cem_fast.ops import backend
+        >>> try:
+        ...     names = set(backend.cuda_operators())
+        ... except OSError as error:  # an installation without them
+        ...     names = {"mixture_moments"}
+        >>> "mixture_moments" in names
+        True
     """
     if torch.version.cuda is None:
         raise OSError("this build of torch has no CUDA")
@@ -170,15 +196,14 @@ def cuda_operators() -> dict[str, torch._ops.OpOverload]:
         path = _compiled("_C_cuda", "cuda")
     except OSError as error:
         raise OSError(f"the compiled CUDA kernels are not built: {error}") from None
-    torch.ops.load_library(path)
+    torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     for name in library.EVERYWHERE:
-        _CUDA_LIBRARY.define(name + library.SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"cem_fast_cuda::{name}", library.FAKES[name], lib=_CUDA_LIBRARY)
+        library.define(_CUDA_LIBRARY, name)
     return {name: getattr(torch.ops.cem_fast_cuda, name).default for name in library.EVERYWHERE}
 
 
 def _load_cuda(requested: str) -> tuple[bool, str]:
-    """Registers the compiled CUDA kernels for CUDA tensors if nothing else serves those; returns whether, and why or why not."""
+    """Registers the compiled CUDA kernels for CUDA tensors unless Triton handles those; returns whether, and the reason."""
     if requested not in ("auto", "cuda"):
         return False, f"CEM_FAST_BACKEND={requested}"
     if requested == "auto" and TRITON is not None:
@@ -190,22 +215,28 @@ def _load_cuda(requested: str) -> tuple[bool, str]:
             raise RuntimeError(f"CEM_FAST_BACKEND=cuda: {error}") from error
         return False, str(error)
     for name, operator in operators.items():
-        library.LIBRARY.impl(name, _once_it_agrees(name, operator) if requested == "auto" else operator, "CUDA")
+        library.register(name, _once_it_agrees(name, operator) if requested == "auto" else operator, "CUDA")
     return True, "CEM_FAST_BACKEND=cuda" if requested == "cuda" else "compared with the reference at first use"
 
 
 def choose() -> tuple[str, CpuLibrary | None, str]:
-    """Reads the environment and loads what it asks for.
+    """Reads the environment and loads the CPU kernels if it selects them.
 
     Returns:
-        The backend asked for, the CPU library if it is to serve, and the reason for what serves CPU tensors.
+        The requested backend, the CPU library if it is in use, and the reason for the choice for CPU tensors.
 
     Raises:
         ValueError: a variable has an unknown value.
-        RuntimeError: what was asked for is not to be had, with the reason.
+        RuntimeError: the requested implementation is not available; the message gives the reason.
+
+    Example:
+        >>> from cem_fast.ops import backend
+        >>> requested, library, reason = backend.choose()
+        >>> requested in backend.BACKENDS
+        True
     """
-    requested = _requested("CEM_FAST_BACKEND", BACKENDS, "auto")
-    capability = _requested("CEM_FAST_CPU_CAPABILITY", CAPABILITIES, None)
+    requested = _requested("CEM_FAST_BACKEND", BACKENDS) or "auto"
+    capability = _requested("CEM_FAST_CPU_CAPABILITY", CAPABILITIES)
     if requested == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
         return requested, None, "TRITON_INTERPRET=1"
     if requested == "reference":
@@ -233,18 +264,21 @@ CUDA, _CUDA_REASON = _load_cuda(REQUESTED)
 
 
 def describe() -> dict[str, Any]:
-    """What serves each kind of tensor, and why.
+    """Implementation in use for each kind of tensor, and the reason.
 
     Returns:
-        The backend asked for; for tensors on the CPU and on CUDA what is in force and the reason; and how the compiled parts
-        were built, or None.
+        The requested backend; the implementation and the reason for CPU and for CUDA tensors; and how the compiled parts were
+        built, or None.
+
+    Example:
+        >>> import cem_fast
+        >>> list(cem_fast.backends())
+        ['backend asked for', 'on CPU tensors', 'on CUDA tensors', 'build']
     """
     try:
-        from cem_fast import _C
+        build = importlib.import_module("cem_fast._C").build_info()
     except ImportError:
         build = None
-    else:
-        build = _C.build_info()
     on_cpu = "triton (interpreted)" if TRITON == "CPU" else f"compiled ({CPU.capability})" if CPU else "reference"
     if TRITON == "CUDA":
         on_cuda = f"triton: {_TRITON_REASON}"

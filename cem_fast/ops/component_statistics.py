@@ -17,7 +17,15 @@ _BACKWARD = OPERATORS["component_statistics_bwd"]
 
 
 class ComponentStatistics(NamedTuple):
-    """Counts ``[C, K]``, scatter ``[C, K]`` or ``[C, K, D]``, assignment ``[N]``, and sums ``[C, K, D]`` if asked for."""
+    """Counts ``[C, K]``, scatter ``[C, K]`` or ``[C, K, D]``, assignment ``[N]``, and sums ``[C, K, D]`` if requested.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import functional
+        >>> counts, scatter, assignment, sums = functional.component_statistics(torch.ones(3, 2), torch.zeros(1, 1, 2))
+        >>> counts, scatter, assignment, sums
+        (tensor([[3.]]), tensor([[6.]]), tensor([0, 0, 0]), None)
+    """
 
     counts: Tensor
     scatter: Tensor
@@ -26,7 +34,7 @@ class ComponentStatistics(NamedTuple):
 
 
 class ScatterGradient(Gradient):
-    """``dx_nd = 2 scale g_ck(d) (x_nd - mu_ckd)``."""
+    """``dx_nd = 2 scale g_ck(d) (x_nd - mu_ckd)``; the example of ``component_statistics`` uses it."""
 
     @staticmethod
     def forward(
@@ -37,7 +45,8 @@ class ScatterGradient(Gradient):
         labels: Tensor | None,
         assignment: Tensor,
     ) -> Tensor:
-        return _BACKWARD(grad_scatter, scale, x, means, labels, assignment)
+        dx: Tensor = _BACKWARD(grad_scatter, scale, x, means, labels, assignment)
+        return dx
 
 
 class _ComponentStatistics(Function):
@@ -51,7 +60,8 @@ class _ComponentStatistics(Function):
         per_dimension: bool,
         sums: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _FORWARD(x, means, labels, variances, weights, per_dimension, sums)
+        counts, scatter, totals, assignment = _FORWARD(x, means, labels, variances, weights, per_dimension, sums)
+        return counts, scatter, totals, assignment
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -83,7 +93,7 @@ def component_statistics(
     per_dimension: bool = False,
     sums: bool = False,
 ) -> ComponentStatistics:
-    """Assigns each row to one component of its own class and gathers counts and scatter in one pass.
+    """Assigns each row to one component of its own class and computes counts and scatter in one pass.
 
     ``scatter_ck = sum_{n in ck} |x_n - mu_ck|^2``, or the vector of squares per dimension
 
@@ -94,18 +104,28 @@ def component_statistics(
         x: features ``[N, D]``; float32 or float64 like the means, or float16/bfloat16 with float32 means.
         means: component means ``[C, K, D]``.
         labels: class of each row ``[N]``, integer; None is allowed for C = 1.
-        variances: ``[C, K]`` or ``[C, K, D]``; needed by ``assignment="posterior"`` only.
-        weights: ``[C, K]``; needed by ``assignment="posterior"`` only.
+        variances: ``[C, K]`` or ``[C, K, D]``; used by ``assignment="posterior"`` only.
+        weights: ``[C, K]``; used by ``assignment="posterior"`` only.
         assignment: ``nearest`` mean (ties go to the lowest index) or highest ``posterior``.
         per_dimension: whether the scatter keeps its dimensions.
-        sums: whether to return ``sum_{n in ck} x_n`` too, from the same pass.
+        sums: whether to also return ``sum_{n in ck} x_n``, from the same pass.
 
     Returns:
         ComponentStatistics in the dtype of the means; the assignment is int64.
 
     Raises:
-        TypeError: an argument is no tensor or has the wrong dtype.
+        TypeError: an argument is not a tensor or has the wrong dtype.
         ValueError: a shape, device, label or option does not fit.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import functional
+        >>> x = torch.tensor([[0.0], [1.0], [9.0]], requires_grad=True)
+        >>> found = functional.component_statistics(x, torch.tensor([[[0.0], [10.0]]]))
+        >>> found.counts, found.assignment
+        (tensor([[2., 1.]]), tensor([0, 0, 1]))
+        >>> torch.autograd.grad(found.scatter.sum(), x)[0].flatten()
+        tensor([ 0.,  2., -2.])
 
     Source: Algorithm 1 of Xia et al., CVPR 2025.
     """

@@ -1,4 +1,4 @@
-"""One training step's differentiable estimate of the conditional entropy bound."""
+"""Differentiable estimate of the conditional entropy bound, for one training step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ _BOUND = OPERATORS["entropy_bound"]
 
 
 class BoundOptions(NamedTuple):
-    """The numbers that choose a loss, as the operators take them."""
+    """Options of the bound, in the form and order that the operators take.
+
+    Example:
+        >>> from cem_fast.ops.entropy_bound import bound_options
+        >>> bound_options("paper", "unbiased", "mean", None, 0.125, 0.01, False, False)
+        BoundOptions(official=False, boost=1.0, unbiased=True, mean=True, threshold=0.125, gamma=0.01)
+    """
 
     official: bool
     boost: float
@@ -39,9 +45,9 @@ class BoundOptions(NamedTuple):
 
 
 class _EntropyBound(FirstOutput):
-    """One operator forward, one backward; with a process group, the statistics are summed over its ranks in between.
+    """One operator forward, one backward; with a process group, the statistics are summed over its ranks.
 
-    ``priors`` are variances, weights, class_prior, num_samples and noise_variance, without a graph, as the means.
+    ``priors`` are variances, weights, class_prior, num_samples and noise_variance; they and the means are detached.
     """
 
     @staticmethod
@@ -51,16 +57,17 @@ class _EntropyBound(FirstOutput):
         means: Tensor,
         priors: tuple[Tensor, ...],
         options: BoundOptions,
-        group: Any,
+        group: torch.distributed.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         if group is None:
-            return _FORWARD(x, means, labels, *priors, *options)
+            value, slope, assignment = _FORWARD(x, means, labels, *priors, *options)
+            return value, slope, assignment
         counts, scatter, _, assignment = _STATISTICS(x, means, labels, None, None, priors[0].dim() == 3, False)
         statistics = torch.cat([counts.flatten(), scatter.flatten()])
         torch.distributed.all_reduce(statistics, group=group)
         counts, scatter = (
             part.view_as(like)
-            for part, like in zip(statistics.split([counts.numel(), scatter.numel()]), (counts, scatter))
+            for part, like in zip(torch.split(statistics, [counts.numel(), scatter.numel()]), (counts, scatter))
         )
         value, slope = _BOUND(counts, scatter, means.shape[2], *priors, *options)
         # data-parallel training averages gradients over ranks; every rank already holds its share of the sum
@@ -80,13 +87,19 @@ class _EntropyBound(FirstOutput):
 
 
 def evaluate(
-    x: Tensor, labels: Tensor | None, means: Tensor, priors: tuple[Tensor, ...], options: BoundOptions, group: Any
+    x: Tensor,
+    labels: Tensor | None,
+    means: Tensor,
+    priors: tuple[Tensor, ...],
+    options: BoundOptions,
+    group: torch.distributed.ProcessGroup | None,
 ) -> Tensor:
-    """The bound of arguments that fit together, but for the labels' range.
+    """Bound of validated arguments; only the range of the labels is checked here.
 
-    A label out of range makes the bound NaN; where that can be seen without a wait, it is an error.
+    A label out of range makes the bound NaN, which is an error if it can be read without waiting for the device.
+    ``conditional_entropy_bound`` has an example.
     """
-    value = call_first(_EntropyBound, x, labels, means, priors, options, group)
+    value: Tensor = call_first(_EntropyBound, x, labels, means, priors, options, group)
     if labels is not None and validate.is_readable(value) and math.isnan(value.item()):
         validate.label_range(labels, means.shape[0])
     return value
@@ -108,9 +121,9 @@ def conditional_entropy_bound(
     boost: float | None = None,
     threshold: float = 0.125,
     gamma: float = 0.01,
-    process_group: Any = None,
+    process_group: torch.distributed.ProcessGroup | None = None,
 ) -> Tensor:
-    """One batch's estimate of the paper's bound on the information that released features carry.
+    """Estimate of the paper's upper bound on the information in released features, from one batch.
 
     ``L_C = sum_ck pi_ck ( -log pi_ck + 1/2 sum_d log((v_ckd + s2) / s2) )`` with the batch blended into pi and v
 
@@ -138,8 +151,24 @@ def conditional_entropy_bound(
         The bound, a scalar in the dtype of the means.
 
     Raises:
-        TypeError: an argument is no tensor or has the wrong dtype.
+        TypeError: an argument is not a tensor or has the wrong dtype.
         ValueError: a shape, device, label or option does not fit.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import functional
+        >>> x = torch.tensor([[-1.0, 1.0], [1.0, -1.0]], requires_grad=True)
+        >>> bound = functional.conditional_entropy_bound(
+        ...     x,
+        ...     means=torch.zeros(1, 1, 2),
+        ...     variances=torch.ones(1, 1),
+        ...     weights=torch.ones(1, 1),
+        ...     class_prior=torch.ones(1),
+        ...     num_samples=torch.tensor(2.0),
+        ...     noise_variance=torch.ones(1, dtype=torch.float64),
+        ... )
+        >>> bound.item(), torch.autograd.grad(bound, x)[0].tolist()  # 1/2 log 2; x / (2 rows * (1 + 1)) / 2 features
+        (0.3465735912322998, [[-0.125, 0.125], [0.125, -0.125]])
 
     Source: Eq. 5-7 and Algorithm 1 of Xia et al., CVPR 2025.
     """
@@ -165,18 +194,18 @@ def bound_options(
     per_dimension: bool,
     noise_per_dimension: bool,
 ) -> BoundOptions:
-    """Requires options that exist and fit together, and puts them as the operators take them.
+    """Checks options and puts them into the form that the operators take; ``BoundOptions`` has an example.
 
     Raises:
-        ValueError: naming the option, what was expected and what came.
+        ValueError: an option has an unknown value, or two options exclude each other.
     """
-    for name, value, allowed in (
+    for name, choice, allowed in (
         ("variant", variant, VARIANTS),
         ("gradient", gradient, GRADIENTS),
         ("reduction", reduction, REDUCTIONS),
     ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if choice not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {choice!r}")
     boost = DEFAULT_BOOST[variant] if boost is None else boost
     for name, value in (("boost", boost), ("threshold", threshold), ("gamma", gamma)):
         if not (math.isfinite(value) and value > 0):

@@ -1,10 +1,11 @@
-"""Every operator of the ``cem_fast`` namespace: its schema, its reference kernel and its shape rule, in one table.
+"""Operators of the ``cem_fast`` namespace: schema, reference kernel and shape rule of each.
 
-Compiled backends override the reference per device through the dispatcher; nothing else in Python chooses a kernel.
+Compiled backends override the reference per device through the dispatcher; no other Python code chooses a kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from cem_fast.ops import reference
 
-LIBRARY = torch.library.Library("cem_fast", "DEF")
+LIBRARY = torch.library.Library("cem_fast", "DEF")  # type: ignore[no-untyped-call]
 
 _CEM_OPTIONS = "bool official, float boost, bool unbiased, bool mean, float threshold, float gamma"
 _MIXTURE = "Tensor means, Tensor variances, Tensor weights, Tensor? labels"
@@ -102,7 +103,7 @@ def _fake_cem_fwd(
     return variances.new_empty(()), variances.new_empty(variances.shape), x.new_empty(x.shape[0], dtype=torch.int64)
 
 
-FAKES = {
+FAKES: dict[str, Callable[..., Any]] = {
     "mixture_log_prob_fwd": _fake_log_prob_fwd,
     "mixture_log_prob_bwd": _fake_log_prob_bwd,
     "mixture_moments": _fake_moments,
@@ -114,17 +115,42 @@ FAKES = {
     "cem_fwd": _fake_cem_fwd,
 }
 
-# Whole iterations in one call, while rows are in a cache: a way to go about it that is a processor's own.
+# CPU-only operators: a whole iteration in one call while the rows are in cache.
 CPU_ONLY = ("kmeans", "mixture_statistics")
 
-# What every device's kernels serve.
+# Operators with kernels for every device.
 EVERYWHERE = [name for name in SCHEMAS if name not in CPU_ONLY]
 
 OPERATORS: dict[str, torch._ops.OpOverload] = {}
 
-for _name, _schema in SCHEMAS.items():
-    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"cem_fast::{_name}", FAKES[_name], lib=LIBRARY)
-    # the overload itself: choosing one at every call costs as much as a small batch
+
+def define(library: torch.library.Library, name: str) -> None:
+    """Defines an operator, with its shape rule, in a library.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.ops import library
+        >>> scratch = torch.library.Library("cem_fast_example", "DEF")
+        >>> library.define(scratch, "mixture_moments")
+        >>> torch.ops.cem_fast_example.mixture_moments.default
+        <OpOverload(op='cem_fast_example.mixture_moments', overload='default')>
+    """
+    library.define(name + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"{library.ns}::{name}", FAKES[name], lib=library)
+
+
+def register(name: str, kernel: Callable[..., Any], dispatch_key: str) -> None:
+    """Registers a kernel of an operator for a kind of tensors.
+
+    Example:
+        >>> from cem_fast.ops import library, reference
+        >>> library.register("mixture_moments", reference.mixture_moments, "MTIA")
+    """
+    LIBRARY.impl(name, kernel, dispatch_key)  # type: ignore[no-untyped-call]
+
+
+for _name in SCHEMAS:
+    define(LIBRARY, _name)
+    register(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    # the overload itself: resolving it at every call costs as much as a small batch
     OPERATORS[_name] = getattr(torch.ops.cem_fast, _name).default

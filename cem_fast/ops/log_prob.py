@@ -1,4 +1,4 @@
-"""Log-likelihood of rows under the Gaussian mixture of their own class."""
+"""Log-likelihood of rows under the Gaussian mixture of their class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cem_fast.ops import validate
 from cem_fast.ops.autograd import FirstOutput, Gradient, call_first, call_gradient
 from cem_fast.ops.library import OPERATORS
 
-# Up to this many components the forward keeps the responsibilities [N, K]; beyond, the backward recomputes them.
+# Up to this many components, the forward keeps the responsibilities [N, K]; with more, the backward recomputes them.
 MAX_KEPT_COMPONENTS = 64
 
 _FORWARD = OPERATORS["mixture_log_prob_fwd"]
@@ -31,7 +31,8 @@ class _FeatureGradient(Gradient):
         log_prob: Tensor,
         responsibilities: Tensor,
     ) -> Tensor:
-        return _BACKWARD(grad, x, means, variances, weights, labels, log_prob, responsibilities)
+        dx: Tensor = _BACKWARD(grad, x, means, variances, weights, labels, log_prob, responsibilities)
+        return dx
 
 
 class _Moments(Gradient):
@@ -46,7 +47,8 @@ class _Moments(Gradient):
         log_prob: Tensor,
         responsibilities: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return _MOMENTS(row_weights, x, means, variances, weights, labels, log_prob, responsibilities)
+        s0, s1, s2 = _MOMENTS(row_weights, x, means, variances, weights, labels, log_prob, responsibilities)
+        return s0, s1, s2
 
 
 class _MixtureLogProb(FirstOutput):
@@ -54,7 +56,8 @@ class _MixtureLogProb(FirstOutput):
     def forward(
         x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, labels: Tensor | None, keep: bool
     ) -> tuple[Tensor, Tensor]:
-        return _FORWARD(x, means, variances, weights, labels, keep)
+        log_prob, responsibilities = _FORWARD(x, means, variances, weights, labels, keep)
+        return log_prob, responsibilities
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -84,12 +87,12 @@ class _MixtureLogProb(FirstOutput):
 def mixture_log_prob(
     x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, labels: Tensor | None = None
 ) -> Tensor:
-    """Log-likelihood of each row under the Gaussian mixture of its own class.
+    """Log-likelihood of each row under the Gaussian mixture of its class.
 
     ``log p(x_n | c = y_n) = logsumexp_k( log w_ck - 1/2 sum_d [ (x_nd - mu_ckd)^2 / v_ckd + log(2 pi v_ckd) ] )``
 
-    Differentiable once, in x, means, variances and weights; a component of weight 0 takes no part, its gradients are 0.
-    A label out of range is a ValueError in eager CPU calls and gives NaN elsewhere (checking would wait for the device).
+    Differentiable once, in x, means, variances and weights. A component of weight 0 contributes nothing, and its gradients are 0.
+    A label out of range is a ValueError in eager CPU calls and gives NaN elsewhere, where a check would wait for the device.
 
     Args:
         x: features ``[N, D]``; float32 or float64 like the means, or float16/bfloat16 with float32 means.
@@ -102,8 +105,17 @@ def mixture_log_prob(
         Log-likelihoods ``[N]`` in nats, in the dtype of the means.
 
     Raises:
-        TypeError: an argument is no tensor or has the wrong dtype.
+        TypeError: an argument is not a tensor or has the wrong dtype.
         ValueError: a shape, device or label does not fit.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import functional
+        >>> x = torch.tensor([[1.0], [2.0]], requires_grad=True)
+        >>> one = torch.ones(1, 1)
+        >>> log_prob = functional.mixture_log_prob(x, torch.zeros(1, 1, 1), variances=one, weights=one)
+        >>> log_prob.detach(), torch.autograd.grad(log_prob.sum(), x)[0].flatten()
+        (tensor([-1.4189, -2.9189]), tensor([-1., -2.]))
 
     Source: the mixture of Xia et al., "Theoretical Insights in Model Inversion Robustness and Conditional Entropy
     Maximization for Collaborative Inference Systems", CVPR 2025, Theorem 2.
@@ -113,4 +125,5 @@ def mixture_log_prob(
     labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, means, variances, weights))
     keep = wanted and means.shape[1] <= MAX_KEPT_COMPONENTS
-    return call_first(_MixtureLogProb, x, means, variances, weights, labels, keep)
+    log_prob: Tensor = call_first(_MixtureLogProb, x, means, variances, weights, labels, keep)
+    return log_prob

@@ -1,7 +1,7 @@
-"""The operations in plain torch: the specification that every compiled backend is checked against.
+"""Operations in plain torch, the specification of every compiled backend.
 
 Each function has the signature of its dispatcher operator (see ``library.py``). Rows are processed in blocks, so that no
-``N x K x D`` tensor ever exists. A row whose label lies outside ``[0, C)`` makes its own log-probability NaN and all
+``N x K x D`` tensor is created. A row whose label lies outside ``[0, C)`` makes its own log-probability NaN and all
 statistics of the batch NaN; nothing is read out of bounds.
 """
 
@@ -25,7 +25,7 @@ def _row_blocks(x: Tensor, means: Tensor) -> Iterator[slice]:
 
 
 def _classes(x: Tensor, means: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns the class of each row, clamped into range, and whether it was in range."""
+    """Class of each row, clamped into range, and whether it was in range."""
     if labels is None:
         labels = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     valid = (labels >= 0) & (labels < means.shape[0])
@@ -53,9 +53,9 @@ def _log_joint(x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, cla
 def mixture_log_prob_fwd(
     x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, labels: Tensor | None, with_responsibilities: bool
 ) -> tuple[Tensor, Tensor]:
-    """Returns ``log p(x_n | c = y_n)`` ``[N]`` and the responsibilities ``[N, K]`` (``[N, 0]`` unless asked for).
+    """``log p(x_n | c = y_n)`` ``[N]`` and the responsibilities ``[N, K]`` (``[N, 0]`` unless requested).
 
-    The backward operators take both outputs and recompute the responsibilities when they were not kept.
+    The backward operators take both outputs and recompute responsibilities that were not kept.
     """
     N, K = x.shape[0], means.shape[1]
     classes, valid = _classes(x, means, labels)
@@ -144,8 +144,8 @@ def mixture_moments(
 def mixture_statistics(
     x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, labels: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns ``sum r``, ``sum r (x - mu)``, ``sum r (x - mu)^2`` in the shapes of weights, means and variances, and the
-    log-likelihood ``[C]`` of the rows of each class, float64: one E-step."""
+    """One E-step: ``sum r``, ``sum r (x - mu)`` and ``sum r (x - mu)^2`` in the shapes of weights, means and variances, and
+    the log-likelihood ``[C]`` of each class's rows, float64."""
     log_prob, r = mixture_log_prob_fwd(x, means, variances, weights, labels, True)
     moments = mixture_moments(torch.ones_like(log_prob), x, means, variances, weights, labels, log_prob, r)
     classes, valid = _classes(x, means, labels)
@@ -163,9 +163,9 @@ def component_statistics_fwd(
     per_dimension: bool,
     sums: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns counts ``[C, K]``, scatter ``[C, K]`` or ``[C, K, D]``, sums ``[C, K, D]`` (``[0]`` unless asked) and the
-    assignment ``[N]`` of each row to a component of its own class: the nearest mean, or the highest posterior when
-    variances and weights are given. A row with a label out of range is assigned -1."""
+    """Counts ``[C, K]``, scatter ``[C, K]`` or ``[C, K, D]``, sums ``[C, K, D]`` (``[0]`` unless requested), and the
+    assignment ``[N]`` of each row to a component of its class: the nearest mean, or the highest posterior if variances and
+    weights are given. A row with a label out of range is assigned -1."""
     C, K, D = means.shape
     classes, valid = _classes(x, means, labels)
     assignment = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
@@ -187,7 +187,7 @@ def component_statistics_fwd(
         if sums:
             totals.index_add_(0, index, deviation)
     if sums:
-        # added up as deviations, because raw values of a common offset drown a small spread
+        # sums of deviations: sums of raw values with a common offset would lose the digits of a small spread
         totals += counts.unsqueeze(-1) * means.reshape(C * K, D)
     poison = torch.where(valid.all(), 0.0, math.nan).to(means.dtype)
     return (
@@ -201,11 +201,11 @@ def component_statistics_fwd(
 def kmeans(
     x: Tensor, means: Tensor, labels: Tensor | None, max_iter: int, tol: float, per_dimension: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Lloyd's iterations from the given means: returns means ``[C, K, D]``, counts and scatter about them, and for each class
-    the number of iterations ``[C]`` and whether it came to rest ``[C]`` (0 or 1).
+    """Lloyd's iterations from the given means: means ``[C, K, D]``, counts and scatter about them, and for each class
+    the number of iterations ``[C]`` and whether it converged ``[C]`` (0 or 1).
 
-    A class rests when its means move, squared, no more than ``tol`` times the mean variance of its features. A component
-    without rows moves onto the row of its class that is farthest from its own mean, one in an iteration."""
+    A class converges when the squared movement of its means is at most ``tol`` times the mean variance of its features. In each
+    iteration, one component without rows moves onto the row of its class that is farthest from its mean."""
     C, _, D = means.shape
     start, double = means, torch.float64
     classes, valid = _classes(x, means, labels)
@@ -232,7 +232,7 @@ def kmeans(
 
 
 def _reseeded(x: Tensor, classes: Tensor, assignment: Tensor, valid: Tensor, means: Tensor, counts: Tensor) -> Tensor:
-    """Puts the first component without rows of each class onto the row that is farthest from its own mean."""
+    """Moves the first component without rows of each class onto the row that is farthest from its mean."""
     C, K, D = means.shape
     if x.shape[0] == 0:
         return means
@@ -317,7 +317,7 @@ def _hinge_of_released_code(
     threshold: float,
     gamma: float,
 ) -> tuple[Tensor, Tensor]:
-    """What the authors' released code computes, with the right class's weights; spherical variances."""
+    """Formula of the authors' released code, with the weights of the right class; spherical variances."""
     C = weights.shape[0]
     seen, n = counts > 0, counts.clamp_min(1)
     blend = torch.where(seen, boost * counts / (weights * (num_samples.to(weights.dtype) / C)), 0.0)
@@ -327,7 +327,7 @@ def _hinge_of_released_code(
     hinge = torch.log(blended + gamma) - floor
     present = (counts.sum(1) > 0).sum().clamp_min(1)
     share = torch.where(seen, weights / present, 0.0)
-    # a relu that lets NaN through: a poisoned batch must not pass for one below the threshold
+    # a relu that propagates NaN: a batch with NaN must not look like one below the threshold
     value = (share * torch.where(hinge <= 0, 0.0, hinge)).sum()
     slope = torch.where(hinge > 0, share, 0.0) * blend / ((blended + gamma) * (n * dimension))
     return value, slope
@@ -349,9 +349,9 @@ def entropy_bound(
     threshold: float,
     gamma: float,
 ) -> tuple[Tensor, Tensor]:
-    """The CEM loss of one batch's statistics, and its derivative to the scatter.
+    """CEM loss of the statistics of one batch, and its derivative with respect to the scatter.
 
-    ``official`` chooses the released code's hinge over the paper's Eq. 5-7. With ``unbiased`` the derivative has the scale
+    ``official`` selects the released code's hinge instead of the paper's Eq. 5-7. With ``unbiased`` the derivative has the scale
     of a minibatch gradient of Eq. 7: ``dx = (x - mu) / (N_b (v' + s2))``. ``noise_variance`` is ``[1]`` or ``[D]``.
     """
     if official:

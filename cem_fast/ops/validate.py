@@ -1,4 +1,4 @@
-"""Argument checks shared by the operations: what was expected, and what came."""
+"""Checks of arguments: errors give the argument, the expected value and the actual value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def tensor(name: str, value: Any, shape: str, *dims: int) -> None:
-    """Requires a tensor with one of the given numbers of dimensions; ``shape`` is how the message spells them."""
+    """Requires a tensor with one of the given numbers of dimensions; the message shows ``shape``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {shape}, got {type(value).__name__}")
     if value.dim() not in dims:
@@ -20,11 +20,13 @@ def tensor(name: str, value: Any, shape: str, *dims: int) -> None:
 
 
 def same_shape(name: str, value: Tensor, expected: tuple[int, ...], shape: str) -> None:
+    """Requires a shape; the message also shows ``shape``, its symbolic form."""
     if tuple(value.shape) != expected:
         raise ValueError(f"{name} must have shape {shape} = {expected}, got {tuple(value.shape)}")
 
 
 def same_device(name: str, value: Tensor, device: torch.device) -> None:
+    """Requires the device of the features."""
     if value.device != device:
         raise ValueError(f"{name} must be on {device} like the features, got {value.device}")
 
@@ -83,7 +85,7 @@ def integer_labels(value: Tensor | None, num_rows: int, num_classes: int, device
 
 
 def labels(value: Tensor | None, num_rows: int, num_classes: int, device: torch.device) -> Tensor | None:
-    """Requires labels as ``integer_labels`` does, and their range where looking costs no wait."""
+    """Requires labels as ``integer_labels`` does, and their range if reading it does not wait for the device."""
     value = integer_labels(value, num_rows, num_classes, device)
     if value is not None and is_readable(value):
         label_range(value, num_classes)
@@ -101,7 +103,7 @@ def label_range(value: Tensor, num_classes: int) -> None:
 
 
 def is_readable(value: Tensor) -> bool:
-    """Whether numbers can be read without a wait: on the CPU, and not under torch.compile, export or another transform."""
+    """Whether values can be read without a wait: on the CPU, outside torch.compile, export and other transforms."""
     if torch.compiler.is_compiling() or not value.is_cpu or type(value) is not Tensor:
         return False
     return not torch._C._are_functorch_transforms_active()

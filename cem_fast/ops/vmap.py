@@ -1,6 +1,6 @@
-"""How every operator behaves under ``torch.vmap``: the batch is folded into the class axis, so it stays one call.
+"""Rules of every operator for ``torch.vmap``: the batch is folded into the class axis, so that one call suffices.
 
-The two operators that end in one scalar per batch entry cannot be folded and run once per entry.
+The two operators that return one scalar per batch entry cannot be folded and run once per entry.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cem_fast.ops.library import LIBRARY
 
-# For each operator: the axis that every argument and result folds into. "row" and "class" lead the tensor, "labels" are
-# rows that name a class, "scale" multiplies the first argument, "-" is no tensor (or an optional result that may be empty).
+# For each operator: the axis into which each argument and result is folded. "row" and "class" are leading axes, "labels" is
+# a row axis whose values are classes, "scale" multiplies the first argument, and "-" is not a tensor (or an optional one).
 AXES = {
     "mixture_log_prob_fwd": ("row class class class labels -", "row row"),
     "mixture_log_prob_bwd": ("row row class class class labels row row", "row"),
@@ -28,7 +28,7 @@ PER_ENTRY = ("entropy_bound", "cem_fwd")
 
 
 def _lead(value: Any, dim: int | None, batch: int) -> Any:
-    """Returns the tensor with the batch as its first axis."""
+    """Tensor with the batch as its first axis."""
     if not isinstance(value, Tensor):
         return value
     return value.movedim(dim, 0) if dim is not None else value.expand(batch, *value.shape)
@@ -48,7 +48,7 @@ def _folded(operator: Any, axes: list[str], result_axes: list[str]) -> Callable[
         if labels is None:
             labels = torch.zeros(B, N, dtype=torch.int64, device=values[0].device)
         offset = C * torch.arange(B, device=labels.device).unsqueeze(1)
-        # a label out of range must stay out of range instead of reaching into a neighbor's classes
+        # a label out of range must stay out of range, not become a class of the next batch entry
         values[at] = torch.where((labels >= 0) & (labels < C), labels + offset, -1)
         flat = [value.flatten(0, 1) if isinstance(value, Tensor) else value for value in values]
         results = operator(*flat)
