@@ -21,6 +21,11 @@ class Bottleneck:
     Source:
         Xia et al., CVPR 2025, and Li et al., "ResSFL: a resistance transfer framework for defending model inversion attack in split
         federated learning", CVPR 2022 (the notation).
+
+    Example:
+        >>> from cem_fast import models
+        >>> models.Bottleneck(channels=8)
+        Bottleneck(channels=8, stride=1, kernel=3, relu=True)
     """
 
     channels: int

@@ -1,4 +1,4 @@
-"""Putting a network together from its stages, cut into a device's and a cloud's part."""
+"""Assembly of a split network from its stages."""
 
 from __future__ import annotations
 
@@ -21,21 +21,29 @@ def divide(
     bottleneck: int | str,
     features: str,
 ) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Cuts a row of stages in two, with a bottleneck between the parts.
+    """Splits a sequence of stages in two, with a bottleneck between the parts.
 
     Args:
-        stages: the stages from the images on, each ending in its activation.
+        stages: the stages in order, each ending in its activation.
         widths: output channels of every stage.
         image_shape: ``(channels, height, width)`` of the images.
-        cut: stages on the device, 1 to ``len(stages) - 1``.
-        bottleneck: see :meth:`Bottleneck.parse`; 0 releases the last stage's own features.
+        cut: number of stages on the device, 1 to ``len(stages) - 1``.
+        bottleneck: see :meth:`cem_fast.models.Bottleneck.parse`; 0 releases the features of the device's last stage.
         features: activation of the released features, ``sigmoid`` or ``relu``.
 
     Returns:
-        The modules on the device, and those in the cloud.
+        The modules of the encoder and of the decoder.
 
     Raises:
         ValueError: ``cut`` or ``bottleneck`` is out of range, or the stride does not divide the features' sides.
+
+    Example:
+        >>> from torch import nn
+        >>> from cem_fast.models.assembly import divide
+        >>> stages = [nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())]
+        >>> encoder, decoder = divide(stages, [4, 4], image_shape=(1, 8, 8), cut=1, bottleneck=2, features="sigmoid")
+        >>> [type(module).__name__ for module in (*encoder, *decoder)]
+        ['Sequential', 'Compress', 'Expand', 'Sequential']
     """
     if not 1 <= cut < len(stages):
         raise ValueError(f"cut must be between 1 and {len(stages) - 1} stages, got {cut}")
@@ -57,10 +65,20 @@ def divide(
 
 
 def finish(encoder: Sequence[nn.Module], decoder: Sequence[nn.Module]) -> SplitModel:
-    """The network of two rows of modules, its convolutions initialized for ReLU and laid out channels last.
+    """The split network of two sequences of modules, with convolutions initialized for ReLU, in channels-last layout.
+
+    Args:
+        encoder: modules on the device.
+        decoder: modules in the cloud.
 
     Source:
         He et al., "Delving deep into rectifiers", ICCV 2015 (the initialization).
+
+    Example:
+        >>> from torch import nn
+        >>> from cem_fast.models.assembly import finish
+        >>> type(finish([nn.Conv2d(1, 4, 3)], [nn.Flatten()])).__name__
+        'SplitModel'
     """
     model = SplitModel(nn.Sequential(*encoder), nn.Sequential(*decoder))
     for module in model.modules():
@@ -72,6 +90,7 @@ def finish(encoder: Sequence[nn.Module], decoder: Sequence[nn.Module]) -> SplitM
 
 
 def _sides(modules: Sequence[nn.Module], image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Height and width of the features, found without computing any."""
+    """Height and width of the features, without computing them."""
     blank = copy.deepcopy(nn.Sequential(*modules)).to("meta")
-    return tuple(blank(torch.empty(2, *image_shape, device="meta")).shape[2:])
+    height, width = blank(torch.empty(2, *image_shape, device="meta")).shape[2:]
+    return height, width

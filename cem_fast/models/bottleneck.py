@@ -1,4 +1,4 @@
-"""The bottleneck between device and cloud: few channels to send, and bounded ones."""
+"""The bottleneck between device and cloud: few, bounded channels."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ from torch import nn
 
 from cem_fast._support.bottleneck import Bottleneck
 
-ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}  # what released features may end in
+ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}  # of released features
 
 
 class Compress(nn.Sequential):
-    """The device's half: a convolution down to a few channels, then the activation of released features.
+    """The device's half of a bottleneck: a convolution to few channels, and the activation of released features.
 
-    A Sigmoid bounds the features to (0, 1): noise of a fixed standard deviation cannot be drowned by features that grow. A ReLU, or
-    nothing, lets them grow.
+    A Sigmoid bounds the features to (0, 1), so that training cannot outgrow noise of a fixed standard deviation. A ReLU, or no activation,
+    does not.
 
     Args:
         channels: channels of the encoder's last stage.
-        bottleneck: what the convolution is like.
-        features: ``sigmoid``, or ``relu``, which ``noRELU_`` leaves out.
+        bottleneck: shape of the convolution.
+        features: activation, ``sigmoid`` or ``relu``; a bottleneck with ``noRELU_`` has no ReLU.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.models.bottleneck import Bottleneck, Compress
+        >>> Compress(64, Bottleneck(channels=8, stride=2))(torch.rand(2, 64, 8, 8)).shape
+        torch.Size([2, 8, 4, 4])
     """
 
     def __init__(self, channels: int, bottleneck: Bottleneck, features: str = "sigmoid"):
@@ -29,17 +35,24 @@ class Compress(nn.Sequential):
 
 
 class Expand(nn.Sequential):
-    """The cloud's half: a convolution back to the width of the network, transposed where the device shrank the sides, then a ReLU.
+    """The cloud's half of a bottleneck: a convolution to the width of the network, transposed for strides above 1, and a ReLU.
 
-    Sides that the stride does not divide come back larger than they were.
+    Sides that are not a multiple of the stride are larger afterwards than before the bottleneck.
 
     Args:
-        bottleneck: what the convolution is like.
-        channels: channels that the first stage of the cloud expects.
+        bottleneck: shape of the convolution.
+        channels: input channels of the decoder's first stage.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.models.bottleneck import Bottleneck, Expand
+        >>> Expand(Bottleneck(channels=8, stride=2), 64)(torch.rand(2, 8, 4, 4)).shape
+        torch.Size([2, 64, 8, 8])
     """
 
     def __init__(self, bottleneck: Bottleneck, channels: int):
         kernel, stride = bottleneck.kernel, bottleneck.stride
+        convolution: nn.Module
         if stride == 1:
             convolution = nn.Conv2d(bottleneck.channels, channels, kernel, padding=kernel // 2)
         else:

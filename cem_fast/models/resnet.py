@@ -1,4 +1,4 @@
-"""Residual networks for small images, cut between two of their blocks."""
+"""Residual networks for small images, split between two of their blocks."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from cem_fast.models.split import SplitModel
 
 
 class BasicBlock(nn.Module):
-    """``shortcut(x) + BN(conv(ReLU(BN(conv(x)))))``; the ReLU after the sum is the stage's, which may release something else.
+    """``shortcut(x) + BN(conv(ReLU(BN(conv(x)))))``; the activation after the sum belongs to the stage.
 
-    The shortcut has no parameters: where the block strides it takes every so many pixels, and where it widens it adds channels of zeros.
+    The shortcut has no parameters: it subsamples pixels by the stride and pads channels with zeros.
 
     Args:
         channels_in: channels of the input.
         channels_out: channels of the output.
         stride: stride of the first convolution.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.models.resnet import BasicBlock
+        >>> BasicBlock(4, 8, stride=2)(torch.rand(2, 4, 8, 8)).shape
+        torch.Size([2, 8, 4, 4])
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
@@ -50,19 +56,27 @@ def build(
     Args:
         image_shape: ``(channels, height, width)`` of the images.
         num_classes: number of classes.
-        cut: stages on the device, 1 to ``3 * blocks``; the first stage is a convolution, every further one a block of two.
-        bottleneck: number of channels or ``[noRELU_][Kk]CcSs``; 0 releases the last stage's own features.
+        cut: number of stages on the device, 1 to ``3 * blocks``; the first stage is a convolution, the others a block of two.
+        bottleneck: number of channels or ``[noRELU_][Kk]CcSs``; 0 releases the features of the device's last stage.
         features: activation of the released features, ``sigmoid`` or ``relu``.
-        blocks: blocks of each width: 16 channels, then 32 and 64 at half and a quarter of the images' sides.
+        blocks: blocks per width: 16 channels, then 32 and 64 at a half and a quarter of the images' sides.
 
     Returns:
-        The network, cut.
+        The split network.
 
     Raises:
         ValueError: ``cut`` or ``bottleneck`` is out of range.
 
     Source:
         He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2 (with shortcuts of option A).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.models import resnet
+        >>> shape = {"image_shape": (3, 16, 16), "num_classes": 5}
+        >>> model = resnet.build(**shape, cut=2, bottleneck=8, features="relu", blocks=1)
+        >>> model.encoder(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 8, 16, 16])
     """
     widths = [16]
     stem = (nn.Conv2d(image_shape[0], 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())

@@ -1,4 +1,4 @@
-"""Encoder | decoder partition of a network: what runs on the user's device and what runs in the cloud."""
+"""A network split into an encoder on the user's device and a decoder in the cloud."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from cem_fast.models.bottleneck import Bottleneck, Compress, Expand
 
 
 class SplitModel(nn.Module):
-    """A network cut in two: ``forward(x) = decoder(encoder(x))``.
+    """A network split in two: ``forward(x) = decoder(encoder(x))``.
 
     Args:
-        encoder: the part on the user's device, images -> features.
-        decoder: the part in the cloud, released features -> logits.
+        encoder: the part on the user's device, from images to features.
+        decoder: the part in the cloud, from released features to logits.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cem_fast import SplitModel
+        >>> encoder = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid())
+        >>> model = SplitModel(encoder, nn.Sequential(nn.Flatten(), nn.Linear(72, 3)))
+        >>> model(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module):
@@ -28,30 +37,45 @@ class SplitModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the parameters; the CPU when there are none."""
+        """Device of the parameters; the CPU if there are none.
+
+        Example:
+            >>> from torch import nn
+            >>> from cem_fast import SplitModel
+            >>> SplitModel(nn.Identity(), nn.Flatten()).device
+            device(type='cpu')
+        """
         first = next(self.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
     @classmethod
     def from_sequential(cls, network: nn.Sequential, cut: int, bottleneck: int | str = 0) -> SplitModel:
-        """Cuts any ``nn.Sequential`` in two; the modules are shared, not copied.
+        """Splits any ``nn.Sequential`` in two; the modules are shared, not copied.
 
-        Noise of a fixed standard deviation means nothing on features whose scale can grow. A bottleneck ends in a Sigmoid and so
-        bounds them; without one, end the encoder in a bounded activation yourself. A bottleneck's stride must divide the sides of the
-        features at the cut.
+        Noise of a fixed standard deviation protects only features of a bounded scale. A bottleneck bounds them by its Sigmoid; without
+        one, end the encoder in a bounded activation. The stride of a bottleneck must divide the sides of the features at the cut.
 
         Args:
             network: modules from images to logits.
-            cut: how many of its modules stay on the user's device, 1 to ``len(network) - 1``.
-            bottleneck: channels of the features that leave the device, or ``[noRELU_][Kk]CcSs``; 0 for no bottleneck.
+            cut: number of modules on the user's device, 1 to ``len(network) - 1``.
+            bottleneck: channels of the released features, or ``[noRELU_][Kk]CcSs``; 0 for no bottleneck.
 
         Returns:
-            ``SplitModel(network[:cut], network[cut:])``, with a :class:`Compress` / :class:`Expand` pair between them if asked for.
+            ``SplitModel(network[:cut], network[cut:])``, with the two halves of the bottleneck between them.
 
         Raises:
             TypeError: ``network`` is not an ``nn.Sequential``.
-            ValueError: ``cut`` is out of range, or a bottleneck is asked for where the encoder does not end in feature maps
-                ``[N, C, H, W]`` of a convolution.
+            ValueError: ``cut`` is out of range, or there is a bottleneck but the encoder does not end in feature maps ``[N, C, H, W]``
+                of a convolution.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from cem_fast import SplitModel
+            >>> network = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 3))
+            >>> model = SplitModel.from_sequential(network, cut=2, bottleneck=4)
+            >>> model.encoder(torch.rand(5, 1, 8, 8)).shape
+            torch.Size([5, 4, 6, 6])
         """
         if not isinstance(network, nn.Sequential):
             raise TypeError(f"network must be an nn.Sequential, got {type(network).__name__}")
@@ -66,7 +90,7 @@ class SplitModel(nn.Module):
 
 
 def _channels(encoder: Sequence[nn.Module]) -> int:
-    """Channels of the feature maps that an encoder ends in."""
+    """Channels of the feature maps at the end of an encoder."""
     channels, flattened = 0, None
     for module in (m for part in encoder for m in part.modules()):
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
