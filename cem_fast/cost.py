@@ -1,4 +1,4 @@
-"""What a split network costs: parameters, multiplications and time of its parts, and the time that CEM adds to its training."""
+"""Cost of a split network: parameters, multiplications and time of its parts, and the time added to training by CEM."""
 
 from __future__ import annotations
 
@@ -25,9 +25,14 @@ class Cost:
     """Cost of one part of a network.
 
     Attributes:
-        parameters: number of trainable numbers.
+        parameters: number of trainable values.
         macs: multiply-accumulate operations of convolutions and matrix products, for one image.
         seconds: median time of a batch.
+
+    Example:
+        >>> from cem_fast import cost
+        >>> cost.Cost(parameters=10, macs=90, seconds=0.01).macs
+        90
     """
 
     parameters: int
@@ -38,14 +43,13 @@ class Cost:
 def measure(model: SplitModel, images: Tensor, *, passes: int = 100) -> dict[str, Cost]:
     """Measures both parts of a network at inference.
 
-    Biases, normalization, activations and pooling are left out of the multiplications: they are a percent or two of them, and tools
-    do not agree on what they count for. The time is of this machine, this batch and the threads that torch may use, without the
-    network between device and cloud.
+    The multiplications exclude biases, normalization, activations and pooling: a percent or two, which tools count differently. The time
+    holds for this machine, this batch and torch's number of threads. It excludes the transfer between device and cloud.
 
     Args:
-        model: the network; its modes are left as they were.
+        model: the network; its modes stay as they were.
         images: a batch ``[N, C, H, W]``, on the device of the network.
-        passes: how many times the batch goes through each part, after three times that do not count.
+        passes: timed passes of the batch through each part, after three untimed ones.
 
     Returns:
         The cost of the ``encoder`` and of the ``decoder``.
@@ -55,6 +59,14 @@ def measure(model: SplitModel, images: Tensor, *, passes: int = 100) -> dict[str
 
     Source:
         Xia et al., CVPR 2025, the table of efficiency (100 passes of batches of 128).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import cost, models
+        >>> model = models.build("vgg11", image_shape=(3, 32, 32), num_classes=10, cut=2, bottleneck=8)
+        >>> found = cost.measure(model, torch.rand(1, 3, 32, 32), passes=1)
+        >>> found["encoder"].parameters, found["encoder"].macs
+        (85256, 21233664)
     """
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
@@ -70,12 +82,17 @@ def measure(model: SplitModel, images: Tensor, *, passes: int = 100) -> dict[str
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Seconds that training takes with CEM and without.
+    """Durations of training with CEM and without, in seconds.
 
     Attributes:
-        step: of a step without CEM, the median.
-        added: by how much CEM lengthens a step, the median of the differences of steps taken in turn.
-        refit: of fitting the mixture to all images once more, with the encoder's pass over them, as every epoch does; the median.
+        step: median duration of a step without CEM.
+        added: median difference of steps with CEM and without, taken in turn.
+        refit: median duration of an epoch's refit of the mixture, with the encoder's pass over all images.
+
+    Example:
+        >>> from cem_fast import cost
+        >>> cost.TrainingCost(step=0.5, added=0.25, refit=2.0).epoch(4)
+        (2.0, 5.0)
     """
 
     step: float
@@ -83,7 +100,16 @@ class TrainingCost:
     refit: float
 
     def epoch(self, steps: int) -> tuple[float, float]:
-        """An epoch of so many steps without CEM, and with it."""
+        """Duration of an epoch without CEM and with it, in seconds.
+
+        Args:
+            steps: number of steps of the epoch.
+
+        Example:
+            >>> from cem_fast import cost
+            >>> cost.TrainingCost(step=0.5, added=0.0, refit=1.0).epoch(10)
+            (5.0, 6.0)
+        """
         plain = steps * self.step
         return plain, plain + steps * self.added + self.refit
 
@@ -91,23 +117,32 @@ class TrainingCost:
 def measure_training(
     model: SplitModel, cem: CEMLoss, images: Tensor, labels: Tensor, *, batch_size: int, steps: int = 20
 ) -> TrainingCost:
-    """Measures what CEM adds to training: copies of the network take the same steps in turn, one with CEM and one without.
+    """Measures the time that CEM adds to training: two copies of the network take the same steps in turn, one with CEM.
 
-    So whatever else the machine does slows both down alike. The loss is cross-entropy behind Gaussian noise, without a defense's penalty.
+    Other load of the machine thus slows both down alike. The loss is cross-entropy after Gaussian noise, without a defense's penalty.
 
     Args:
-        model: the network, which stays as it is.
-        cem: the CEM loss, which is fitted here.
+        model: the network, which is not changed.
+        cem: the CEM loss, which this function fits.
         images: the training images ``[N, C, H, W]``, on the device of the network.
         labels: their classes ``[N]``, int64.
         batch_size: images per step.
-        steps: how many steps are timed, after one that is not.
+        steps: number of timed steps, after one untimed step.
 
     Returns:
-        The times.
+        The durations.
 
     Raises:
         ValueError: there is no image, or ``steps`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import CEMLoss, cost, models
+        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=4)
+        >>> cem = CEMLoss(num_classes=3, num_components=1)
+        >>> images, labels = torch.rand(12, 1, 16, 16), torch.arange(12) % 3
+        >>> cost.measure_training(model, cem, images, labels, batch_size=6, steps=1).step > 0
+        True
     """
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
@@ -143,7 +178,17 @@ def measure_training(
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of trainable numbers of a module."""
+    """Number of trainable values of a module.
+
+    Args:
+        module: the module.
+
+    Example:
+        >>> from torch import nn
+        >>> from cem_fast import cost
+        >>> cost.parameters(nn.Linear(3, 2))
+        8
+    """
     return sum(parameter.numel() for parameter in module.parameters())
 
 

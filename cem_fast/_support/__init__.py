@@ -1,1 +1,1 @@
-"""Small helpers that every layer may use; none of them knows another part of the package."""
+"""Small helpers for every layer, without imports from the rest of the package."""

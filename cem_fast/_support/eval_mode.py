@@ -1,4 +1,4 @@
-"""Networks in eval mode for a while."""
+"""A context in which networks are in eval mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def in_eval_mode(*networks: nn.Module) -> Iterator[None]:
-    """Puts networks into eval mode and every module of them back into its own: a frozen normalization stays frozen."""
+    """Puts networks into eval mode inside the block, then restores the mode of every module, such as frozen normalization."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()

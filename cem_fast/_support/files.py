@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Writes a file so that it appears whole or not at all, and survives a power cut once this returns.
+    """Writes a file atomically and durably: it is complete or absent, and survives a power cut after the call.
 
     Args:
-        path: the file; an old one is replaced.
+        path: the file; an existing one is replaced.
         content: its bytes.
 
     Raises:
-        OSError: it cannot be written; the error names it, and an old file stays.
+        OSError: the file cannot be written; the error names it, and an existing file is kept.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

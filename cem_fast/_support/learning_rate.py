@@ -1,4 +1,4 @@
-"""The learning rate over a training run: up along a cosine and down along one to zero, or down alone."""
+"""Learning rate schedules with cosine warm-up and decay, or decay only."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 def one_cycle(optimizer: Optimizer, *, steps: int, warmup: float) -> LambdaLR:
-    """Scales the optimizer's learning rate from 1/25 to 1 over the warm-up, and then down to 0 at the last step.
+    """Scales the optimizer's learning rate from 1/25 to 1 during the warm-up, then down to 0 at the last step.
 
-    Unlike torch's own OneCycleLR, it is defined for every number of steps, one included.
+    Unlike torch's ``OneCycleLR``, it is defined for any number of steps, including one.
 
     Args:
-        optimizer: its learning rate is the peak.
-        steps: steps of the whole run, at least 1.
-        warmup: share of them that warms up.
+        optimizer: the optimizer, with the peak learning rate.
+        steps: number of steps of the run, at least 1.
+        warmup: share of the steps in the warm-up.
 
     Returns:
         The scheduler; call its ``step`` after every step of the optimizer.
@@ -38,8 +38,8 @@ def falling(optimizer: Optimizer, *, steps: int) -> LambdaLR:
     """Scales the optimizer's learning rate from 1 down to 0 along a cosine.
 
     Args:
-        optimizer: its learning rate is the peak.
-        steps: steps of the whole run, at least 1.
+        optimizer: the optimizer, with the peak learning rate.
+        steps: number of steps of the run, at least 1.
 
     Returns:
         The scheduler; call its ``step`` after every step of the optimizer.

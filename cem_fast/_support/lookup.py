@@ -1,4 +1,4 @@
-"""Looking a name up in a table of options, with an error that helps."""
+"""Lookup of names in a table of options, with helpful errors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def lookup(kind: str, name: str, options: Mapping[str, Option]) -> Option:
     """Returns ``options[name]``.
 
     Args:
-        kind: what is being looked up, for the error (``"defense"``).
-        name: the name that the user gave.
-        options: every valid name and what it stands for.
+        kind: kind of the option, for the error (``"defense"``).
+        name: the user's name.
+        options: the options by name.
 
     Raises:
-        ValueError: the name is not among the options; the error names the nearest one.
+        ValueError: the name is unknown; the error lists all options and the nearest one.
     """
     if name in options:
         return options[name]

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed alone and leave the caller's own untouched."""
+"""Random numbers that depend only on a seed and do not affect the caller's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 @contextmanager
 def seeded(seed: int, purpose: str = "") -> Iterator[None]:
-    """Seeds torch's global generators inside the block and restores them after it.
+    """Seeds torch's global generators inside the block and restores them afterwards.
 
     Args:
         seed: seed of every draw inside the block.
-        purpose: what the draws are for; blocks of the same seed and different purposes draw independent numbers, so that an attack
-            never learns on the very noise that it is tested on.
+        purpose: purpose of the draws. Blocks of one seed and different purposes draw independent numbers, so that an attack is never
+            fitted to the noise that it is tested on.
     """
     seed = derived(seed, purpose) if purpose else seed
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -25,5 +25,5 @@ def seeded(seed: int, purpose: str = "") -> Iterator[None]:
 
 
 def derived(seed: int, purpose: str) -> int:
-    """Returns a seed for one purpose, which shares no draws with those for others."""
+    """Returns the seed of one purpose, independent of those of other purposes."""
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:8], "little")

@@ -73,7 +73,7 @@ class Epoch:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Epoch:
-        """Returns the record that :meth:`to_json` wrote.
+        """Returns the record that ``to_json`` wrote.
 
         Args:
             record: the JSON.
@@ -229,7 +229,7 @@ class _Training:
         }
 
     def restore(self, state: dict[str, Any] | None) -> list[Epoch]:
-        """Restores what :meth:`state` returned, and returns the history; None is the state before the first epoch."""
+        """Restores what ``state`` returned, and returns the history; None is the state before the first epoch."""
         if state is None:
             return []
         self.defense.reshape(self.model, {f"encoder.{k}": v.shape for k, v in state["encoder"].items()})

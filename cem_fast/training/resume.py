@@ -1,4 +1,4 @@
-"""Training in the middle, kept so that it can go on after an interruption: one file of tensors and JSON, never a pickle."""
+"""Snapshots of a training run, from which it continues after an interruption: one file of tensors and JSON, without pickles."""
 
 from __future__ import annotations
 
@@ -21,10 +21,22 @@ class Snapshot:
     """The file that holds a training run after its latest epoch.
 
     Args:
-        folder: where the file is; created when there is something to keep.
-        identity: what the training depends on, as JSON: only a file that was written for the same can be continued.
-        resume: whether to go on from the file that is there; otherwise it is replaced after the first epoch.
-        beside: records of the caller's own that are kept with the training, and are put back into this list when it goes on.
+        folder: folder of the file, created by the first ``save``.
+        identity: JSON of everything that the training depends on; only a file with an equal identity can be continued.
+        resume: whether to continue from an existing file; otherwise it is replaced after the first epoch.
+        beside: the caller's records, saved with the training and restored into this list by ``load``.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.training.resume import Snapshot
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> snapshot = Snapshot(folder.name, {"epochs": 4})
+        >>> snapshot.load(), snapshot.fits()
+        (None, False)
+        >>> snapshot.save({"history": [1, 2]})
+        >>> snapshot.load(), snapshot.fits(), snapshot.owner()
+        ({'history': [1, 2]}, True, {'epochs': 4})
+        >>> folder.cleanup()
     """
 
     folder: str | Path
@@ -34,10 +46,11 @@ class Snapshot:
 
     @property
     def path(self) -> Path:
+        """Path of the file."""
         return Path(self.folder) / NAME
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Replaces the file in a single step.
+        """Replaces the file atomically.
 
         Args:
             state: nested dictionaries and lists of tensors, numbers, strings and None.
@@ -50,7 +63,7 @@ class Snapshot:
         write_atomically(self.path, save(tensors, {"training": json.dumps(outline)}))
 
     def load(self) -> dict[str, Any] | None:
-        """Returns what :meth:`save` was given, on the CPU; None where there is nothing to go on from, or nothing is to be resumed.
+        """Returns the state given to ``save``, on the CPU; None without a file, or if ``resume`` is false.
 
         Raises:
             ValueError: the file is damaged, or belongs to another training run.
@@ -66,7 +79,7 @@ class Snapshot:
         return _filled(outline["state"], tensors)
 
     def owner(self) -> dict[str, Any]:
-        """The identity that the file was written for; an empty one where there is no file, or a damaged one."""
+        """Returns the identity of the file; an empty one if the file is missing or damaged."""
         try:
             found = self._read()
         except ValueError:
@@ -90,7 +103,7 @@ class Snapshot:
         return outline, tensors
 
     def fits(self) -> bool:
-        """Whether :meth:`load` would find a training run that can go on."""
+        """Whether ``load`` would return a state."""
         try:
             return self.load() is not None
         except ValueError:
@@ -98,7 +111,7 @@ class Snapshot:
 
 
 def _outline(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A tree without its tensors, which are numbered and collected; JSON has no integer keys, so a dictionary becomes pairs."""
+    """The JSON of a tree: tensors become numbers and are collected; dictionaries become pairs, as JSON has no integer keys."""
     if isinstance(value, Tensor):
         tensors[str(len(tensors))] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": str(len(tensors) - 1)}
@@ -120,7 +133,17 @@ def _filled(outline: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Where what was found differs from what is wanted: ``epochs was 40 and is 50``."""
+    """Describes how a found identity differs from the wanted one.
+
+    Args:
+        found: the identity of a file.
+        wanted: the identity of this training.
+
+    Example:
+        >>> from cem_fast.training.resume import difference
+        >>> difference({"epochs": 40, "seed": 0}, {"epochs": 50, "seed": 0})
+        'epochs was 40 and is 50'
+    """
     return "; ".join(
         f"{key} was {found.get(key)!r} and is {wanted.get(key)!r}"
         for key in dict.fromkeys([*found, *wanted])
@@ -129,13 +152,38 @@ def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The states of torch's global generators that training on a device draws from."""
+    """Returns the states of torch's global generators for a device.
+
+    Args:
+        device: the device of the training.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.training.resume import random_state, set_random_state
+        >>> device = torch.device("cpu")
+        >>> state = random_state(device)
+        >>> first = torch.rand(3)
+        >>> set_random_state(state, device)
+        >>> torch.equal(torch.rand(3), first)
+        True
+    """
     states = {"cpu": torch.get_rng_state()}
     return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
 def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Puts torch's global generators into the states that :func:`random_state` returned."""
+    """Restores the states of torch's global generators.
+
+    Args:
+        states: the result of :func:`cem_fast.training.resume.random_state`.
+        device: the device of the training.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.training.resume import random_state, set_random_state
+        >>> device = torch.device("cpu")
+        >>> set_random_state(random_state(device), device)
+    """
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
