@@ -59,14 +59,6 @@ def test_a_missing_data_set_is_one_line_that_names_the_path(name, tmp_path, capf
     assert "cem-fast data prepare" in err if name == "facescrub" else f"cem-fast data fetch {whole}" in err
 
 
-def test_the_data_root(monkeypatch, tmp_path):
-    monkeypatch.delenv("CEM_FAST_DATA", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert data.data_root() == tmp_path / ".cache" / "cem_fast"
-    monkeypatch.setenv("CEM_FAST_DATA", "~/elsewhere")
-    assert data.data_root() == tmp_path / "elsewhere"
-
-
 def test_a_run_on_a_published_data_set_and_its_data_again(everything, tmp_path, monkeypatch):
     monkeypatch.setenv("CEM_FAST_DATA", str(everything))
     config = RunConfig(data="cifar10", image_size=16, epochs=2, cem_weight=1.0, cem_components=2)
