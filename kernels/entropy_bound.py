@@ -35,12 +35,18 @@ def log1p(u):
 
 @triton.jit
 def blend_of_paper(counts, weights, class_prior, num_rows, total, b):
-    """Eq. 5-6 in Algorithm 1's order: the new mixture weight pi and the batch's share of the variance."""
+    """Eq. 5-6 in Algorithm 1's order: the new mixture weight pi, and the shares of the batch and of the fit in the variance."""
     dtype = counts.dtype
-    mass = class_prior * weights * (total - b * num_rows).to(dtype) + b.to(dtype) * counts
+    # b may be total / num_rows: rounding must not make a mass negative, and NaN must pass
+    left = total - b * num_rows
+    left = tl.where(left < 0, 0.0, left)
+    of_fit = class_prior * weights * left.to(dtype)
+    of_batch = b.to(dtype) * counts
+    mass = of_fit + of_batch
     seen = counts > 0
-    share = tl.where(seen, b.to(dtype) * counts / tl.where(seen, mass, 1.0), 0.0)
-    return mass / total.to(dtype), share
+    divisor = tl.where(seen, mass, 1.0)
+    # two shares, because fitted + share (observed - fitted) cancels where observed is small
+    return mass / total.to(dtype), tl.where(seen, of_batch / divisor, 0.0), tl.where(seen, of_fit / divisor, 1.0)
 
 
 @triton.jit
@@ -123,7 +129,7 @@ def entropy_bound_spherical_kernel(
             share = boost.to(dtype) * counts / tl.where(seen, weights * (total.to(dtype) / C), 1.0)
             share = tl.where(seen, share, 0.0)
             share = tl.where(share < 1, share, tl.full([BLOCK], 0.99, dtype))
-            padded = variances + share * (observed - variances) + offset
+            padded = (1 - share) * variances + share * observed + offset
             hinge = tl.log(padded) - level
             weight = tl.where(seen, weights / present, 0.0)
             # NaN counts and hinges pass: a poisoned batch must not look like one below the threshold
@@ -132,8 +138,8 @@ def entropy_bound_spherical_kernel(
             slope = tl.where(hinge > 0, weight, 0.0) * share / (padded * n)
         else:
             prior = tl.load(class_prior_ptr + i // K, mask=inside, other=0)
-            pi, share = blend_of_paper(counts, weights, prior, num_rows, total, b)
-            blended = variances + share * (observed - variances)
+            pi, share, rest = blend_of_paper(counts, weights, prior, num_rows, total, b)
+            blended = rest * variances + share * observed
             entropy = 0.5 * dimension.to(dtype) * log1p(blended / noise.to(dtype))
             term = scale.to(dtype) * (pi * entropy + minus_log(pi))
             slope = gradient.to(dtype) / (blended + noise.to(dtype))
@@ -210,12 +216,13 @@ def entropy_bound_kernel(
     else:
         counts = tl.load(counts_ptr + i)
     n = tl.where(counts < 1, 1.0, counts)
-    pi, share = blend_of_paper(counts, tl.load(weights_ptr + i), tl.load(class_prior_ptr + i // K), rows, total, b)
+    weight, prior = tl.load(weights_ptr + i), tl.load(class_prior_ptr + i // K)
+    pi, share, rest = blend_of_paper(counts, weight, prior, rows, total, b)
     logs = tl.zeros([BLOCK], dtype)
     precisions = tl.zeros([BLOCK], dtype)
     if not DIAG:
-        variance = tl.load(variances_ptr + i)
-        blended_all = variance + share * (tl.load(scatter_ptr + i) / (n * dimension.to(dtype)) - variance)
+        observed_all = tl.load(scatter_ptr + i) / (n * dimension.to(dtype))
+        blended_all = rest * tl.load(variances_ptr + i) + share * observed_all
     noise = tl.zeros([BLOCK], dtype) + tl.load(noise_ptr).to(dtype)
     for start in range(0, D, BLOCK):
         d = start + tl.arange(0, BLOCK)
@@ -231,7 +238,7 @@ def entropy_bound_kernel(
                 observed = sum_of_segments(scatter_ptr, width, sizes_ptr, first, last, offset, inside, dtype, BLOCK) / n
             else:
                 observed = tl.load(scatter_ptr + at, mask=inside, other=0) / n
-            blended = variances + share * (observed - variances)
+            blended = rest * variances + share * observed
         else:
             blended += blended_all
         logs += tl.where(inside, log1p(blended / noise), 0.0)

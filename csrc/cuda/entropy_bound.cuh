@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks) paper_kernel(Bound p, Stati
   const double samples = *p.num_samples;
 
   const double rows = batch_of(statistics, p.classes).rows;
-  const double at_least_one = rows < 1 ? 1 : rows, share = samples / at_least_one;
-  const double b = share > p.boost ? p.boost : share;  // NaN counts must stay NaN
+  const double at_least_one = rows < 1 ? 1 : rows, most = samples / at_least_one;
+  const double b = most > p.boost ? p.boost : most;  // NaN counts must stay NaN
   const double left = samples - b * rows;
   const T remainder = static_cast<T>(left < 0 ? 0 : left);  // rounding must not make a mass negative
   const double scale = p.mean ? 1 / static_cast<double>(D) : 1;
@@ -79,19 +79,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks) paper_kernel(Bound p, Stati
   for (int64_t ck = blockIdx.x; ck < CK; ck += gridDim.x) {
     const T count = statistics.count(ck), n = count < 1 ? T(1) : count;
     const T weight = static_cast<const T*>(p.class_prior)[ck / p.components] * static_cast<const T*>(p.weights)[ck];
-    const T mass = weight * remainder + static_cast<T>(b) * count;
-    const T pi = mass / static_cast<T>(samples), blend = count > 0 ? static_cast<T>(b) * count / mass : T(0);
+    const T of_fit = weight * remainder, of_batch = static_cast<T>(b) * count, mass = of_fit + of_batch;
+    const T pi = mass / static_cast<T>(samples);
+    // two shares, because fitted + share (observed - fitted) cancels where observed is small
+    const T share = count > 0 ? of_batch / mass : T(0), rest = count > 0 ? of_fit / mass : T(1);
     double entropy = 0, precision = 0;
     if (p.diagonal) {
       for (int64_t d = threadIdx.x; d < D; d += kThreads) {
         const T fitted = variances[ck * D + d], s2 = static_cast<T>(p.noise_variance[p.noise_size == 1 ? 0 : d]);
-        const T v = fitted + blend * (statistics.scatter_at(ck, d) / n - fitted);
+        const T v = rest * fitted + share * (statistics.scatter_at(ck, d) / n);
         entropy += static_cast<double>(log1p(v / s2));
         slope[ck * D + d] = gradient / (v + s2);
       }
     } else {
       const T fitted = variances[ck];
-      const T v = fitted + blend * (statistics.scatter_at(ck, 0) / (n * static_cast<T>(D)) - fitted);
+      const T v = rest * fitted + share * (statistics.scatter_at(ck, 0) / (n * static_cast<T>(D)));
       for (int64_t d = threadIdx.x; d < p.noise_size; d += kThreads) {
         const T s2 = static_cast<T>(p.noise_variance[d]);
         entropy += static_cast<double>(log1p(v / s2));
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) official_kernel(Bound p, St
     const double rows = static_cast<double>(count < 1 ? T(1) : count) * static_cast<double>(p.dimension);
     const double fitted = static_cast<double>(static_cast<const T*>(p.variances)[ck]);
     const double observed = static_cast<double>(statistics.scatter_at(ck, 0)) / rows;
-    const double padded = fitted + blend * (observed - fitted) + p.gamma;
+    const double padded = (1 - blend) * fitted + blend * observed + p.gamma;
     const double part = count > 0 ? static_cast<double>(weight / classes_present) : 0, excess = log(padded) - level;
     terms[ck] = part * (excess <= 0 ? 0 : excess);  // NaN stays NaN
     static_cast<T*>(p.slope)[ck] = static_cast<T>((excess > 0 ? part : 0) * blend / (padded * rows));

@@ -73,15 +73,17 @@ def problems(
             [torch.rand(scatter.shape, dtype=parameter) - 0.5, factor, x, means, labels, assignment],
         )
 
-    prior, total = torch.rand(C, dtype=parameter) + 0.1, torch.tensor(40.0 * N + 1, dtype=torch.float64)
+    prior = torch.rand(C, dtype=parameter) + 0.1
     noise = torch.rand(D, dtype=torch.float64) * 0.01 + 0.001
-    priors = [variances, weights, prior / prior.sum(), total]
-    for options in (
-        [noise[:1], False, 1.0, True, True, 0.125, 0.01],
-        [noise, False, 3.0, False, False, 0.125, 0.01],
-        [noise[:1], True, 10.0, True, True, 0.125, 0.01],
+    for samples, *options in (
+        [40.0 * N + 1, noise[:1], False, 1.0, True, True, 0.125, 0.01],
+        [40.0 * N + 1, noise, False, 3.0, False, False, 0.125, 0.01],
+        # fewer than there are rows: components without any have no weight left
+        [0.28 * N + 0.01, noise[:1], False, 1.0, True, True, 0.125, 0.01],
+        [40.0 * N + 1, noise[:1], True, 10.0, True, True, 0.125, 0.01],
     ):
         if options[1] and diag:
             continue
+        priors = [variances, weights, prior / prior.sum(), torch.tensor(samples, dtype=torch.float64)]
         yield Problem("cem_fwd", [x, means, labels, *priors, *options])
         yield Problem("entropy_bound", [counts.to(parameter), scatter.to(parameter), D, *priors, *options])

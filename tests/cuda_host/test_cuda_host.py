@@ -1,5 +1,6 @@
 """The CUDA kernels, run on the host, against the float64 reference; under the sanitizers in ``run.py``."""
 
+import math
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,17 @@ def test_every_type_of_features(host, dtype):
 def test_labels_out_of_range_poison_what_they_touch(host, diag):
     for problem in problems(SHAPES[1], torch.float32, diag, bad_labels=True):
         agree(host, problem)
+
+
+@pytest.mark.parametrize("noise", [torch.full((1,), 1e-6), torch.full((2,), 1e-6)], ids=["one noise", "noises"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 2)], ids=["spherical", "diag"])
+def test_a_small_variance_survives_the_blend_with_a_large_one(host, shape, noise):
+    x, mean, one = torch.tensor([[1e-3, -1e-3], [-1e-3, 1e-3]]), torch.zeros(1, 1, 2), torch.ones(1, 1)
+    samples = torch.tensor(2.0, dtype=torch.float64)
+    priors = (torch.full(shape, 100.0), one, torch.ones(1), samples, noise.double())
+    value, slope, _ = host.cem_fwd(x, mean, None, *priors, False, 1.0, True, True, 0.125, 0.01)
+    torch.testing.assert_close(value, torch.tensor(0.5 * math.log(2)))
+    torch.testing.assert_close(slope, torch.full(shape, 0.5 / 2 / 2 / 2e-6))
 
 
 def test_one_class_without_labels(host):

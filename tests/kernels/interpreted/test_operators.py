@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -250,6 +251,46 @@ def test_entropy_bound(diag, noise_per_dimension, rows, dtype):
         check("cem_fwd", dtype, x, mixture.means, labels, *priors, *options)
         counts, scatter, _, _ = reference.component_statistics_fwd(x, mixture.means, labels, None, None, diag, False)
         check("entropy_bound", dtype, counts, scatter, D, *priors, *options)
+
+
+def bounds(x, means, labels, variances, weights, samples, noise):
+    """Value and slope by both ways: in one operator, and from statistics."""
+    C, _, D = means.shape
+    prior = torch.full((C,), 1 / C)
+    priors = (variances, weights, prior, torch.tensor(float(samples), dtype=torch.float64), noise.double())
+    options = (False, 1.0, True, True, 0.125, 0.01)
+    diag = variances.dim() == 3
+    counts, scatter, _, _ = reference.component_statistics_fwd(x, means, labels, None, None, diag, False)
+    yield check("cem_fwd", torch.float32, x, means, labels, *priors, *options)[:2]
+    yield check("entropy_bound", torch.float32, counts, scatter, D, *priors, *options)
+
+
+SPREADS = list(itertools.product([False, True], [False, True]))
+
+
+@pytest.mark.parametrize("rows, fitted", [(25, 7), (25, 14), (38, 21), (42, 27)])
+@pytest.mark.parametrize("diag, noise_per_dimension", SPREADS)
+def test_fewer_samples_than_rows_and_classes_without_rows(rows, fitted, diag, noise_per_dimension):
+    """The rounding of ``num_samples - b rows`` must not make the weight of an unseen component negative."""
+    x, _, (means, variances, weights) = draw(rows, 5, 3, 4, diag=diag)
+    mixture = Mixture(means, variances, weights).to(torch.float32)
+    noise = torch.full((5 if noise_per_dimension else 1,), 0.0025)
+    labels = torch.zeros(rows, dtype=torch.int64)
+    for value, slope in bounds(x.float(), mixture.means, labels, mixture.variances, mixture.weights, fitted, noise):
+        assert value.isfinite()
+        assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("rows, fitted", [(2, 2), (2, 2.0001)])
+@pytest.mark.parametrize("diag, noise_per_dimension", SPREADS)
+def test_a_small_variance_survives_the_blend_with_a_large_one(rows, fitted, diag, noise_per_dimension):
+    x = torch.tensor([[1e-3, -1e-3], [-1e-3, 1e-3]])
+    variances = torch.full((1, 1, 2) if diag else (1, 1), 100.0)
+    noise = torch.full((2 if noise_per_dimension else 1,), 1e-6)
+    for value, slope in bounds(x, torch.zeros(1, 1, 2), None, variances, torch.ones(1, 1), fitted, noise):
+        if rows == fitted:
+            torch.testing.assert_close(value, torch.tensor(0.5 * math.log(2)))
+            torch.testing.assert_close(slope, torch.full_like(slope, 0.5 / 2 / rows / 2e-6))
 
 
 def test_numbers_that_are_zero_ask_for_no_other_kernel():
