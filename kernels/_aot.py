@@ -83,7 +83,7 @@ class Launch:
         for aligned in self.versions:
             fn = kernel.aligned if aligned else kernel.general
             signature = {name: self._type(name, constants) for name in fn.arg_names}
-            attrs = {(place,): [["tt.divisibility", 16]] for place in kernel.places if aligned}
+            attrs = {(fn.arg_names.index(name),): [["tt.divisibility", 16]] for name in kernel.wide if aligned}
             # one variance a component leaves the bound nothing to read by dimension
             streams = bool(attrs) and not (kernel is entropy_bound_kernel and not constants["DIAG"])
             precision = constants.get("PRECISION")

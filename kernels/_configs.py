@@ -58,6 +58,9 @@ PAIRWISE_SORT_ROWS = 8192
 COUNTED_ROWS = 1024
 COUNTS = 1 << 16
 
+# Partial results that segments leave in all, unless multiprocessors would be idle: 128 MB of float32.
+PARTIALS = 1 << 25
+
 # A forward is split by dimensions, at least this many to a program, while its segments leave multiprocessors idle.
 SPLIT_DIMENSIONS = 512
 

@@ -140,7 +140,7 @@ def split_distances(
     tiles: dict[str, Any],
 ) -> Tensor:
     """Returns the distances over each share of the dimensions, ``[splits, N, K]``; empty if there is only one share."""
-    N, (C, K, D) = x.shape[0], means.shape
+    N, (_, K, D) = x.shape[0], means.shape
     if splits == 1:
         return means.new_empty(0)
     shares = means.new_empty(splits, N, K)
@@ -149,21 +149,16 @@ def split_distances(
         groups.segments(config.BLOCK_N) * splits,
         config,
         means,
-        x,
-        x.stride(0),
-        means,
-        variances,
-        groups.index,
-        groups.offsets,
-        shares,
-        N,
-        D,
-        C,
-        K,
-        groups.pieces,
-        groups.grouping,
-        splits,
-        size,
+        x_ptr=x,
+        stride=x.stride(0),
+        means_ptr=means,
+        variances_ptr=variances,
+        split_ptr=shares,
+        D=D,
+        K=K,
+        splits=splits,
+        split_size=size,
+        **groups.arguments,
         **tiles,
     )
     return shares

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -131,12 +131,34 @@ class Groups(NamedTuple):
     rows: int
     classes: int
 
-    def segments(self, block_n: int) -> int:
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of a kernel that finds its rows with ``find_segment``."""
+        return dict(
+            index_ptr=self.index,
+            offsets_ptr=self.offsets,
+            N=self.rows,
+            C=self.classes,
+            P=self.pieces,
+            grouping=self.grouping,
+        )
+
+    def segments(self, size: int) -> int:
+        """Segments of at most ``size`` rows."""
         if self.grouping == SCANNED.value:
             return (self.classes + 1) * self.pieces
         if self.grouping == SORTED.value:
-            return self.rows // block_n + self.classes + 1
-        return cdiv(self.rows, block_n)
+            return self.rows // size + self.classes + 1
+        return cdiv(self.rows, size)
+
+    def segment_size(self, block_n: int, partials: int, like: Tensor) -> int:
+        """Rows of a segment that leaves so many partial results, a multiple of ``block_n``.
+
+        There are two to four segments per multiprocessor where there are rows enough, or one if that saves memory.
+        """
+        wanted, least = 2 * multiprocessors(like), multiprocessors(like)
+        wanted = min(wanted, max(least, _configs.PARTIALS // partials))
+        return block_n * max(1, self.rows // (block_n * wanted))
 
     def splits(self, block_n: int, D: int, like: Tensor) -> int:
         """Into how many parts a forward cuts the dimensions, so that two programs go to every multiprocessor."""
@@ -179,12 +201,12 @@ def _sort_by_pairs(labels: Tensor, order: Tensor, offsets: Tensor) -> None:
         row_programs + cdiv(C + 2, block),
         config,
         labels,
-        labels,
-        order,
-        offsets,
-        N,
-        C,
-        row_programs,
+        labels_ptr=labels,
+        order_ptr=order,
+        offsets_ptr=offsets,
+        N=N,
+        C=C,
+        row_programs=row_programs,
         BLOCK=block,
         CHUNK=config.BLOCK_D,
     )
@@ -193,11 +215,28 @@ def _sort_by_pairs(labels: Tensor, order: Tensor, offsets: Tensor) -> None:
 def _sort_by_counting(labels: Tensor, order: Tensor, offsets: Tensor) -> None:
     N, C = labels.shape[0], offsets.shape[0] - 2
     config = configuration("count", labels)
-    constants = dict(SPAN=config.BLOCK_D, CHUNK=config.BLOCK_N)
     programs = max(1, min(_configs.COUNTS // (C + 1), cdiv(N, _configs.COUNTED_ROWS)))
     rows_of_program = cdiv(cdiv(N, programs), config.BLOCK_N) * config.BLOCK_N
     programs = cdiv(N, rows_of_program)
     counts, following = labels.new_empty(programs, C + 1), labels.new_empty(programs, C + 1)
-    launch(count_kernel, programs, config, labels, labels, counts, N, C, rows_of_program, **constants)
-    tables = (labels, counts, following, order, offsets)
-    launch(place_kernel, programs, config, labels, *tables, N, C, rows_of_program, programs, **constants)
+    shared = dict(
+        labels_ptr=labels,
+        counts_ptr=counts,
+        N=N,
+        C=C,
+        rows_of_program=rows_of_program,
+        SPAN=config.BLOCK_D,
+        CHUNK=config.BLOCK_N,
+    )
+    launch(count_kernel, programs, config, labels, **shared)
+    launch(
+        place_kernel,
+        programs,
+        config,
+        labels,
+        next_ptr=following,
+        order_ptr=order,
+        offsets_ptr=offsets,
+        programs=programs,
+        **shared,
+    )

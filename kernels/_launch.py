@@ -27,17 +27,21 @@ class Kernel:
     """
 
     def __init__(self, function: Callable[..., None], wide: tuple[str, ...]):
-        names = list(inspect.signature(function).parameters)
-        given = [name for name in names if name not in function.__annotations__]  # constants are annotated
         self.name = function.__name__
-        self.places = [names.index(name) for name in wide]
+        self.wide = wide
+        # constants are annotated
+        given = [name for name in inspect.signature(function).parameters if name not in function.__annotations__]
         self.aligned = triton.jit(function, do_not_specialize=[name for name in given if name not in wide])
         self.general = triton.jit(function, do_not_specialize=given)
 
-    def version(self, args: tuple[Any, ...]) -> Any:
-        values = (args[place] for place in self.places)
-        aligned = all((v.data_ptr() if isinstance(v, Tensor) else v) % 16 == 0 for v in values)
-        return self.aligned if self.places and aligned else self.general
+    def version(self, arguments: dict[str, Any]) -> Any:
+        if not self.wide:
+            return self.general
+        for name in self.wide:
+            value = arguments[name]
+            if (value.data_ptr() if isinstance(value, Tensor) else value) % 16:
+                return self.general
+        return self.aligned
 
 
 def kernel(*wide: str) -> Callable[[Callable[..., None]], Kernel]:
@@ -82,17 +86,30 @@ def aligned(x: Tensor, *others: Tensor) -> bool:
     return all(size % 16 == 0 for size in sizes)
 
 
+@functools.cache
 def options(config: Config) -> dict[str, Any]:
     """How a kernel is compiled; everything that would otherwise be a default of the Triton at hand is spelled out."""
     limit = {} if torch.version.hip else {"maxnreg": _configs.MAX_REGISTERS}
     return dict(num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True, **limit)
 
 
-def launch(kernel: Kernel, programs: int, config: Config, like: Tensor, *args: Any, **constants: Any) -> None:
-    """Runs ``programs`` programs on the current stream of ``like``'s device."""
+def launch(kernel: Kernel, programs: int, config: Config, like: Tensor, /, **arguments: Any) -> None:
+    """Runs ``programs`` programs on the current stream of ``like``'s device.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, which forbids loading a kernel.
+    """
     # tensors on the CPU mean the interpreter, whose numpy warns where a GPU would not
     with torch.cuda.device(like.device) if like.is_cuda else np.errstate(all="ignore"):
-        kernel.version(args)[(programs,)](*args, **constants, **options(config))
+        try:
+            kernel.version(arguments)[(programs,)](**arguments, **options(config))
+        except Exception as failure:
+            if like.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"{kernel.name} failed while a CUDA graph was captured; run the same operation once with the same "
+                    "shapes, types and strides before the capture, because a capture cannot load kernels"
+                ) from failure
+            raise
 
 
 def row_windows(rows: int, components: int) -> list[slice]:

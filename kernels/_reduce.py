@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton.language as tl
 from cem_fast.kernels._grouping import Groups
 from cem_fast.kernels._launch import cdiv, configuration, kernel, launch
@@ -60,13 +62,24 @@ class Partials:
     """The partial results of one operation's segments: ``[segments, width]`` values and the size of every segment."""
 
     def __init__(self, like: Tensor, groups: Groups, block_n: int, K: int, first: int, second: int, parts: int = 1):
-        self.groups, self.block_n, self.K, self.parts = groups, block_n, K, parts
+        self.groups, self.K, self.parts = groups, K, parts
         self.first, self.second = first, second
-        self.segments = groups.segments(block_n)
         # a multiple of 16 keeps the rows aligned for wide access
         self.width = cdiv(first + second + (1 + parts) * K, 16) * 16
+        self.rows_per_segment = groups.segment_size(block_n, self.width, like)
+        self.segments = groups.segments(self.rows_per_segment)
         self.values = like.new_empty(self.segments, self.width)
         self.sizes = groups.index.new_empty(self.segments + 1)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of a kernel that leaves partial results."""
+        return dict(
+            partial_ptr=self.values,
+            rows_per_segment=self.rows_per_segment,
+            first_width=self.first,
+            width=self.width,
+        )
 
     def reduce(self, first: Tensor, second: Tensor, narrow: Tensor, last: Tensor) -> None:
         config = configuration("reduce", self.values)
@@ -77,24 +90,21 @@ class Partials:
             groups.classes * columns,
             config,
             self.values,
-            self.values,
-            self.sizes,
-            groups.offsets,
-            first,
-            second,
-            narrow,
-            last,
-            self.first,
-            self.second,
-            self.width,
-            groups.rows,
-            groups.classes,
-            K,
-            groups.pieces,
-            groups.grouping,
-            self.parts,
-            self.segments,
-            self.block_n,
-            columns,
+            sizes_ptr=self.sizes,
+            offsets_ptr=groups.offsets,
+            first_wide_ptr=first,
+            second_wide_ptr=second,
+            first_narrow_ptr=narrow,
+            second_narrow_ptr=last,
+            second_width=self.second,
+            N=groups.rows,
+            C=groups.classes,
+            K=K,
+            P=groups.pieces,
+            grouping=groups.grouping,
+            parts=self.parts,
+            segments=self.segments,
+            column_programs=columns,
             BLOCK=config.BLOCK_D,
+            **self.arguments,
         )

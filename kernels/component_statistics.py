@@ -65,6 +65,7 @@ def component_statistics_fwd_kernel(
     posterior,
     splits,
     segments,
+    rows_per_segment,
     first_width,
     second_width,
     width,
@@ -80,8 +81,8 @@ def component_statistics_fwd_kernel(
     """
     dtype = means_ptr.dtype.element_ty
     t = tl.program_id(0)
-    c, begin, end = find_segment(t, grouping, index_ptr, offsets_ptr, N, C, P, BLOCK_N)
-    store_size(t, c, begin, end, sizes_ptr, segments, grouping, offsets_ptr, N, C, P, BLOCK_N)
+    c, begin, end = find_segment(t, grouping, index_ptr, offsets_ptr, N, C, P, rows_per_segment)
+    store_size(t, c, begin, end, sizes_ptr, segments, grouping, offsets_ptr, N, C, P, rows_per_segment)
     target = partial_ptr + t.to(tl.int64) * width
     narrow = target + first_width + second_width
     for start in range(begin.to(tl.int32), end.to(tl.int32), BLOCK_N):
@@ -153,6 +154,7 @@ def resident_statistics_kernel(
     P,
     grouping,
     segments,
+    rows_per_segment,
     first_width,
     width,
     BLOCK_N: tl.constexpr,
@@ -161,8 +163,8 @@ def resident_statistics_kernel(
     """Nearest means, counts and the scatter per dimension where one tile holds all dimensions: x is read once."""
     dtype = means_ptr.dtype.element_ty
     t = tl.program_id(0)
-    c, begin, end = find_segment(t, grouping, index_ptr, offsets_ptr, N, C, P, BLOCK_N)
-    store_size(t, c, begin, end, sizes_ptr, segments, grouping, offsets_ptr, N, C, P, BLOCK_N)
+    c, begin, end = find_segment(t, grouping, index_ptr, offsets_ptr, N, C, P, rows_per_segment)
+    store_size(t, c, begin, end, sizes_ptr, segments, grouping, offsets_ptr, N, C, P, rows_per_segment)
     target = partial_ptr + t.to(tl.int64) * width
     d = tl.arange(0, BLOCK_D)
     inside = d < D
@@ -171,6 +173,9 @@ def resident_statistics_kernel(
         valid = rank < end
         row = rows_of(rank, valid, c, grouping, index_ptr, N, C)
         again = start > begin
+        if again:
+            # the counts that another thread has stored are loaded below
+            tl.debug_barrier()
         best = tl.full([BLOCK_N], -1, tl.int32)
         if c < C:
             x = load_tile(x_ptr, stride, row, valid, d, inside, dtype)
@@ -217,6 +222,7 @@ def scatter_kernel(
     totals,
     d_programs,
     d_size,  # a multiple of BLOCK_D
+    rows_per_segment,
     first_width,
     second_width,
     width,
@@ -226,7 +232,7 @@ def scatter_kernel(
     """The second reading of x, for what is kept per dimension once the assignment is known."""
     t = tl.program_id(0) // d_programs
     part = tl.program_id(0) % d_programs
-    c, begin, end = find_segment(t, grouping, index_ptr, offsets_ptr, N, C, P, BLOCK_N)
+    c, begin, end = find_segment(t, grouping, index_ptr, offsets_ptr, N, C, P, rows_per_segment)
     target = partial_ptr + t.to(tl.int64) * width
     narrow = target + first_width + second_width + (1 + part) * K
     if c < C:
@@ -359,23 +365,16 @@ def partial_statistics(
             partials.segments,
             config,
             means,
-            x,
-            x.stride(0),
-            means,
-            groups.index,
-            groups.offsets,
-            partials.values,
-            partials.sizes,
-            assignment,
-            N,
-            D,
-            C,
-            K,
-            groups.pieces,
-            groups.grouping,
-            partials.segments,
-            widths[0],
-            partials.width,
+            x_ptr=x,
+            stride=x.stride(0),
+            means_ptr=means,
+            sizes_ptr=partials.sizes,
+            assignment_ptr=assignment,
+            D=D,
+            K=K,
+            segments=partials.segments,
+            **groups.arguments,
+            **partials.arguments,
             BLOCK_N=config.BLOCK_N,
             BLOCK_D=config.BLOCK_D,
         )
@@ -389,29 +388,30 @@ def partial_statistics(
     partials = Partials(means, groups, block_n, K, *widths, parts=splits if diag else 1)
     tiles = dict(DIAG=diag, BLOCK_N=block_n, BLOCK_K=BLOCK_K, BLOCK_D=config.BLOCK_D)
     shares = split_distances(groups, config, x, means, variances, splits, d_size, tiles)
-    where = (groups.index, groups.offsets)
-    shape = (N, D, C, K, groups.pieces, groups.grouping)
+    shared = dict(
+        x_ptr=x,
+        stride=x.stride(0),
+        means_ptr=means,
+        assignment_ptr=assignment,
+        D=D,
+        K=K,
+        second_width=partials.second,
+        **groups.arguments,
+        **partials.arguments,
+    )
     launch(
         component_statistics_fwd_kernel,
         partials.segments,
         config,
         means,
-        x,
-        x.stride(0),
-        means,
-        variances,
-        weights,
-        *where,
-        shares,
-        partials.values,
-        partials.sizes,
-        assignment,
-        *shape,
-        int(posterior),
-        splits,
-        partials.segments,
-        *widths,
-        partials.width,
+        variances_ptr=variances,
+        weights_ptr=weights,
+        split_ptr=shares,
+        sizes_ptr=partials.sizes,
+        posterior=int(posterior),
+        splits=splits,
+        segments=partials.segments,
+        **shared,
         **tiles,
     )
     if per_dimension or sums or diag:
@@ -420,20 +420,12 @@ def partial_statistics(
             partials.segments * splits,
             config,
             means,
-            x,
-            x.stride(0),
-            means,
-            *where,
-            partials.values,
-            assignment,
-            *shape,
-            int(per_dimension),
-            int(sums),
-            int(diag),
-            splits,
-            d_size,
-            *widths,
-            partials.width,
+            per_dimension=int(per_dimension),
+            sums=int(sums),
+            totals=int(diag),
+            d_programs=splits,
+            d_size=d_size,
+            **shared,
             BLOCK_N=block_n,
             BLOCK_D=config.BLOCK_D,
         )
@@ -479,35 +471,29 @@ def component_statistics_bwd(
     labels = labels if labels is None else labels.contiguous()
     if gather:
         groups = group(None, N, C, config.BLOCK_N, means)
-        index = groups.index if labels is None else labels
+        groups = groups if labels is None else groups._replace(index=labels)
     else:
         groups = group(labels, N, C, config.BLOCK_N, means)
-        index = groups.index
     d_programs = cdiv(D, config.BLOCK_D)
     launch(
         component_statistics_bwd_kernel,
         groups.segments(config.BLOCK_N) * d_programs,
         config,
         means,
-        grad_scatter,
-        grad_scatter if scale is None else scale,
-        x,
-        x.stride(0),
-        means,
-        index,
-        groups.offsets,
-        assignment.contiguous(),
-        dx,
-        N,
-        D,
-        C,
-        K,
-        groups.pieces,
-        groups.grouping,
-        int(scale is not None),
-        int(labels is not None),
-        int(grad_scatter.dim() == 3),
-        d_programs,
+        grad_ptr=grad_scatter,
+        scale_ptr=grad_scatter if scale is None else scale,
+        x_ptr=x,
+        stride=x.stride(0),
+        means_ptr=means,
+        assignment_ptr=assignment.contiguous(),
+        dx_ptr=dx,
+        D=D,
+        K=K,
+        scaled=int(scale is not None),
+        labeled=int(labels is not None),
+        per_dimension=int(grad_scatter.dim() == 3),
+        d_programs=d_programs,
+        **groups.arguments,
         GATHER=gather,
         BLOCK_N=config.BLOCK_N,
         BLOCK_D=config.BLOCK_D,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from cem_fast.kernels._launch import configuration, kernel, launch
 from cem_fast.kernels._reduce import Partials
-from cem_fast.kernels._rows import first_segment, only_if
+from cem_fast.kernels._rows import NATURAL, first_segment, only_if
 from torch import Tensor
 
 
@@ -280,7 +280,13 @@ def entropy_bound(
     C, K = counts.shape
     value, slope = variances.new_empty(()), variances.new_empty(variances.shape)
     config = configuration("entropy", variances)
-    tensors = (counts, scatter, variances, weights, class_prior, num_samples, noise_variance)
+    priors = dict(
+        variances_ptr=variances,
+        weights_ptr=weights,
+        class_prior_ptr=class_prior,
+        num_samples_ptr=num_samples,
+        noise_ptr=noise_variance,
+    )
     diag, noisy = variances.dim() == 3, noise_variance.shape[0] > 1
     if not diag and not noisy:
         launch(
@@ -288,26 +294,39 @@ def entropy_bound(
             1,
             config,
             variances,
-            *tensors,
-            value,
-            slope,
-            dimension,
-            C,
-            K,
-            int(official),
-            double_bits(boost),
-            int(unbiased),
-            int(mean),
-            double_bits(threshold),
-            double_bits(gamma),
+            counts_ptr=counts,
+            scatter_ptr=scatter,
+            value_ptr=value,
+            slope_ptr=slope,
+            D=dimension,
+            C=C,
+            K=K,
+            official=int(official),
+            boost=double_bits(boost),
+            unbiased=int(unbiased),
+            mean=int(mean),
+            threshold=double_bits(threshold),
+            gamma=double_bits(gamma),
+            **priors,
             BLOCK=config.BLOCK_D,
         )
         return value, slope
     nothing = counts.new_empty(0, dtype=torch.int64)
-    statistics = (counts, scatter, nothing, nothing)
-    segments = (0, dimension, C, K, 1, 0, 0, 1, 0, 0, -1)
-    tail = (variances, weights, class_prior, num_samples, noise_variance)
-    return _bound_by_dimension(statistics, tail, segments, boost, unbiased, mean, from_partials=False)
+    statistics = dict(
+        counts_ptr=counts,
+        scatter_ptr=scatter,
+        sizes_ptr=nothing,
+        offsets_ptr=nothing,
+        N=0,
+        P=1,
+        grouping=NATURAL.value,
+        segments=0,
+        rows_per_segment=1,
+        first_width=0,
+        width=0,
+        num_rows=-1,
+    )
+    return _bound_by_dimension(statistics, priors, dimension, boost, unbiased, mean, from_partials=False)
 
 
 def entropy_bound_of_partials(
@@ -323,27 +342,42 @@ def entropy_bound_of_partials(
 ) -> tuple[Tensor, Tensor]:
     """The paper's bound for variances per dimension, from statistics that are not yet summed over the segments."""
     groups = partials.groups
-    C, K, D = variances.shape
-    statistics = (partials.values, partials.values, partials.sizes, groups.offsets)
-    segments = (
-        groups.rows, D, C, K, groups.pieces, groups.grouping, partials.segments, partials.block_n,
-        partials.first + partials.second, partials.width, groups.rows,
-    )  # fmt: skip
-    tail = [t.contiguous() for t in (variances, weights, class_prior, num_samples, noise_variance)]
-    return _bound_by_dimension(statistics, tail, segments, boost, unbiased, mean, from_partials=True)
+    statistics = dict(
+        counts_ptr=partials.values,
+        scatter_ptr=partials.values,
+        sizes_ptr=partials.sizes,
+        offsets_ptr=groups.offsets,
+        N=groups.rows,
+        P=groups.pieces,
+        grouping=groups.grouping,
+        segments=partials.segments,
+        rows_per_segment=partials.rows_per_segment,
+        first_width=partials.first + partials.second,
+        width=partials.width,
+        num_rows=groups.rows,
+    )
+    priors = dict(
+        variances_ptr=variances.contiguous(),
+        weights_ptr=weights.contiguous(),
+        class_prior_ptr=class_prior.contiguous(),
+        num_samples_ptr=num_samples,
+        noise_ptr=noise_variance.contiguous(),
+    )
+    return _bound_by_dimension(statistics, priors, variances.shape[2], boost, unbiased, mean, from_partials=True)
 
 
 def _bound_by_dimension(
-    statistics: Sequence[Tensor],
-    priors: Sequence[Tensor],
-    segments: tuple[int, ...],
+    statistics: dict[str, Any],
+    priors: dict[str, Tensor],
+    dimension: int,
     boost: float,
     unbiased: bool,
     mean: bool,
     *,
     from_partials: bool,
 ) -> tuple[Tensor, Tensor]:
-    variances, weights, noise_variance = priors[0], priors[1], priors[-1]
+    variances, weights = priors["variances_ptr"], priors["weights_ptr"]
+    C, K = weights.shape
     value, slope, terms = variances.new_empty(()), torch.empty_like(variances), torch.empty_like(weights)
     config = configuration("entropy", variances)
     launch(
@@ -351,18 +385,20 @@ def _bound_by_dimension(
         weights.numel(),
         config,
         variances,
-        *statistics,
-        *priors,
-        terms,
-        slope,
-        *segments,
-        double_bits(boost),
-        int(unbiased),
-        int(mean),
-        int(noise_variance.shape[0] > 1),
+        terms_ptr=terms,
+        slope_ptr=slope,
+        D=dimension,
+        C=C,
+        K=K,
+        boost=double_bits(boost),
+        unbiased=int(unbiased),
+        mean=int(mean),
+        noise_per_dimension=int(priors["noise_ptr"].shape[0] > 1),
+        **statistics,
+        **priors,
         DIAG=variances.dim() == 3,
         FROM_PARTIALS=from_partials,
         BLOCK=config.BLOCK_D,
     )
-    launch(sum_kernel, 1, config, variances, terms, value, weights.numel(), BLOCK=config.BLOCK_D)
+    launch(sum_kernel, 1, config, variances, terms_ptr=terms, value_ptr=value, size=C * K, BLOCK=config.BLOCK_D)
     return value, slope

@@ -72,15 +72,16 @@ def watching() -> Iterator[Seen]:
         count(seen.stored, pointers, mask, value.data.dtype.itemsize)
         return store(self, pointers, value, mask, *args)
 
-    def noted_version(self: Kernel, args: tuple[Any, ...]) -> Any:
+    def noted_version(self: Kernel, arguments: dict[str, Any]) -> Any:
         nonlocal aligned
-        chosen = version(self, args)
+        chosen = version(self, arguments)
         aligned = chosen is self.aligned
         return chosen
 
-    def watched_run(self: Any, *args: Any, **constants: Any) -> Any:
-        constants = {name: value for name, value in constants.items() if name in self.arg_names}
-        given = dict(zip(self.arg_names, args))
+    def watched_run(self: Any, **options: Any) -> Any:
+        values = {name: options[name] for name in self.arg_names}
+        constants = {name: values[name] for name in self.constexprs}
+        given = {name: value for name, value in values.items() if name not in constants}
         types = tuple((name, _type(value)) for name, value in given.items())
         name = self.fn.__name__
         seen.launches[name] += 1
@@ -90,7 +91,7 @@ def watching() -> Iterator[Seen]:
             for name, t in given.items()
             if isinstance(t, torch.Tensor)
         ]
-        return run(self, *args, **constants)
+        return run(self, **values)
 
     replaced = counted_load, counted_store, watched_run, noted_version
     builder.create_masked_load, builder.create_masked_store, executor.__call__, Kernel.version = replaced

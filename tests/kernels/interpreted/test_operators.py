@@ -99,6 +99,46 @@ def test_against_the_reference(shape, dtype, diag):
     check_all(*case(shape, diag, dtype), dtype)
 
 
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+@pytest.mark.parametrize(
+    "shape", [(300, 20, 1, 2), (600, 3, 3, 2), *(pytest.param((700, 150, 2, 17), marks=long),)], ids=str
+)
+def test_segments_of_several_tiles(shape, diag, monkeypatch):
+    monkeypatch.setattr(_configs, "DEFAULT_MULTIPROCESSORS", 1)
+    x, labels, mixture = draw(*shape, diag=diag)
+    labels = labels if shape[2] > 1 else None
+    check_all(x.float(), labels, mixture.to(torch.float32), torch.float32)
+    groups = _grouping.group(labels, *shape[::2], 64, mixture.means)
+    assert groups.segment_size(64, 1, mixture.means) > 64
+
+
+@pytest.mark.parametrize(
+    "rows, width, least, most",
+    [
+        (65_536, 2560, 264, 528),  # two to four per multiprocessor
+        (1 << 20, 102_400, 264, 528),
+        (65_536, 512_000, 132, 264),  # so wide that partial results are to fit
+        (4096, 2560, 64, 64),  # all there are
+    ],
+)
+def test_number_of_segments(rows, width, least, most):
+    groups = _grouping.group(None, rows, 1, 64, torch.zeros(1))
+    assert least <= groups.segments(groups.segment_size(64, width, torch.zeros(1))) <= most
+
+
+def test_a_kernel_that_a_capture_cannot_load_is_an_error(monkeypatch):
+    def fails(**_):
+        raise RuntimeError("Triton Error [CUDA]: operation not permitted when stream is capturing")
+
+    fake = SimpleNamespace(name="some_kernel", version=lambda arguments: {(5,): fails})
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    like = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+    for capturing, message in ((True, "^some_kernel .* same shapes, types and strides"), (False, "^Triton Error")):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        with pytest.raises(RuntimeError, match=message):
+            _launch.launch(fake, 5, _configs.config("reduce", 4), like)
+
+
 def strided(t):
     """The same values, every other element of a storage full of NaN, and off any address that is a multiple of 16."""
     storage = torch.full((*t.shape[:-1], 2 * t.shape[-1] + 1), float("nan"), dtype=t.dtype)
@@ -179,12 +219,12 @@ def test_a_launch_is_on_the_device_of_its_tensors(monkeypatch):
 
     launched = []
     fake = SimpleNamespace(
-        version=lambda args: {(5,): lambda *given, **constants: launched.append((current[-1], given))}
+        version=lambda arguments: {(5,): lambda **given: launched.append((current[-1], given["size"]))}
     )
     monkeypatch.setattr(torch.cuda, "device", device)
     like = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
-    _launch.launch(fake, 5, _configs.config("reduce", 4), like, 7)
-    assert launched == [(1, (7,))]
+    _launch.launch(fake, 5, _configs.config("reduce", 4), like, size=7)
+    assert launched == [(1, 7)]
     assert current == [0]
 
 
