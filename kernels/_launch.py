@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,9 @@ class Kernel:
     def __init__(self, function: Callable[..., None], wide: tuple[str, ...]):
         self.name = function.__name__
         self.wide = wide
-        # constants are annotated
-        given = [name for name in inspect.signature(function).parameters if name not in function.__annotations__]
+        names = list(inspect.signature(function).parameters)
+        given = [name for name in names if name not in function.__annotations__]  # constants are annotated
+        self.in_order = operator.itemgetter(*names)
         self.aligned = triton.jit(function, do_not_specialize=[name for name in given if name not in wide])
         self.general = triton.jit(function, do_not_specialize=given)
 
@@ -102,7 +104,10 @@ def launch(kernel: Kernel, programs: int, config: Config, like: Tensor, /, **arg
     # tensors on the CPU mean the interpreter, whose numpy warns where a GPU would not
     with torch.cuda.device(like.device) if like.is_cuda else np.errstate(all="ignore"):
         try:
-            kernel.version(arguments)[(programs,)](**arguments, **options(config))
+            # by place, because Triton copies what it is given by name several times
+            kernel.version(arguments).run(
+                *kernel.in_order(arguments), grid=(programs,), warmup=False, **options(config)
+            )
         except Exception as failure:
             if like.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(

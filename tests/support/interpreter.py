@@ -78,8 +78,8 @@ def watching() -> Iterator[Seen]:
         aligned = chosen is self.aligned
         return chosen
 
-    def watched_run(self: Any, **options: Any) -> Any:
-        values = {name: options[name] for name in self.arg_names}
+    def watched_run(self: Any, *args: Any, **_: Any) -> Any:
+        values = dict(zip(self.arg_names, args, strict=True))
         constants = {name: values[name] for name in self.constexprs}
         given = {name: value for name, value in values.items() if name not in constants}
         types = tuple((name, _type(value)) for name, value in given.items())
@@ -91,7 +91,7 @@ def watching() -> Iterator[Seen]:
             for name, t in given.items()
             if isinstance(t, torch.Tensor)
         ]
-        return run(self, **values)
+        return run(self, *args)
 
     replaced = counted_load, counted_store, watched_run, noted_version
     builder.create_masked_load, builder.create_masked_store, executor.__call__, Kernel.version = replaced

@@ -127,10 +127,10 @@ def test_number_of_segments(rows, width, least, most):
 
 
 def test_a_kernel_that_a_capture_cannot_load_is_an_error(monkeypatch):
-    def fails(**_):
+    def run(**_):
         raise RuntimeError("Triton Error [CUDA]: operation not permitted when stream is capturing")
 
-    fake = SimpleNamespace(name="some_kernel", version=lambda arguments: {(5,): fails})
+    fake = SimpleNamespace(name="some_kernel", version=lambda _: SimpleNamespace(run=run), in_order=lambda _: ())
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     like = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
     for capturing, message in ((True, "^some_kernel .* same shapes, types and strides"), (False, "^Triton Error")):
@@ -218,13 +218,15 @@ def test_a_launch_is_on_the_device_of_its_tensors(monkeypatch):
         current.pop()
 
     launched = []
-    fake = SimpleNamespace(
-        version=lambda arguments: {(5,): lambda **given: launched.append((current[-1], given["size"]))}
-    )
+
+    def run(*given, grid, **_):
+        launched.append((current[-1], given, grid))
+
+    fake = SimpleNamespace(version=lambda _: SimpleNamespace(run=run), in_order=lambda arguments: arguments.values())
     monkeypatch.setattr(torch.cuda, "device", device)
     like = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
     _launch.launch(fake, 5, _configs.config("reduce", 4), like, size=7)
-    assert launched == [(1, 7)]
+    assert launched == [(1, (7,), (5,))]
     assert current == [0]
 
 
