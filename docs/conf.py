@@ -21,7 +21,7 @@ extensions = [
     "sphinx_copybutton",
     "links",
     "mathml",
-    "settings_tables",
+    "tables",
 ]
 root_doc = "index"
 exclude_patterns = ["_*"]
