@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = {str(param.name) for command in COMMANDS.values() for param in command.params}
         console.fail(parser.explain(error, known))
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         console.fail(f"interrupted; {_kept(arguments)} is kept")
         return 130
     except Terminated:

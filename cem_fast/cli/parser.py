@@ -25,7 +25,7 @@ CONTEXT: dict[str, Any] = {
 
 
 class Kind(click.ParamType):
-    """Type of a flag, converted from text by the rules of YAML.
+    """Type of a flag; its text is read by the rules of YAML.
 
     Args:
         kind: the type; a list is given as ``0,1`` or ``[0, 1]``.
@@ -38,7 +38,7 @@ class Kind(click.ParamType):
         self.name = "true|false" if kind is bool else name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Converts the text of a flag; the type of defaults is right already."""
+        """Converts the text of a flag, and keeps a default that is no text."""
         return self.from_text(value, param, ctx) if isinstance(value, str) else value
 
     def from_text(self, text: str, param: click.Parameter | None = None, ctx: click.Context | None = None) -> Any:
@@ -46,7 +46,7 @@ class Kind(click.ParamType):
         item = _item(self.kind)
         if item is None:
             value = from_yaml(self.kind, _loaded(text)) if text else text
-            if isinstance(value, str) or not is_of(self.kind, value):  # a folder named 2024 is text, no number
+            if isinstance(value, str) or not is_of(self.kind, value):  # a folder named 2024 is no number
                 value = text if is_of(self.kind, text) else value
             return self.checked(value, param, ctx)
         if text.startswith("["):
@@ -64,18 +64,17 @@ class Kind(click.ParamType):
     def checked(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Returns a value of YAML with the type of the flag, or fails with what was expected."""
         item = _item(self.kind)
-        value = from_yaml(self.kind if item is None else tuple[item, ...], value)  # type: ignore[valid-type]
-        expected = type_name(self.kind)
-        if item is not None and isinstance(value, tuple):
-            wrong = [each for each in value if not is_of(item, each)]
-            if wrong:
-                self.fail(f"{type_name(item)}, got {wrong[0]}", param, ctx)
-        elif item is not None:
-            expected = re.sub(" of .*?( or null)?$", r"\1", expected)
-        right = is_of(self.kind, value)
+        if item is not None and isinstance(value, list):
+            for each in value:
+                if not is_of(item, from_yaml(item, each)):
+                    self.fail(f"{type_name(item)}, got {each}", param, ctx)
+            return tuple(from_yaml(item, each) for each in value)
+        value, expected = from_yaml(self.kind, value), type_name(self.kind)
+        if item is not None:
+            expected = "list or null" if is_of(self.kind, None) else "list"
         if self.at_least is not None:
-            right, expected = right and value >= self.at_least, f"an integer of at least {self.at_least}"
-        if not right:
+            expected = f"an integer of at least {self.at_least}"
+        if not is_of(self.kind, value) or (self.at_least is not None and value < self.at_least):
             shown = repr(value) if value == "" else value
             self.fail(f"{expected}, got {shown}", param, ctx)
         return value
@@ -330,10 +329,8 @@ def _load(text: str | StringIO) -> Any:
 
 def _loaded(text: str) -> Any:
     """The value of a YAML text; the text itself if it is not YAML. Digits are decimal, also after a zero."""
-    if text.isdecimal():
-        return int(text)
     try:
-        return _load(text)
+        return int(text) if text.isdecimal() else _load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
