@@ -1,4 +1,4 @@
-"""What a result was made with: the command, the commit, the versions, the code itself."""
+"""What a result was made with: the command, the commit, the versions and the code."""
 
 from __future__ import annotations
 
@@ -9,36 +9,49 @@ import subprocess
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from cem_fast import __version__
 from cem_fast.data import Splits
 from cem_fast.experiments.records import Identity
 
 PACKAGE = Path(__file__).parents[1]
-# They show results and cannot change one, so a finished run outlives an edit to them.
-PRESENTATION = ("cli/", "report/")
-
-
-def package_version() -> str:
-    """Version of the installed package; ``unknown`` where it runs from a folder that was never installed."""
-    return _version("cem_fast") or "unknown"
+# Every module and folder of the package is in one of these two sets.
+DECIDES = (  # what a result depends on: a finished run is not reused after they change
+    *("_support", "attacks", "bounds", "config", "data", "defenses", "experiments", "functional", "kernels", "loss"),
+    *("metrics", "mixture", "models", "ops", "schedule", "training"),
+)
+SHOWS = ("__init__", "__main__", "benchmarks", "cli", "cost", "report")
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of everything that a number may depend on."""
+    """Versions of everything that a number may depend on; None for a package that is not installed.
+
+    Example:
+        >>> from cem_fast.experiments import provenance
+        >>> list(provenance.versions())
+        ['cem_fast', 'python', 'torch', 'numpy', 'triton', 'safetensors', 'pytorch_msssim']
+    """
     installed = {package: _version(package) for package in ("numpy", "triton", "safetensors", "pytorch_msssim")}
-    own = {"cem_fast": package_version(), "python": platform.python_version(), "torch": torch.__version__}
-    return {**own, **installed}
+    return {"cem_fast": __version__, "python": platform.python_version(), "torch": torch.__version__, **installed}
 
 
 def commit() -> str | None:
-    """Commit of this code's repository, with ``-dirty`` after it if files changed since; None outside one."""
+    """Commit of the repository of this code, followed by ``-dirty`` if files have changed since; None outside a repository.
+
+    Example:
+        >>> from cem_fast.experiments import provenance
+        >>> found = provenance.commit()
+        >>> found is None or len(found.removesuffix("-dirty")) == 40
+        True
+    """
     git = ["git", "-C", str(PACKAGE)]
     try:
         top = _output([*git, "rev-parse", "--show-toplevel"])
-        # A virtual environment often lies inside some other project's repository, whose commit says nothing here.
+        # A virtual environment often lies in the repository of another project, whose commit means nothing here.
         if Path(top) / PACKAGE.name != PACKAGE.resolve():
             return None
         return _output([*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"])
@@ -47,27 +60,59 @@ def commit() -> str | None:
 
 
 def command_line() -> str:
-    """The command that is running, ready to be pasted into a shell."""
+    """The running command, quoted for a shell.
+
+    Example:
+        >>> from cem_fast.experiments import provenance
+        >>> isinstance(provenance.command_line(), str)
+        True
+    """
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 @cache
 def source_digest() -> str:
-    """Digest of the Python sources that a result depends on: a finished run is not reused after they change.
+    """Digest of the Python sources in ``DECIDES``, the same for an editable and a regular installation.
 
-    It is taken once, because the code in force is the code that was read when the process started.
+    It is computed once per process, since the running code is the code that was read at the start.
+
+    Example:
+        >>> from cem_fast.experiments import provenance
+        >>> len(provenance.source_digest())
+        16
     """
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).as_posix()
-        if not name.startswith(PRESENTATION):
-            digest.update(name.encode() + b"\0" + path.read_bytes())
+    for name, path in _sources():
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
 def identity(splits: Splits) -> Identity:
-    """What a result depends on besides its settings: the version, the code and the images."""
-    return Identity(version=package_version(), code=source_digest(), images=splits.digest())
+    """What a result depends on besides its settings.
+
+    Args:
+        splits: the images.
+
+    Example:
+        >>> from cem_fast.experiments import build, provenance
+        >>> found = provenance.identity(build.load_data("faces", fold=1, image_size=16))
+        >>> found.code == provenance.source_digest()
+        True
+    """
+    return Identity(version=__version__, code=source_digest(), images=splits.digest())
+
+
+def _sources() -> list[tuple[str, Path]]:
+    """Names relative to the package, and paths, of the files that decide a result."""
+    found = []
+    for name in DECIDES:
+        spec = find_spec(f"cem_fast.{name}")
+        assert spec is not None
+        if spec.submodule_search_locations is None:
+            found.append((f"{name}.py", Path(str(spec.origin))))
+        for folder in map(Path, spec.submodule_search_locations or ()):
+            found += [(f"{name}/{path.relative_to(folder).as_posix()}", path) for path in folder.rglob("*.py")]
+    return sorted(found)
 
 
 def _version(package: str) -> str | None:
