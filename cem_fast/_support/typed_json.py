@@ -50,7 +50,7 @@ def read(kind: type[T], value: object, file: str | Path, *keys: str) -> T:
     return _read(kind, value, file, keys)
 
 
-def read_fields(kind: type[T], value: object, file: str | Path, *keys: str) -> T:
+def read_fields(kind: Callable[..., T], value: object, file: str | Path, *keys: str) -> T:
     """Reads a dataclass field by field, also if it has a method ``from_json``, which may call this.
 
     Args:
@@ -74,12 +74,12 @@ def read_fields(kind: type[T], value: object, file: str | Path, *keys: str) -> T
         >>> typed_json.read_fields(Point, {"x": 2}, "points.json")
         Point(x=2)
     """
-    _require(isinstance(value, dict), "an object", value, file, keys)
+    entries = _object(value, file, keys)
     found = {}
     for field, hint in _fields(kind).items():
         key = _key(field)
-        if key in value:
-            found[field.name] = _read(hint, value[key], file, (*keys, key))
+        if key in entries:
+            found[field.name] = _read(hint, entries[key], file, (*keys, key))
         elif field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{file}: {'.'.join((*keys, key))} is missing")
     return _built(partial(kind, **found), file, keys)
@@ -133,15 +133,14 @@ def _read(kind: Any, value: Any, file: str | Path, keys: tuple[str, ...]) -> Any
     if kind is Any:
         return value
     if hasattr(kind, "from_json"):
-        _require(isinstance(value, dict), "an object", value, file, keys)
-        return _built(partial(kind.from_json, value), file, keys)
-    if is_dataclass(kind):
+        return _built(partial(kind.from_json, _object(value, file, keys)), file, keys)
+    if is_dataclass(kind) and isinstance(kind, type):
         return read_fields(kind, value, file, *keys)
     if origin in (Union, UnionType):  # X | None
         return None if value is None else _read(arguments[0], value, file, keys)
     if origin is dict:
-        _require(isinstance(value, dict), "an object", value, file, keys)
-        return {key: _read(arguments[1], each, file, (*keys, key)) for key, each in value.items()}
+        entries = _object(value, file, keys)
+        return {key: _read(arguments[1], each, file, (*keys, key)) for key, each in entries.items()}
     if origin is tuple:
         _require(isinstance(value, list), "a list", value, file, keys)
         kinds = arguments[:1] * len(value) if arguments[1:] == (...,) else arguments
@@ -159,6 +158,12 @@ def _built(build: Callable[[], T], file: str | Path, keys: tuple[str, ...]) -> T
         raise ValueError(f"{file}: {'.'.join(keys)}{': ' if keys else ''}{error}") from None
 
 
+def _object(value: object, file: str | Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    _require(isinstance(value, dict), "an object", value, file, keys)
+    assert isinstance(value, dict)
+    return value
+
+
 def _require(fits: bool, expected: str, value: object, file: str | Path, keys: tuple[str, ...]) -> None:
     if not fits:
         found = repr(value)
@@ -167,7 +172,7 @@ def _require(fits: bool, expected: str, value: object, file: str | Path, keys: t
 
 
 @cache
-def _fields(kind: type) -> dict[Field[Any], Any]:
+def _fields(kind: Any) -> dict[Field[Any], Any]:
     hints = get_type_hints(kind)
     return {field: hints[field.name] for field in fields(kind)}
 

@@ -467,12 +467,11 @@ class Results:
     failed: tuple[Failure, ...] = ()
 
     def __post_init__(self) -> None:
-        for key, entries in (("pairs", self.pairs), ("frontier", self.frontier)):
-            for index, entry in enumerate(entries):
-                if not 0 <= entry.run < len(self.runs):
-                    raise ValueError(
-                        f"{key}.{index}.run must be the index of one of {len(self.runs)} runs, got {entry.run}"
-                    )
+        named = {"pairs": [entry.run for entry in self.pairs], "frontier": [entry.run for entry in self.frontier]}
+        for key, runs in named.items():
+            for index, run in enumerate(runs):
+                if not 0 <= run < len(self.runs):
+                    raise ValueError(f"{key}.{index}.run must be the index of one of {len(self.runs)} runs, got {run}")
         if {*self.baseline} != (found := {run.data for run in self.runs}):
             raise ValueError(f"baseline must be of the data sets of runs, {sorted(found)}, got {sorted(self.baseline)}")
 

@@ -1,4 +1,4 @@
-"""Runs of a grid side by side, on processes of their own that share the cores."""
+"""Runs of a grid in parallel, in worker processes that share the cores."""
 
 from __future__ import annotations
 
@@ -21,37 +21,48 @@ from cem_fast.config import RunConfig
 from cem_fast.experiments.run import run_cell
 
 Task = tuple[int, RunConfig, Path]
+Event = tuple[str, int, tuple[Any, ...]]
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use.
+
+    Example:
+        >>> from cem_fast.experiments import workers
+        >>> workers.num_cores() >= 1
+        True
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_all(
-    tasks: Sequence[Task], *, jobs: int, device: str | torch.device, fresh: bool
-) -> Iterator[tuple[str, int, tuple[Any, ...]]]:
-    """Does the tasks on at most ``jobs`` processes, which have an equal share of the cores each, however many tasks there are.
+def run_all(tasks: Sequence[Task], *, jobs: int, device: str | torch.device, fresh: bool) -> Iterator[Event]:
+    """Runs tasks in at most ``jobs`` worker processes. Each gets the same share of the cores, however many tasks there are.
 
-    A task whose process dies, as when the system is short of memory, is tried once more, on a new process. However the caller stops, by
-    closing the iterator or by an exception, the processes are ended; what they had saved stays.
+    A task whose process dies, such as for lack of memory, is retried once in a new process. When the caller stops, by closing the iterator
+    or by an exception, the processes are terminated. What they have saved is kept.
 
     Args:
-        tasks: the number, the settings and the folder of every run.
+        tasks: number, settings and folder of every run.
         jobs: number of processes.
-        device: where to compute.
-        fresh: whether runs start anew where they could go on.
+        device: device to compute on.
+        fresh: whether to start over instead of continuing interrupted runs.
 
     Yields:
         ``("started", number, ())``, ``("stage", number, (name, done, total))``, ``("finished", number, ())``,
         ``("again", number, (reason,))`` and ``("failed", number, (reason,))`` as it happens.
 
     Raises:
-        OSError: what kept a run from reading or writing its files.
+        OSError: a run could not read or write its files.
+
+    Example:
+        >>> from cem_fast.experiments import workers
+        >>> list(workers.run_all([], jobs=2, device="cpu", fresh=False))
+        []
     """
     context = multiprocessing.get_context("spawn")
     threads = max(1, num_cores() // jobs)
-    waiting, tried = deque(tasks), set()
+    waiting: deque[Task] = deque(tasks)
+    retried: set[int] = set()
     idle: list[_Worker] = []
     busy: list[_Worker] = []
     try:
@@ -60,26 +71,23 @@ def run_all(
                 worker = idle.pop() if idle else _Worker(context, str(device), threads, fresh)
                 busy.append(worker)
                 worker.begin(waiting.popleft())
-            by_connection = {worker.connection: worker for worker in busy}
-            for connection in wait(list(by_connection)):
-                worker = by_connection[connection]
+            ready = wait([worker.connection for worker in busy])
+            for worker in [worker for worker in busy if worker.connection in ready]:
                 number = worker.task[0]
-                try:
-                    kind, details = connection.recv()
-                except (EOFError, OSError):
-                    kind, details = "again" if number not in tried else "failed", (worker.death(),)
+                kind, details = worker.receive()
+                if kind == "died":
+                    kind = "again" if number not in retried else "failed"
                     if kind == "again":
                         waiting.appendleft(worker.task)
-                    tried.add(number)
+                    retried.add(number)
                     busy.remove(worker)
-                else:
-                    if kind == "broken":
-                        raise details[0]
-                    if kind in ("finished", "failed"):
-                        busy.remove(worker)
-                        idle.append(worker)
+                elif kind == "broken":
+                    raise details[0]
+                elif kind in ("finished", "failed"):
+                    busy.remove(worker)
+                    idle.append(worker)
                 yield kind, number, details
-        for worker in idle:  # nothing is left to do: let them go in peace
+        for worker in idle:  # nothing is left to do: let them exit on their own
             worker.dismiss()
     finally:
         for worker in [*idle, *busy]:
@@ -91,8 +99,16 @@ def run_all(
 def reason(error: Exception) -> str:
     """Why a run failed, in one line.
 
+    Args:
+        error: what the run raised.
+
     Raises:
-        OSError: the error itself if it is one: whatever keeps results from being written would meet every other run as well.
+        OSError: the error itself if it is one, since every other run would fail to write its results as well.
+
+    Example:
+        >>> from cem_fast.experiments import workers
+        >>> workers.reason(ValueError("the training loss is nan\\nat epoch 3"))
+        'the training loss is nan at epoch 3'
     """
     if isinstance(error, OSError):
         raise error
@@ -100,41 +116,41 @@ def reason(error: Exception) -> str:
 
 
 class _Worker:
-    """A process that does one task after the other. It has a line of its own to this one: a killed process leaves no shared lock held."""
+    """A worker process that runs tasks one at a time. It has its own pipe: a killed process leaves no shared lock held."""
 
     task: Task
 
     def __init__(self, context: SpawnContext, device: str, threads: int, fresh: bool):
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, device, threads, fresh), daemon=True)
-        with _deaf_to_interruptions():
+        with _interruptions_blocked():
             self.process.start()
-        theirs.close()  # so that the line ends when the process does
+        theirs.close()  # so that the pipe closes when the process ends
 
     def begin(self, task: Task) -> None:
         self.task = task
-        with suppress(OSError):  # it has died: the end of the line will say so
+        with suppress(OSError):  # the process has died: receive() reports it
             self.connection.send(task)
+
+    def receive(self) -> tuple[str, tuple[Any, ...]]:
+        """The next message; ``("died", (reason,))`` if the process has ended."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+        status = self.process.exitcode or 0
+        died = f"its process was killed by signal {-status}"
+        return "died", (died if status < 0 else f"its process died with exit status {status}",)
 
     def dismiss(self) -> None:
         with suppress(OSError):
             self.connection.send(None)
         self.process.join()
 
-    def death(self) -> str:
-        """What became of the process."""
-        self.process.join()
-        status = self.process.exitcode
-        return (
-            f"its process was killed by signal {-status}"
-            if status < 0
-            else f"its process died with exit status {status}"
-        )
-
 
 @contextmanager
-def _deaf_to_interruptions() -> Iterator[None]:
-    """Processes that are started here inherit that Ctrl-C is the parent's to handle, before they have imported anything."""
+def _interruptions_blocked() -> Iterator[None]:
+    """Blocks Ctrl-C for processes that are started here, before they have imported anything. The parent handles it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -145,33 +161,39 @@ def _deaf_to_interruptions() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(line: Connection, device: str, threads: int, fresh: bool) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where the start could not see to it
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that half-written files are removed on the way out
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # do not outlive it
+def _work(connection: Connection, device: str, threads: int, fresh: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where signals could not be blocked at the start
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that half-written files are removed on exit
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        while (task := line.recv()) is not None:
-            _answer(line, task, device, fresh)
-    except (EOFError, ConnectionError):  # the parent is gone
+        while (task := connection.recv()) is not None:
+            _run(connection, task, device, fresh)
+    except (EOFError, ConnectionError):  # the parent has ended
         os._exit(1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the interpreter's own end must not be interrupted by an exception
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an exception must not interrupt the interpreter's shutdown
 
 
-def _answer(line: Connection, task: Task, device: str, fresh: bool) -> None:
-    """Does a task and says how it goes on."""
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(connection: Connection, task: Task, device: str, fresh: bool) -> None:
+    """Runs a task and sends its events."""
     _, config, folder = task
-    line.send(("started", ()))
+    connection.send(("started", ()))
 
     def on_stage(*details: Any) -> None:
-        line.send(("stage", details))
+        connection.send(("stage", details))
 
     try:
         run_cell(config, folder, device=device, fresh=fresh, on_stage=on_stage)
     except OSError as error:
-        line.send(("broken", (error,)))
+        connection.send(("broken", (error,)))
     except Exception as error:
-        line.send(("failed", (reason(error),)))
+        connection.send(("failed", (reason(error),)))
     else:
-        line.send(("finished", ()))
+        connection.send(("finished", ()))

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -138,12 +138,12 @@ def _track(panel: Axes, row: Row, lines: Sequence[Sequence[tuple[int, float]]], 
     """A thin line per run, and a thick one for their mean."""
     if not lines:
         return
-    style = {"color": colors[row.role]}
+    color = colors[row.role]
     for line in lines:
-        panel.plot(*zip(*line), linewidth=0.9, alpha=0.4, **style)
+        panel.plot(*zip(*line), linewidth=0.9, alpha=0.4, color=color)
     epochs = [epoch for epoch, _ in lines[0]]
     mean = np.mean([[value for _, value in line] for line in lines], axis=0)
-    panel.plot(epochs, mean, linewidth=2.2, marker=MARKERS[row.role], markersize=4, label=row.name, **style)
+    panel.plot(epochs, mean, linewidth=2.2, marker=MARKERS[row.role], markersize=4, label=row.name, color=color)
 
 
 def tradeoff(rows: Sequence[Row], curve: Sequence[Row]) -> Chart:
@@ -206,7 +206,7 @@ def canvas(width: float, height: float, colors: Mapping[str, str]) -> Iterator[F
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {
         "font.family": "DejaVu Sans",
         "font.size": 10,
         "text.color": colors["text"],

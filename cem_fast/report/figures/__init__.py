@@ -55,7 +55,8 @@ def write(name: str, folder: str | Path, target: str | Path) -> tuple[Path, Path
     table = figure.table(make_rows(load_runs(folder, read(folder))), folder)
     if not table:
         raise ValueError(f"{folder} has nothing for the figure {name}: {figure.NEEDS}")
-    with canvas(*figure.size(table), COLORS["light"]) as picture:
+    width, height = figure.size(table)
+    with canvas(width, height, COLORS["light"]) as picture:
         figure.draw(picture, table, COLORS["light"])
         stream = io.BytesIO()
         picture.savefig(stream, format="png", dpi=150, metadata={"Software": "cem_fast"})

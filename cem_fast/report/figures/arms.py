@@ -119,7 +119,12 @@ def _curve(
     axes.plot(places, heights, linewidth=1.8, color=colors[last])
     axes.plot([], [], linewidth=1.8, color=colors[last], marker=MARKERS[last], markersize=6, label=arm[-1]["arm"])
     for place, height, line in zip(places, heights, arm):
-        style = {"fmt": MARKERS[line["role"]], "color": colors[line["role"]], "markersize": 6, "elinewidth": 0.9}
+        style: dict[str, Any] = {
+            "fmt": MARKERS[line["role"]],
+            "color": colors[line["role"]],
+            "markersize": 6,
+            "elinewidth": 0.9,
+        }
         axes.errorbar(place, height, yerr=scale * line.get(f"{key}_deviation", 0.0) or None, **style)
 
 

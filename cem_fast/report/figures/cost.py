@@ -49,16 +49,21 @@ def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
 
 
 def _line(run: Run, rows: Sequence[Row], folder: Path) -> dict[str, Any]:
-    shape, config, part = run.description.image_shape, run.config, run.data.train
-    line = {"data": rows[0].data, "model": config.model, "cut": config.cut, "image_shape": "x".join(map(str, shape))}
+    shape, config, images = run.description.image_shape, run.config, run.data.train
+    line: dict[str, Any] = {
+        "data": rows[0].data,
+        "model": config.model,
+        "cut": config.cut,
+        "image_shape": "x".join(map(str, shape)),
+    }
     line["defenses"] = " ".join(dict.fromkeys(row.config.defense for row in rows))
     found = measure(run.model, torch.rand(BATCH, *shape), passes=PASSES)
-    for name, cost in (("device", found["encoder"]), ("cloud", found["decoder"])):
-        line |= {f"{name}_parameters": cost.parameters, f"{name}_macs": cost.macs, f"{name}_ms": 1e3 * cost.seconds}
+    for name, part in (("device", found["encoder"]), ("cloud", found["decoder"])):
+        line |= {f"{name}_parameters": part.parameters, f"{name}_macs": part.macs, f"{name}_ms": 1e3 * part.seconds}
     line |= {"plain_epoch_s": None, "cem_epoch_s": None}
     if run.loss is not None:
-        cost = measure_training(run.model, run.loss, part.images, part.labels, batch_size=config.batch_size)
-        steps = -(-len(part) // config.batch_size)
+        cost = measure_training(run.model, run.loss, images.images, images.labels, batch_size=config.batch_size)
+        steps = -(-len(images) // config.batch_size)
         line |= dict(zip(("plain_epoch_s", "cem_epoch_s"), cost.epoch(steps)))
     for name in ("off", "on"):
         line[f"{name}_trained_s"] = _trained([row for row in rows if (row.role == "on") == (name == "on")], folder)

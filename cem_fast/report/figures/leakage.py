@@ -27,10 +27,11 @@ def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
     """A line per cell with noise: both estimates of ``I(z; zhat)`` in nats, ``d`` of the images, and the strongest attack's error."""
     found = []
     for row in rows:
-        if row.leakage("heldout_nats") is None:
+        spreads = {key: row.leakage(key) for key in ("heldout_nats", "heldout_se", "plugin_nats")}
+        estimates = {key: spread.mean for key, spread in spreads.items() if spread is not None}
+        if not estimates:
             continue
         description = read_description(folder / str(row.record.checkpoint))
-        estimates = {key: row.leakage(key).mean for key in ("heldout_nats", "heldout_se", "plugin_nats")}
         found.append(
             {
                 **cell.entry(row),
@@ -85,5 +86,5 @@ def _lines(axes: Axes, left_open: np.ndarray, errors: np.ndarray, colors: Mappin
     fit = f"MSE ∝ exp({slope:.2g} h), correlation {linear:.2f}, of ranks {of_ranks:.2f}".replace("-", "−")
     axes.plot(places, np.exp(height + slope * places), color=colors["text"], linewidth=1.2, alpha=0.7, label=fit)
     greatest = (errors * np.exp(-2 * left_open)).min()
-    style = {"color": colors["faint"], "linewidth": 1.4, "linestyle": (0, (4, 3))}
+    style: dict[str, Any] = {"color": colors["faint"], "linewidth": 1.4, "linestyle": (0, (4, 3))}
     axes.plot(places, greatest * np.exp(2 * places), **style, label="Theorem 1: MSE ≥ c exp(2 h)")

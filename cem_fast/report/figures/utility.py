@@ -47,6 +47,8 @@ def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
 def _posteriors(path: Path) -> Tensor:
     """Posteriors ``[2]`` of the right class and component over the test images, each with as many draws as the accuracy has."""
     run = load_run(path)
+    if run.loss is None:
+        raise ValueError(f"{path}: no utility without noise")
     part, draws = run.data.test, run.config.noise_draws
     labels = part.labels.repeat(draws) if run.config.cem_by_class else None
     with seeded(run.config.seed, "utility"):
