@@ -57,6 +57,9 @@ class Leakage:
         heldout_nats: cross-entropy of noisy test features minus the entropy of the noise.
         heldout_se: standard error of ``heldout_nats``.
 
+    Raises:
+        ValueError: some of them are None, but not all.
+
     Example:
         >>> from cem_fast.experiments.records import Leakage
         >>> Leakage(plugin_nats=40.0, heldout_nats=42.0, heldout_se=0.5).heldout_nats
@@ -66,6 +69,10 @@ class Leakage:
     plugin_nats: float | None
     heldout_nats: float | None
     heldout_se: float | None
+
+    def __post_init__(self) -> None:
+        if len({value is None for value in vars(self).values()}) > 1:
+            raise ValueError(f"leakage must be all numbers or all null, got {vars(self)}")
 
 
 @dataclass(frozen=True)

@@ -333,7 +333,10 @@ def measured(folder: str | Path, record: GridRecord) -> Measured:
     """
     path = Path(folder) / str(record.checkpoint)
     tensors = read_measurements(path)
-    needed = ["correct", "correct.groups", "groups", *(f"mse.{attack}" for attack in record.attacks)]
+    needed = ["correct", "correct.groups", "groups"]
+    if record.attacks:
+        needed += ["pictures.original", "pictures.class_mean"]
+        needed += [f"{kind}.{attack}" for attack in record.attacks for kind in ("mse", "pictures")]
     if missing := [name for name in needed if name not in tensors]:
         raise ValueError(f"{path / DESCRIPTION}: the measurements lack {', '.join(missing)}")
     return Measured(record, tensors)

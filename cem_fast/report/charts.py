@@ -1,4 +1,4 @@
-"""Pictures of the report, as data URIs: image grids as plain PNGs, charts by matplotlib, once for light and once for dark pages."""
+"""Pictures of the report as data URIs: images as PNGs, charts by matplotlib, once for light and once for dark pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with every kind of color vision; the blue is lighter on dark pages.
+# Okabe and Ito's palette, distinguishable with every kind of color vision; the blue is lighter on dark pages.
 COLORS = {
     "light": {
         "undefended": "#D55E00",
@@ -44,14 +44,30 @@ MARKERS = {"undefended": "s", "off": "o", "on": "D"}
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart, drawn for light and for dark pages, both as data URIs."""
+    """One chart, drawn for light and for dark pages, both as data URIs.
+
+    Example:
+        >>> from cem_fast.report.charts import Chart
+        >>> Chart(light="data:image/png;base64,", dark="data:image/png;base64,").light
+        'data:image/png;base64,'
+    """
 
     light: str
     dark: str
 
 
 def picture(image: Tensor) -> str:
-    """An image ``[C, H, W]`` in [0, 1], C = 1 or 3, as a PNG data URI."""
+    """Encodes an image as a PNG data URI.
+
+    Args:
+        image: ``[C, H, W]`` in [0, 1], C = 1 or 3.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.report import charts
+        >>> charts.picture(torch.zeros(1, 4, 4))[:22]
+        'data:image/png;base64,'
+    """
     from PIL import Image
 
     pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
@@ -61,7 +77,27 @@ def picture(image: Tensor) -> str:
 
 
 def errors(rows: Sequence[Row], baseline: Baseline) -> Chart:
-    """The strongest attack's error in every cell, run by run, beside the two controls."""
+    """Draws the strongest attack's error on every run of every cell, and the two controls.
+
+    Args:
+        rows: the cells of a data set.
+        baseline: the controls.
+
+    Returns:
+        The chart.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Outcome, Record
+        >>> from cem_fast.experiments.results import Measured, make_rows
+        >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        >>> rest = 0.9, 80, {"ridge": outcome}, Leakage(40.0, 42.0, 0.5), {"total": 1.0}
+        >>> from cem_fast.experiments.records import Baseline
+        >>> from cem_fast.report import charts
+        >>> rows = make_rows([Measured(Record("faces", RunConfig(), *rest).at(None), {})])
+        >>> charts.errors(rows, Baseline(0.02, 0.015)).dark[:22]
+        'data:image/png;base64,'
+    """
 
     def draw(panels: Sequence[Axes], colors: Mapping[str, str]) -> None:
         axes, labels = panels[0], []
@@ -96,7 +132,7 @@ def errors(rows: Sequence[Row], baseline: Baseline) -> Chart:
 
 
 def curves(tracks: Sequence[tuple[Row, Sequence[Sequence[Point]]]]) -> Chart | None:
-    """Accuracy and plug-in information over the epochs, a thin line per run and a thick one for their mean.
+    """Draws accuracy and plug-in information over the epochs, a thin line per run and a thick one for their mean.
 
     Args:
         tracks: rows, each with the measurements of its runs.
@@ -147,7 +183,27 @@ def _track(panel: Axes, row: Row, lines: Sequence[Sequence[tuple[int, float]]], 
 
 
 def tradeoff(rows: Sequence[Row], curve: Sequence[Row]) -> Chart:
-    """Accuracy against the strongest attack's error: the curve of plain noise, and the cells with CEM."""
+    """Draws accuracy against the strongest attack's error: the curve of plain noise, and the cells with CEM.
+
+    Args:
+        rows: the cells to draw, those of the curve included.
+        curve: the cells of plain noise.
+
+    Returns:
+        The chart.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Outcome, Record
+        >>> from cem_fast.experiments.results import Measured, make_rows
+        >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        >>> rest = 0.9, 80, {"ridge": outcome}, Leakage(40.0, 42.0, 0.5), {"total": 1.0}
+        >>> from cem_fast.report import charts
+        >>> configs = [RunConfig(noise_std=0.1), RunConfig(noise_std=0.2), RunConfig(cem_weight=0.5)]
+        >>> rows = make_rows([Measured(Record("faces", each, *rest).at(None), {}) for each in configs])
+        >>> charts.tradeoff(rows, [row for row in rows if row.role == "off"]).light[:22]
+        'data:image/png;base64,'
+    """
 
     def draw(panels: Sequence[Axes], colors: Mapping[str, str]) -> None:
         axes = panels[0]
@@ -200,7 +256,14 @@ def canvas(width: float, height: float, colors: Mapping[str, str]) -> Iterator[F
         colors: one of the themes of ``COLORS``.
 
     Yields:
-        The picture; what is drawn on it takes the style as long as the context lasts.
+        The picture. The style applies to what is drawn inside the block.
+
+    Example:
+        >>> from cem_fast.report import charts
+        >>> with charts.canvas(4.0, 3.0, charts.COLORS["light"]) as figure:
+        ...     axes = figure.subplots()
+        >>> figure.get_size_inches().tolist()
+        [4.0, 3.0]
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -221,7 +284,7 @@ def canvas(width: float, height: float, colors: Mapping[str, str]) -> Iterator[F
         "xtick.labelcolor": colors["text"],
         "ytick.labelcolor": colors["text"],
     }
-    # A figure of its own, not pyplot's: nothing global is left behind, and no display is looked for.
+    # Not a figure of pyplot: it keeps no global state and looks for no display.
     with rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)

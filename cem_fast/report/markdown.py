@@ -183,7 +183,9 @@ def attacks(results: Results, data: str) -> str:
     rows = []
     for name in dict.fromkeys(attack for run in runs for attack in run.attacks):
         outcomes = [run.attacks[name] for run in runs if name in run.attacks]
-        halves = [each.mse_half_budget / each.mse - 1 for each in outcomes if each.mse_half_budget is not None]
+        halves = [
+            each.mse_half_budget / each.mse - 1 for each in outcomes if each.mse_half_budget is not None and each.mse
+        ]
         cost = [f"{mean(halves):+.1%}", f"{max(halves):+.1%}"] if halves else ["-", "-"]
         error = mean(each.mse for each in outcomes)
         rows.append([name, f"{error:.5f}", f"{strongest.count(name)} of {len(runs)}", *cost])

@@ -235,7 +235,7 @@ def _half_budget(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
     for attack in rows[0].record.attacks:
         pairs = [(row.attack(attack, "mse_half_budget"), row.attack(attack, "mse")) for row in rows]
-        excess = [half.mean / full.mean - 1 for half, full in pairs if half and full]
+        excess = [half.mean / full.mean - 1 for half, full in pairs if half and full and full.mean]
         if excess:
             found[attack] = (min(excess), max(excess))
     return found

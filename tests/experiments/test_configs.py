@@ -1,4 +1,4 @@
-"""The files of the paper's tables: they load, plan every row, and say what the paper says."""
+"""Configuration files of the paper's tables: they load, plan every row, and have the paper's settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load(name: str) -> GridConfig:
     return read_grid(FOLDER / f"{name}.yaml")
 
 
-def test_there_is_a_file_a_table():
+def test_every_table_has_a_file():
     assert sorted(path.stem for path in FOLDER.iterdir()) == sorted(TABLES)
 
 

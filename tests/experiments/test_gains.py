@@ -82,3 +82,17 @@ def test_strengths_and_settings_of_cem_are_kept_apart_and_named():
     # plain noise has neither strength nor settings of CEM: it is held against every cell
     curve = [measured("noise", s, 0.0, a, m) for s, a, m in ((0.1, 0.95, 0.01), (0.4, 0.80, 0.03))]
     assert [entry.run for entry in gains.frontier([*runs, *curve])] == [1, 3, 5]
+
+
+def test_resamples_keep_images_with_accuracies_and_with_errors_apart():
+    both = np.ones((2, 4, 30))
+    apart = both.copy()
+    apart[:, 1, :4] = 0  # units that were attacked only
+    apart[:, 3, 4:] = 0  # units that were classified only
+    draws = gains._resampled(apart)
+    assert (draws[:, :4].sum(1) == 4).all()
+    assert (draws[:, 4:].sum(1) == 26).all()
+    assert draws[:, :4].std() > 0
+    joint = gains._resampled(both)
+    assert (joint.sum(1) == 30).all()
+    assert joint[:, :4].sum(1).std() > 0

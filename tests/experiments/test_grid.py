@@ -86,7 +86,7 @@ def test_one_gaussian_without_labels_is_a_mixture_of_one(tiny_grid, tmp_path):
     assert pair.gain == pytest.approx(on.attacks["ridge"].mse / off.attacks["ridge"].mse - 1, rel=1e-5)
 
 
-def test_jobs_side_by_side_give_the_same_results(finished, tmp_path):
+def test_parallel_jobs_give_the_same_results(finished, tmp_path):
     together = evaluate(finished.grid, tmp_path, jobs=2, command="cem-fast evaluate")
     assert len(together.runs) == len(finished.results.runs)
     for record, expected in zip(together.runs, finished.results.runs):
@@ -96,7 +96,7 @@ def test_jobs_side_by_side_give_the_same_results(finished, tmp_path):
 
 
 class Heard(Watch):
-    """Writes down which runs ended, and how."""
+    """Records which runs ended, and how."""
 
     def __init__(self):
         self.ends = []
@@ -157,7 +157,7 @@ def test_results_of_other_runs_are_not_replaced(finished, tmp_path):
     assert (folder / RESULTS).read_text() == '{"accuracy": 1}'
 
 
-def test_what_is_left_of_a_grid_is_done_on_as_many_processes_and_threads_as_all_of_it(finished, tmp_path, monkeypatch):
+def test_the_rest_of_a_grid_runs_on_as_many_processes_and_threads_as_all_of_it(finished, tmp_path, monkeypatch):
 
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
     shutil.rmtree(folder / finished.results.runs[3].checkpoint)

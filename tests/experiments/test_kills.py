@@ -1,4 +1,4 @@
-"""A grid that is killed again and again ends with the results of one that was left alone."""
+"""A grid that is killed repeatedly has the same results in the end as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 def start(config, folder) -> subprocess.Popen:
-    """The grid on two processes, all of them in a process group of their own."""
+    """Starts the grid on two processes, in a new process group."""
     command = [sys.executable, "-m", "cem_fast", "evaluate", "--config", str(config), "--folder", str(folder)]
     return subprocess.Popen(
         [*command, "--jobs", "2"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
@@ -34,7 +34,7 @@ def start(config, folder) -> subprocess.Popen:
 
 
 def without_times(results: dict) -> dict:
-    """All of results.json but what a clock has measured, and the folder in the command."""
+    """The content of results.json without times and without the folder in the command."""
     runs = [{key: value for key, value in run.items() if key != "seconds"} for run in results["runs"]]
     return {**results, "runs": runs, "command": None}
 
@@ -91,7 +91,7 @@ def test_a_grid_that_is_killed_at_random_ends_like_an_undisturbed_one(kills, def
 
 
 def wait_for_end(group: int) -> None:
-    """Returns when no process of a group is left."""
+    """Waits until no process of a group is left."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:

@@ -1,4 +1,4 @@
-"""Who holds what: under either protocol, no attack and nothing that it is measured with learns from what it is to rebuild."""
+"""Protocols: neither attacks nor the classifier that measures them are fitted to victims or test images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_inference_is_the_training_set_against_the_test_set(faces):
     assert not prints(faces.victims) & prints(faces.attacker)
 
 
-def test_under_train_everybody_has_images_of_his_own(faces):
+def test_under_train_network_attacker_and_test_have_different_images(faces):
     split = faces.under("train")
     assert split.under("train") is split
     assert split.victims is split.train
@@ -61,7 +61,7 @@ def test_classes_of_odd_size_leave_the_odd_image_to_the_network(faces):
     assert torch.equal(means[1], split.attacker.images.mean(0))  # the attacker knows nothing of this class
 
 
-def test_an_image_that_is_there_twice_is_on_one_side_only():
+def test_duplicate_images_are_in_one_part_only():
     torch.manual_seed(0)
     images = torch.rand(12, 1, 8, 8).repeat(3, 1, 1, 1)
     part, test = (
@@ -184,21 +184,3 @@ def test_a_grid_under_train_is_compared_and_reported_and_attacked_again(tiny_gri
     assert "training images, which the attacker does not hold" in text
     assert "test images, unseen in training" not in text
     assert "all 12 training images of every network" in text
-
-
-def test_resamples_keep_images_with_accuracies_and_with_errors_apart():
-    import numpy as np
-
-    from cem_fast.experiments import gains
-
-    both = np.ones((2, 4, 30))
-    apart = both.copy()
-    apart[:, 1, :4] = 0  # units that were attacked only
-    apart[:, 3, 4:] = 0  # units that were classified only
-    draws = gains._resampled(apart)
-    assert (draws[:, :4].sum(1) == 4).all()
-    assert (draws[:, 4:].sum(1) == 26).all()
-    assert draws[:, :4].std() > 0
-    joint = gains._resampled(both)
-    assert (joint.sum(1) == 30).all()
-    assert joint[:, :4].sum(1).std() > 0

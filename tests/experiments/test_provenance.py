@@ -1,4 +1,4 @@
-"""The digest of the code: the same however the package is installed, and of the code that decides a result alone."""
+"""Provenance: one version, and one digest of the code that decides results, however the package is installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def installed(tmp_path_factory) -> Path:
     return package
 
 
-def test_every_part_of_the_package_decides_a_result_or_shows_one(installed):
+def test_every_part_of_the_package_either_decides_or_shows_results(installed):
     parts = {path.stem for path in installed.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert parts == {*provenance.DECIDES, *provenance.SHOWS}
     assert not {*provenance.DECIDES} & {*provenance.SHOWS}

@@ -1,4 +1,4 @@
-"""results.json: what it holds, and the rows that are made of it."""
+"""results.json: schema, reading, writing, and rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import tampered
 from support.made_up import measured
 
 from cem_fast.config import RunConfig
@@ -61,7 +62,7 @@ def test_settings_of_cem_are_named_in_few_words():
     ]
 
 
-def test_rows_say_their_noise_and_only_without_it_are_they_undefended():
+def test_only_rows_without_noise_are_undefended():
     runs = [measured("bottleneck", s, 0.0, 0.9, 0.01) for s in (0.0, 0.1)] + [measured("noise", 0.1, 0.0, 0.9, 0.01)]
     rows = make_rows(runs)
     names = [row.name for row in rows]
@@ -86,36 +87,12 @@ def test_runs_that_are_kept_change_no_byte():
         assert written == (folder / saved_run.DESCRIPTION).read_text()
 
 
-def places(value, *above):
-    """Every place in a document, the list entries of runs only for the first run."""
-    if above:
-        yield above
-    if isinstance(value, dict):
-        for key, each in value.items():
-            yield from places(each, *above, key)
-    elif isinstance(value, list) and value:
-        yield from places(value[0], *above, 0)
-
-
-def changed(document, place, wrong):
-    """A copy with another value in one place; ``...`` removes it."""
-    document = json.loads(json.dumps(document))
-    inner = document
-    for key in place[:-1]:
-        inner = inner[key]
-    if wrong is ...:
-        del inner[place[-1]]
-    else:
-        inner[place[-1]] = wrong
-    return document
-
-
-@pytest.mark.parametrize("wrong", [..., None, True, -1, 1.5, "2", [], [1], {}, {"a": 1}])
-def test_whatever_results_say_they_are_read_or_refused_in_one_line(finished, tmp_path, wrong):
+@pytest.mark.parametrize("wrong", tampered.VALUES)
+def test_edited_results_are_read_or_refused_in_one_line(finished, tmp_path, wrong):
     document = json.loads((finished.folder / RESULTS).read_text())
     refused = []
-    for place in places(document):
-        (tmp_path / RESULTS).write_text(json.dumps(changed(document, place, wrong)))
+    for place in tampered.places(document):
+        (tmp_path / RESULTS).write_text(json.dumps(tampered.changed(document, place, wrong)))
         try:
             read(tmp_path)
         except ValueError as error:
@@ -136,12 +113,12 @@ def test_a_wrong_entry_is_named(finished, tmp_path):
         (("baseline",), {}, r"baseline must be of the data sets of runs, \['tiny'\], got \[\]"),
         (("schema",), 2, "expected results of schema 1, got 2"),
     ):
-        (tmp_path / RESULTS).write_text(json.dumps(changed(document, place, wrong)))
+        (tmp_path / RESULTS).write_text(json.dumps(tampered.changed(document, place, wrong)))
         with pytest.raises(ValueError, match=f"{RESULTS}: {message}"):
             read(tmp_path)
 
 
-def test_what_newer_versions_add_is_ignored_and_what_earlier_ones_lack_has_its_default(finished, tmp_path):
+def test_unknown_entries_are_ignored_and_later_ones_have_defaults(finished, tmp_path):
     document = json.loads((finished.folder / RESULTS).read_text())
     document["news"] = document["runs"][0]["news"] = document["runs"][0]["attacks"]["ridge"]["news"] = 1
     del document["failed"], document["runs"][0]["config"]["precision"]
@@ -154,5 +131,5 @@ def test_measurements_that_a_record_needs_are_named(finished, tmp_path):
     document = json.loads((folder / RESULTS).read_text())
     document["runs"][0]["attacks"]["nearest"] = document["runs"][0]["attacks"]["ridge"]
     (folder / RESULTS).write_text(json.dumps(document))
-    with pytest.raises(ValueError, match=r"run\.json: the measurements lack mse.nearest"):
+    with pytest.raises(ValueError, match=r"run\.json: the measurements lack mse.nearest, pictures.nearest"):
         load_runs(folder, read(folder))

@@ -1,4 +1,4 @@
-"""Runs on processes of their own."""
+"""Runs in worker processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cem_fast.experiments import saved_run, workers
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_a_run_whose_process_is_killed_is_tried_once_more(tiny_grid, tmp_path, kills):
+def test_a_run_whose_process_is_killed_is_retried_once(tiny_grid, tmp_path, kills):
 
     (config, *_) = replace(tiny_grid, undefended=(), attacks=("ridge",), epochs=10).runs()
     events = []

@@ -1,4 +1,4 @@
-"""The paper's figures: what is on them, and that the table beside a picture says what the runs measured."""
+"""The paper's figures: what they show, and tables equal to the measurements of the runs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_cells_become_curves_over_the_one_setting_in_which_they_differ():
         ("cut", {"cut": [("off", 5), ("on", 5)]}),
     ],
 )
-def test_the_sweeps_that_come_along_have_five_points_an_arm_or_more(name, expected):
+def test_included_sweeps_have_at_least_five_points_per_arm(name, expected):
     plan = read_grid(SWEEPS / f"{name}.yaml").runs()
     found: dict[str, list] = {}
     for _, setting, _, values, roles in curves(rows(*plan)):
@@ -129,7 +129,7 @@ def test_a_picture_and_its_table_are_written(name, finished, tmp_path):
         figures.write(name, finished.folder, tmp_path / "new")
 
 
-def test_leakage_says_what_the_runs_measured(finished, tmp_path):
+def test_leakage_has_the_measurements_of_the_runs(finished, tmp_path):
     table = lines(figures.write("leakage", finished.folder, tmp_path)[0])
     cells = {row.record.cell: row for row in make_rows(load_runs(finished.folder, finished.results))}
     noisy = [row for row in cells.values() if row.noise_std > 0]
@@ -206,7 +206,7 @@ def test_cost_is_that_of_the_runs_networks(finished, tmp_path):
     assert float(line["on_trained_s"]) == pytest.approx(sum(wrote) / 2, rel=1e-4)
 
 
-def test_what_a_grid_has_nothing_of_is_named(finished, tmp_path):
+def test_a_figure_without_data_names_what_it_needs(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
     noiseless = tuple(run for run in finished.results.runs if run.config.noise_std == 0)
     results = replace(finished.results, runs=noiseless, pairs=(), frontier=())

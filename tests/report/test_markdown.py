@@ -1,4 +1,4 @@
-"""The results that are kept here: what the documentation says is what they say, and they say what they should."""
+"""Kept results: the documentation has their figures, and they are complete."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def test_gains_are_those_of_the_tables(results):
         assert markdown.mse(on) / markdown.mse(off) - 1 == pytest.approx(pair.gain, abs=1e-4)
 
 
-def test_nothing_was_reported_of_the_fold_that_settings_were_chosen_on(results):
+def test_the_development_fold_is_not_reported(results):
     assert all(run.config.fold != 0 for run in results.runs)
 
 
-def test_every_run_that_is_named_is_there_and_no_other(results, folder):
+def test_exactly_the_named_runs_are_kept(results, folder):
     kept = {run.checkpoint for run in results.runs} - {None}
     assert kept == {f"runs/{path.parent.name}" for path in (folder / "runs").glob("*/run.json")}
     record = saved_run.read_description(folder / results.runs[-1].checkpoint).record
     assert record.at(results.runs[-1].checkpoint) == results.runs[-1]
 
 
-def test_half_the_budget_of_the_strongest_attack_does_nearly_as_well():
+def test_half_the_budget_of_the_strongest_attack_costs_at_most_3_percent():
     excess = []
     for run in read(FOLDERS[0]).runs:
         halved = [attack for attack in run.attacks.values() if attack.mse_half_budget is not None]

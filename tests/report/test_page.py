@@ -1,4 +1,4 @@
-"""The page: self-contained, complete, and honest about what was not measured."""
+"""The page: self-contained, complete, and explicit about what was not measured."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_page_shows_the_numbers_of_results_json(page, finished):
     assert "no finite bound" in text
 
 
-def test_page_says_what_a_grid_without_a_sweep_does_not_measure(tiny_grid, finished, tmp_path):
+def test_page_states_what_a_grid_without_a_sweep_does_not_measure(tiny_grid, finished, tmp_path):
     from dataclasses import replace
 
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
@@ -95,7 +95,7 @@ def test_an_attack_whose_budget_was_not_halved_is_not_called_converged(finished,
     assert "The decoder attack (1 epoch) has no half of its budget to be compared with." in page
 
 
-def test_page_says_how_many_test_images_the_attacker_holds(finished, tmp_path):
+def test_page_states_how_many_test_images_the_attacker_holds(finished, tmp_path):
     def said(**changes) -> str:
         for path in (folder / RUNS).glob("*/run.json"):
             description = json.loads(path.read_text())
@@ -124,7 +124,7 @@ def test_a_foreign_page_is_left_alone(finished, tmp_path):
     assert (folder / PAGE).read_text() == "<title>mine</title>"
 
 
-def test_results_without_the_files_of_some_runs_say_how_to_get_them(finished, tmp_path):
+def test_results_without_the_files_of_some_runs_name_the_command_that_remakes_them(finished, tmp_path):
     results = json.loads((finished.folder / RESULTS).read_text())
     results["runs"][1]["checkpoint"] = None
     (tmp_path / RESULTS).write_text(json.dumps(results))

@@ -1,4 +1,4 @@
-"""A tiny folder of images and a finished grid on it, made once for all tests of the whole system."""
+"""A tiny folder of images and a finished grid on it, made once for all tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _one_thread(request):
 
 @pytest.fixture
 def heeds_ctrl_c():
-    """Ctrl-C as a terminal starts a program with it, here and in every process that is started: jobs in the background ignore it."""
+    """Handles Ctrl-C as in a terminal, here and in every process that is started. Background jobs ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -48,7 +48,7 @@ def heeds_ctrl_c():
 
 @pytest.fixture(scope="session")
 def tiny_images(tmp_path_factory) -> Path:
-    """Three classes of ten grey 16x16 images: a bright square in a place of its own, and noise."""
+    """Three classes of ten grey 16x16 images: a bright square at a different place per class, and noise."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("images") / "tiny"
@@ -81,7 +81,7 @@ def tiny_grid(tiny_images) -> GridConfig:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished grid: its settings, its folder, and what results.json holds."""
+    """A finished grid: its settings, its folder, and the content of results.json."""
 
     grid: GridConfig
     folder: Path
@@ -103,7 +103,7 @@ def finished(tiny_grid, tmp_path_factory) -> Finished:
 
 @pytest.fixture(scope="session")
 def undefended_faces() -> tuple[Splits, SplitModel]:
-    """Small faces and the slim network, trained on them without a defense; nobody may change either."""
+    """Small faces and the slim network, trained on them without a defense. Tests must not change them."""
     faces = data.load("faces", fold=0, image_size=24)
     torch.manual_seed(0)
     model = models.build("slim", image_shape=faces.image_shape, num_classes=40, cut=2, bottleneck=8)

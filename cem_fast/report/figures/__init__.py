@@ -1,4 +1,4 @@
-"""The paper's figures, each from a grid's results: a picture, and as CSV the table that it is drawn from."""
+"""The paper's figures from the results of a grid: a picture, and its table as CSV."""
 
 from __future__ import annotations
 
@@ -17,19 +17,31 @@ _FIGURES = {"leakage": leakage, "sweeps": sweeps, "utility": utility, "cost": co
 
 
 def names() -> tuple[str, ...]:
-    """Names of the figures that :func:`write` knows."""
+    """Names of the figures.
+
+    Example:
+        >>> from cem_fast.report import figures
+        >>> figures.names()
+        ('leakage', 'sweeps', 'utility', 'cost')
+    """
     return tuple(_FIGURES)
 
 
 def check(name: str, target: str | Path) -> None:
-    """Raises before anything is computed what would keep a figure from being written.
+    """Fails early if a figure could not be written later. Creates nothing.
 
     Args:
         name: one of :func:`names`.
-        target: the folder that it is to go to; it need not exist.
+        target: folder for the figure; it need not exist.
 
     Raises:
-        ValueError: the name is unknown, the folder cannot be written to, or holds somebody else's file of that name.
+        ValueError: the name is unknown, the folder cannot be written to, or holds another program's file of that name.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.report import figures
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     figures.check("leakage", folder)
     """
     figure = lookup("figure", name, _FIGURES)
     check_target(target, {f"{name}.csv": ",".join(figure.COLUMNS).encode(), f"{name}.png": b"cem_fast"})
@@ -41,14 +53,26 @@ def write(name: str, folder: str | Path, target: str | Path) -> tuple[Path, Path
     Args:
         name: one of :func:`names`.
         folder: holds ``results.json`` and the runs that it names.
-        target: the folder that ``<name>.csv`` and ``<name>.png`` go to; created if needed.
+        target: folder for ``<name>.csv`` and ``<name>.png``; created if needed.
 
     Returns:
         The table and the picture.
 
     Raises:
         FileNotFoundError: there is no results.json, or a run that it names is missing.
-        ValueError: see :func:`check`; besides, a file is damaged, or the grid has nothing that the figure shows.
+        ValueError: see :func:`check`; also if a file is damaged, or the grid has nothing that the figure shows.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast.config import GridConfig
+        >>> from cem_fast.experiments import grid
+        >>> from cem_fast.report import figures
+        >>> config = GridConfig(undefended=(), cem_weights=(0.0,), seeds=(0,), image_size=16, epochs=1, attacks=("nearest",))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = grid.evaluate(config, folder)
+        ...     table, picture = figures.write("leakage", folder, folder)
+        ...     table.read_text().splitlines()[0]
+        'data,cell,role,runs,noise_std,lambda,heldout_nats,heldout_se,plugin_nats,dimension,mse,mse_deviation'
     """
     check(name, target)
     figure, folder, target = _FIGURES[name], Path(folder), Path(target)

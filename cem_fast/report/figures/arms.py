@@ -1,4 +1,4 @@
-"""Cells that differ in one setting alone, without CEM and with it, as curves over that setting."""
+"""Curves over one setting: cells that differ in it only, without CEM and with it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,25 @@ COLUMNS = ("panel", "data", "model", "defense", "setting", "value", "arm", "role
 
 
 def lines(rows: Sequence[Row]) -> list[tuple[dict[str, Any], Row]]:
-    """Every point of every curve, panel by panel, arm by arm and by rising value: its place (``COLUMNS``), and the cell.
+    """Every point of every curve, by panel, arm and rising value: its place (``COLUMNS``), and the cell.
 
-    Over the noise and the cut, there is an arm without CEM and one for each setting of CEM; over the weight of CEM, an arm starts without.
+    Over the noise and the cut, one arm is without CEM, and there is one for each setting of CEM. Over the weight of CEM, an arm starts
+    without it.
+
+    Args:
+        rows: the cells.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Leakage, Outcome, Record
+        >>> from cem_fast.experiments.results import Measured, make_rows
+        >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        >>> rest = 0.9, 80, {"ridge": outcome}, Leakage(40.0, 42.0, 0.5), {"total": 1.0}
+        >>> from cem_fast.report.figures import arms
+        >>> configs = [RunConfig(noise_std=level) for level in (0.1, 0.2, 0.3)]
+        >>> found = arms.lines(make_rows([Measured(Record("faces", each, *rest).at(None), {}) for each in configs]))
+        >>> [(place["arm"], place["value"]) for place, _ in found]
+        [('noise', 0.1), ('noise', 0.2), ('noise', 0.3)]
     """
     found: list[tuple[dict[str, Any], Row]] = []
     panel = 0
@@ -47,7 +63,17 @@ def lines(rows: Sequence[Row]) -> list[tuple[dict[str, Any], Row]]:
 
 
 def size(table: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple[str, float]]) -> tuple[float, float]:
-    """Width and height of the picture in inches: a block of rows a data set, a row a measure, a column a panel."""
+    """Width and height of the picture in inches: a block of rows per data set, a row per measure, a column per panel.
+
+    Args:
+        table: lines with the columns ``COLUMNS``.
+        measures: column -> its title, and the factor to multiply it by.
+
+    Example:
+        >>> from cem_fast.report.figures import arms
+        >>> arms.size([{"data": "faces", "panel": 1}], {"accuracy": ("accuracy, %", 100.0)})
+        (5.0, 2.9)
+    """
     blocks = _blocks(table)
     return 0.8 + 4.2 * max(map(len, blocks)), (0.6 + 2.3 * len(measures)) * len(blocks)
 
@@ -58,13 +84,23 @@ def draw(
     colors: Mapping[str, str],
     measures: Mapping[str, tuple[str, float]],
 ) -> None:
-    """Draws every measure over the values of the setting, which stand at equal distances.
+    """Draws every measure over the values of the setting, at equal distances.
 
     Args:
-        picture: where to.
-        table: lines with the columns ``COLUMNS`` and those of ``measures``, and where these spread, ``<measure>_deviation``.
-        colors: of roles and of texts.
-        measures: column -> its name for people, and what it is multiplied by.
+        picture: the figure to draw on.
+        table: lines with the columns ``COLUMNS``, those of ``measures``, and where these spread, ``<measure>_deviation``.
+        colors: colors of roles and texts.
+        measures: column -> its title, and the factor to multiply it by.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from cem_fast.report.charts import COLORS
+        >>> from cem_fast.report.figures import arms
+        >>> cell = {"data": "faces", "panel": 1, "model": "slim", "defense": "noise", "setting": "noise_std", "arm": "noise"}
+        >>> table = [{**cell, "role": "off", "value": level, "accuracy": 1 - level} for level in (0.1, 0.2, 0.3)]
+        >>> arms.draw(picture := Figure(), table, COLORS["light"], {"accuracy": ("accuracy, %", 100.0)})
+        >>> len(picture.subfigs[0].axes)
+        1
     """
     blocks = _blocks(table)
     for part, block in zip(picture.subfigures(len(blocks), squeeze=False)[:, 0], blocks):
@@ -113,7 +149,7 @@ def _curve(
     scale: float,
     colors: Mapping[str, str],
 ) -> None:
-    """A line in the color of the arm's last cell, and over it every cell in its own, with its deviation over runs."""
+    """A line in the color of the arm's last cell, and every cell in its own color, with its deviation over runs."""
     last = arm[-1]["role"]
     places, heights = [values.index(line["value"]) for line in arm], [scale * line[key] for line in arm]
     axes.plot(places, heights, linewidth=1.8, color=colors[last])
@@ -136,7 +172,7 @@ def _grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> list[list[Row]]:
 
 
 def _settings(row: Row, *, of_cem: bool, but: str) -> str:
-    """The settings of a cell's CEM, or else all others, but for one of them."""
+    """The settings of a cell's CEM, or all others, without one of them."""
     settings = {
         key: value
         for key, value in row.record.settings.items()

@@ -1,4 +1,4 @@
-"""Table 9, and what the paper leaves out: what both parts of a network cost at inference, and an epoch of training with CEM."""
+"""Table 9 and more: the cost of both parts of a network at inference, and of an epoch of training with CEM."""
 
 from __future__ import annotations
 
@@ -27,15 +27,25 @@ COLUMNS = (
 
 
 def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
-    """A line per network and images, see :func:`cem_fast.cost.measure` and :func:`cem_fast.cost.measure_training`.
+    """A line per network and images; see :func:`cem_fast.cost.measure` and :func:`cem_fast.cost.measure_training`.
 
-    ``plain_epoch_s`` and ``cem_epoch_s`` are of epochs over the training images, measured here, and None where no cell of the network has
-    noise; ``off_trained_s`` and ``on_trained_s`` are what the runs wrote down, medians of their epochs without CEM and with it, which also
-    depend on the defense and on whatever else the machine did. All times are of this machine: compare those of one table only.
+    ``plain_epoch_s`` and ``cem_epoch_s`` are times of epochs over the training images, measured here. They are None if no cell of the
+    network has noise. ``off_trained_s`` and ``on_trained_s`` are medians of the epochs that the runs recorded, without CEM and with it.
+    These also depend on the defense and on other load of the machine. All times are of one machine: compare those of one table only.
+
+    Args:
+        rows: the cells.
+        folder: folder of the grid.
 
     Raises:
         FileNotFoundError: the images are not where they were.
         ValueError: a run is damaged, or its images have changed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.report.figures import cost
+        >>> cost.table([], Path())
+        []
     """
     cells: dict[str, list[Row]] = {}
     runs: dict[str, Run] = {}
@@ -71,19 +81,43 @@ def _line(run: Run, rows: Sequence[Row], folder: Path) -> dict[str, Any]:
 
 
 def _trained(rows: Sequence[Row], folder: Path) -> float | None:
-    """The median epoch that the runs wrote down, but for the first, in which CEM does nothing yet."""
+    """The median epoch that the runs recorded, without the first, in which CEM does nothing yet."""
     paths = [folder / str(run.record.checkpoint) for row in rows for run in row.runs]
     seconds = [entry.seconds for path in paths for entry in read_description(path).history[1:]]
     return statistics.median(seconds) if seconds else None
 
 
 def size(table: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Width and height of the picture in inches: a row a network."""
+    """Width and height of the picture in inches: a row per network.
+
+    Args:
+        table: result of :func:`table`.
+
+    Example:
+        >>> from cem_fast.report.figures import cost
+        >>> cost.size([{}, {}])
+        (11.5, 2.8)
+    """
     return 11.5, 1.3 + 0.75 * len(table)
 
 
 def draw(picture: Figure, table: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) -> None:
-    """Draws what every network costs on the device and in the cloud, and an epoch of its training without CEM and with it."""
+    """Draws the cost of every network on the device and in the cloud, and of an epoch of its training without CEM and with it.
+
+    Args:
+        picture: the figure to draw on.
+        table: result of :func:`table`.
+        colors: colors of roles and texts.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from cem_fast.report.charts import COLORS
+        >>> from cem_fast.report.figures import cost
+        >>> line = dict.fromkeys(cost.COLUMNS, 1.0) | {"data": "faces", "image_shape": "1x16x16", "defenses": "noise"}
+        >>> cost.draw(picture := Figure(), [line], COLORS["light"])
+        >>> len(picture.axes)
+        3
+    """
     panels = picture.subplots(1, 3, sharey=True)
     pairs = [
         ("million multiplications an image", 1e-6, {"device_macs": "device", "cloud_macs": "cloud"}),
@@ -109,7 +143,7 @@ def draw(picture: Figure, table: Sequence[Mapping[str, Any]], colors: Mapping[st
 
 
 def _name(line: Mapping[str, Any], table: Sequence[Mapping[str, Any]]) -> str:
-    """What a network is called: its data where there are several, and its defenses where these change the network."""
+    """Name of a network, with its data if there are several, and its defenses if these change the network."""
     names = [f"{line['model']}, cut {line['cut']}", line["image_shape"]]
     if len({each["data"] for each in table}) > 1:
         names.insert(0, line["data"])

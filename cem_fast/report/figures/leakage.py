@@ -1,4 +1,4 @@
-"""Fig. 3: the strongest attack's error against what released features leave open of an image."""
+"""Fig. 3: the strongest attack's error against the uncertainty about an image given its released features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,22 @@ COLUMNS = (*cell.COLUMNS, "heldout_nats", "heldout_se", "plugin_nats", "dimensio
 
 
 def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
-    """A line per cell with noise: both estimates of ``I(z; zhat)`` in nats, ``d`` of the images, and the strongest attack's error."""
+    """A line per cell with noise: both estimates of ``I(z; zhat)`` in nats, ``d`` of the images, and the strongest attack's error.
+
+    Args:
+        rows: the cells.
+        folder: folder of the grid.
+
+    Raises:
+        FileNotFoundError: a run is missing.
+        ValueError: a run is damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.report.figures import leakage
+        >>> leakage.table([], Path())
+        []
+    """
     found = []
     for row in rows:
         spreads = {key: row.leakage(key) for key in ("heldout_nats", "heldout_se", "plugin_nats")}
@@ -45,14 +60,38 @@ def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
 
 
 def size(table: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Width and height of the picture in inches: a row a data set, a column an estimate."""
+    """Width and height of the picture in inches: a row per data set, a column per estimate.
+
+    Args:
+        table: result of :func:`table`.
+
+    Example:
+        >>> from cem_fast.report.figures import leakage
+        >>> leakage.size([{"data": "faces"}])
+        (10.0, 4.2)
+    """
     return 10.0, 0.5 + 3.7 * len({line["data"] for line in table})
 
 
 def draw(picture: Figure, table: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) -> None:
-    """Draws ``log MSE`` over ``h = (H(x|z) - H(x)) / d``, what fits it, and ``MSE >= c exp(2 h)`` of Theorem 1.
+    """Draws ``log MSE`` over ``h = (H(x|z) - H(x)) / d``, its best fit, and ``MSE >= c exp(2 h)`` of Theorem 1.
 
-    The entropy of images is unknown, and so is ``c``: it is the greatest that no cell contradicts.
+    The entropy of images is unknown, and so is ``c``. The one drawn is the greatest that no cell contradicts.
+
+    Args:
+        picture: the figure to draw on.
+        table: result of :func:`table`.
+        colors: colors of roles and texts.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from cem_fast.report.charts import COLORS
+        >>> from cem_fast.report.figures import leakage
+        >>> cell = {"data": "faces", "role": "off", "dimension": 256}
+        >>> table = [{**cell, "heldout_nats": i, "plugin_nats": i, "mse": 1 / i} for i in (10, 20, 40)]
+        >>> leakage.draw(picture := Figure(), table, COLORS["light"])
+        >>> len(picture.axes)
+        2
     """
     data = list(dict.fromkeys(line["data"] for line in table))
     for name, panels in zip(data, picture.subplots(len(data), len(ESTIMATES), squeeze=False, sharey="row")):
@@ -78,7 +117,7 @@ def draw(picture: Figure, table: Sequence[Mapping[str, Any]], colors: Mapping[st
 
 
 def _lines(axes: Axes, left_open: np.ndarray, errors: np.ndarray, colors: Mapping[str, str]) -> None:
-    """The exponential that fits best, and the one of Theorem 1."""
+    """The best exponential fit, and the bound of Theorem 1."""
     slope, height = np.polyfit(left_open, np.log(errors), 1)
     linear = np.corrcoef(left_open, np.log(errors))[0, 1]
     of_ranks = np.corrcoef(left_open.argsort().argsort(), errors.argsort().argsort())[0, 1]

@@ -1,4 +1,4 @@
-"""Eq. 4 over the same sweeps: how surely released features tell their class and their component, beside the accuracy."""
+"""Eq. 4 over the same sweeps: posteriors of the right class and component, next to the accuracy."""
 
 from __future__ import annotations
 
@@ -27,11 +27,23 @@ size, draw = partial(arms.size, measures=MEASURES), partial(arms.draw, measures=
 
 
 def table(rows: Sequence[Row], folder: Path) -> list[dict[str, Any]]:
-    """A line per point of a curve: accuracy and posteriors of test images, see :func:`cem_fast.bounds.utility`, averaged over runs.
+    """A line per point of a curve: accuracy and posteriors of test images, averaged over runs.
+
+    For the posteriors, see :func:`cem_fast.bounds.utility`.
+
+    Args:
+        rows: the cells; those without noise are left out.
+        folder: folder of the grid.
 
     Raises:
         FileNotFoundError: the images are not where they were.
         ValueError: a run is damaged, or its images have changed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.report.figures import utility
+        >>> utility.table([], Path())
+        []
     """
     known: dict[int, dict[str, float]] = {}
     found = []
