@@ -52,12 +52,15 @@ def attack_model(
     Example:
         >>> import torch
         >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
         >>> from cem_fast.experiments import attack, build
-        >>> splits, config = build.load_data("faces", fold=1, image_size=16), RunConfig()
-        >>> model, defense, _ = build.build_parts(config, image_shape=(1, 16, 16), num_classes=40)
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig()
+        >>> model, defense, _ = build.build_parts(config, image_shape=(1, 16, 16), num_classes=2)
         >>> _, errors, rebuilt = attack.attack_model("nearest", model.eval(), defense.eval(), splits, config)
         >>> errors.shape, rebuilt.shape
-        (torch.Size([80]), torch.Size([80, 1, 16, 16]))
+        (torch.Size([8]), torch.Size([8, 1, 16, 16]))
     """
     observe = observe or training.observer(model, defense)
     truth = splits.victims.images
@@ -126,8 +129,11 @@ def recognizer(splits: Splits) -> recognition.Recognizer:
         The fitted classifier.
 
     Example:
-        >>> from cem_fast.experiments import attack, build
-        >>> splits = build.load_data("faces", fold=1, image_size=16)
+        >>> import torch
+        >>> from cem_fast.data import Part, Splits
+        >>> from cem_fast.experiments import attack
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
         >>> attack.recognizer(splits) is attack.recognizer(splits)
         True
     """

@@ -149,13 +149,20 @@ def evaluate(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
         >>> from cem_fast.config import GridConfig
         >>> from cem_fast.experiments import grid
-        >>> config = GridConfig(undefended=(), cem_weights=(0.0,), seeds=(0,), image_size=16, epochs=1, attacks=("nearest",))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     results = grid.evaluate(config, folder)
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for i in range(20):
+        ...         (Path(root) / "images" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        ...         pixels = np.full((16, 16), 10 * i, dtype=np.uint8)
+        ...         Image.fromarray(pixels).save(Path(root) / "images" / f"class{i % 2}" / f"{i}.png")
+        ...     config = GridConfig(data=(f"{root}/images",), defenses=(), seeds=(0,), epochs=1, attacks=("nearest",))
+        ...     results = grid.evaluate(config, Path(root) / "results")
         >>> [run.label for run in results.runs], results.pairs
-        (['noise'], ())
+        (['bottleneck'], ())
     """
     plan, watch = grid.runs(), watch or Watch()
     check(plan)

@@ -34,10 +34,14 @@ def fit(loss: CEMLoss | None, config: RunConfig, model: SplitModel, defense: Def
         The fitted loss, or None.
 
     Example:
+        >>> import torch
         >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
         >>> from cem_fast.experiments import build, leakage
-        >>> splits, config = build.load_data("faces", fold=1, image_size=16), RunConfig(cem_components=1)
-        >>> model, defense, loss = build.build_parts(config, image_shape=(1, 16, 16), num_classes=40)
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(cem_components=1)
+        >>> model, defense, loss = build.build_parts(config, image_shape=(1, 16, 16), num_classes=2)
         >>> leakage.fit(loss, config, model.eval(), defense.eval(), splits).is_fitted
         True
     """
@@ -65,12 +69,16 @@ def fitted_mixture(config: RunConfig, model: SplitModel, defense: Defense, split
         A CEM loss with the fitted mixture; None without noise.
 
     Example:
+        >>> import torch
         >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
         >>> from cem_fast.experiments import build, leakage
-        >>> splits, config = build.load_data("faces", fold=1, image_size=16), RunConfig(cem_components=1)
-        >>> model, defense, _ = build.build_parts(config, image_shape=(1, 16, 16), num_classes=40)
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(cem_components=1)
+        >>> model, defense, _ = build.build_parts(config, image_shape=(1, 16, 16), num_classes=2)
         >>> leakage.fitted_mixture(config, model.eval(), defense.eval(), splits).mixture.num_components
-        5
+        4
     """
     fewest = int(torch.bincount(splits.train.labels, minlength=splits.num_classes).min())
     shared = replace(
@@ -97,10 +105,14 @@ def estimate(loss: CEMLoss | None, model: SplitModel, defense: Defense, splits: 
         The estimates, all None without noise, since no bound is finite then.
 
     Example:
+        >>> import torch
         >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
         >>> from cem_fast.experiments import build, leakage
-        >>> splits, config = build.load_data("faces", fold=1, image_size=16), RunConfig(noise_std=0.0)
-        >>> model, defense, loss = build.build_parts(config, image_shape=(1, 16, 16), num_classes=40)
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0)
+        >>> model, defense, loss = build.build_parts(config, image_shape=(1, 16, 16), num_classes=2)
         >>> leakage.estimate(loss, model, defense, splits, seed=0)
         Leakage(plugin_nats=None, heldout_nats=None, heldout_se=None)
     """

@@ -193,14 +193,16 @@ def read(folder: str | Path) -> Results:
         ValueError: it is not JSON, of another schema, or an entry is missing or of another type.
 
     Example:
+        >>> import json
         >>> import tempfile
-        >>> from cem_fast.config import GridConfig
-        >>> from cem_fast.experiments import grid, results
-        >>> config = GridConfig(undefended=(), cem_weights=(0.0,), seeds=(0,), image_size=16, epochs=1, attacks=("nearest",))
+        >>> from pathlib import Path
+        >>> from cem_fast.experiments import results
+        >>> from cem_fast.experiments.records import Results
+        >>> empty = Results("cem-fast demo", None, {}, {}, (), (), ())
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = grid.evaluate(config, folder, command="cem-fast evaluate")
+        ...     _ = (Path(folder) / "results.json").write_text(json.dumps(empty.to_json()))
         ...     results.read(folder).command
-        'cem-fast evaluate'
+        'cem-fast demo'
     """
     path = Path(folder) / RESULTS
     try:
@@ -290,13 +292,21 @@ def load_runs(folder: str | Path, results: Results) -> list[Measured]:
 
     Example:
         >>> import tempfile
-        >>> from cem_fast.config import GridConfig
-        >>> from cem_fast.experiments import grid, results
-        >>> config = GridConfig(undefended=(), cem_weights=(0.0,), seeds=(0,), image_size=16, epochs=1, attacks=("nearest",))
+        >>> import torch
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
+        >>> from cem_fast.experiments.records import Baseline, Results
+        >>> from cem_fast.experiments.results import load_runs
+        >>> from cem_fast.experiments.run import run
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0, epochs=1, attacks=("nearest",))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     (run,) = results.load_runs(folder, grid.evaluate(config, folder))
-        >>> run.errors.shape
-        torch.Size([80])
+        ...     record = run(config, f"{folder}/run", splits=splits).at("run")
+        ...     results = Results("", None, {}, {"tiny": Baseline(0.1, 0.1)}, (record,), (), ())
+        ...     (measured,) = load_runs(folder, results)
+        >>> measured.errors.shape
+        torch.Size([8])
     """
     if lost := sum(run.checkpoint is None for run in results.runs):
         raise FileNotFoundError(
@@ -322,14 +332,19 @@ def measured(folder: str | Path, record: GridRecord) -> Measured:
 
     Example:
         >>> import tempfile
-        >>> from pathlib import Path
+        >>> import torch
         >>> from cem_fast.config import RunConfig
-        >>> from cem_fast.experiments import results, run
+        >>> from cem_fast.data import Part, Splits
+        >>> from cem_fast.experiments.results import measured
+        >>> from cem_fast.experiments.run import run
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0, epochs=1)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     record = run.run(RunConfig(image_size=16, epochs=1), Path(folder) / "run", attack=False)
-        ...     found = results.measured(folder, record.at("run"))
+        ...     record = run(config, f"{folder}/run", splits=splits, attack=False)
+        ...     found = measured(folder, record.at("run"))
         >>> found.measurements["correct"].shape
-        torch.Size([80])
+        torch.Size([8])
     """
     path = Path(folder) / str(record.checkpoint)
     tensors = read_measurements(path)

@@ -78,13 +78,17 @@ def run(
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> from cem_fast.config import RunConfig
-        >>> from cem_fast.experiments import run
-        >>> config = RunConfig(image_size=16, epochs=1, attacks=("ridge",), noise_draws=1)
+        >>> from cem_fast.data import Part, Splits
+        >>> from cem_fast.experiments.run import run
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0, epochs=1, attacks=("ridge",))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     record = run.run(config, folder)
+        ...     record = run(config, folder, splits=splits)
         >>> record.num_test, list(record.attacks)
-        (80, ['ridge'])
+        (8, ['ridge'])
     """
     ranks, clock = Ranks(process_group), _Clock()
     if not ranks.rank:
@@ -161,11 +165,17 @@ def run_cell(
     Example:
         >>> import tempfile
         >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from PIL import Image
         >>> from cem_fast.config import RunConfig
         >>> from cem_fast.experiments import run, watch
-        >>> config = RunConfig(image_size=16, epochs=1, attacks=("nearest",), noise_draws=1)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     record = run.run_cell(config, Path(folder), device="cpu", fresh=True, on_stage=watch.ignore)
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     for i in range(20):
+        ...         (Path(root) / "images" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        ...         pixels = np.full((16, 16), 10 * i, dtype=np.uint8)
+        ...         Image.fromarray(pixels).save(Path(root) / "images" / f"class{i % 2}" / f"{i}.png")
+        ...     config = RunConfig(data=f"{root}/images", defense="bottleneck", noise_std=0.0, epochs=1, attacks=("nearest",))
+        ...     record = run.run_cell(config, Path(root) / "run", device="cpu", fresh=True, on_stage=watch.ignore)
         >>> list(record.attacks)
         ['nearest']
     """

@@ -54,14 +54,19 @@ class Run:
 
     Example:
         >>> import tempfile
-        >>> from cem_fast import load_run
+        >>> import torch
         >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
         >>> from cem_fast.experiments.run import run
+        >>> from cem_fast.experiments.saved_run import load_run
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0, epochs=1)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
+        ...     _ = run(config, folder, splits=splits, attack=False)
         ...     loaded = load_run(folder)
-        >>> loaded.config.defense, loaded.description.num_classes, len(loaded.data.test)
-        ('noise', 40, 80)
+        >>> loaded.config.defense, loaded.description.num_classes, loaded.loss
+        ('bottleneck', 2, None)
     """
 
     path: Path
@@ -124,15 +129,20 @@ def save_run(
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> from cem_fast.config import RunConfig
-        >>> from cem_fast.experiments import saved_run
+        >>> from cem_fast.data import Part, Splits
         >>> from cem_fast.experiments.run import run
+        >>> from cem_fast.experiments.saved_run import load_run, save_run
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0, epochs=1)
         >>> with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as copy:
-        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
-        ...     old = saved_run.load_run(folder)
+        ...     _ = run(config, folder, splits=splits, attack=False)
+        ...     old = load_run(folder)
         ...     parts = {"model": old.model, "defense": old.defense, "loss": old.loss}
-        ...     saved_run.save_run(copy, **parts, measurements=old.measurements, description=old.description)
-        ...     saved_run.load_run(copy).description == old.description
+        ...     save_run(copy, **parts, measurements=old.measurements, description=old.description)
+        ...     load_run(copy).description == old.description
         True
     """
     from safetensors.torch import save
@@ -170,14 +180,19 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> from cem_fast import load_run
         >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
         >>> from cem_fast.experiments.run import run
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0, epochs=1)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
+        ...     _ = run(config, folder, splits=splits, attack=False)
         ...     loaded = load_run(folder)
-        >>> loaded.model(loaded.data.test.images).shape
-        torch.Size([80, 40])
+        >>> loaded.model(splits.test.images).shape
+        torch.Size([8, 2])
     """
     folder = Path(path)
     description = read_description(folder)
@@ -212,11 +227,16 @@ def read_description(folder: str | Path) -> Description:
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
         >>> from cem_fast.experiments import saved_run
         >>> from cem_fast.experiments.run import run
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0, epochs=1)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
+        ...     _ = run(config, folder, splits=splits, attack=False)
         ...     saved_run.read_description(folder).image_shape
         (1, 16, 16)
     """
@@ -238,11 +258,16 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
         >>> from cem_fast.experiments import saved_run
         >>> from cem_fast.experiments.run import run
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0, epochs=1)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
+        ...     _ = run(config, folder, splits=splits, attack=False)
         ...     saved_run.read_settings(folder)["epochs"]
         1
     """
@@ -264,13 +289,18 @@ def read_measurements(folder: str | Path) -> dict[str, Tensor]:
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
         >>> from cem_fast.experiments import saved_run
         >>> from cem_fast.experiments.run import run
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0, epochs=1)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = run(RunConfig(image_size=16, epochs=1, noise_draws=1), folder, attack=False)
+        ...     _ = run(config, folder, splits=splits, attack=False)
         ...     saved_run.read_measurements(folder)["correct"].shape
-        torch.Size([80])
+        torch.Size([8])
     """
     return _read_tensors(Path(folder), read_description(folder), "measurements")[0]
 

@@ -257,9 +257,10 @@ def compared(results: Results, pair: Pair) -> tuple[list[GridRecord], list[GridR
 
     Example:
         >>> from cem_fast.config import RunConfig
-        >>> from cem_fast.experiments.records import Baseline, Leakage, Pair, Record, Results
+        >>> from cem_fast.experiments.records import Baseline, Leakage, Outcome, Pair, Record, Results
         >>> from cem_fast.report import markdown
-        >>> rest = 0.9, 80, {}, Leakage(None, None, None), {"total": 1.0}
+        >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        >>> rest = 0.9, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0}
         >>> runs = tuple(Record("faces", RunConfig(cem_weight=weight), *rest).at(None) for weight in (0.0, 0.5))
         >>> pair = Pair("faces", "noise", 0.1, 0.5, run=1, gain=0.9, interval=(0.8, 1.0))
         >>> results = Results("", None, {}, {"faces": Baseline(0.02, 0.01)}, runs, (pair,), ())

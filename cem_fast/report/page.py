@@ -89,13 +89,22 @@ def write(folder: str | Path) -> Path:
         ValueError: a file is damaged, or the folder holds another program's ``report.html``.
 
     Example:
+        >>> import json
         >>> import tempfile
-        >>> from cem_fast.config import GridConfig
-        >>> from cem_fast.experiments import grid
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
+        >>> from cem_fast.experiments.records import Baseline, Results
+        >>> from cem_fast.experiments.run import run
         >>> from cem_fast.report import page
-        >>> config = GridConfig(undefended=(), seeds=(0,), image_size=16, epochs=2, cem_components=1, attacks=("nearest",))
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0, epochs=1, attacks=("nearest",))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = grid.evaluate(config, folder)
+        ...     record = run(config, f"{folder}/run", splits=splits).at("run")
+        ...     results = Results("", None, {}, {"tiny": Baseline(0.1, 0.1)}, (record,), (), ())
+        ...     _ = (Path(folder) / "results.json").write_text(json.dumps(results.to_json()))
         ...     page.write(folder).name
         'report.html'
     """
@@ -122,13 +131,19 @@ def render(results: Results, runs: Sequence[Measured], folder: Path) -> str:
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from cem_fast.config import GridConfig
-        >>> from cem_fast.experiments import grid
+        >>> import torch
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
+        >>> from cem_fast.experiments.records import Baseline, Results
         >>> from cem_fast.experiments.results import load_runs
+        >>> from cem_fast.experiments.run import run
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(defense="bottleneck", noise_std=0.0, epochs=1, attacks=("nearest",))
         >>> from cem_fast.report import page
-        >>> config = GridConfig(undefended=(), cem_weights=(0.0,), seeds=(0,), image_size=16, epochs=1, attacks=("nearest",))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     results = grid.evaluate(config, folder)
+        ...     record = run(config, f"{folder}/run", splits=splits).at("run")
+        ...     results = Results("", None, {}, {"tiny": Baseline(0.1, 0.1)}, (record,), (), ())
         ...     page.render(results, load_runs(folder, results), Path(folder)).splitlines()[0]
         '<!doctype html>'
     """

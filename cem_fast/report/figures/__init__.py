@@ -63,13 +63,22 @@ def write(name: str, folder: str | Path, target: str | Path) -> tuple[Path, Path
         ValueError: see :func:`check`; also if a file is damaged, or the grid has nothing that the figure shows.
 
     Example:
+        >>> import json
         >>> import tempfile
-        >>> from cem_fast.config import GridConfig
-        >>> from cem_fast.experiments import grid
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
+        >>> from cem_fast.experiments.records import Baseline, Results
+        >>> from cem_fast.experiments.run import run
         >>> from cem_fast.report import figures
-        >>> config = GridConfig(undefended=(), cem_weights=(0.0,), seeds=(0,), image_size=16, epochs=1, attacks=("nearest",))
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> config = RunConfig(cem_components=1, epochs=1, attacks=("nearest",))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = grid.evaluate(config, folder)
+        ...     record = run(config, f"{folder}/run", splits=splits).at("run")
+        ...     results = Results("", None, {}, {"tiny": Baseline(0.1, 0.1)}, (record,), (), ())
+        ...     _ = (Path(folder) / "results.json").write_text(json.dumps(results.to_json()))
         ...     table, picture = figures.write("leakage", folder, folder)
         ...     table.read_text().splitlines()[0]
         'data,cell,role,runs,noise_std,lambda,heldout_nats,heldout_se,plugin_nats,dimension,mse,mse_deviation'
