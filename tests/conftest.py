@@ -1,5 +1,10 @@
 """Every test runs with NaN in place of uninitialized memory, so that reading it cannot go unnoticed."""
 
+import os
+
+# before torch: idle threads sleep instead of spinning, which took most of the time on a busy machine
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 
