@@ -9,26 +9,12 @@ import pytest
 import torch
 from support.ranks_at_work import unnormalized
 
-from cem_fast import CEMLoss, CEMSchedule, data, defenses, models, training
+from cem_fast import CEMLoss, CEMSchedule, defenses, training
 from cem_fast._support.learning_rate import one_cycle
 from cem_fast._support.seeding import seeded
 from cem_fast.config import RunConfig
 
 CONFIG = RunConfig(fold=0, epochs=3, batch_size=32, seed=1)
-
-
-@pytest.fixture(scope="module")
-def splits():
-    """Ten of the people, small."""
-    faces = data.load("faces", fold=0, image_size=16)
-    train, test = (part[part.labels < 10] for part in (faces.train, faces.test))
-    return replace(faces, train=train, test=test, attacker=train, num_classes=10, class_names=faces.class_names[:10])
-
-
-@pytest.fixture
-def model(splits):
-    torch.manual_seed(0)
-    return models.build("slim", image_shape=splits.image_shape, num_classes=10, cut=2, bottleneck=8)
 
 
 def cem() -> CEMLoss:
@@ -65,7 +51,7 @@ def test_the_same_seed_gives_the_same_bits(model, splits, name, weight):
     assert not torch.equal(weights, other)
 
 
-def test_it_learns_and_leaves_the_network_in_eval_mode(model, splits):
+def test_training_learns_and_leaves_the_network_in_eval_mode(model, splits):
     before = training.evaluate_accuracy(model, defense(), splits.test, draws=2, seed=0)
     after, history, _ = trained(model, splits, config=replace(CONFIG, epochs=25))
     assert history[-1].loss < 0.5 * history[0].loss
@@ -182,72 +168,6 @@ def test_cem_and_its_schedule_go_together(model, splits):
         training.train(model, splits, defense(), config=CONFIG, cem=cem())
 
 
-def test_accuracy_is_the_mean_over_draws(model, splits):
-    loud = defenses.GaussianNoise(noise_std=1.0)
-    model.train()
-    once = training.evaluate_accuracy(model, loud, splits.test, draws=1, seed=0)
-    often = training.evaluate_accuracy(model, loud, splits.test, draws=50, seed=0)
-    assert model.training  # as it was
-    assert once * 20 == pytest.approx(round(once * 20))
-    assert often * 1000 == pytest.approx(round(often * 1000))
-    assert often == training.evaluate_accuracy(model, loud, splits.test, draws=50, seed=0)
-    exact = training.evaluate_accuracy(model, defenses.Bottleneck(), splits.test, draws=1, seed=0)
-    with torch.no_grad():
-        logits = model.eval()(splits.test.images)
-    assert exact == pytest.approx((logits.argmax(1) == splits.test.labels).double().mean().item())
-    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
-        training.evaluate_accuracy(model, loud, splits.test, draws=0, seed=0)
-    with pytest.raises(ValueError, match="at least one image"):
-        training.evaluate_accuracy(model, loud, splits.test[torch.arange(0)], draws=1, seed=0)
-
-
-def test_the_observer_encodes_once_and_adds_fresh_noise(model, splits):
-    calls = []
-    model.encoder.register_forward_hook(lambda *_: calls.append(1))
-    observe = training.observer(model, defense())
-    images = splits.test.images.clone()
-    first, second = observe(images), observe(images)
-    assert len(calls) == 1
-    assert not torch.equal(first, second)
-    clean = training.clean_features(model, images)
-    assert (first - clean).std().item() == pytest.approx(0.1, rel=0.1)
-    images.mul_(0.5)  # changed in place: it must be encoded again
-    assert (observe(images) - training.clean_features(model, images)).std().item() == pytest.approx(0.1, rel=0.1)
-
-
-def test_observed_features_are_differentiable_where_the_images_are(model, splits):
-    observe = training.observer(model, defense())
-    images = splits.test.images[:3].clone()
-    assert not observe(images).requires_grad  # the network's own parameters get no gradient
-    pixels = images.clone().requires_grad_()
-    direction = torch.randn_like(images)
-    with seeded(0):
-        (gradient,) = torch.autograd.grad(observe(pixels).square().sum(), pixels)
-    ends = []
-    for step in (-1e-3, 1e-3):
-        with seeded(0):
-            ends.append(observe(images + step * direction).double().square().sum())
-    assert float((gradient * direction).sum()) == pytest.approx(float((ends[1] - ends[0]) / 2e-3), rel=0.02)
-    with torch.no_grad():
-        assert not observe(pixels).requires_grad
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_observations_of_the_same_pixels_share_a_pass_until_it_is_used(model, splits):
-    calls = []
-    handle = model.encoder.register_forward_hook(lambda *_: calls.append(1))
-    observe = training.observer(model, defense())
-    pixels = splits.test.images[:3].clone().requires_grad_()
-    gradients = []
-    for _ in range(2):  # the second time, the graph of the first is gone
-        with seeded(0):
-            both = observe(pixels) + observe(pixels)
-        gradients.append(torch.autograd.grad(both.square().sum(), pixels)[0])
-    assert len(calls) == 2
-    assert torch.equal(*gradients)
-    handle.remove()
-
-
 def test_augmentation_shifts_and_mirrors():
     image = torch.arange(36.0).reshape(1, 1, 6, 6)
     generator = torch.Generator().manual_seed(0)
@@ -258,26 +178,6 @@ def test_augmentation_shifts_and_mirrors():
         assert made.shape == (2000, 1, 6, 6)
         assert len(torch.unique(made.flatten(1), dim=0)) == len(wanted)
         assert all((made == w).flatten(1).all(1).any() for w in wanted)
-
-
-def test_whatever_only_looks_at_a_network_keeps_the_mode_of_every_module(model, splits):
-    model.train()
-    frozen = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)).eval()
-    adversary = defense("noise_arl")
-    adversary.start(model, splits.train.images)
-    training.clean_features(model, splits.test.images)
-    training.correctness(model, adversary, splits.test, draws=1, seed=0)
-    assert [module for module in model.modules() if not module.training] == [frozen]
-
-
-def test_an_inference_tensor_is_observed(model, splits):
-    observe = training.observer(model, defenses.Bottleneck())
-    with torch.inference_mode():
-        images = splits.test.images.clone()
-        first = observe(images)
-        images.zero_()
-        assert not torch.equal(observe(images), first)
-    assert torch.equal(observe(splits.test.images), first)
 
 
 @pytest.mark.parametrize("name, weight", [("noise", 0.35), ("bottleneck", 0.0)])

@@ -1,4 +1,4 @@
-"""Processes that train together make the steps of one process, and end together."""
+"""``cem-fast train`` under torchrun: one process writes, and all of them end together."""
 
 from __future__ import annotations
 
@@ -11,49 +11,14 @@ import time
 
 import pytest
 import torch
-from support import ranks_at_work
 
 from cem_fast.cli import main as cli
 from cem_fast.cli import torchrun
 from cem_fast.experiments import saved_run
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What two processes made of every case."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(ranks_at_work.train_cases, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-@pytest.mark.parametrize("name", ranks_at_work.CASES)
-def test_two_processes_train_the_network_of_one(together, name):
-    state, history = ranks_at_work.train(name, None)
-    first, second = (results[name] for results in together)
-    assert all(torch.equal(first["state"][key], value) for key, value in second["state"].items())
-    assert first["history"] == second["history"]
-    assert first["kept"] == 2  # by the first process
-    assert second["kept"] == 0
-    if name in ranks_at_work.EXACT:
-        for key, value in state.items():
-            torch.testing.assert_close(
-                first["state"][key], value, rtol=1e-8, atol=1e-10, msg=lambda m, key=key: f"{key}: {m}"
-            )
-        figures = ("loss", "accuracy", "learning_rate")
-        for entry, expected in zip(first["history"], history, strict=True):
-            assert [entry[key] for key in figures] == pytest.approx([expected[key] for key in figures], rel=1e-6)
-            assert (entry["cem"] or 0) == pytest.approx(expected["cem"] or 0, rel=1e-6)
-
-
-def test_every_process_draws_noise_of_its_own_and_goes_on_where_it_was_interrupted(together):
-    assert not torch.equal(together[0]["noise"]["drawn"], together[1]["noise"]["drawn"])
-    for results in together:
-        resumed, whole = results["noise"]["resumed"], results["noise"]["state"]
-        assert all(torch.equal(resumed[key], value) for key, value in whole.items())
-
-
 def launch(folder, *settings: str) -> list[subprocess.Popen]:
-    """cem-fast train on two processes, each without torchrun's watch over the other."""
+    """cem-fast train on two processes, each without torchrun's supervision."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -71,7 +36,7 @@ def launch(folder, *settings: str) -> list[subprocess.Popen]:
 SETTINGS = ("--image-size", "16", "--batch-size", "8", "--cem-components", "2", "--cem-weight", "0.5")
 
 
-def test_torchrun_trains_and_the_first_process_alone_writes_and_speaks(tiny_images, tmp_path):
+def test_torchrun_trains_and_only_the_first_process_writes_and_prints(tiny_images, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cem_fast"]
     arguments = ["train", "--data", str(tiny_images), "--folder", str(folder), "--epochs", "3", *SETTINGS]
@@ -99,7 +64,7 @@ def test_a_process_that_dies_ends_the_other_with_one_line(tiny_images, tmp_path)
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_a_process_that_has_not_parted_from_the_others_ends_at_once(joined, monkeypatch):
+def test_a_process_still_in_its_group_exits_at_once(joined, monkeypatch):
     def at_once(status):
         raise InterruptedError(status)
 
@@ -109,7 +74,7 @@ def test_a_process_that_has_not_parted_from_the_others_ends_at_once(joined, monk
         torchrun.leave(3)
 
 
-def test_other_commands_are_not_for_torchrun(monkeypatch, capfd):
+def test_other_commands_refuse_torchrun(monkeypatch, capfd):
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
     before = signal.getsignal(signal.SIGTERM)
