@@ -211,7 +211,8 @@ class CEMLoss(FullPrecisionBuffers):
 
         Args:
             encoder: the network on the user's device; the modes of its modules are restored.
-            loader: yields the same images in every iteration over it, in any order.
+            loader: yields the same ``(images, labels)`` in every iteration over it, in any order; for one class, also
+                ``images`` alone.
             max_iter: maximum number of Lloyd iterations.
             tol: as in ``fit``.
             memory_budget: bytes of features that may be kept.
@@ -221,6 +222,7 @@ class CEMLoss(FullPrecisionBuffers):
             The loss itself.
 
         Raises:
+            TypeError: the loader can be iterated only once, or yields other batches.
             ValueError: the loader yields no batch.
 
         Example:
@@ -233,6 +235,8 @@ class CEMLoss(FullPrecisionBuffers):
             >>> cem.fit_loader(torch.nn.Conv2d(1, 2, 3), loader).mixture.means.shape
             torch.Size([3, 2, 32])
         """
+        if isinstance(loader, Iterator):
+            raise TypeError("loader must be iterable more than once (a list or a DataLoader), got an iterator")
         device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
         with in_eval_mode(encoder):
             batches = _Encoded(self, encoder, loader, device)
@@ -389,11 +393,26 @@ class _Encoded:
     def __init__(self, loss: CEMLoss, encoder: nn.Module, loader: Iterable[Any], device: torch.device):
         self.loss, self.encoder, self.loader, self.device = loss, encoder, loader, device
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.loader:
-            yield self.loss._rows(self.encoder(images.to(self.device))), labels.to(self.device)
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for batch in self.loader:
+            images, labels = self._parts(batch)
+            labels = None if labels is None else labels.to(self.device)
+            yield self.loss._rows(self.encoder(images.to(self.device))), labels
+
+    def _parts(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        several = isinstance(batch, (tuple, list))
+        parts = tuple(batch) if several else (batch,)
+        tensors = all(isinstance(part, Tensor) for part in parts)
+        if tensors and len(parts) == 2:
+            return parts[0], parts[1]
+        if tensors and len(parts) == 1 and self.loss.mixture.num_classes == 1:
+            return parts[0], None
+        kind = type(batch).__name__
+        got = f"a {kind} of {', '.join(type(part).__name__ for part in parts)}" if several else f"a {kind}"
+        raise TypeError(f"loader must yield batches (images, labels) of two tensors, got {got}")
 
     def dimension(self) -> int:
-        for images, _ in self.loader:
+        for batch in self.loader:
+            images, _ = self._parts(batch)
             return self.loss._rows(self.encoder(images[:1].to(self.device))).shape[1]
         raise ValueError("loader must yield at least one batch of (images, labels), got none")

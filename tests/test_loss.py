@@ -311,3 +311,31 @@ def test_bad_fits(options, message):
         CEMLoss(num_classes=1).fit(torch.rand(9, 2), **options)
     with pytest.raises(TypeError, match=r"features must be a tensor of shape \[N, ...\], got list"):
         CEMLoss(num_classes=1).fit([[1.0, 2.0]])
+
+
+def test_a_loader_that_can_be_iterated_once_is_refused():
+    batches = [(torch.rand(4, 3), torch.zeros(4, dtype=torch.int64))] * 2
+    with pytest.raises(TypeError, match="loader must be iterable more than once .* got an iterator"):
+        CEMLoss(num_classes=1).fit_loader(torch.nn.Identity(), iter(batches))
+
+
+@pytest.mark.parametrize(
+    "batch, got",
+    [
+        ((torch.rand(4, 3), torch.arange(4) % 2, torch.arange(4)), "a tuple of Tensor, Tensor, Tensor"),
+        (dict(images=torch.rand(4, 3), labels=torch.arange(4) % 2), "a dict"),
+        (torch.rand(2, 3), "a Tensor"),
+        ([torch.rand(4, 3)], "a list of Tensor"),
+        ((torch.rand(4, 3), [0, 1, 0, 1]), "a tuple of Tensor, list"),
+    ],
+)
+def test_batches_of_a_loader_are_pairs_of_tensors(batch, got):
+    with pytest.raises(TypeError, match=rf"loader must yield batches \(images, labels\) of two tensors, got {got}$"):
+        CEMLoss(num_classes=2, num_components=1).fit_loader(torch.nn.Identity(), [batch])
+
+
+def test_a_loader_of_images_alone_fits_one_class():
+    images = torch.tensor([[1.0], [3.0]])
+    for batches in ([images], [(images,)]):
+        loss = CEMLoss(num_classes=1, num_components=1).fit_loader(torch.nn.Identity(), batches)
+        assert loss.mixture.means.item() == 2
