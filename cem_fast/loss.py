@@ -146,7 +146,10 @@ class CEMLoss(FullPrecisionBuffers):
             tensor(0.3466)
         """
         rows, mixture = self._rows(features), self.mixture
-        labels = validate.integer_labels(labels, rows.shape[0], mixture.num_classes, rows.device)
+        check = (
+            validate.integer_labels if self.is_fitted else validate.labels
+        )  # the fitted bound checks their range itself
+        labels = check(labels, rows.shape[0], mixture.num_classes, rows.device)
         if self.check_finite:
             self._require_finite(rows, labels)
         if self.check_labels and labels is not None:

@@ -339,3 +339,8 @@ def test_a_loader_of_images_alone_fits_one_class():
     for batches in ([images], [(images,)]):
         loss = CEMLoss(num_classes=1, num_components=1).fit_loader(torch.nn.Identity(), batches)
         assert loss.mixture.means.item() == 2
+
+
+def test_labels_out_of_range_raise_before_the_first_fit():
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\), got 5 at index 1"):
+        CEMLoss(num_classes=2)(torch.rand(3, 4), torch.tensor([0, 5, 1]))
