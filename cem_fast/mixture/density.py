@@ -169,7 +169,7 @@ class MixtureDensity(FullPrecisionBuffers):
         Raises:
             RuntimeError: the mixture is not fitted.
             TypeError: an argument has the wrong dtype.
-            ValueError: a shape, device or label does not fit.
+            ValueError: a shape, device or label does not fit, or rows are not finite.
 
         Example:
             >>> import torch
@@ -180,8 +180,12 @@ class MixtureDensity(FullPrecisionBuffers):
             tensor([0, 1])
         """
         if self.matrices:
-            return self._log_joint(x, labels).argmax(1)
+            joint = self._log_joint(x, labels)
+            validate.finite("x", x)
+            return joint.argmax(1)
         means, variances, weights = self._components(labels)
+        validate.features(x, means)
+        validate.finite("x", x)
         if self.algorithm == "em":
             rule = "posterior"
         else:

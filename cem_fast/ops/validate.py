@@ -102,6 +102,15 @@ def label_range(value: Tensor, num_classes: int) -> None:
         raise ValueError(f"labels must lie in [0, {num_classes}), got {int(value[row])} at index {row}")
 
 
+def finite(name: str, value: Tensor) -> None:
+    """Requires rows without NaN or infinity; waits for the device."""
+    bad = ~torch.isfinite(value).all(1)
+    if bool(bad.any()):
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinity in {int(bad.sum())} rows, first row {int(bad.int().argmax())}"
+        )
+
+
 def is_readable(value: Tensor) -> bool:
     """Whether values can be read without a wait: on the CPU, outside torch.compile, export and other transforms."""
     if torch.compiler.is_compiling() or not value.is_cpu or type(value) is not Tensor:

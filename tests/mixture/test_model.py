@@ -392,3 +392,12 @@ def test_bad_rows():
         mixture.fit(labels[:, None], labels)
     with pytest.raises(ValueError, match=r"init must have shape \[C, K, D\] = \(3, 2, 5\), got \(3, 2, 4\)"):
         GaussianMixture(num_components=2, num_classes=3, init=torch.zeros(3, 2, 4)).fit(x, labels)
+
+
+@pytest.mark.parametrize("options", [dict(algorithm="kmeans"), dict(), dict(covariance_type="full")])
+def test_rows_with_nan_have_no_component(options):
+    x, labels, _, _ = blobs(spread=1.0)
+    mixture = GaussianMixture(num_components=2, num_classes=3, **options).fit(x, labels)
+    x[4, 1] = float("nan")
+    with pytest.raises(ValueError, match="x must be finite, got NaN or infinity in 1 rows, first row 4"):
+        mixture.predict(x, labels)
