@@ -40,11 +40,17 @@ class MixtureDensity(FullPrecisionBuffers):
         self.matrices = covariance_type in ("tied", "full")
         C, K = num_classes, num_components
         self._spread = "covariances" if self.matrices else "variances"
-        self.register_buffer("means", torch.zeros(C, K, 0))
-        self.register_buffer(self._spread, torch.zeros(shape_of_spread(covariance_type, C, K, 0)))
-        self.register_buffer("weights", torch.zeros(C, K))
-        self.register_buffer("class_prior", torch.zeros(C))
-        self.register_buffer("counts", torch.zeros(C, K))
+        shapes = {
+            "means": (C, K, 0),
+            self._spread: shape_of_spread(covariance_type, C, K, 0),
+            "weights": (C, K),
+            "class_prior": (C,),
+            "counts": (C, K),
+        }
+        if self.matrices:  # in single precision, a thin covariance matrix would be indefinite
+            self.always_double = frozenset(shapes)
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64 if self.matrices else None))
 
     @property
     def is_fitted(self) -> bool:

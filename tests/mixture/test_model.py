@@ -401,3 +401,14 @@ def test_rows_with_nan_have_no_component(options):
     x[4, 1] = float("nan")
     with pytest.raises(ValueError, match="x must be finite, got NaN or infinity in 1 rows, first row 4"):
         mixture.predict(x, labels)
+
+
+@pytest.mark.parametrize("kind", ["tied", "full"])
+def test_covariances_stay_in_double_precision(kind):
+    x, labels, _, _ = blobs(spread=1.0)
+    mixture = GaussianMixture(num_components=2, num_classes=3, covariance_type=kind).fit(x, labels)
+    fresh = GaussianMixture(num_components=2, num_classes=3, covariance_type=kind)
+    fresh.load_state_dict(mixture.state_dict())
+    for name, value in mixture.float().half().state_dict().items():
+        assert value.dtype == torch.float64, name
+        assert torch.equal(value, fresh.state_dict()[name]), name
