@@ -221,6 +221,7 @@ class GaussianMixture(MixtureDensity):
         Raises:
             TypeError: x is not a floating-point tensor, or labels are not an integer one.
             ValueError: a shape, device, label or value does not fit, or the mixture has covariance matrices.
+            RuntimeError: the parameters were set without counts.
 
         Example:
             >>> import torch
@@ -238,6 +239,11 @@ class GaussianMixture(MixtureDensity):
             return self._fit(rows)
         validate.features(x, self.means)
         seen = self.counts.double()
+        if not bool(seen.any()):
+            raise RuntimeError(
+                "partial_fit needs the counts of the earlier rows, got parameters without counts: "
+                "pass counts to set_parameters, or num_rows to from_sklearn"
+            )
         per_class = rows.reduce(fitting.class_sizes(rows, self.num_classes, self.means.device))
         new = (seen.sum(1) == 0) & (per_class > 0)
         if bool(new.any()):
@@ -424,8 +430,15 @@ class GaussianMixture(MixtureDensity):
         return model
 
     @classmethod
-    def from_sklearn(cls, model: Any) -> GaussianMixture:
+    def from_sklearn(cls, model: Any, *, num_rows: int = 0) -> GaussianMixture:
         """Converts a fitted ``sklearn.mixture.GaussianMixture`` to a mixture of one class, in double precision.
+
+        Args:
+            model: the scikit-learn model.
+            num_rows: number of rows that it was fitted to, which it does not store; ``partial_fit`` needs it.
+
+        Returns:
+            The mixture.
 
         Raises:
             ValueError: the model is not fitted.
@@ -441,7 +454,13 @@ class GaussianMixture(MixtureDensity):
         mixture = cls(
             num_components=model.n_components, covariance_type=model.covariance_type, reg_covar=model.reg_covar
         ).double()
-        mixture.set_parameters(means=means, variances=spread, weights=weights, class_prior=means.new_ones(1))
-        mixture.n_iter_, mixture.converged_ = model.n_iter_, model.converged_
+        mixture.set_parameters(
+            means=means,
+            variances=spread,
+            weights=weights,
+            class_prior=means.new_ones(1),
+            counts=num_rows * weights,
+        )
+        mixture.n_iter_, mixture.converged_, mixture.num_rows_ = model.n_iter_, model.converged_, num_rows
         mixture.lower_bound_ = float(model.lower_bound_)
         return mixture

@@ -412,3 +412,14 @@ def test_covariances_stay_in_double_precision(kind):
     for name, value in mixture.float().half().state_dict().items():
         assert value.dtype == torch.float64, name
         assert torch.equal(value, fresh.state_dict()[name]), name
+
+
+def test_more_rows_for_a_mixture_of_scikit_learn():
+    sklearn = pytest.importorskip("sklearn.mixture")
+    x = torch.randn(200, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = sklearn.GaussianMixture(1, covariance_type="diag").fit(x[:150].numpy())
+    with pytest.raises(RuntimeError, match="partial_fit needs the counts of the earlier rows"):
+        GaussianMixture.from_sklearn(model).partial_fit(x[150:])
+    mixture = GaussianMixture.from_sklearn(model, num_rows=150).partial_fit(x[150:])
+    torch.testing.assert_close(mixture.means[0, 0], x.mean(0))
+    assert mixture.num_rows_ == 200
