@@ -16,7 +16,10 @@ from cem_fast.mixture.density import MixtureDensity
 from cem_fast.mixture.fitting import Chunk, Moments, Rows, Settings
 from cem_fast.ops import validate
 
-DECLARED = ("num_components", "num_classes", "covariance_type", "algorithm", "reg_covar")
+# stored in a file next to the parameters
+SETTINGS = ("num_components", "num_classes", "covariance_type", "algorithm", "num_init", "max_iter", "tol", "reg_covar")
+INITIAL = ("init", "init_variances", "init_weights")
+FITTED = ("num_rows_", "n_iter_", "converged_", "lower_bound_")
 
 
 class GaussianMixture(MixtureDensity):
@@ -375,6 +378,8 @@ class GaussianMixture(MixtureDensity):
     def save(self, path: str | Path) -> None:
         """Writes the mixture to a safetensors file, which ``GaussianMixture.load`` reads.
 
+        The file holds parameters, settings and results of the last fit, but no generator or process group.
+
         Raises:
             OSError: the file cannot be written.
 
@@ -387,7 +392,10 @@ class GaussianMixture(MixtureDensity):
             ...     GaussianMixture.load(f"{folder}/mixture.safetensors").means
             tensor([[[2.]]])
         """
-        interchange.write(path, self.state_dict(), {name: getattr(self, name) for name in DECLARED})
+        initial = {name: getattr(self, name) for name in INITIAL}
+        tensors = {f"settings.{name}": value for name, value in initial.items() if isinstance(value, Tensor)}
+        values = {name: getattr(self, name) for name in SETTINGS + FITTED}
+        interchange.write(path, {**self.state_dict(), **tensors}, values)
 
     @classmethod
     def load(cls, path: str | Path) -> GaussianMixture:
@@ -397,10 +405,16 @@ class GaussianMixture(MixtureDensity):
             FileNotFoundError: there is no such file.
             ValueError: the file holds no mixture.
         """
-        state, settings = interchange.read(path)
+        state, values = interchange.read(path)
+        initial: dict[str, Any] = {
+            name: state.pop(f"settings.{name}") for name in INITIAL if f"settings.{name}" in state
+        }
         try:
-            mixture = cls(**{name: settings[name] for name in DECLARED}).to(state["means"].dtype)
+            settings = {name: values[name] for name in SETTINGS}
+            mixture = cls(**settings, **initial).to(state["means"].dtype)
             mixture.load_state_dict(state)
+            for name in FITTED:
+                setattr(mixture, name, values[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"path must be a file that GaussianMixture.save wrote, got {path}: {error}") from error
         return mixture

@@ -423,3 +423,15 @@ def test_more_rows_for_a_mixture_of_scikit_learn():
     mixture = GaussianMixture.from_sklearn(model, num_rows=150).partial_fit(x[150:])
     torch.testing.assert_close(mixture.means[0, 0], x.mean(0))
     assert mixture.num_rows_ == 200
+
+
+def test_a_file_keeps_settings_and_results(tmp_path):
+    x, labels, _, centers = blobs(spread=1.0)
+    options = dict(num_init=2, max_iter=7, tol=0.5, reg_covar=1e-3, algorithm="kmeans", init=centers)
+    mixture = GaussianMixture(num_components=2, num_classes=3, **options).fit(x, labels)
+    mixture.save(tmp_path / "mixture.safetensors")
+    loaded = GaussianMixture.load(tmp_path / "mixture.safetensors")
+    for name in ("num_init", "max_iter", "tol", "reg_covar", "num_rows_", "n_iter_", "converged_", "lower_bound_"):
+        assert getattr(loaded, name) == getattr(mixture, name), name
+    assert torch.equal(loaded.init, centers)
+    assert torch.equal(loaded.fit(x, labels).means, mixture.means)
