@@ -21,7 +21,9 @@ def write(path: str | Path, tensors: dict[str, Tensor], settings: dict[str, Any]
     """Writes tensors and settings to a safetensors file, atomically."""
     import safetensors.torch
 
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    tensors = {
+        name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }  # share nothing
     write_atomically(path, safetensors.torch.save(tensors, {KEY: json.dumps(settings)}))
 
 
