@@ -70,14 +70,21 @@ TORCH = {
 NUMPY = {"numpy.ndarray": ("class", "reference/generated/numpy.ndarray.html#numpy.ndarray")}
 
 
-def write(project: str, names: dict[str, tuple[str, str]]) -> None:
-    """Writes one inventory: four lines of text, then a compressed line per name."""
-    head = f"# Sphinx inventory version 2\n# Project: {project}\n# Version: \n# The remainder of this file is compressed using zlib.\n"
-    lines = "".join(f"{name} py:{role} 1 {uri} -\n" for name, (role, uri) in sorted(names.items()))
-    (HERE / f"{project}.inv").write_bytes(head.encode() + zlib.compress(lines.encode(), 9))
+INVENTORIES = {"python": PYTHON, "torch": TORCH, "numpy": NUMPY}
+
+
+def lines(names: dict[str, tuple[str, str]]) -> str:
+    """One line per name: name, domain and role, priority, page, and the name to show (``-`` for the same)."""
+    return "".join(f"{name} py:{role} 1 {uri} -\n" for name, (role, uri) in sorted(names.items()))
 
 
 if __name__ == "__main__":
-    write("python", PYTHON)
-    write("torch", TORCH)
-    write("numpy", NUMPY)
+    for project, names in INVENTORIES.items():
+        head = (
+            "Sphinx inventory version 2",
+            f"Project: {project}",
+            "Version: ",
+            "The remainder of this file is compressed using zlib.",
+        )
+        content = "".join(f"# {line}\n" for line in head).encode() + zlib.compress(lines(names).encode(), 9)
+        (HERE / f"{project}.inv").write_bytes(content)

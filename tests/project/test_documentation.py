@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
+import zlib
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,14 @@ def test_paths_and_links_exist(page):
 def test_every_command_has_its_flags():
     page = (ROOT / "docs/guide/command-line.md").read_text()
     assert re.findall(r"^## (.+)\n\n```\{flags\} (\w+)", page, re.MULTILINE) == [(name, name) for name in COMMANDS]
+
+
+def test_inventories_are_those_of_their_script():
+    """After a change, run ``python docs/_inventories/make.py``."""
+    script = runpy.run_path(str(ROOT / "docs/_inventories/make.py"))
+    for project, names in script["INVENTORIES"].items():
+        *_, compressed = (ROOT / f"docs/_inventories/{project}.inv").read_bytes().split(b"\n", 4)
+        assert zlib.decompress(compressed).decode() == script["lines"](names)
 
 
 def test_the_layers_are_those_that_are_checked():
