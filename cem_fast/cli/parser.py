@@ -167,7 +167,7 @@ class Command(click.Command):
 
     def read(self, ctx: click.Context, path: Path) -> dict[str, Any]:
         """Reads the settings of a YAML file, each with the type of its flag."""
-        options = {param.name: param for param in self.params if isinstance(param, Option) and param.name != CONFIG}
+        options = {param.name: param for param in self.params if isinstance(param, Option)}
         found = {}
         for key, value in read_mapping(path).items():
             name = key.replace("-", "_")
@@ -211,8 +211,8 @@ class Program(click.Group):
 
 def settings(config: type[SharedConfig]) -> list[click.Parameter]:
     """The flags of a configuration, with ``--config`` for a YAML file of them."""
-    file = Option(CONFIG, "YAML file of settings; flags after it take precedence", group="settings")
-    file.multiple, file.default, file.type, file.metavar = True, (), click.STRING, "FILE"
+    text = "YAML file of settings; flags after it take precedence"
+    file = click.Option([_flag(CONFIG)], multiple=True, metavar="FILE", help=text)
     return [file, *(Option(s.name, plain(s.text), s.kind, s.default, s.group) for s in described(config).values())]
 
 
@@ -287,7 +287,7 @@ def explain(error: click.ClickException, known: Collection[str]) -> str:
     command = context.command if context is not None else None
     if isinstance(error, click.NoSuchOption):
         name = error.option_name.lstrip("-").replace("-", "_")
-        options = [str(param.name) for param in command.params if isinstance(param, Option)] if command else []
+        options = [str(param.name) for param in command.params if isinstance(param, click.Option)] if command else []
         if name in known and name not in options:
             return f"{name} is no setting of this command"
         return f"unknown setting {name!r}{_nearest(name, options)}"
