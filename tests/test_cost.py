@@ -1,4 +1,4 @@
-"""What a network costs: counts that can be checked by hand, and the paper's."""
+"""Cost of a network: counts by hand, and those of the paper."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def small():
 
 
 @pytest.mark.parametrize("classes", [3, 1])
-def test_what_cem_adds_is_found_in_steps_taken_in_turn(small, classes, monkeypatch):
+def test_the_cost_of_cem_is_measured_in_alternate_steps(small, classes, monkeypatch):
     model, images, labels = small
     took = iter(
         [9.0, 0.5, 0.7, 0.6, *[8.0, 8.0], *[1.0, 1.5], *[12.0, 11.0], *[2.0, 2.5]]

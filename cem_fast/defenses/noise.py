@@ -13,7 +13,7 @@ class GaussianNoise(Defense):
 
     The mean of ``n`` releases of one image has noise of ``noise_std / sqrt(n)``: the stated level holds for one release.
 
-    The noise comes from torch's generator, which is seedable and not cryptographic. Whoever knows its seed can subtract the noise: a device
+    The noise comes from torch's generator, which is seedable and not cryptographic. Noise of a known seed can be subtracted: a device
     needs a secret seed, and a secure generator against a strong adversary.
 
     Args:

@@ -96,7 +96,7 @@ class Snapshot:
                 outline = json.loads((file.metadata() or {})["training"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             if not isinstance(outline["identity"], dict) or not isinstance(outline["beside"], list):
-                raise TypeError("identity and beside are of another kind")
+                raise TypeError("identity or beside has the wrong type")
             _filled(outline["state"], tensors)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} is damaged, or no training that was interrupted ({error})") from None

@@ -1,4 +1,4 @@
-"""The learning rate over a run, whatever its length."""
+"""The learning rate over runs of every length."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every defense trains, with CEM and without, and comes back from disk as it was."""
+"""Every defense trains with CEM and without, and is loaded from disk with the same bits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONFIG = RunConfig(
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 @pytest.mark.parametrize("name", defenses.names())
-def test_every_defense_trains_with_cem_and_without_and_comes_back_the_same(name, weight, tiny_images, tmp_path):
+def test_every_defense_trains_with_cem_and_without_and_is_loaded_the_same(name, weight, tiny_images, tmp_path):
     config = replace(CONFIG, data=str(tiny_images), defense=name, cem_weight=weight, epochs=2 if weight else 1)
     seen = {}
 
@@ -73,7 +73,7 @@ def test_no_defense_ever_sees_a_test_image(name, tiny_images):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_all_of_them_at_once(tiny_images, tmp_path):
+def test_all_defenses_compose(tiny_images, tmp_path):
     """One composition of everything that changes the network, the features or the loss."""
     config = replace(CONFIG, data=str(tiny_images), cem_weight=0.5, epochs=2)
     splits = load_data(config.data, 0, 16)
@@ -100,7 +100,7 @@ def test_all_of_them_at_once(tiny_images, tmp_path):
     assert torch.equal(*released)
 
 
-def test_information_is_estimated_from_what_the_noise_is_added_to(tiny_images, tmp_path):
+def test_information_is_estimated_from_features_before_the_noise(tiny_images, tmp_path):
     nats = {}
     for name, own in (("noise", {}), ("topk_pruning", {"pruned_share": 0.99})):
         config = replace(CONFIG, data=str(tiny_images), defense=name, **own)

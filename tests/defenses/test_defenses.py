@@ -1,4 +1,4 @@
-"""Defenses: what they release, what they add to the loss, and that an adversary trained against loses."""
+"""Defenses: released features, penalties, and the effect of adversarial training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def part(defense: defenses.Defense, kind: type) -> defenses.Defense:
     return next(module for module in defense.modules() if isinstance(module, kind))
 
 
-def test_every_name_builds_and_only_none_goes_without_a_bottleneck():
+def test_every_name_builds_and_only_none_has_no_bottleneck():
     for noise_std in (0.1, 0.0):
         built = {name: build(name, noise_std=noise_std) for name in defenses.names() if noise_std or name not in NOISY}
         assert [name for name, defense in built.items() if not defense.uses_bottleneck] == ["none"]
@@ -49,7 +49,7 @@ def test_every_name_builds_and_only_none_goes_without_a_bottleneck():
 @pytest.mark.parametrize(
     "name", ["none", "bottleneck", "adversarial", "ressfl", "patrol", "sca", "distance_correlation"]
 )
-def test_without_noise_the_features_are_released_as_they_are(name):
+def test_without_noise_the_features_are_released_unchanged(name):
     features = torch.rand(3, 2, 4, 4)
     assert build(name, noise_std=0.0).release(features) is features
 
@@ -76,7 +76,7 @@ def test_every_defense_adds_noise_of_the_stated_variance_last(name, training):
 @pytest.mark.parametrize("name", NOISY)
 @pytest.mark.parametrize("std", [0.05, 0.4])
 @pytest.mark.parametrize("training", [True, False])
-def test_noise_has_the_stated_variance_in_training_and_in_use(name, std, training):
+def test_noise_has_the_stated_variance_in_training_and_at_inference(name, std, training):
     defense = build(name, noise_std=std).train(training)
     features = torch.rand(64, 8, 16, 16)
     first, second = defense.release(features) - features, defense.release(features) - features
@@ -86,7 +86,7 @@ def test_noise_has_the_stated_variance_in_training_and_in_use(name, std, trainin
     assert abs(correlation) < 5 / features.numel() ** 0.5  # fresh at every call
 
 
-def test_noise_lets_the_gradient_through():
+def test_noise_passes_the_gradient():
     features = torch.rand(2, 3, requires_grad=True)
     build("noise").release(features).sum().backward()
     assert torch.equal(features.grad, torch.ones(2, 3))
@@ -126,7 +126,7 @@ class Adding(defenses.Defense):
         return features.sum()
 
 
-def test_composition_chains_releases_sums_penalties_and_tells_every_part(tiny):
+def test_composition_chains_releases_sums_penalties_and_calls_every_part(tiny):
     model, images, labels = tiny
     features = torch.rand(4, 3)
     for parts, expected in (((Doubling(), Adding()), 2 * features + 1), ((Adding(), Doubling()), 2 * (features + 1))):
@@ -252,7 +252,7 @@ def test_the_similarity_that_the_proxy_of_ressfl_reaches_falls_to_the_threshold(
     assert against < alone - 0.2
 
 
-def test_ressfl_penalizes_similarity_above_the_threshold_alone(tiny):
+def test_ressfl_penalizes_only_similarity_above_the_threshold(tiny):
     model, images, labels = tiny
     defense = build("ressfl", adversary_weight=0.5, ssim_threshold=0.3, noise_std=0.0)
     defense.start(model, images)
@@ -335,7 +335,7 @@ def test_distance_correlation_is_as_defined():
 
 
 @pytest.mark.parametrize("images, features", [("same", "vary"), ("vary", "same"), ("same", "same"), ("one", "one")])
-def test_distance_correlation_of_what_does_not_vary_is_zero_and_has_a_gradient(images, features):
+def test_distance_correlation_of_constant_samples_is_zero_and_has_a_gradient(images, features):
     def sample(kind):
         return torch.rand({"one": 1, "same": 1, "vary": 6}[kind], 4).expand(1 if kind == "one" else 6, 4).clone()
 
@@ -429,7 +429,7 @@ def test_local_privacy_clips_and_adds_noise_of_the_calibrated_scale(mechanism, n
     assert noise.mean().abs().item() < 5 * noise.std().item() / noise.numel() ** 0.5
 
 
-def test_clipping_lets_a_gradient_through_and_none_is_nan():
+def test_clipping_passes_a_finite_gradient():
     features = torch.stack([torch.zeros(4), torch.full((4,), 0.1), torch.full((4,), 100.0)]).requires_grad_()
     build("local_dp", noise_std=0.0).release(features)[:, 0].sum().backward()
     assert torch.isfinite(features.grad).all()
@@ -497,11 +497,11 @@ def test_patrol_deepens_the_encoder_once_and_prunes_it_halfway(deep):
     assert defense.proxy(model.encoder(images)).shape == images.shape
 
 
-def test_pruning_takes_the_channel_that_matters_least_and_nothing_else_changes(deep):
+def test_pruning_removes_the_least_important_channel_and_changes_nothing_else(deep):
     model, (images, labels) = deep
     defense = build("patrol", pruned_channels=1 / 32, noise_std=0.0)
     defense.attach(model, images.shape[1:])
-    idle = {0: 3, 1: 7, 2: 30}  # by stage, a channel that says nothing
+    idle = {0: 3, 1: 7, 2: 30}  # by stage, a channel without effect
     for stage, channel in idle.items():
         with torch.no_grad():
             for parameter in (*model.encoder[stage][0].parameters(), *model.encoder[stage][1].parameters()):
@@ -538,7 +538,7 @@ def test_pruning_leaves_the_channels_of_shortcuts_that_widen_in_line():
 
 
 @pytest.mark.parametrize("name", ["patrol", "sca + patrol", "patrol + sca"])
-def test_every_parameter_of_a_pruned_network_goes_on_training(deep, name):
+def test_every_parameter_of_a_pruned_network_is_still_trained(deep, name):
     model, (images, labels) = deep
     defense = defenses.Composed(*(build(each, noise_std=0.0) for each in name.split(" + ")))
     images = Part(images, labels, torch.arange(20))
@@ -606,7 +606,7 @@ def test_a_sparse_code_is_sparse_and_reconstructs_its_input(maps):
     assert torch.allclose(layer.code(scales * maps) / scales, layer.code(maps), atol=1e-4)
 
 
-def test_nothing_is_coded_as_nothing_with_a_gradient():
+def test_zero_features_have_a_zero_code_with_a_gradient():
     features = torch.zeros(2, 12, 5, 5, requires_grad=True)
     coded = SparseCoding(12, threshold=0.2)(features)
     coded.sum().backward()
@@ -667,7 +667,7 @@ def test_sparse_coding_stands_before_the_last_module_and_learns(deep):
         assert torch.equal(other.encoder[2].patterns, before) == same
 
 
-def test_patrol_without_its_package_says_what_to_install(monkeypatch):
+def test_patrol_without_its_package_names_it(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch_pruning" else find(name))
     with pytest.raises(ImportError, match="the defense patrol needs the package torch_pruning: pip install torch-prun"):
@@ -693,12 +693,12 @@ def test_settings_that_are_missing_or_unknown_are_named():
     assert defenses.build("dropout", noise_std=0.0, dropout_rate=0.1).dropout_rate == 0.1
 
 
-def test_a_proxy_cannot_be_trained_for_less_than_no_pass():
+def test_a_negative_number_of_pretraining_passes_is_refused():
     with pytest.raises(ValueError, match="pretraining must be at least 0, got -1"):
         defenses.ResSFL(adversary_weight=1.0, ssim_threshold=0.5, pretraining=-1)
 
 
-def test_a_setting_that_a_defense_does_not_use_does_not_matter():
+def test_settings_that_a_defense_does_not_use_are_ignored():
     build("bottleneck", noise_std=0.0, adversary_weight=0.0)
 
 

@@ -68,7 +68,7 @@ def test_the_papers_ssim_is_the_padded_definition():
     assert metrics.ssim_paper(torch.rand(2, 1, 4, 4), torch.rand(2, 1, 4, 4)).shape == (2,)
 
 
-def test_padding_flatters():
+def test_padding_raises_the_papers_ssim():
     torch.manual_seed(0)
     images = torch.rand(8, 3, 32, 32)
     noisy = (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
@@ -162,7 +162,7 @@ def test_bootstrap_resamples_groups_whole():
     assert high - low > 3 * (narrow_high - narrow_low)
 
 
-def test_bootstrap_depends_on_the_seed_alone():
+def test_bootstrap_depends_only_on_the_seed():
     off, on, groups = torch.rand(30) + 0.1, torch.rand(30), torch.arange(30)
     first = metrics.paired_bootstrap(off, on, groups, num_resamples=100, seed=3)
     assert first == metrics.paired_bootstrap(off, on, groups, num_resamples=100, seed=3)

@@ -1,4 +1,4 @@
-"""Recognition: the closed form against its definition, and rates on images whose answer is known."""
+"""Recognition: the closed form against its definition, and rates on images with known answers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_classifier_is_the_ridge_solution_with_the_least_error_on_images_left_ou
     torch.testing.assert_close(found.weights, solve(torch.arange(count) >= 0, best * unit)[0], rtol=1e-6, atol=1e-9)
 
 
-def test_of_many_images_some_of_every_class_are_learned_from(monkeypatch):
+def test_a_sample_of_many_images_covers_every_class(monkeypatch):
     monkeypatch.setattr(recognition, "MAX_IMAGES", 100)
     labels = torch.arange(400) % 4
     images = torch.rand(400, 1, 4, 4)
@@ -73,7 +73,7 @@ def test_chance_is_that_of_the_most_frequent_class():
     assert recognition.chance(torch.tensor([0, 3, 3, 1])) == 0.5
 
 
-def test_identical_images_are_no_crash():
+def test_identical_images_are_handled():
     recognizer = Recognizer(torch.zeros(4, 1, 3, 3), torch.tensor([0, 1, 1, 1]))
     assert recognizer.names(torch.rand(2, 1, 3, 3)).tolist() == [1, 1]
 

@@ -1,4 +1,4 @@
-"""Networks: published sizes, bounded features, and cutting a user's own network."""
+"""Networks: published sizes, bounded features, and the split of a user's own network."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_number_of_channels_means_its_long_form():
         ("noRELU_K5C4S2", ["Conv2d"], ["ConvTranspose2d"]),
     ],
 )
-def test_what_the_grammar_builds(text, device, cloud):
+def test_networks_of_the_grammar(text, device, cloud):
     def kinds(modules):
         return [type(module).__name__ for module in modules]
 
@@ -176,7 +176,7 @@ def test_what_the_grammar_builds(text, device, cloud):
 
 
 @pytest.mark.parametrize("stride, kernel", [(1, 1), (2, 3), (4, 5), (8, 9)])
-def test_a_stride_is_undone_in_the_cloud(stride, kernel):
+def test_the_cloud_restores_the_sides(stride, kernel):
     model = models.build("resnet20", image_shape=(1, 32, 16), num_classes=3, cut=2, bottleneck=f"K{kernel}C4S{stride}")
     features = model.encoder(torch.rand(2, 1, 32, 16))
     assert features.shape == (2, 4, 32 // stride, 16 // stride)
@@ -232,7 +232,7 @@ def own_network() -> nn.Sequential:
     )
 
 
-def test_cutting_a_network_changes_nothing_it_computes():
+def test_a_split_network_computes_the_same():
     network, images = own_network(), torch.rand(4, 1, 8, 8)
     for cut in range(1, len(network)):
         model = SplitModel.from_sequential(network, cut)
@@ -273,7 +273,7 @@ def test_bad_cuts():
         (nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)), 8),
     ],
 )
-def test_a_bottleneck_fits_whatever_the_maps_end_in(last, channels):
+def test_a_bottleneck_fits_every_last_layer_of_maps(last, channels):
     network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), last, nn.Flatten(), nn.LazyLinear(3))
     model = SplitModel.from_sequential(network, cut=2, bottleneck=4)
     assert model.encoder[2][0].in_channels == channels

@@ -1,4 +1,4 @@
-"""What each of two processes trains in the tests; in its own module so that a spawned process can import it."""
+"""The training of each of two processes in the tests, in a module that a spawned process can import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cem_fast.training import batch_norm
 from cem_fast.training.resume import Snapshot
 
 CONFIG = RunConfig(epochs=2, batch_size=9, learning_rate=0.02, noise_std=0.1, pruned_channels=0.3, adversary_weight=3.0)
-# defense, its noise, what is given to CEM, and settings; batches of 9 and 8 images, so that shares differ
+# defense, its noise, arguments of CEM, and settings; batches of 9 and 8 images, so that shares differ
 CASES = {
     "cem": ("bottleneck", 0.0, {"num_classes": 3, "num_components": 2, "covariance_type": "diag"}, {}),
     "without labels": ("bottleneck", 0.0, {"num_classes": 1, "num_components": 1}, {"cem_by_class": False}),
@@ -53,7 +53,7 @@ def unnormalized(*, num_classes: int) -> SplitModel:
 
 
 class Counted(Snapshot):
-    """Counts how often it is written."""
+    """A snapshot that counts its writes."""
 
     kept = 0
 
@@ -98,7 +98,7 @@ def train(name: str, group, snapshot: Snapshot | None = None, *, stop: int | Non
 
 
 def train_cases(rank: int, folder: str) -> None:
-    """Trains every case and saves what came of it."""
+    """Trains every case and saves the results."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     results = {}
@@ -119,5 +119,5 @@ def train_cases(rank: int, folder: str) -> None:
         dist.barrier()
     results["noise"]["resumed"], _ = train("noise", dist.group.WORLD, snapshot)
     torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.barrier()  # a process that leaves while the other still talks to it would abort it
+    dist.barrier()  # a process that leaves early would abort the other
     dist.destroy_process_group()

@@ -135,7 +135,7 @@ def test_cem_is_given_clean_features_of_training_images(model, splits):
     assert all(0 <= features.min() <= features.max() <= 1 and features.requires_grad for features in recorder.called)
 
 
-def test_the_weight_comes_from_the_schedule(model, splits):
+def test_the_schedule_gives_the_weight(model, splits):
     asked = []
 
     class Schedule:
@@ -189,7 +189,7 @@ def test_features_that_are_not_finite_stop_training(model, splits, name, weight)
         training.clean_features(trained(model, splits, config=config, name=name, weight=weight)[0], splits.test.images)
 
 
-def test_the_loop_is_the_one_that_the_paper_writes_down(model, splits):
+def test_the_loop_is_algorithm_1_of_the_paper(model, splits):
     config, ours, loss = replace(CONFIG, batch_size=30), copy.deepcopy(model), cem()
     history = training.train(ours, splits, defense(), config=config, cem=loss, schedule=CEMSchedule(0.7))
     images, labels, mixture, noise = splits.train.images, splits.train.labels, cem(), defense()
@@ -264,7 +264,7 @@ def test_a_batch_that_cannot_be_divided_is_named(model, splits):
 
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 @pytest.mark.parametrize("name", ["noise", "sca"])
-def test_half_precision_is_for_the_network_alone(model, splits, precision, dtype, name):
+def test_half_precision_applies_only_to_the_network(model, splits, precision, dtype, name):
     computed, released, acted = set(), set(), set()
 
     class Watched(Recorder):
@@ -308,3 +308,10 @@ def test_frozen_normalization_stays_frozen_and_a_network_in_eval_mode_does_not(m
         model, splits, defense(), config=replace(CONFIG, epochs=1)
     )  # after training, all of it is in eval mode
     assert not torch.equal(norms[0].running_mean, before[0])
+
+
+def test_a_warning_about_small_classes_is_attributed_to_the_library(model, splits):
+    many = CEMLoss(num_classes=10, num_components=12, noise_std=0.1)  # of 8 images per class
+    with pytest.warns(UserWarning, match="fewer distinct rows than num_components=12") as caught:
+        training.train(model, splits, defense(), config=replace(CONFIG, epochs=2), cem=many, schedule=CEMSchedule(1.0))
+    assert not any(warning.filename.endswith("_contextlib.py") for warning in caught)  # torch's

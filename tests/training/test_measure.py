@@ -50,7 +50,7 @@ def test_the_observer_encodes_once_and_adds_fresh_noise(model, splits):
     assert (observe(images) - training.clean_features(model, images)).std().item() == pytest.approx(0.1, rel=0.1)
 
 
-def test_observed_features_are_differentiable_where_the_images_are(model, splits):
+def test_observed_features_are_differentiable_if_the_images_are(model, splits):
     observe = training.observer(model, defense())
     images = splits.test.images[:3].clone()
     assert not observe(images).requires_grad  # the network's own parameters get no gradient

@@ -1,4 +1,4 @@
-"""Training that was interrupted goes on to the bits of an undisturbed run, and only its own file can be continued."""
+"""Interrupted training resumes with the bits of an uninterrupted run, and only from its own snapshot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Interrupted(Exception):
 
 
 def trained(splits, config, *, snapshot=None, stop=None):
-    """The whole state after training, and the history; a network and a defense are made anew, as in a new process."""
+    """The state after training, and the history; network and defense are new, as in a new process."""
     torch.manual_seed(0)
     model = models.build("slim", image_shape=splits.image_shape, num_classes=3, cut=2, bottleneck=8)
     defense = defenses.build(config.defense, **{key: asdict(config)[key] for key in defenses.settings()})
@@ -64,7 +64,7 @@ def trained(splits, config, *, snapshot=None, stop=None):
         ({"defense": "patrol"}, (2, 4)),  # before its channels are pruned, and after
     ],
 )
-def test_interrupted_training_ends_with_the_bits_of_an_undisturbed_run(splits, tmp_path, own, stops):
+def test_interrupted_training_ends_with_the_bits_of_an_uninterrupted_run(splits, tmp_path, own, stops):
     if own["defense"] == "patrol":
         pytest.importorskip("torch_pruning")
     config = replace(CONFIG, **own)
@@ -92,7 +92,7 @@ def test_a_finished_training_is_not_repeated(splits, tmp_path, monkeypatch):
     assert all(torch.equal(again[key], value) for key, value in state.items())
 
 
-def test_a_snapshot_holds_any_tree_and_what_is_beside_it(tmp_path):
+def test_a_snapshot_holds_any_tree_and_the_callers_records(tmp_path):
     beside = [{"epoch": 1, "nats": None}]
     tree = {"a": {0: torch.arange(3), 1: [torch.zeros(2, 0), None, 0.1, float("inf")]}, "b": "text", "c": True}
     Snapshot(tmp_path, {"x": (1, 2)}, beside=beside).save(tree)
@@ -107,7 +107,7 @@ def test_a_snapshot_holds_any_tree_and_what_is_beside_it(tmp_path):
     assert Snapshot(tmp_path / "nowhere", {}).load() is None
 
 
-def test_a_snapshot_of_another_training_or_a_damaged_one_is_not_continued(tmp_path):
+def test_damaged_snapshots_and_those_of_another_training_are_refused(tmp_path):
     snapshot = Snapshot(tmp_path, {"epochs": 40, "code": "a"})
     snapshot.save({"x": torch.zeros(1000)})
     assert snapshot.fits()
@@ -180,7 +180,7 @@ def test_train_resumes_after_kill_9(tiny_images, tmp_path, capfd):
     assert (killed / saved_run.DESCRIPTION).read_bytes() == before
 
 
-def test_settings_that_came_later_have_the_value_that_earlier_runs_acted_by(finished, tmp_path):
+def test_later_settings_default_to_the_behavior_of_earlier_runs(finished, tmp_path):
     record = finished.results.runs[0]
     settings = {key: value for key, value in record.settings.items() if key not in LATER}
     assert RunConfig.from_json(settings) == record.config
