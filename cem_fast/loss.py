@@ -331,6 +331,8 @@ class CEMLoss(FullPrecisionBuffers):
             >>> cem.load_mixture(**mixture, num_samples=100)(torch.zeros(0, 2))  # 1/2 log 2 of an empty batch
             tensor(0.3466)
         """
+        if not isinstance(num_samples, (int, float, Tensor)):
+            raise TypeError(f"num_samples must be a number, got {type(num_samples).__name__}")
         if not num_samples > 0:
             raise ValueError(f"num_samples must be positive, got {num_samples}")
         for name, value, least in (("variances", variances, "positive"), ("weights", weights, "at least 0")):

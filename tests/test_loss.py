@@ -344,3 +344,15 @@ def test_a_loader_of_images_alone_fits_one_class():
 def test_labels_out_of_range_raise_before_the_first_fit():
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\), got 5 at index 1"):
         CEMLoss(num_classes=2)(torch.rand(3, 4), torch.tensor([0, 5, 1]))
+
+
+def test_num_samples_that_is_no_number_is_named():
+    loss = CEMLoss(num_classes=1, num_components=1)
+    with pytest.raises(TypeError, match="num_samples must be a number, got str"):
+        loss.load_mixture(
+            means=torch.zeros(1, 1, 2),
+            variances=torch.ones(1, 1),
+            weights=torch.ones(1, 1),
+            class_prior=torch.ones(1),
+            num_samples="many",
+        )

@@ -47,7 +47,8 @@ class Settings:
     """Settings of a fit, documented at ``GaussianMixture``.
 
     Raises:
-        ValueError: naming the setting, what was expected and what came.
+        TypeError: a setting has the wrong type.
+        ValueError: a setting has a value that is not allowed.
     """
 
     num_components: int
@@ -77,8 +78,20 @@ class Settings:
             )
         if isinstance(self.init, str) and self.init != "k-means++":
             raise ValueError(f"init must be 'k-means++' or a tensor [C, K, D] of means, got {self.init!r}")
-        if not (self.tol >= 0 and self.reg_covar >= 0):
-            raise ValueError(f"tol and reg_covar must not be negative, got {self.tol} and {self.reg_covar}")
+        if not isinstance(self.init, (str, Tensor)):
+            raise TypeError(f"init must be 'k-means++' or a tensor [C, K, D] of means, got {type(self.init).__name__}")
+        for name in ("init_variances", "init_weights"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, Tensor)):
+                raise TypeError(f"{name} must be a tensor or None, got {type(value).__name__}")
+        for name in ("tol", "reg_covar"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
+        if not (self.generator is None or isinstance(self.generator, torch.Generator)):
+            raise TypeError(f"generator must be a torch.Generator or None, got {type(self.generator).__name__}")
 
     @property
     def matrices(self) -> bool:
@@ -332,6 +345,8 @@ def _fit_once(rows: Rows, sample: Rows, settings: Settings, like: Tensor) -> Est
     if isinstance(settings.init, Tensor):
         means = _given("init", settings.init, like, (C, K, D), "[C, K, D]")
     else:
+        if settings.generator is not None and settings.generator.device.type != like.device.type:
+            raise ValueError(f"generator must be on {like.device} like the rows, got {settings.generator.device}")
         means = kmeans_plus_plus(sample, C, K, like=like, generator=settings.generator)
         if settings.algorithm == "kmeans" and sample is not rows:
             means = lloyd(sample, means, diag=settings.diag, **iterations).means
@@ -345,6 +360,8 @@ def _fit_once(rows: Rows, sample: Rows, settings: Settings, like: Tensor) -> Est
 
 def _given(name: str, value: Tensor, like: Tensor, shape: tuple[int, ...], expected: str) -> Tensor:
     validate.same_shape(name, value, shape, expected)
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
     return value.to(like, copy=True)
 
 
@@ -355,8 +372,12 @@ def _start_of_em(rows: Rows, means: Tensor, settings: Settings, iterations: dict
     if variances is not None:
         shape = shape_of_spread(settings.covariance_type, C, K, D)
         variances = _given("init_variances", variances, means, shape, "as the covariance type says")
+        if not settings.matrices and not bool((variances > 0).all()):
+            raise ValueError(f"init_variances must be positive, got {float(variances.min())}")
     if weights is not None:
         weights = _given("init_weights", weights, means, (C, K), "[C, K]")
+        if not bool((weights >= 0).all()):
+            raise ValueError(f"init_weights must not be negative, got {float(weights.min())}")
     if given and variances is not None and weights is not None:
         return Estimate(means, variances, weights, *(torch.zeros_like(weights) for _ in range(4)))
     start = lloyd(rows, means, diag=settings.diag, **iterations | dict(max_iter=0 if given else settings.max_iter))

@@ -177,6 +177,12 @@ def conditional_entropy_bound(
     labels = validate.integer_labels(labels, x.shape[0], means.shape[0], x.device)
     validate.tensor("class_prior", class_prior, "[C]", 1)
     validate.same_shape("class_prior", class_prior, tuple(means.shape[:1]), "[C]")
+    if class_prior.dtype != means.dtype:
+        raise TypeError(f"class_prior must be {means.dtype} like the means, got {class_prior.dtype}")
+    validate.tensor("num_samples", num_samples, "[]", 0)
+    for name, value in (("class_prior", class_prior), ("num_samples", num_samples), ("noise_variance", noise_variance)):
+        if isinstance(value, Tensor):
+            validate.same_device(name, value, x.device)
     validate.noise_variance(noise_variance, means.shape[2])
     per_dimension = variances.dim() == 3, noise_variance.shape[0] > 1
     options = bound_options(variant, gradient, reduction, boost, threshold, gamma, *per_dimension)

@@ -220,7 +220,12 @@ def test_float64_rows_give_a_float64_mixture_and_state_round_trips():
         (dict(num_components=True), ValueError, "num_components must be a positive integer, got True"),
         (dict(algorithm="vb"), ValueError, "algorithm must be one of em, kmeans, got 'vb'"),
         (dict(init="random"), ValueError, r"init must be 'k-means\+\+' or a tensor"),
-        (dict(tol=-1.0), ValueError, "tol and reg_covar must not be negative, got -1.0"),
+        (dict(init=[[0.0]]), TypeError, r"init must be 'k-means\+\+' or a tensor \[C, K, D\] of means, got list"),
+        (dict(init_variances=1.0), TypeError, "init_variances must be a tensor or None, got float"),
+        (dict(tol=-1.0), ValueError, "tol must be finite and not negative, got -1.0"),
+        (dict(reg_covar=float("nan")), ValueError, "reg_covar must be finite and not negative, got nan"),
+        (dict(reg_covar="small"), TypeError, "reg_covar must be a number, got str"),
+        (dict(generator=0), TypeError, "generator must be a torch.Generator or None, got int"),
     ],
 )
 def test_bad_settings(options, error, message):
@@ -435,3 +440,18 @@ def test_a_file_keeps_settings_and_results(tmp_path):
         assert getattr(loaded, name) == getattr(mixture, name), name
     assert torch.equal(loaded.init, centers)
     assert torch.equal(loaded.fit(x, labels).means, mixture.means)
+
+
+@pytest.mark.parametrize(
+    "initial, message",
+    [
+        (dict(init=torch.full((3, 2, 5), torch.nan)), "init must be finite, got NaN or infinity"),
+        (dict(init_variances=torch.zeros(3, 2, 5)), "init_variances must be positive, got 0.0"),
+        (dict(init_variances=torch.full((3, 2, 5), torch.inf)), "init_variances must be finite, got NaN or infinity"),
+        (dict(init_weights=torch.full((3, 2), -1.0)), "init_weights must not be negative, got -1.0"),
+    ],
+)
+def test_bad_initial_parameters(initial, message):
+    x, labels, _, _ = blobs()
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(num_components=2, num_classes=3, **initial).fit(x, labels)

@@ -204,3 +204,24 @@ def test_bad_options(options, message):
     x, labels, mixture = draw(9, 6, 3, 2, diag=True)
     with pytest.raises(ValueError, match=message):
         bound(x, labels, mixture, 300, **options)
+
+
+@pytest.mark.parametrize(
+    "given, error, message",
+    [
+        (dict(num_samples=60), TypeError, r"num_samples must be a tensor of shape \[\], got int"),
+        (dict(num_samples=torch.ones(2)), ValueError, r"num_samples must have shape \[\], got \(2,\)"),
+        (dict(class_prior=torch.ones(1).double()), TypeError, "class_prior must be torch.float32 like the means"),
+    ],
+)
+def test_arguments_of_the_bound_are_named(given, error, message):
+    arguments = dict(
+        means=torch.zeros(1, 1, 2),
+        variances=torch.ones(1, 1),
+        weights=torch.ones(1, 1),
+        class_prior=torch.ones(1),
+        num_samples=torch.tensor(60.0),
+        noise_variance=torch.ones(1, dtype=torch.float64),
+    )
+    with pytest.raises(error, match=message):
+        conditional_entropy_bound(torch.zeros(3, 2), **arguments | given)
