@@ -356,3 +356,15 @@ def test_num_samples_that_is_no_number_is_named():
             class_prior=torch.ones(1),
             num_samples="many",
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loss_fitted_in_inference_mode_trains(dtype):
+    features = torch.rand(30, 4, dtype=dtype)
+    loss = CEMLoss(num_classes=1, num_components=2)
+    with torch.inference_mode():
+        loss.fit(features)
+    leaf = features.clone().requires_grad_()
+    loss(leaf).backward()
+    assert leaf.grad.abs().sum() > 0
+    loss.fit(features)

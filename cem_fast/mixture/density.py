@@ -112,7 +112,9 @@ class MixtureDensity(FullPrecisionBuffers):
             if buffer.shape == value.shape:
                 buffer.copy_(value)
             else:
-                self._buffers[name] = value.detach().to(device=buffer.device, dtype=buffer.dtype, copy=True)
+                with torch.inference_mode(False):  # a buffer made in inference mode could never be used in training
+                    buffer = torch.empty(value.shape, device=buffer.device, dtype=buffer.dtype)
+                self._buffers[name] = buffer.copy_(value.detach())
 
     def _components(self, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Means, spread and weights per class; those of one class of C K components if there are no labels."""
