@@ -1,4 +1,4 @@
-"""Atomic writing of files."""
+"""Atomic writing of files, and an early check that they can be written."""
 
 from __future__ import annotations
 
@@ -41,15 +41,23 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def check_target(folder: str | Path, marks: Mapping[str, bytes]) -> None:
-    """Raises now what would keep files from being written after hours of training; leaves nothing behind.
+    """Fails early if the output files could not be written later. Creates nothing.
 
     Args:
-        folder: where the files are to go; it need not exist.
-        marks: by the path of a file inside the folder, what the head of an older such file holds: without it, the file is somebody
-            else's.
+        folder: folder for the files; it need not exist.
+        marks: by the path of a file in the folder, bytes that the head of an existing one contains if this package wrote it.
 
     Raises:
-        ValueError: the folder cannot be made or written to, or one of the files is somebody else's.
+        ValueError: the folder cannot be created or written to, or another program wrote one of the files.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast._support.files import check_target
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     check_target(Path(folder) / "new", {"report.html": b"<title>cem_fast"})
+        ...     list(Path(folder).iterdir())
+        []
     """
     if not str(folder):
         raise ValueError("folder must be the path of a folder, got ''")

@@ -38,7 +38,7 @@ def test_every_defense_trains_with_cem_and_without_and_is_loaded_the_same(name, 
         record = run(config, tmp_path)
     loaded = saved_run.load_run(tmp_path)
     history = loaded.description.history
-    assert all(math.isfinite(epoch["loss"]) for epoch in history)
+    assert all(math.isfinite(epoch.loss) for epoch in history)
     assert (history[-1].cem is not None) == (weight > 0)
     assert math.isfinite(record.attacks["ridge"].mse)
     assert math.isfinite(record.leakage.heldout_nats)
