@@ -213,7 +213,7 @@ class RunConfig(SharedConfig):
         return self.defense + (" + CEM" if self.cem_weight > 0 else "")
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the settings as results.json records them, with ``cem_weight`` under the paper's name ``lambda``.
+        """Return the settings as results.json records them, with ``cem_weight`` under the paper's name ``lambda``.
 
         Example:
             >>> from cem_fast.config import RunConfig
@@ -227,7 +227,7 @@ class RunConfig(SharedConfig):
 
     @classmethod
     def from_json(cls, settings: dict[str, Any]) -> RunConfig:
-        """Reads the settings that :meth:`cem_fast.config.RunConfig.to_json` of this or an older version wrote.
+        """Read the settings that :meth:`cem_fast.config.RunConfig.to_json` of this or an older version wrote.
 
         Args:
             settings: the settings by their names in results.json.
@@ -386,7 +386,7 @@ class Setting:
 
 
 def described(config: type[SharedConfig]) -> dict[str, Setting]:
-    """Describes the settings of a configuration, with the texts of its docstrings.
+    """Describe the settings of a configuration, with the texts of its docstrings.
 
     Args:
         config: :class:`cem_fast.config.RunConfig` or :class:`cem_fast.config.GridConfig`.
@@ -420,7 +420,7 @@ def described(config: type[SharedConfig]) -> dict[str, Setting]:
 
 
 def type_name(kind: Any, *, sequence: str = "list") -> str:
-    """Names a type as users read it.
+    """Name a type as users read it.
 
     Args:
         kind: the type.
@@ -441,7 +441,7 @@ def type_name(kind: Any, *, sequence: str = "list") -> str:
 
 
 def from_yaml(kind: Any, value: Any) -> Any:
-    """Converts a value of a YAML file to the type of a setting: lists to tuples, and whole numbers to float where it is expected.
+    """Convert a value of a YAML file to the type of a setting: lists to tuples, and whole numbers to float where it is expected.
 
     A value of another type is returned as it is.
 
@@ -460,7 +460,7 @@ def from_yaml(kind: Any, value: Any) -> Any:
 
 
 def is_of(kind: Any, value: Any) -> bool:
-    """Tells whether a value is of a setting's type; an int is a float, but a bool is no number.
+    """Tell whether a value is of a setting's type; an int is a float, but a bool is no number.
 
     Args:
         kind: type of the setting.

@@ -35,7 +35,7 @@ class Bottleneck:
 
     @classmethod
     def parse(cls, text: int | str) -> Bottleneck | None:
-        """Parses the notation of a bottleneck.
+        """Parse the notation of a bottleneck.
 
         Args:
             text: a number of channels, or ``[noRELU_][Kk]CcSs``: ``noRELU_C8S1`` and ``K5C8S2`` have 8 channels, a stride of 1 and 2, and

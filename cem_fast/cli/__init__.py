@@ -6,7 +6,7 @@ from cem_fast.cli.signals import clean_imports
 
 
 def command() -> NoReturn:
-    """Runs the command line in this process and exits with its status."""
+    """Run the command line in this process and exits with its status."""
     with clean_imports():
         from cem_fast.cli import torchrun
         from cem_fast.cli.main import main

@@ -35,7 +35,7 @@ Function = TypeVar("Function", bound=Callable[..., int])
 
 
 def _command(*params: click.Parameter) -> Callable[[Function], Function]:
-    """Registers a function as the command of its name."""
+    """Register a function as the command of its name."""
 
     def register(function: Function) -> Function:
         command = Command(function, params)
@@ -75,7 +75,7 @@ def _device() -> Option:
     _device(),
 )
 def demo(seeds: tuple[int, ...] | None, **values: Any) -> int:
-    """Trains, attacks and reports on real faces, from scratch every time."""
+    """Train, attack and report on real faces, from scratch every time."""
     return _run_grid(read_grid(DEMO, **{} if seeds is None else {"seeds": seeds}), fresh=True, **values)
 
 
@@ -93,7 +93,7 @@ def demo(seeds: tuple[int, ...] | None, **values: Any) -> int:
     _device(),
 )
 def train(folder: str, resume: bool, dry_run: bool, device: str, **values: Any) -> int:
-    """Trains one model and saves it; under torchrun, all processes train it together."""
+    """Train one model and save it; under torchrun, all processes train it together."""
     from cem_fast.experiments.grid import check
     from cem_fast.experiments.run import check_run_folder, is_finished, run
 
@@ -131,12 +131,12 @@ def _resettable() -> list[click.Parameter]:
     found = described(RunConfig)
     seed = replace(found["seed"], text="seed of all random choices of the attacks")
     chosen = [seed if name == "seed" else found[name] for name in RESETTABLE]
-    return [Option(s.name, f"{plain(s.text)}; that of the run if left out", s.kind | None) for s in chosen]
+    return [Option(s.name, f"{plain(s.text)} (default: the run's own)", s.kind | None) for s in chosen]
 
 
 @_command(Argument("run", "folder of a saved run"), *_resettable(), _data_root(), _device())
 def attack(run: str, device: str, **values: Any) -> int:
-    """Attacks a saved run again, with any attack and its own budget."""
+    """Attack a saved run again, with any attack and its own budget."""
     from rich.table import Table
 
     from cem_fast import attacks, training
@@ -194,7 +194,7 @@ def attack(run: str, device: str, **values: Any) -> int:
     _device(),
 )
 def evaluate(folder: str | None, jobs: int, dry_run: bool, device: str, command: str, **values: Any) -> int:
-    """Runs a grid and reports on it."""
+    """Run a grid and report on it."""
     grid: GridConfig = build(GridConfig, values)
     return _run_grid(grid, folder=folder, jobs=jobs, dry_run=dry_run, device=device, command=command, fresh=False)
 
@@ -212,7 +212,7 @@ def evaluate(folder: str | None, jobs: int, dry_run: bool, device: str, command:
 def figures(
     figure: str, source: str, save: str | None, folder: str | None, dry_run: bool, command: str, **values: Any
 ) -> int:
-    """Draws one of the paper's figures: leakage (Fig. 3), sweeps (Fig. 4), utility (Eq. 4) or cost (Table 9)."""
+    """Draw one of the paper's figures: leakage (Fig. 3), sweeps (Fig. 4), utility (Eq. 4) or cost (Table 9)."""
     from cem_fast.report import figures as pictures
 
     results = Path(source)
@@ -246,7 +246,7 @@ def figures(
     _data_root(),
 )
 def data(action: str, name: str, address: str | None, **_: object) -> int:
-    """Gets a data set: cem-fast data fetch cifar10, or cem-fast data prepare facescrub."""
+    """Get a data set: cem-fast data fetch cifar10, or cem-fast data prepare facescrub."""
     from cem_fast import data as sets
     from cem_fast._support.lookup import lookup
     from cem_fast.cli import progress
@@ -278,7 +278,7 @@ def data(action: str, name: str, address: str | None, **_: object) -> int:
 
 @_command(Option("check", "compare every operation with the reference", bool, False), _device())
 def doctor(check: bool, device: str, **_: object) -> int:
-    """Shows the implementation of every operation that is in use, and why."""
+    """Show the implementation of every operation that is in use, and why."""
     from cem_fast.cli.doctor import examine
 
     return examine(device=devices.find(device), check=check)
@@ -313,7 +313,7 @@ def bench(
     command: str,
     **files: str | None,
 ) -> int:
-    """Times operations, fits and training against other libraries, and records the results."""
+    """Time operations, fits and training against other libraries, and record the results."""
     from cem_fast.benchmarks import machine
 
     place = devices.find(device)
@@ -342,7 +342,7 @@ def _run_grid(
     fresh: bool,
     **_: object,
 ) -> int:
-    """Runs a grid and reports on it; with ``fresh``, without the runs that are on disk."""
+    """Run a grid and report on it; with ``fresh``, without the runs that are on disk."""
     from cem_fast._support.files import check_target
     from cem_fast.cli import progress
     from cem_fast.experiments import workers
@@ -373,7 +373,7 @@ def _run_grid(
 
 
 def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str, *, attack: bool = True) -> int:
-    """Prints the settings and the planned runs, with counts of images instead of times, which depend on the machine."""
+    """Print the settings and the planned runs, with counts of images instead of times, which depend on the machine."""
     from dataclasses import asdict
 
     import yaml

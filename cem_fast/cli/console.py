@@ -34,23 +34,23 @@ def watch(console: Console) -> Lines:
 
 
 def say(console: Console, text: str) -> None:
-    """Prints a line as it is, without wrapping."""
+    """Print a line as it is, without wrapping."""
     console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def fail(message: str) -> None:
-    """Prints an error in one line."""
+    """Print an error in one line."""
     print(f"cem-fast: {' '.join(message.split())}", file=sys.stderr)
 
 
 def replace_what_cannot_be_printed() -> None:
-    """Lets standard output print a question mark for a character that its encoding lacks, instead of an error."""
+    """Print a question mark instead of an error for characters that the encoding of standard output lacks."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")
 
 
 def show_results(console: Console, results: Results, runs: list[Measured]) -> None:
-    """Prints the table of a grid's results, and the gains of CEM.
+    """Print the table of a grid's results, and the gains of CEM.
 
     Args:
         console: where to.
@@ -99,7 +99,7 @@ def show_results(console: Console, results: Results, runs: list[Measured]) -> No
 
 
 def _show_gains(console: Console, results: Results, rows: dict[Any, Row]) -> None:
-    """Prints the gains of CEM, for the rows by their cells."""
+    """Print the gains of CEM, for the rows by their cells."""
 
     def name(entry: Pair | FrontierEntry) -> str:
         """Name of the row of a gain, such as ``faces / noise + CEM at noise 0.1``."""

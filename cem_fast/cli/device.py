@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def find(name: str) -> torch.device:
-    """Returns the device of a name.
+    """Return the device of a name.
 
     Args:
         name: ``cpu``, ``cuda`` or ``cuda:<index>``.

@@ -23,7 +23,7 @@ from cem_fast.ops.library import OPERATORS
 
 
 def examine(*, device: torch.device, check: bool) -> int:
-    """Prints versions, devices and backends; with ``check``, also compares every operation with the reference.
+    """Print versions, devices and backends; with ``check``, also compare every operation with the reference.
 
     Args:
         device: device of the check.
@@ -62,7 +62,7 @@ def examine(*, device: torch.device, check: bool) -> int:
 
 
 def compare(device: torch.device) -> Iterator[tuple[str, torch.dtype, float]]:
-    """Compares every operation on a device with the float64 reference on the CPU.
+    """Compare every operation on a device with the float64 reference on the CPU.
 
     Args:
         device: device of the operations.
@@ -87,7 +87,7 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs ``python -m cem_fast.cli.doctor``.
+    """Run ``python -m cem_fast.cli.doctor``.
 
     Args:
         arguments: the arguments; None for those of this process.

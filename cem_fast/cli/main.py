@@ -37,7 +37,7 @@ click.version_option(__version__, message="cem-fast %(version)s", help="Show the
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
         arguments: the arguments after ``cem-fast``; None for those of this process.

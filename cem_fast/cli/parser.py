@@ -38,11 +38,11 @@ class Kind(click.ParamType):
         self.name = "true|false" if kind is bool else name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Converts the text of a flag, and keeps a default that is no text."""
+        """Convert the text of a flag, and keep a default that is no text."""
         return self.from_text(value, param, ctx) if isinstance(value, str) else value
 
     def from_text(self, text: str, param: click.Parameter | None = None, ctx: click.Context | None = None) -> Any:
-        """Converts the text of a flag."""
+        """Convert the text of a flag."""
         item = _item(self.kind)
         if item is None:
             value = from_yaml(self.kind, _loaded(text)) if text else text
@@ -56,13 +56,13 @@ class Kind(click.ParamType):
         return self.checked(_loaded(f"[{text}]"), param, ctx)
 
     def from_file(self, value: Any, param: click.Parameter | None = None, ctx: click.Context | None = None) -> Any:
-        """Converts a value of a YAML file."""
+        """Convert a value of a YAML file."""
         if isinstance(value, str) and not is_of(self.kind, value) and _item(self.kind) is None:
             return self.from_text(value, param, ctx)  # such as 1e-1, a text in YAML 1.1
         return self.checked(value, param, ctx)
 
     def checked(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Returns a value of YAML with the type of the flag, or fails with what was expected."""
+        """Return a value of YAML with the type of the flag, or fail with what was expected."""
         item = _item(self.kind)
         if item is not None and isinstance(value, list):
             for each in value:
@@ -126,7 +126,7 @@ class Argument(click.Argument):
         self.text = help
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        """Returns name and description."""
+        """Return name and description."""
         return self.human_readable_name, self.text
 
 
@@ -150,7 +150,7 @@ class Command(click.Command):
         )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parses the arguments; of a setting's flag and ``--config`` files with it, the last one counts."""
+        """Parse the arguments; of a setting's flag and ``--config`` files with it, the last one counts."""
         *_, order = self.make_parser(ctx).parse_args(list(args))
         super().parse_args(ctx, args)
         if ctx.args:
@@ -166,7 +166,7 @@ class Command(click.Command):
         return []
 
     def read(self, ctx: click.Context, path: Path) -> dict[str, Any]:
-        """Reads the settings of a YAML file, each with the type of its flag."""
+        """Read the settings of a YAML file, each with the type of its flag."""
         options = {param.name: param for param in self.params if isinstance(param, Option)}
         found = {}
         for key, value in read_mapping(path).items():
@@ -181,7 +181,7 @@ class Command(click.Command):
         return found
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes arguments and flags under their headings."""
+        """Write arguments and flags under their headings."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -202,7 +202,7 @@ class Program(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds the command of the first argument."""
+        """Find the command of the first argument."""
         name, *rest = args
         if name not in self.commands:
             raise click.UsageError(f"unknown command {name!r}{_nearest(name, self.commands)}", ctx)
@@ -222,7 +222,7 @@ def plain(text: str) -> str:
 
 
 def build(config: type[Any], values: dict[str, Any]) -> Any:
-    """Builds a configuration from parsed values, which may hold more.
+    """Build a configuration from parsed values, which may hold more.
 
     Raises:
         ValueError: a setting is unknown, out of range or of the wrong type.
@@ -234,7 +234,7 @@ def build(config: type[Any], values: dict[str, Any]) -> Any:
 
 
 def read_grid(path: Path, **changes: Any) -> GridConfig:
-    """Reads a grid from a YAML file of grid settings.
+    """Read a grid from a YAML file of grid settings.
 
     Args:
         path: the file.
@@ -253,7 +253,7 @@ def read_grid(path: Path, **changes: Any) -> GridConfig:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Reads a YAML file of settings.
+    """Read a YAML file of settings.
 
     Raises:
         click.UsageError: the file is not there, not UTF-8, not YAML, no mapping with text keys, or far too large.
@@ -277,7 +277,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def explain(error: click.ClickException, known: Collection[str]) -> str:
-    """Describes an error of the command line in one line.
+    """Describe an error of the command line in one line.
 
     Args:
         error: the error of click.
@@ -315,7 +315,7 @@ _Loader.add_implicit_resolver(
 
 
 def _load(text: str | StringIO) -> Any:
-    """Loads YAML; fails for values of very many nodes, since a short file of nested aliases may stand for billions."""
+    """Load YAML; fail for values of very many nodes, since a short file of nested aliases may stand for billions."""
     value = yaml.load(text, _Loader)
     left, count = [value], 0
     while left:

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def describe(config: RunConfig) -> str:
-    """Names a run, such as ``faces / noise + CEM at noise 0.1, seed 0, fold 1``."""
+    """Name a run, such as ``faces / noise + CEM at noise 0.1, seed 0, fold 1``."""
     noise = f" at noise {config.noise_std:g}" if config.noise_std > 0 else ""
     return f"{Path(config.data).name} / {config.label}{noise}, seed {config.seed}, fold {config.fold}"
 
 
 def outcome(record: Record) -> str:
-    """Summarizes the result of a run: accuracy, strongest attack, seconds."""
+    """Summarize the result of a run: accuracy, strongest attack, seconds."""
     text = f"accuracy {record.accuracy:.1%}"
     if record.strongest:
         text += f", attack MSE {record.attacks[record.strongest].mse:.5f} ({record.strongest})"
@@ -30,7 +30,7 @@ def outcome(record: Record) -> str:
 
 
 class Lines(Watch):
-    """A line when a run starts and a line when it ends."""
+    """One line at the start and one at the end of every run."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -113,7 +113,7 @@ class Bars(Lines):
 
 @contextmanager
 def counted(console: Console, *, of_bytes: bool = False) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Shows the progress of named items: a bar each on a terminal, a line at the start of each elsewhere.
+    """Show the progress of named items: a bar each on a terminal, a line at the start of each elsewhere.
 
     Args:
         console: the console.

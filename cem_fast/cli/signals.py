@@ -15,13 +15,13 @@ class Terminated(BaseException):
 
 
 def heed_sigterm() -> None:
-    """Raises :class:`Terminated` at SIGTERM from now on."""
+    """Raise ``Terminated`` at SIGTERM from now on."""
     signal.signal(signal.SIGTERM, _terminate)
 
 
 @contextmanager
 def clean_imports() -> Iterator[None]:
-    """Turns Ctrl-C and errors of environment variables during imports into one line and an exit status.
+    """Turn Ctrl-C and errors of environment variables during imports into one line and an exit status.
 
     Ctrl-C ends the process at once, since an exception in the middle of an import may turn into any other exception.
     """

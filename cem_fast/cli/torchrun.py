@@ -29,7 +29,7 @@ def rank() -> int:
 
 @contextmanager
 def together(device: torch.device) -> Iterator[tuple[ProcessGroup | None, torch.device]]:
-    """Joins the processes of torchrun to a group, and leaves it after the block once all are done.
+    """Join the processes of torchrun to a group, and leave it after the block once all are done.
 
     Args:
         device: where to compute; ``cuda`` without an index gives every process of a machine its own GPU.
@@ -64,7 +64,7 @@ def together(device: torch.device) -> Iterator[tuple[ProcessGroup | None, torch.
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process, without the interpreter's shutdown if its process group still exists.
+    """End this process, without the interpreter's shutdown if its process group still exists.
 
     A thread of gloo may still hold a tensor of Python. Releasing it needs the interpreter's lock, and asking for that
     during the shutdown aborts the process.
@@ -84,7 +84,7 @@ def leave(status: int) -> NoReturn:
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    """Tells whether an error comes from communication with another process; gloo has no exception class of its own."""
+    """Tell whether an error comes from communication with another process; gloo has no exception class of its own."""
     from torch import distributed
 
     return isinstance(error, distributed.DistError) or any(sign in str(error) for sign in ("gloo", "process group"))
