@@ -36,7 +36,7 @@ class Flags(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         command = COMMANDS[self.arguments[0]]
         context = click.Context(command)
-        own = [param for param in command.params if param.group in ("options", "arguments")]
+        own = [param for param in command.params if getattr(param, "group", "options") in ("options", "arguments")]
         records = [record for param in own if (record := param.get_help_record(context))]
         rows = [(f"`{name}`", text) for name, text in records]
         return self.parse_text_to_nodes(f"{command.help}\n\n{_table(('flag', 'meaning'), rows)}")
