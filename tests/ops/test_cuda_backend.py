@@ -104,7 +104,7 @@ def test_choice_by_environment(variables, expected):
 @needs_library
 def test_asking_for_them_puts_them_on_cuda_and_leaves_the_cpu_alone():
     code = (
-        "import torch, cem_fast\n"
+        "import torch, cem_fast.ops\n"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key\n"
         "print(has('cem_fast::cem_fwd', 'CUDA'), cem_fast.backends()['on CPU tensors'])"
     )
@@ -154,7 +154,7 @@ def test_left_to_itself_it_takes_triton_or_else_the_compiled_kernels(triton):
         "import importlib.util as util\n"
         "find = util.find_spec\n"
         f"util.find_spec = lambda name: None if name == 'triton' and not {triton} else find(name)\n"
-        "import cem_fast\n"
+        "import cem_fast.ops\n"
         "print(torch._C._dispatch_has_kernel_for_dispatch_key('cem_fast::cem_fwd', 'CUDA'), "
         "cem_fast.backends()['on CUDA tensors'])"
     )
