@@ -368,6 +368,8 @@ class GaussianMixture(MixtureDensity):
         validate.tensor("x", x, "[N, D]", 2)
         if not x.is_floating_point():
             raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
+        if x.shape[1] == 0:
+            raise ValueError(f"x must have at least one feature, got {tuple(x.shape)}")
         labels = validate.integer_labels(labels, len(x), self.num_classes, x.device)
         if labels is not None:
             validate.label_range(labels, self.num_classes)

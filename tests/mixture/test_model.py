@@ -455,3 +455,13 @@ def test_bad_initial_parameters(initial, message):
     x, labels, _, _ = blobs()
     with pytest.raises(ValueError, match=message):
         GaussianMixture(num_components=2, num_classes=3, **initial).fit(x, labels)
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize("algorithm", ["kmeans", "em"])
+def test_rows_without_features_are_refused(method, algorithm):
+    mixture = GaussianMixture(num_components=1, algorithm=algorithm)
+    with pytest.raises(ValueError, match=r"x must have at least one feature, got \(3, 0\)"):
+        getattr(mixture, method)(torch.zeros(3, 0))
+    with pytest.raises(ValueError, match=r"x must have at least one feature, got \(3, 0\)"):
+        mixture.fit_stream([(torch.zeros(3, 0), None)])
