@@ -159,6 +159,7 @@ class Arguments {
         dtype_(features_dtype_ == ScalarType::Double ? ScalarType::Double : ScalarType::Float) {
     STD_TORCH_CHECK(features.dim() == 2 && means.dim() == 3 && features.size(1) == means.size(2),
                     "x must be [N, D] and means [C, K, D]");
+    STD_TORCH_CHECK(means.numel() > 0, "means must have at least one class, component and dimension");
     const int64_t N = features.size(0), D = features.size(1);
     STD_TORCH_CHECK(N <= std::numeric_limits<int32_t>::max(), "x must have fewer than 2^31 rows");
     const bool dense_rows = features.is_contiguous() || (features.stride(1) == 1 && features.stride(0) >= D);

@@ -442,3 +442,17 @@ def test_capability_that_this_build_lacks():
     with pytest.raises(RuntimeError, match="CPU capability 'avx1024' is not available"):
         backend.CPU.select("avx1024")
     assert backend.CPU.capability == in_force
+
+
+@pytest.mark.parametrize("classes, components, dimension", [(0, 2, 3), (1, 0, 3), (1, 2, 0)])
+def test_operators_refuse_mixtures_without_parameters(classes, components, dimension):
+    x, labels = torch.zeros(4, dimension), torch.zeros(4, dtype=torch.int64)
+    means, weights = torch.zeros(classes, components, dimension), torch.ones(classes, components)
+    for call in (
+        lambda: torch.ops.cem_fast.mixture_log_prob_fwd(x, means, means, weights, labels, True),
+        lambda: torch.ops.cem_fast.mixture_statistics(x, means, means, weights, labels),
+        lambda: torch.ops.cem_fast.component_statistics_fwd(x, means, labels, None, None, True, True),
+        lambda: torch.ops.cem_fast.kmeans(x, means, labels, 3, 0.0, False),
+    ):
+        with pytest.raises(RuntimeError, match="means must have at least one class, component and dimension"):
+            call()
