@@ -1,4 +1,4 @@
-"""Two data-parallel ranks make the step of one process, however the batch is divided."""
+"""Two data-parallel ranks compute the step of one process, for every division of the batch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Fits in pieces: streams, more rows later, gathered statistics, and shards of several processes."""
+"""Fits of data in pieces: streams, later rows, gathered statistics, and shards of several processes."""
 
 import multiprocessing
 import os
@@ -33,7 +33,7 @@ def test_compiled_kmeans_equals_the_reference(classes, dtype, per_dimension):
     x, labels, _, _ = blobs(rows=700, dimension=37, classes=classes, components=4, spread=2.0)
     x = x.to(dtype)
     means = torch.stack([x[labels == c][:4] for c in range(classes)]).to(torch.promote_types(dtype, torch.float32))
-    means[1, 2] = 1e4  # no row is near: put onto the farthest one
+    means[1, 2] = 1e4  # no row is near: moves onto the farthest row
     got = OPS.kmeans(x, means, labels, 5, 1e-3, per_dimension)
     truth = cem_fast.ops.reference.kmeans(x.double(), means.double(), labels, 5, 1e-3, per_dimension)
     rtol = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-4}[dtype]
@@ -45,13 +45,13 @@ def test_compiled_kmeans_equals_the_reference(classes, dtype, per_dimension):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("components", [2, 7, 70])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_rows_left_out_by_their_bounds_are_where_a_search_would_put_them(components, dtype, offset):
-    """One iteration searches all rows; many iterations search those whose bounds leave something open."""
+def test_rows_skipped_by_their_bounds_get_the_nearest_component(components, dtype, offset):
+    """One iteration searches all rows; later iterations search only rows whose bounds do not decide."""
     classes, rows = 10, 150
     g = torch.Generator().manual_seed(components)
     labels = torch.arange(classes).repeat(rows)
     x = torch.randn(classes * rows, 6, generator=g, dtype=torch.float64) * (1e-3 if offset else 1) + offset
-    x[::5] = x[0]  # many rows are the same, and ties are
+    x[::5] = x[0]  # many equal rows, hence ties
     x = x.to(dtype)
     means = torch.stack([x[labels == c][:components] for c in range(classes)])
     at_once = OPS.kmeans(x, means, labels, 30, 0.0, False)
@@ -61,12 +61,12 @@ def test_rows_left_out_by_their_bounds_are_where_a_search_would_put_them(compone
     assert torch.equal(at_once[1], counts)
     torch.testing.assert_close(at_once[0], means, rtol=64 * eps, atol=64 * eps)
     torch.testing.assert_close(at_once[2], scatter, rtol=1e-3 if offset else 64 * eps, atol=64 * eps)
-    assert (at_once[4] == 1).all()  # means that rest do not move at all
+    assert (at_once[4] == 1).all()  # converged means do not move at all
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("far", [1e6, 1e10, 1e15])
-def test_a_far_row_that_comes_and_goes_takes_no_digits_of_the_others_with_it(far, dtype):
+def test_a_far_row_that_changes_its_component_costs_no_precision(far, dtype):
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(8).repeat(51)
     x = torch.randn(408, 4, generator=g, dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_operators_of_the_fit_pass_opcheck_and_fold_under_vmap():
                 torch.testing.assert_close(a[index], b)
 
 
-def test_kmeans_lets_each_class_rest_by_itself():
+def test_kmeans_stops_for_each_class_separately():
     x, labels, _, _ = blobs(rows=900, classes=9, components=3, spread=1.5)
     together = GaussianMixture(num_components=3, num_classes=9, algorithm="kmeans", max_iter=40)
     together.init = torch.stack([x[labels == c][:3] for c in range(9)])
@@ -247,7 +247,7 @@ def test_loss_refits_from_gathered_features():
 
 
 class Interrupted:
-    """Batches that break off in a later pass."""
+    """Batches that raise KeyboardInterrupt in a later pass."""
 
     def __init__(self, batches, passes):
         self.batches, self.passes = batches, passes
@@ -318,7 +318,7 @@ def test_shards_give_the_fit_of_one_process(shards, case):
         torch.testing.assert_close(value, mixture.state_dict()[name], rtol=1e-10, atol=1e-12)
 
 
-def test_a_rank_that_gathered_nothing_takes_part(shards):
+def test_step_with_a_rank_without_rows(shards):
     x, labels, mixture = two_ranks.fit_problem(None, *two_ranks.FITS[-1][:1], "em", "diag", "given")
     mixture.fit(x, labels)
     mixture.gather(x + 0.1, labels)

@@ -260,7 +260,7 @@ def test_em_has_the_meaning_of_scikit_learn(kind):
     )
     theirs.set_params(max_iter=20, tol=0.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # twenty iterations are no convergence
+        warnings.simplefilter("ignore")  # twenty iterations do not converge
         theirs.fit(x.numpy())
     torch.testing.assert_close(ours.means[0], torch.from_numpy(theirs.means_), rtol=1e-9, atol=1e-9)
     spread = getattr(ours, "variances" if kind in ("spherical", "diag") else "covariances")[0]
@@ -337,7 +337,7 @@ def test_thin_covariances_stay_positive_definite():
 
 
 @pytest.mark.parametrize("kind", sorted(IDENTITY))
-def test_a_file_brings_the_mixture_back(kind, tmp_path):
+def test_save_and_load(kind, tmp_path):
     x, labels, _, _ = blobs(spread=1.0)
     mixture = GaussianMixture(num_components=2, num_classes=3, covariance_type=kind).fit(x.double(), labels)
     mixture.save(tmp_path / "mixture.safetensors")

@@ -1,4 +1,4 @@
-"""What a step of the CEM loss allocates besides the gradient itself."""
+"""Memory that a step of the CEM loss allocates in addition to the gradient."""
 
 import subprocess
 import sys
