@@ -38,7 +38,7 @@ class Watch:
 
 
 def ignore(stage: str, done: int, total: int) -> None:
-    """Does nothing: the default :data:`Watcher`.
+    """Does nothing: the default ``Watcher``.
 
     Example:
         >>> from cem_fast.experiments import watch
