@@ -602,7 +602,8 @@ def kmeans_plus_plus(
         table = rows.reduce(table).cumsum(0)  # the ranks' shares of each class, end to end
         after, everywhere = table[rows.rank], table[-1]
         before = table[rows.rank - 1] if rows.rank else torch.zeros_like(after)
-        u = torch.rand(C, dtype=torch.float64, device=device, generator=generator)
+        source = device if generator is None else generator.device
+        u = torch.rand(C, dtype=torch.float64, device=source, generator=generator).to(device)
         if rows.group is not None:
             u = rows.reduce(u if rows.rank == 0 else torch.zeros_like(u))
         target = u * everywhere

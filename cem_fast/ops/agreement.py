@@ -1,4 +1,4 @@
-"""Comparison of operators with the reference, which runs in float64 on the CPU, on small problems of odd sizes."""
+"""Comparison of operators with the reference, which runs in float64 on the CPU, on small problems."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from torch import Tensor
 from cem_fast.ops import reference
 
 # Largest allowed difference from the float64 reference, relative to the output's largest value, by the features' dtype.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+# Rows, dimensions and size of the training set. GPU kernels have other versions for aligned sizes, for dimensions that fit one tile
+# and for many rows, and other ways to find the rows of a class.
+SIZES = [(259, 67, 1000.0), (259, 64, 1000.0), (600, 512, 168.0), (8300, 16, 50_000.0)]
+CLASSES, COMPONENTS = 7, 3
 
 
 def names() -> list[str]:
@@ -22,7 +27,8 @@ def names() -> list[str]:
         >>> agreement.names()[:2]
         ['mixture_log_prob_fwd', 'mixture_log_prob_bwd']
     """
-    return list(dict.fromkeys(name for name, _ in _cases(torch.float32)))
+    generator = torch.Generator().manual_seed(0)
+    return list(dict.fromkeys(name for name, _ in _labeled(torch.float32, 1, 1, 1.0, generator)))
 
 
 def error(name: str, operator: Callable[..., Any], dtype: torch.dtype, device: torch.device) -> float:
@@ -54,20 +60,29 @@ def error(name: str, operator: Callable[..., Any], dtype: torch.dtype, device: t
 
 
 def _cases(feature_dtype: torch.dtype) -> Iterator[tuple[str, list[Any]]]:
-    """Operators with arguments of odd sizes, spherical and diagonal; half features come with float32 parameters."""
-    dtype = torch.promote_types(feature_dtype, torch.float32)
-    N, C, K, D = 259, 7, 3, 67
+    """Operators with arguments, spherical and diagonal; half features come with float32 parameters."""
     generator = torch.Generator().manual_seed(0)
+    for N, D, samples in SIZES:
+        yield from _labeled(feature_dtype, N, D, samples, generator)
+    yield from _one_class(feature_dtype, generator)
+
+
+def _labeled(
+    feature_dtype: torch.dtype, N: int, D: int, samples: float, generator: torch.Generator
+) -> Iterator[tuple[str, list[Any]]]:
+    """Rows of several classes, of which one has none."""
+    dtype = torch.promote_types(feature_dtype, torch.float32)
+    C, K = CLASSES, COMPONENTS
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)
 
-    labels = torch.randint(C, (N,), generator=generator)
+    labels = torch.randint(C - 1, (N,), generator=generator)
     means = uniform(C, K, D).to(dtype)
     x = (means[labels, 0].double() + 0.3 * uniform(N, D)).to(feature_dtype)
     weights, prior = (uniform(C, K) + 0.5, uniform(C) + 0.5)
     weights, prior = (weights / weights.sum(1, keepdim=True)).to(dtype), (prior / prior.sum()).to(dtype)
-    num_samples, noise_variance = torch.tensor(1000.0, dtype=torch.float64), torch.tensor([0.01], dtype=torch.float64)
+    num_samples, noise_variance = torch.tensor(samples, dtype=torch.float64), torch.tensor([0.01], dtype=torch.float64)
     for diagonal in (False, True):
         variances = (0.05 + 0.1 * uniform(C, K, D if diagonal else 1)).to(dtype)
         variances = variances if diagonal else variances[:, :, 0].contiguous()
@@ -90,8 +105,15 @@ def _cases(feature_dtype: torch.dtype) -> Iterator[tuple[str, list[Any]]]:
             yield "entropy_bound", [counts.to(dtype), scatter.to(dtype), D, *priors, *options]
             yield "cem_fwd", [x, means, labels, *priors, *options]
 
-    # one class with many components, which GPUs evaluate by matrix products
-    K, D = 130, 64
+
+def _one_class(feature_dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[str, list[Any]]]:
+    """One class with many components, which GPUs evaluate by matrix products."""
+    dtype = torch.promote_types(feature_dtype, torch.float32)
+    N, K, D = 259, 130, 64
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+
     means, weights = uniform(1, K, D).to(dtype), torch.full((1, K), 1 / K, dtype=dtype)
     x = (means[0, torch.randint(K, (N,), generator=generator)].double() + 0.3 * uniform(N, D)).to(feature_dtype)
     for diagonal in (False, True):

@@ -14,6 +14,7 @@ The environment variable ``CEM_FAST_BACKEND`` selects it:
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import importlib
 import importlib.util
@@ -113,35 +114,66 @@ def _triton_launcher(name: str) -> Callable[..., Any]:
 def _once_it_agrees(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Kernel of an operator, replaced by the reference on devices where the two disagree.
 
-    The first call on a device compares them, which waits for the device. Calls during the capture of a CUDA graph cannot compare
-    and use the kernel.
+    The first call with features of a type on a device compares them, which waits for the device. Calls during the capture of a
+    CUDA graph cannot compare and use the kernel, which must have run before with the same shapes: a capture cannot load kernels.
     """
-    agrees: dict[torch.device, bool] = {}
+    agrees: dict[tuple[torch.device, torch.dtype], bool] = {}
+    arguments = [text.split()[-1] for text in library.SCHEMAS[name].strip("(").split(",")]
+    place = arguments.index("x" if "x" in arguments else "counts")
 
     def serve(*args: Any) -> Any:
-        device = next(a.device for a in args if isinstance(a, torch.Tensor))
-        if device not in agrees:
-            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        features = args[place]
+        case = features.device, features.dtype
+        agreed = agrees.get(case)
+        if agreed is None:
+            if case[0].type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return kernel(*args)
-            agrees[device] = _agrees(name, kernel, device)
-        return kernel(*args) if agrees[device] else getattr(reference, name)(*args)
+            agreed = _agrees(name, kernel, *case)
+            if agreed is not None:
+                agrees[case] = agreed
+        return kernel(*args) if agreed else getattr(reference, name)(*args)
 
     return serve
 
 
-def _agrees(name: str, kernel: Callable[..., Any], device: torch.device) -> bool:
+_TRANSIENT = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+
+
+def _is_transient(failure: BaseException) -> bool:
+    """Whether an error is due to the machine's state (memory, disk, a ban on waiting), and tells nothing of a kernel."""
+    if isinstance(failure, OSError) and failure.errno in _TRANSIENT:
+        return True
+    said = str(failure)
+    lack = isinstance(failure, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in said.lower()
+    if lack or "called a synchronizing CUDA operation" in said:
+        return True
+    cause = failure.__cause__ or failure.__context__
+    return cause is not None and _is_transient(cause)
+
+
+def _agrees(name: str, kernel: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> bool | None:
+    """Whether a kernel agrees with the reference; None if they could not be compared now."""
+    fault, agreed = None, False
     try:
-        error = agreement.error(name, kernel, torch.float32, device)
-        fault = f"is off by {error:.1e}" if error > agreement.TOLERANCE[torch.float32] else None
+        error = agreement.error(name, kernel, dtype, device)
+        agreed = error <= agreement.TOLERANCE[dtype]
+        fault = None if agreed else f"is off by {error:.1e} on {device} and is not used there"
     except Exception as failure:  # compilers and drivers raise errors of any type
-        fault = f"failed ({type(failure).__name__}: {failure})"
+        what = f"{type(failure).__name__}: {failure}"
+        if _is_transient(failure):
+            warnings.warn(
+                f"the kernel of {name} could not be compared on {device} ({what}); plain torch serves this call, and the "
+                "next call compares again",
+                stacklevel=2,
+            )
+            return None
+        fault = f"failed ({what}) on {device} and is not used there"
     if fault is not None:
         warnings.warn(
-            f"the kernel of {name} {fault} on {device} and is not used there; plain torch is slower: see "
-            f"cem-fast doctor --device {device.type} --check",
+            f"the kernel of {name} {fault}; plain torch is slower: see cem-fast doctor --device {device.type} --check",
             stacklevel=2,
         )
-    return fault is None
+    return agreed
 
 
 def _load_triton(requested: str) -> tuple[str | None, str]:

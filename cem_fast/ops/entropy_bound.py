@@ -184,6 +184,8 @@ def conditional_entropy_bound(
         if isinstance(value, Tensor):
             validate.same_device(name, value, x.device)
     validate.noise_variance(noise_variance, means.shape[2])
+    for name, value in (("class_prior", class_prior), ("num_samples", num_samples), ("noise_variance", noise_variance)):
+        validate.same_device(name, value, x.device)
     per_dimension = variances.dim() == 3, noise_variance.shape[0] > 1
     options = bound_options(variant, gradient, reduction, boost, threshold, gamma, *per_dimension)
     priors = tuple(t.detach() for t in (variances, weights, class_prior, num_samples, noise_variance))

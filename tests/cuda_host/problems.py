@@ -41,19 +41,31 @@ def expected(problem: Problem) -> tuple[Tensor, ...]:
 
 
 def problems(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, diag: bool, *, labeled: bool = True, bad_labels: bool = False
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    diag: bool,
+    *,
+    labeled: bool = True,
+    bad_labels: bool = False,
+    device: str = "cpu",
 ) -> Iterator[Problem]:
     """Every operator, with every option that changes what a kernel does; half features come with float32 parameters."""
     N, D, C, _ = shape
     x, labels, mixture = draw(*shape, diag=diag)
-    x = torch.cat([x, torch.full((N, 3), torch.nan)], 1)[:, :D].to(dtype)  # rows with NaN between them
+    x, labels, mixture = x.to(device), labels.to(device), type(mixture)(*(t.to(device) for t in mixture))
+
+    def rand(*size: int) -> Tensor:
+        """The same numbers on every device."""
+        return torch.rand(size, dtype=parameter).to(device)
+
+    x = torch.cat([x, x.new_full((N, 3), torch.nan)], 1)[:, :D].to(dtype)  # rows with NaN between them
     parameter = torch.promote_types(dtype, torch.float32)
     means, variances, weights = mixture.to(parameter)
     if bad_labels:
         labels[N // 2], labels[N - 1] = -1, C
     labels = labels if labeled else None
     arguments = [x, means, variances, weights, labels]
-    grad, scale = torch.rand(N, dtype=parameter) - 0.3, torch.rand((), dtype=parameter)
+    grad, scale = rand(N) - 0.3, rand()
     yield Problem("mixture_log_prob_fwd", [*arguments, True])
     log_prob, responsibilities = (t.to(parameter) for t in reference.mixture_log_prob_fwd(*exact(arguments), True))
     for kept in (responsibilities, responsibilities[:, :0]):
@@ -70,11 +82,11 @@ def problems(
     for factor in (None, scale):
         yield Problem(
             "component_statistics_bwd",
-            [torch.rand(scatter.shape, dtype=parameter) - 0.5, factor, x, means, labels, assignment],
+            [rand(*scatter.shape) - 0.5, factor, x, means, labels, assignment],
         )
 
-    prior = torch.rand(C, dtype=parameter) + 0.1
-    noise = torch.rand(D, dtype=torch.float64) * 0.01 + 0.001
+    prior = rand(C) + 0.1
+    noise = torch.rand(D, dtype=torch.float64).to(device) * 0.01 + 0.001
     for samples, *options in (
         [40.0 * N + 1, noise[:1], False, 1.0, True, True, 0.125, 0.01],
         [40.0 * N + 1, noise, False, 3.0, False, False, 0.125, 0.01],
@@ -84,6 +96,6 @@ def problems(
     ):
         if options[1] and diag:
             continue
-        priors = [variances, weights, prior / prior.sum(), torch.tensor(samples, dtype=torch.float64)]
+        priors = [variances, weights, prior / prior.sum(), torch.tensor(samples, dtype=torch.float64, device=device)]
         yield Problem("cem_fwd", [x, means, labels, *priors, *options])
         yield Problem("entropy_bound", [counts.to(parameter), scatter.to(parameter), D, *priors, *options])

@@ -4,12 +4,22 @@ import pytest
 
 pytest.importorskip("triton")
 
+import proofs
 from proofs import INTERPRETED, interpreted, is_caught
 
 
 def test_kernels_in_the_interpreter():
     status, output = interpreted(str(INTERPRETED), "-m", "not long")
     assert status == 0, output
+
+
+def test_a_proof_that_fails_on_the_right_kernels_notices_nothing(monkeypatch):
+    monkeypatch.setattr(proofs, "interpreted", lambda *_, **__: (1, "numpy is too new"))
+    proofs.holds.cache_clear()
+    caught, output = is_caught("x read twice")
+    proofs.holds.cache_clear()
+    assert not caught
+    assert "numpy is too new" in output
 
 
 @pytest.mark.parametrize("wrong", ["gradient with the wrong sign", "x read twice"])

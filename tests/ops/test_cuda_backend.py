@@ -1,5 +1,6 @@
 """What is known of the compiled CUDA kernels without a GPU: that they load, and who is told what where they cannot."""
 
+import errno
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cem_fast.ops import backend, library, reference
+from cem_fast.ops import agreement, backend, library, reference
 
 BUILT = next(backend.PACKAGE.glob("_C_cuda.*"), None) is not None and torch.version.cuda is not None
 needs_library = pytest.mark.skipif(not BUILT, reason="the CUDA kernels are not built")
@@ -186,6 +187,55 @@ def test_a_kernel_that_disagrees_with_the_reference_is_not_used(fault):
         assert torch.equal(a, b)
     serve(*X, None, None, False, False)
     assert len(calls) == compared
+
+
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device")
+TRITON_MEMORY = RuntimeError("Triton Error [CUDA]: out of memory")
+
+
+@pytest.mark.parametrize("failure", [NO_MEMORY, FULL_DISK, TRITON_MEMORY], ids=["memory", "disk", "triton"])
+def test_a_comparison_that_the_machine_prevented_is_repeated(failure):
+    prevented = [True]
+
+    def kernel(*args):
+        if prevented:
+            raise failure
+        calls.append(args)
+        return reference.component_statistics_fwd(*args)
+
+    calls = []
+    serve = backend._once_it_agrees("component_statistics_fwd", kernel)
+    wanted = reference.component_statistics_fwd(*X, None, None, False, False)
+    with pytest.warns(UserWarning, match="component_statistics_fwd could not be compared on cpu .* compares again"):
+        found = serve(*X, None, None, False, False)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted))
+    prevented.clear()
+    serve(*X, None, None, False, False)
+    assert len(calls) > 1
+
+
+def test_every_type_of_features_is_compared():
+    calls = []
+
+    def kernel(*args):
+        calls.append(args[0].dtype)
+        if args[0].dtype == torch.bfloat16:
+            raise ValueError("no such type")
+        return reference.component_statistics_fwd(*args)
+
+    serve = backend._once_it_agrees("component_statistics_fwd", kernel)
+    x, *rest = X
+    serve(x, *rest, None, None, False, False)
+    assert set(calls) == {torch.float32}
+    with pytest.warns(UserWarning, match="failed .ValueError: no such type. on cpu and is not used there"):
+        serve(x.bfloat16(), *rest, None, None, False, False)
+
+
+def test_the_comparison_covers_the_versions_that_serve():
+    """Sizes that are a multiple of 16, one that is not, and rows by scanning, by pairs and by counting."""
+    shapes = [args[0].shape for name, args in agreement._cases(torch.float32) if name == "cem_fwd"]
+    assert {(259, 67), (259, 64), (600, 512), (8300, 16)} <= {tuple(shape) for shape in shapes}
 
 
 def test_a_kernel_that_agrees_is_compared_once():

@@ -126,6 +126,28 @@ def test_noise_per_dimension(diag):
     )
 
 
+@pytest.mark.parametrize("rows, fitted", [(25, 7), (25, 14), (38, 21), (42, 27)])
+@pytest.mark.parametrize("diag", [False, True])
+def test_few_samples_and_a_class_without_rows(diag, rows, fitted):
+    x, _, mixture = draw(rows, 5, 3, 4, diag=diag)
+    labels = torch.zeros(rows, dtype=torch.int64)
+    x = x.float().requires_grad_()
+    value = bound(x, labels, mixture.to(torch.float32), fitted)
+    value.backward()
+    assert value.isfinite()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["num_samples", "noise_variance"])
+def test_a_number_on_another_device_is_refused(name):
+    x, labels, mixture = draw(*SHAPES[0], diag=False)
+    there = torch.ones((1,) if name == "noise_variance" else (), dtype=torch.float64, device="meta")
+    numbers = {"num_samples": torch.tensor(9.0), "noise_variance": torch.ones(1), name: there}
+    prior = torch.ones(mixture.means.shape[0])
+    with pytest.raises(ValueError, match=f"{name} must be on cpu like the features, got meta"):
+        conditional_entropy_bound(x.float(), *mixture.to(torch.float32), prior, labels, **numbers)
+
+
 @pytest.mark.parametrize("variant", ["paper", "official"])
 def test_no_rows(variant):
     _, labels, mixture = draw(1, 6, 3, 2, diag=False)

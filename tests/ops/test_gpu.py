@@ -6,10 +6,12 @@ Where Triton interprets its kernels (``TRITON_INTERPRET=1``), theirs run on the 
 import importlib
 import importlib.util
 import os
+import warnings
 
 import pytest
 import torch
-from cuda_host.problems import SHAPES, expected, problems
+from cuda_host.problems import SHAPES, expected
+from cuda_host.problems import problems as problems_on
 from support.tolerances import RELATIVE, relative_error
 
 from cem_fast.ops import backend
@@ -21,6 +23,9 @@ pytestmark = [
     pytest.mark.skipif(ON_GPU and not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
 LARGE = [(4099, 515, 10, 5), (130, 16384, 3, 2), (3000, 70, 1, 300), (20_000, 65, 30, 3)]
+# Responsibilities, and what follows from them, are exponentials of log-densities: 16,384 dimensions add up to some 1e4 nats, of which
+# float32 holds 1e-3. Relative to the norm of all responsibilities that was seen to be 6e-5 (torch's own float32: 3e-5).
+NATS = {(130, 16384, 3, 2): {"mixture_log_prob_fwd": 2e-4, "mixture_log_prob_bwd": 2e-4, "mixture_moments": 2e-4}}
 LABELED = SHAPES + LARGE if ON_GPU else SHAPES[:2]
 # one class without labels; the larger ones by matrix products
 GLOBAL = [(7, 31, 1, 34), (40, 64, 1, 130), *([(3000, 512, 1, 1000)] if ON_GPU else [])]
@@ -40,23 +45,34 @@ def operators(request):
         pytest.skip(str(error))
 
 
+def problems(*arguments, **options):
+    """Problems on the device, whose references take seconds there instead of minutes."""
+    return problems_on(*arguments, device=DEVICE, **options)
+
+
 def run(operators, problem):
-    arguments = [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in problem.arguments]
+    arguments = [on_device(a) for a in problem.arguments]
     results = operators[problem.name](*arguments)
     return (results,) if isinstance(results, torch.Tensor) else tuple(results)
 
 
-def agree(operators, problem):
+def on_device(argument):
+    return argument.to(DEVICE) if isinstance(argument, torch.Tensor) else argument
+
+
+def agree(operators, problem, shape=None):
     results, again = run(operators, problem), run(operators, problem)
+    nats = NATS.get(shape, {}).get(problem.name, 0) if problem.arguments[0].dtype != torch.float64 else 0
     for found, repeated, wanted in zip(results, again, expected(problem), strict=True):
         assert found.device.type == DEVICE
         assert torch.equal(found.nan_to_num(), repeated.nan_to_num()), f"{problem.name}: other bits on another run"
-        found = found.cpu()
+        found, wanted = found.cpu(), wanted.cpu()
         if not wanted.is_floating_point():
             assert torch.equal(found, wanted), problem.name
             continue
         assert torch.equal(found.isnan(), wanted.isnan()), problem.name
-        assert relative_error(found.nan_to_num(), wanted.nan_to_num()) <= 2 * RELATIVE[found.dtype], problem.name
+        allowed = nats + 2 * RELATIVE[found.dtype]
+        assert relative_error(found.nan_to_num(), wanted.nan_to_num()) <= allowed, problem.name
 
 
 @pytest.mark.parametrize("dtype", list(RELATIVE), ids=str)
@@ -64,7 +80,7 @@ def agree(operators, problem):
 @pytest.mark.parametrize("shape", LABELED, ids=str)
 def test_every_operator(operators, shape, diag, dtype):
     for problem in problems(shape, dtype, diag):
-        agree(operators, problem)
+        agree(operators, problem, shape)
 
 
 @pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
@@ -121,7 +137,7 @@ def test_on_the_current_stream(operators):
         results = operators[problem.name](late, *rest)
     torch.cuda.synchronize()
     for found, wanted in zip(results, expected(problem), strict=True):
-        assert relative_error(found.cpu(), wanted) <= 2 * RELATIVE[torch.float32]
+        assert relative_error(found, wanted) <= 2 * RELATIVE[torch.float32]
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
@@ -141,13 +157,16 @@ def test_a_step_of_the_loss_never_waits_for_the_device(operators):
     step = of("cem_fwd")
     arguments = [a.cuda() if isinstance(a, torch.Tensor) else a for a in step.arguments]
     operators["cem_fwd"](*arguments)  # compiled
-    torch.cuda.set_sync_debug_mode("error")
+    before = torch.cuda.get_sync_debug_mode()
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*prototype feature")
+            torch.cuda.set_sync_debug_mode("error")
         value, slope, assignment = operators["cem_fwd"](*arguments)
         x, means, labels = arguments[:3]
         operators["component_statistics_bwd"](slope, torch.ones_like(value), x, means, labels, assignment)
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="there is no CUDA device")
