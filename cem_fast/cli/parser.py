@@ -14,7 +14,7 @@ import yaml
 
 from cem_fast.config import GridConfig, SharedConfig, described, from_yaml, is_of, type_name
 
-CONFIG = "config"
+CONFIG, PRINT = "config", "print_config"
 MAX_NODES = 100_000  # of a YAML file, counted with repetitions by aliases
 CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
@@ -163,6 +163,11 @@ class Command(click.Command):
             else:
                 found.pop(param.name, None)
         ctx.params.update(found)
+        if ctx.params.pop(PRINT, False):
+            values = [(param.name, ctx.params[param.name]) for param in self.params if param.name in ctx.params]
+            shown = {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+            click.echo(yaml.safe_dump(shown, sort_keys=False), nl=False)
+            ctx.exit()
         return []
 
     def read(self, ctx: click.Context, path: Path) -> dict[str, Any]:
@@ -213,7 +218,9 @@ def settings(config: type[SharedConfig]) -> list[click.Parameter]:
     """The flags of a configuration, with ``--config`` for a YAML file of them."""
     text = "YAML file of settings; flags after it take precedence"
     file = click.Option([_flag(CONFIG)], multiple=True, metavar="FILE", help=text)
-    return [file, *(Option(s.name, plain(s.text), s.kind, s.default, s.group) for s in described(config).values())]
+    shown = Option(PRINT, "print all settings as YAML, and stop", bool, False)
+    flags = [Option(s.name, plain(s.text), s.kind, s.default, s.group) for s in described(config).values()]
+    return [file, shown, *flags]
 
 
 def plain(text: str) -> str:

@@ -204,3 +204,14 @@ def test_help_lists_every_setting_under_its_heading(command, config, columns, ca
         assert under[setting.name] == setting.group.lower()
         assert setting.text
         assert "``" not in out
+
+
+@pytest.mark.parametrize("spelling", ["--print-config", "--print_config"])
+def test_printed_settings_are_a_file_of_settings(spelling, capfd, tmp_path):
+    assert status("evaluate", "--noise-std", "0.2", "--folds", "0,1", spelling) == 0
+    printed = capfd.readouterr().out
+    assert yaml.safe_load(printed)["folds"] == [0, 1]
+    path = tmp_path / "printed.yaml"
+    path.write_text(printed)
+    assert status("evaluate", "--config", str(path), spelling) == 0
+    assert capfd.readouterr().out == printed
