@@ -18,10 +18,8 @@ from sphinx.application import Sphinx
 from sphinx.util.nodes import make_refnode
 
 LINK = re.compile(r"(?<!!)(\[[^\[\]]*\]\()([^)#:\s]+)\)")
-PAGES = {
-    "CHANGELOG.md": "changelog.md",
-    "CONTRIBUTING.md": "contributing.md",
-}  # files of the project that are shown as pages
+# files of the project that are shown as pages
+PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
 
 
 def shortened(path: str) -> Iterator[str]:
