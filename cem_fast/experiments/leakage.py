@@ -14,6 +14,7 @@ from cem_fast.data import Splits
 from cem_fast.defenses import Defense
 from cem_fast.experiments.build import build_loss
 from cem_fast.experiments.records import Leakage
+from cem_fast.experiments.saved_run import Run
 from cem_fast.loss import CEMLoss
 from cem_fast.models.split import SplitModel
 
@@ -127,6 +128,42 @@ def estimate(loss: CEMLoss | None, model: SplitModel, defense: Defense, splits: 
         heldout_nats=float(nats),
         heldout_se=float(error),
     )
+
+
+@torch.no_grad()
+def posteriors(run: Run) -> Tensor:
+    """Posteriors of the right class and of the right component over the test images of a run (Eq. 4).
+
+    Args:
+        run: a saved run; every image is released as often as for the accuracy.
+
+    Returns:
+        ``[2]``, each in [0, 1].
+
+    Raises:
+        FileNotFoundError: the images are not where they were.
+        ValueError: the run has no noise, or its images have changed.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import leakage
+        >>> from cem_fast.experiments.run import run
+        >>> from cem_fast.experiments.saved_run import load_run
+        >>> import tempfile
+        >>> config = RunConfig(data="digits", epochs=1, batch_size=500, cem_components=1, noise_draws=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = run(config, folder, attack=False)
+        ...     leakage.posteriors(load_run(folder)).shape
+        torch.Size([2])
+    """
+    if run.loss is None:
+        raise ValueError(f"{run.path}: posteriors need noise, got noise_std 0")
+    part, draws = run.data.test, run.config.noise_draws
+    labels = part.labels.repeat(draws) if run.config.cem_by_class else None
+    with seeded(run.config.seed, "utility"):
+        sent = _before_noise(run.model, run.defense, part.images).flatten(1)
+        found = bounds.utility(run.loss.mixture, sent.repeat(draws, 1), labels, run.config.noise_std)
+    return torch.stack([found.label, found.component])
 
 
 @torch.no_grad()
