@@ -88,7 +88,7 @@ def source_digest() -> str:
 
 
 def identity(splits: Splits) -> Identity:
-    """What a result depends on besides its settings.
+    """Version, code and images: what a result depends on apart from its settings.
 
     Args:
         splits: the images.

@@ -263,7 +263,7 @@ class Recognition:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a result depends on besides its settings.
+    """Version, code and images: what a result depends on apart from its settings.
 
     Attributes:
         version: version of the package.

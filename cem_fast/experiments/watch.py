@@ -1,4 +1,4 @@
-"""Progress of runs and grids, reported to whoever shows it."""
+"""Progress callbacks of runs and grids."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def render(results: Results, runs: Sequence[Measured], folder: Path) -> str:
 def _section(
     results: Results, name: str, rows: Sequence[Row], runs: Sequence[Measured], folder: Path
 ) -> dict[str, Any]:
-    """What the page says about one data set."""
+    """Content of the section on one data set."""
     rows = [row for row in rows if row.data == name]
     record = rows[0].record
     description = read_description(folder / str(record.checkpoint))

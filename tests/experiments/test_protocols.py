@@ -58,7 +58,7 @@ def test_classes_of_odd_size_leave_the_odd_image_to_the_network(faces):
     assert torch.bincount(split.train.labels).tolist() == [2, 1, 1]
     assert torch.bincount(split.attacker.labels, minlength=3).tolist() == [1, 0, 1]
     means = data.class_means(split)
-    assert torch.equal(means[1], split.attacker.images.mean(0))  # the attacker knows nothing of this class
+    assert torch.equal(means[1], split.attacker.images.mean(0))  # the attacker has no image of this class
 
 
 def test_duplicate_images_are_in_one_part_only():
@@ -134,7 +134,7 @@ def test_no_attack_is_fitted_to_its_victims_or_to_test_images(faces, tmp_path, m
         observe = make(model, defense)
 
         def spied(images):
-            if inside and not images.requires_grad:  # pixels that are being optimized are nobody's image
+            if inside and not images.requires_grad:  # pixels under optimization belong to no data set
                 learned["observed"] = learned.get("observed", set()) | prints(Part(images, images, images))
             return observe(images)
 
