@@ -192,7 +192,10 @@ def evaluate(
             elif kind == "finished":
                 found[plan[index]] = run = _finished(folder, plan[index], identities[plan[index]])
                 if run is None:
-                    raise OSError(f"{folder / run_path(plan[index])}: the files of this run are gone since it finished")
+                    raise OSError(
+                        f"{folder / run_path(plan[index])}: this run has finished, but its files are gone, or the code or the images "
+                        "have changed meanwhile"
+                    )
                 summary.save_if_cheap(found.values(), failed)
                 watch.finished(index, len(plan), plan[index], run.record, reused=False)
             else:
