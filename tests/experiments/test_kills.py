@@ -81,7 +81,7 @@ def test_a_grid_that_is_killed_at_random_ends_like_an_undisturbed_one(kills, def
     assert without_times(results) == without_times(expected)
     for run, twin in zip(results["runs"], expected["runs"]):
         descriptions = [
-            saved_run.read_description(folder / each.checkpoint) for folder, each in ((killed, run), (whole, twin))
+            saved_run.read_description(folder / each["checkpoint"]) for folder, each in ((killed, run), (whole, twin))
         ]
         assert descriptions[0].files == descriptions[1].files  # named after their content: weights and measurements
         assert descriptions[0].curves == descriptions[1].curves
