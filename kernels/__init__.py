@@ -6,11 +6,10 @@ from typing import Any
 
 
 def aot_cases(*, everywhere: bool = False) -> list[Any]:
-    """Every kernel, signature and configuration that the launchers can ask for, to compile ahead of time.
+    """All kernels, signatures and configurations of the launchers, to compile ahead of time.
 
     Args:
-        everywhere: whether to list what only the devices of another vendor are given, too; else it is what this build of
-            torch can launch.
+        everywhere: include cases for other vendors' devices; by default only those that this build of torch can launch.
 
     Returns:
         Cases with ``name``, ``fn`` (the JIT function), ``signature``, ``constexprs``, ``attrs``, ``options``, ``vectorized``
@@ -18,7 +17,7 @@ def aot_cases(*, everywhere: bool = False) -> list[Any]:
 
     Raises:
         ImportError: triton is not installed.
-        RuntimeError: kernels are being interpreted (``TRITON_INTERPRET=1``), and so cannot be compiled.
+        RuntimeError: kernels are interpreted (``TRITON_INTERPRET=1``) and cannot be compiled.
     """
     import torch
     from cem_fast.kernels._aot import cases

@@ -1,4 +1,4 @@
-"""What can be launched, spelled out: the product of each kernel's versions, dtypes, constants and configurations."""
+"""List of all possible launches: the product of each kernel's versions, dtypes, constants and configurations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DOUBLE_POINTERS = {"num_samples_ptr", "noise_ptr"}
 INT64 = {"boost", "threshold", "gamma"}
 
 EITHER, ALIGNED, GENERAL = (True, False), (True,), (False,)
-# A kernel's tile constants, and the fields of a configuration that they are taken from
+# Tile constants of a kernel, and the fields of a configuration with their values
 TILE = {"BLOCK_N": "BLOCK_N", "BLOCK_D": "BLOCK_D"}
 PRODUCT_TILE = {"BLOCK_N": "BLOCK_N", "BLOCK_K": "BLOCK_K", "BLOCK_D": "BLOCK_D"}
 ROW = {"BLOCK": "BLOCK_D"}
@@ -66,7 +66,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel for one choice of dtypes and constants, which its family's configurations complete."""
+    """One kernel with dtypes and constants, but without a configuration."""
 
     family: str
     kernel: Kernel
@@ -120,7 +120,7 @@ def _flags(*names: str) -> Iterator[dict[str, bool]]:
 
 
 def _streaming() -> Iterator[tuple[str, Kernel, dict[str, Any]]]:
-    """Configuration, kernel and constants of what reads x."""
+    """Configuration, kernel and constants of the kernels that read x."""
     yield "resident_narrow", resident_statistics_kernel, {}
     yield "resident_wide", resident_statistics_kernel, {}
     yield "distance", scatter_kernel, {}
@@ -136,8 +136,8 @@ def _streaming() -> Iterator[tuple[str, Kernel, dict[str, Any]]]:
 
 
 def _of_statistics() -> Iterator[tuple[str, Kernel, tuple[bool, ...], dict[str, Any]]]:
-    """Configuration, kernel, versions and constants of what only sees parameters and statistics."""
-    # partial results always lie where this kernel wants them
+    """Configuration, kernel, versions and constants of the kernels that read only parameters and statistics."""
+    # partial results are always aligned
     yield "reduce", reduce_kernel, ALIGNED, {}
     yield "entropy", entropy_bound_spherical_kernel, GENERAL, {}
     yield "entropy", sum_kernel, GENERAL, {}
@@ -147,7 +147,7 @@ def _of_statistics() -> Iterator[tuple[str, Kernel, tuple[bool, ...], dict[str, 
 
 
 def _products() -> Iterator[tuple[str, Kernel, dict[str, Any]]]:
-    """Configuration, kernel and constants of what multiplies matrices, which is float32 alone."""
+    """Configuration, kernel and constants of matrix products, which exist in float32 only."""
     for diag, precision in itertools.product(_flags("DIAG"), _configs.PRODUCT_PRECISIONS):
         constants = diag | dict(PRECISION=precision)
         yield "product", global_log_prob_kernel, constants
@@ -157,9 +157,9 @@ def _products() -> Iterator[tuple[str, Kernel, dict[str, Any]]]:
 
 
 def launches() -> Iterator[Launch]:
-    """Everything that the launchers can ask for but the configuration."""
+    """All possible launches, without their configurations."""
     for (family, kernel, constants), dtypes in itertools.product(_streaming(), DTYPES):
-        # the wide tile leaves no registers to fetch what is not aligned
+        # the wide tile leaves no registers for unaligned loads
         versions = ALIGNED if family == "resident_wide" else EITHER
         yield Launch(family, kernel, versions, constants, TILE, *dtypes)
     for (family, kernel, versions, constants), dtype in itertools.product(_of_statistics(), ("fp32", "fp64")):
@@ -184,7 +184,7 @@ def cases() -> list[Case]:
 
 
 def cases_under(family: str, itemsize: int, config: Config) -> list[Case]:
-    """Everything that a configuration would be asked for as the row of a family and of parameters of ``itemsize`` bytes."""
+    """Cases under a configuration of a family with parameters of ``itemsize`` bytes."""
     return [
         case
         for launch in launches()

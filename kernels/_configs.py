@@ -1,14 +1,14 @@
-"""Which tile sizes and warps a kernel gets, by architecture, dtype and shape. One table; nothing is tuned at run time.
+"""Tile sizes and warps of the kernels, by architecture, dtype and shape. Nothing is tuned at run time.
 
-``BLOCK_N`` rows by ``BLOCK_D`` dimensions is the tile of x that a program holds in registers. The figures were chosen to keep
-tiles in registers: nothing spills on any architecture of benchmarks/results/ahead_of_time.csv, and nothing has been timed.
+``BLOCK_N`` rows by ``BLOCK_D`` dimensions is the tile of x that a program holds in registers. The sizes were chosen so that no kernel
+spills registers on any architecture of benchmarks/results/ahead_of_time.csv. They have not been timed.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-# Components of a class that are accumulated at once; a forward reads x once for so many.
+# Components of a class that a forward accumulates at once, for one read of x.
 BLOCK_K = 16
 
 
@@ -20,8 +20,8 @@ class Config(NamedTuple):
     BLOCK_K: int = BLOCK_K
 
 
-# kernel family -> bytes of a parameter (4: float32, 8: float64) -> configuration. The key "*" is every architecture; a compute
-# capability such as "sm_90" or a gfx name overrides it.
+# kernel family -> architecture -> bytes of a parameter (4: float32, 8: float64) -> configuration. "*" is any architecture; a
+# compute capability such as "sm_90" or a gfx name overrides it.
 TABLE: dict[str, dict[str, dict[int, Config]]] = {
     # x streams through in tiles while the means of one class come from the cache
     "distance": {"*": {4: Config(64, 32, 8), 8: Config(32, 32, 8)}},
@@ -34,37 +34,37 @@ TABLE: dict[str, dict[str, dict[int, Config]]] = {
     "reduce": {"*": {4: Config(1, 1024, 4), 8: Config(1, 512, 4)}},
     "entropy": {"*": {4: Config(1, 1024, 4), 8: Config(1, 512, 4)}},
     "sort": {"*": {8: Config(256, 32, 8)}},
-    "count": {"*": {8: Config(128, 32, 8)}},
+    "count": {"*": {8: Config(64, 32, 8)}},
     # matrix products: rows by components over dimensions, rows by dimensions over components, components by dimensions over rows
     "product": {"*": {4: Config(64, 16, 4, BLOCK_K=32)}},
     "product_gradient": {"*": {4: Config(64, 32, 8, BLOCK_K=16)}},
     "product_moments": {"*": {4: Config(16, 32, 4, BLOCK_K=64)}},
 }
 
-# Registers of a thread on NVIDIA, all there are for eight warps: left to itself, ptxas spills to fit a second program.
+# Registers per thread on NVIDIA, the maximum for eight warps. Without it, ptxas spills in order to fit a second program.
 MAX_REGISTERS = 255
 
-# One class is evaluated by matrix products from so many components and dimensions on: fewer would not fill their tiles.
+# Minimum components and dimensions to evaluate one class by matrix products. Fewer would not fill their tiles.
 PRODUCT_COMPONENTS = 128
 PRODUCT_DIMENSIONS = 32
 
-# Three products of TensorFloat-32 on NVIDIA; AMD multiplies float32 as it is.
+# NVIDIA: three TensorFloat-32 products. AMD: float32 products.
 PRODUCT_PRECISIONS = ("tf32x3", "ieee")
 
-# Rows beyond which comparing every pair of labels costs more than counting them, which takes one launch more.
+# Maximum rows to sort by comparing all pairs of labels. Counting them takes a second launch, but less time for more rows.
 PAIRWISE_SORT_ROWS = 8192
 
-# Rows that a program counts at least, and counts of all programs together, each of which reads them all.
+# Minimum rows per counting program, and maximum counts of all programs, because each program reads all counts.
 COUNTED_ROWS = 1024
 COUNTS = 1 << 16
 
-# Partial results that segments leave in all, unless multiprocessors would be idle: 128 MB of float32.
+# Maximum partial results of all segments (128 MB of float32), unless multiprocessors would be idle.
 PARTIALS = 1 << 25
 
-# A forward is split by dimensions, at least this many to a program, while its segments leave multiprocessors idle.
+# Minimum dimensions per program if a forward is split by dimensions, because its segments leave multiprocessors idle.
 SPLIT_DIMENSIONS = 512
 
-# Multiprocessors assumed where there is no device to ask (the interpreter).
+# Multiprocessors assumed in the interpreter, which has no device.
 DEFAULT_MULTIPROCESSORS = 132
 
 

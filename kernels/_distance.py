@@ -1,4 +1,4 @@
-"""Squared distances of rows to the component means of their class, in one program or shared out by dimensions."""
+"""Squared distances of rows to the component means of their class, in one program or split by dimensions."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def distances(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """:func:`squared_distances` over all dimensions, or the ordered sum of what ``distance_kernel`` has left of them."""
+    """:func:`squared_distances` over all dimensions, or the ordered sum of the shares from ``distance_kernel``."""
     if splits > 1:
         component = first_component + tl.arange(0, BLOCK_K)
         total = tl.zeros([BLOCK_N, BLOCK_K], means_ptr.dtype.element_ty)

@@ -1,4 +1,4 @@
-"""Rows grouped by class on the device, without waiting for it."""
+"""Rows grouped by class on the device, without synchronization."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @triton.jit
 def _load_classes(labels_ptr, n, N, C):
-    """Classes of rows; stray labels are class C, rows behind the last class C + 1."""
+    """Classes of rows; labels out of range are class C, rows past the end class C + 1."""
     label = tl.load(labels_ptr + n, mask=n < N, other=0)
     label = tl.where((label >= 0) & (label < C), label, C).to(tl.int32)
     return tl.where(n < N, label, C + 1)
@@ -47,7 +47,7 @@ def pairwise_sort_kernel(
 
 @triton.jit
 def place_rows(labels_ptr, next_ptr, order_ptr, begin, end, C, with_order, CHUNK: tl.constexpr):
-    """Takes rows in their order, each to place ``next[class]++``, and writes it there ``with_order``."""
+    """Assigns rows in order to the places ``next[class]++``; stores them there if ``with_order``."""
     i = tl.arange(0, CHUNK)
     for start in range(begin, end, CHUNK):
         n = start + i
@@ -65,7 +65,7 @@ def place_rows(labels_ptr, next_ptr, order_ptr, begin, end, C, with_order, CHUNK
 
 @kernel()
 def count_kernel(labels_ptr, counts_ptr, N, C, rows_of_program, SPAN: tl.constexpr, CHUNK: tl.constexpr):
-    """How many of each program's rows are of each class, ``[programs, C + 1]``."""
+    """Number of each program's rows per class, ``[programs, C + 1]``."""
     program = tl.program_id(0)
     counts_ptr += program.to(tl.int64) * (C + 1)
     for first in range(0, C + 1, SPAN):
@@ -73,7 +73,7 @@ def count_kernel(labels_ptr, counts_ptr, N, C, rows_of_program, SPAN: tl.constex
         tl.store(counts_ptr + c, (c * 0).to(tl.int64), mask=c <= C)
     tl.debug_barrier()
     begin = program * rows_of_program
-    # their sum may be more than 32 bits hold
+    # the sum may exceed 32 bits
     end = begin + tl.minimum(rows_of_program, N - begin)
     place_rows(labels_ptr, counts_ptr, counts_ptr, begin, end, C, False, CHUNK)
 
@@ -118,7 +118,7 @@ def place_kernel(
 
 
 class Groups(NamedTuple):
-    """How the kernels of one operation find their rows.
+    """Rows of one operation by class.
 
     ``index`` holds the labels ``[N]`` (scanned) or the sorted rows (sorted), ``offsets`` the first rank of every class
     ``[C + 2]`` (sorted only), ``pieces`` the number of segments that every class is cut into (scanned only).
@@ -152,16 +152,16 @@ class Groups(NamedTuple):
         return cdiv(self.rows, size)
 
     def segment_size(self, block_n: int, partials: int, like: Tensor) -> int:
-        """Rows of a segment that leaves so many partial results, a multiple of ``block_n``.
+        """Rows per segment, a multiple of ``block_n``, if each segment stores ``partials`` numbers.
 
-        There are two to four segments per multiprocessor where there are rows enough, or one if that saves memory.
+        With enough rows there are two to four segments per multiprocessor, or fewer, but at least one, to save memory.
         """
         wanted, least = 2 * multiprocessors(like), multiprocessors(like)
         wanted = min(wanted, max(least, _configs.PARTIALS // partials))
         return block_n * max(1, self.rows // (block_n * wanted))
 
     def splits(self, block_n: int, D: int, like: Tensor) -> int:
-        """Into how many parts a forward cuts the dimensions, so that two programs go to every multiprocessor."""
+        """Parts into which a forward splits the dimensions, for two programs per multiprocessor."""
         if self.rows > _configs.PAIRWISE_SORT_ROWS:
             return 1
         busy = self.rows // block_n + min(self.classes, self.rows)
@@ -170,10 +170,10 @@ class Groups(NamedTuple):
 
 
 def group(labels: Tensor | None, N: int, C: int, block_n: int, like: Tensor) -> Groups:
-    """Groups rows by class; one launch where N is beyond what every program can scan for itself, two beyond what pairs can sort.
+    """Groups rows by class: without a launch up to ``SCANNED_ROWS``, with one up to ``PAIRWISE_SORT_ROWS``, else with two.
 
     Raises:
-        ValueError: there are more rows than fit 32 bits (their elements need not).
+        ValueError: the number of rows exceeds 32 bits (the number of elements may).
     """
     if N >= 2**31 - 2**16:
         raise ValueError(f"x must have fewer than 2^31 - 2^16 rows, got {N}")

@@ -15,16 +15,16 @@ from cem_fast.kernels import _configs
 from cem_fast.kernels._configs import Config
 from torch import Tensor
 
-# Where the forward kept no responsibilities, the backward makes them for at most this many elements of [rows, K] at a time.
+# Maximum elements of [rows, K] that a backward recomputes at a time if the forward kept no responsibilities.
 RECOMPUTED_ELEMENTS = 1 << 22
 
 
 class Kernel:
     """One kernel, compiled in at most two versions for every choice of dtypes and constants.
 
-    ``aligned`` may take every argument named in ``wide``, an address or a number of elements, for a multiple of 16, and so
-    touch memory in 128-bit pieces; ``general`` takes nothing for granted. Left to itself, Triton would compile a version for
-    every combination of multiples of 16 and ones that comes along, more than can be checked beforehand.
+    ``aligned`` assumes that every argument named in ``wide``, an address or a number of elements, is a multiple of 16. It accesses
+    memory in 128-bit words. ``general`` assumes nothing. By default, Triton compiles a version for every combination of multiples
+    of 16 and ones, which are too many to check ahead of time.
     """
 
     def __init__(self, function: Callable[..., None], wide: tuple[str, ...]):
@@ -47,7 +47,7 @@ class Kernel:
 
 
 def kernel(*wide: str) -> Callable[[Callable[..., None]], Kernel]:
-    """Decorator of a kernel: the names of the arguments that the aligned version relies on."""
+    """Decorator of a kernel, with the names of the arguments that are multiples of 16 in the aligned version."""
     return lambda function: Kernel(function, wide)
 
 
@@ -78,19 +78,19 @@ def product_precision(like: Tensor) -> str:
 
 
 def unit_stride(x: Tensor) -> Tensor:
-    """Rows may lie anywhere, but the elements of one must be neighbors."""
+    """x, copied if the elements of a row are not adjacent. Rows may have any stride."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def aligned(x: Tensor, *others: Tensor) -> bool:
-    """Whether 128 bits at a time can be read of every row of x and of contiguous tensors with as many columns."""
+    """Whether 128-bit reads are possible in every row of x and in contiguous tensors with as many columns."""
     sizes = (x.shape[1], x.stride(0), x.data_ptr(), *(t.data_ptr() for t in others))
     return all(size % 16 == 0 for size in sizes)
 
 
 @functools.cache
 def options(config: Config) -> dict[str, Any]:
-    """How a kernel is compiled; everything that would otherwise be a default of the Triton at hand is spelled out."""
+    """Compiler options. All are explicit, because defaults differ between releases of Triton."""
     limit = {} if torch.version.hip else {"maxnreg": _configs.MAX_REGISTERS}
     return dict(num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True, **limit)
 
@@ -101,10 +101,10 @@ def launch(kernel: Kernel, programs: int, config: Config, like: Tensor, /, **arg
     Raises:
         RuntimeError: a CUDA graph is being captured, which forbids loading a kernel.
     """
-    # tensors on the CPU mean the interpreter, whose numpy warns where a GPU would not
+    # CPU tensors are for the interpreter, whose numpy warns about values that a GPU accepts
     with torch.cuda.device(like.device) if like.is_cuda else np.errstate(all="ignore"):
         try:
-            # by place, because Triton copies what it is given by name several times
+            # positional, because Triton copies keyword arguments several times
             kernel.version(arguments).run(
                 *kernel.in_order(arguments), grid=(programs,), warmup=False, **options(config)
             )
@@ -118,7 +118,7 @@ def launch(kernel: Kernel, programs: int, config: Config, like: Tensor, /, **arg
 
 
 def row_windows(rows: int, components: int) -> list[slice]:
-    """Cuts rows into windows whose ``[rows, components]`` responsibilities are few enough to be made again in a backward."""
+    """Windows of rows whose ``[rows, components]`` responsibilities are few enough to be recomputed in a backward."""
     size = max(1, RECOMPUTED_ELEMENTS // components)
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 

@@ -1,4 +1,4 @@
-"""The second half of every per-class sum: the partial results of a class's segments, added in order."""
+"""Second half of every per-class sum: adds the partial results of a class's segments in order."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def reduce_kernel(
 
 
 class Partials:
-    """The partial results of one operation's segments: ``[segments, width]`` values and the size of every segment."""
+    """Partial results of one operation's segments: ``[segments, width]`` values and the size of every segment."""
 
     def __init__(self, like: Tensor, groups: Groups, block_n: int, K: int, first: int, second: int, parts: int = 1):
         self.groups, self.K, self.parts = groups, K, parts
@@ -73,7 +73,7 @@ class Partials:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of a kernel that leaves partial results."""
+        """Arguments of a kernel that stores partial results."""
         return dict(
             partial_ptr=self.values,
             rows_per_segment=self.rows_per_segment,

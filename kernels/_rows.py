@@ -1,12 +1,12 @@
-"""Device code shared by the kernels: which rows a program works on.
+"""Device code shared by the kernels: the rows of a program.
 
-A program owns a *segment*: up to ``ROWS`` rows of one class (more only where the classes of a small batch are uneven). Rows
-with a label out of range form a class of their own behind the last one. There are three ways to find a segment:
+A program owns a *segment*: up to ``ROWS`` rows of one class, or more if the classes of a small batch are uneven. Rows with a label
+out of range form an additional last class. There are three ways to find a segment:
 
 - ``NATURAL``: no labels; segment t is a block of consecutive rows.
-- ``SCANNED``: the program reads all labels, at most ``SCANNED_ROWS`` of them, and picks its rows by their rank in the class.
-- ``SORTED``: rows were sorted by class; the segments are the pieces into which class boundaries and multiples of ``ROWS`` cut
-  the sorted rows, so segment t lies in the last class c with ``offsets[c] // ROWS + c <= t``.
+- ``SCANNED``: the program reads all labels, at most ``SCANNED_ROWS``, and selects its rows by their rank in the class.
+- ``SORTED``: rows are sorted by class. Class boundaries and multiples of ``ROWS`` cut the sorted rows into segments, so segment t
+  lies in the last class c with ``offsets[c] // ROWS + c <= t``.
 """
 
 import triton
@@ -16,7 +16,7 @@ NATURAL: tl.constexpr = tl.constexpr(0)
 SCANNED: tl.constexpr = tl.constexpr(1)
 SORTED: tl.constexpr = tl.constexpr(2)
 
-# Largest number of rows whose labels every program reads for itself, and how many of them at once.
+# Maximum rows whose labels every program reads, and the rows that it reads at once.
 SCANNED_ROWS = 512
 SCAN: tl.constexpr = tl.constexpr(16)
 
@@ -71,7 +71,7 @@ def find_segment(t, grouping, index_ptr, offsets_ptr, N, C, P, ROWS):
 
 @triton.jit
 def store_size(t, c, begin, end, sizes_ptr, segments, grouping, offsets_ptr, N, C, P, ROWS):
-    """Notes how many rows of a segment count; the first segment without a class says whether there are any such rows."""
+    """Stores the number of a segment's rows with a class, and, from the first segment without a class, that segment's rows."""
     size = tl.maximum(end - begin, 0)
     tl.store(sizes_ptr + t, tl.where(c < C, size, 0))
     if grouping == NATURAL:
@@ -101,12 +101,12 @@ def rows_of(rank, valid, c, grouping, index_ptr, N, C):
 
 @triton.jit
 def only_if(condition, mask):
-    """The mask if a scalar condition holds, and nothing otherwise; Triton 3.9's interpreter makes integers of ``mask & condition``."""
+    """The mask if a scalar condition holds, else all False. Triton 3.9's interpreter converts ``mask & condition`` to integers."""
     return tl.where(condition, mask, False)
 
 
 @triton.jit
 def load_tile(x_ptr, stride, row, valid, d, inside, dtype: tl.constexpr):
-    """Rows of x, in the dtype of the parameters from here on."""
+    """Rows of x, converted to the dtype of the parameters."""
     mask = valid[:, None] & inside[None, :]
     return tl.load(x_ptr + row.to(tl.int64)[:, None] * stride + d[None, :], mask=mask, other=0).to(dtype)

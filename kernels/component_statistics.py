@@ -19,10 +19,10 @@ from torch import Tensor
 def add_moments(
     x, valid, best, d, inside, means_ptr, target, c, K, D, again, later, per_dimension, sums, totals, first_width, narrow,
 ):  # fmt: skip
-    """Adds one tile of x to what a segment keeps per dimension: scatter at ``target``, deviations ``first_width`` behind it.
+    """Adds one tile of x to a segment's sums per dimension: scatter at ``target``, deviations ``first_width`` behind it.
 
-    ``totals`` puts the scatter summed over the tile at ``narrow`` instead. ``again``: earlier rows have left something there;
-    ``later``: these or earlier dimensions have.
+    With ``totals``, adds the scatter of the tile at ``narrow``. ``again``: earlier rows have stored sums; ``later``: earlier rows or
+    dimensions have stored totals.
     """
     for k in range(0, K):
         mine = valid & (best == k)
@@ -74,10 +74,10 @@ def component_statistics_fwd_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Assignment, counts and scatter of one segment; what is kept per dimension is left to ``scatter_kernel``.
+    """Assignment, counts and scatter of one segment. ``scatter_kernel`` computes sums per dimension.
 
-    The distance to a component is the plain one or, if ``posterior``, minus twice its log joint density (always with DIAG,
-    which leaves all of the scatter to ``scatter_kernel``).
+    The score of a component is its squared distance or, if ``posterior``, minus twice its log joint density. DIAG requires
+    ``posterior`` and leaves all of the scatter to ``scatter_kernel``.
     """
     dtype = means_ptr.dtype.element_ty
     t = tl.program_id(0)
@@ -160,7 +160,7 @@ def resident_statistics_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Nearest means, counts and the scatter per dimension where one tile holds all dimensions: x is read once."""
+    """Nearest means, counts and scatter per dimension, if one tile holds all dimensions. Reads x once."""
     dtype = means_ptr.dtype.element_ty
     t = tl.program_id(0)
     c, begin, end = find_segment(t, grouping, index_ptr, offsets_ptr, N, C, P, rows_per_segment)
@@ -229,7 +229,7 @@ def scatter_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The second reading of x, for what is kept per dimension once the assignment is known."""
+    """Sums per dimension for a known assignment: the second read of x."""
     t = tl.program_id(0) // d_programs
     part = tl.program_id(0) % d_programs
     c, begin, end = find_segment(t, grouping, index_ptr, offsets_ptr, N, C, P, rows_per_segment)
@@ -279,7 +279,7 @@ def component_statistics_bwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """``dx = 2 scale g (x - mu)`` of one tile; with GATHER every row fetches its own mean, else those of its class are shared."""
+    """``dx = 2 scale g (x - mu)`` of one tile. With GATHER every row loads its own mean; else rows share the means of a class."""
     dtype = means_ptr.dtype.element_ty
     d = (tl.program_id(0) % d_programs) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = d < D
@@ -310,7 +310,7 @@ def component_statistics_bwd_kernel(
                 factor += tl.load(grad_ptr + component, mask=known, other=0)[:, None]
         else:
             mean = tl.zeros([BLOCK_N, BLOCK_D], dtype)
-            # what no component claims stays NaN
+            # rows without a component stay NaN
             factor = tl.full([BLOCK_N, BLOCK_D], float("nan"), dtype)
             for k in range(0, tl.where(c < C, K, 0)):
                 mine = (k_of_row == k)[:, None]
@@ -325,7 +325,7 @@ def component_statistics_bwd_kernel(
 
 
 def _resident_family(x: Tensor, means: Tensor) -> str | None:
-    """The configuration under which one tile holds all dimensions, if any; the wide tile only fits the aligned version."""
+    """Configuration family whose tile holds all dimensions, if any. Only the aligned version of the wide tile fits in registers."""
     D = x.shape[1]
     if D <= configuration("resident_narrow", means).BLOCK_D:
         return "resident_narrow"
@@ -342,7 +342,7 @@ def partial_statistics(
     per_dimension: bool,
     sums: bool,
 ) -> tuple[Partials, Tensor]:
-    """Everything but the last sum over the segments: their partial results, and the assignment."""
+    """Partial statistics of the segments, and the assignment."""
     C, K, D = means.shape
     N = x.shape[0]
     assignment = x.new_empty(N, dtype=torch.int64)
@@ -448,10 +448,10 @@ def component_statistics_fwd(
     if x.shape[0] == 0:
         return counts.zero_(), scatter.zero_(), totals.zero_(), x.new_empty(0, dtype=torch.int64)
     partials, assignment = partial_statistics(x, means, labels, variances, weights, per_dimension, sums)
-    # per dimension, the totals of the components come along and are dropped
+    # with sums per dimension, the totals go to a temporary
     partials.reduce(scatter, totals, counts, means.new_empty(C, K) if per_dimension else scatter)
     if sums:
-        # added up as deviations, because raw values of a common offset drown a small spread
+        # sums of deviations, because raw values with a common offset would cancel a small spread
         totals.addcmul_(counts.unsqueeze(-1), means)
     return counts, scatter, totals, assignment
 
@@ -466,7 +466,7 @@ def component_statistics_bwd(
         return dx
     x, means, grad_scatter = unit_stride(x), means.contiguous(), grad_scatter.contiguous()
     config = configuration("gradient", means)
-    # sharing the means of a class pays while there are more rows than means, and one launch sorts them
+    # sharing the means of a class is faster with more rows than means, if one launch sorts the rows
     gather = K > BLOCK_K or N < C * K or N > _configs.PAIRWISE_SORT_ROWS
     labels = labels if labels is None else labels.contiguous()
     if gather:

@@ -1,4 +1,4 @@
-"""The CEM loss of a batch's statistics and its derivative to the scatter: Eq. 5-7 of the paper, or the released code's hinge."""
+"""CEM loss of a batch's statistics and its derivative to the scatter: Eq. 5-7 of the paper, or the released code's hinge."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 
 def double_bits(value: float) -> int:
-    """A Python number reaches a kernel as float32; as the 64 bits of a float64 it loses nothing."""
-    # the bits of 0 would pass for a 32-bit number, and ask for another version of the kernel; those of -0 do not
+    """Bits of a float64. Triton passes a Python number as float32, which would round it."""
+    # the bits of 0 would be a 32-bit argument, which needs another version of the kernel; those of -0 are not
     return struct.unpack("<q", struct.pack("<d", value or -0.0))[0]
 
 
@@ -27,7 +27,7 @@ def as_double(bits):
 
 @triton.jit
 def log1p(u):
-    """Exact to rounding for small u, where 1 + u drops digits that ``u / ((1 + u) - 1)`` puts back."""
+    """``log(1 + u)``. For small u, the factor ``u / ((1 + u) - 1)`` restores the digits that 1 + u drops."""
     w = 1 + u
     small = tl.where(w == 1, u, tl.log(w) * (u / tl.where(w == 1, 1.0, w - 1)))
     return tl.where(u > 1, tl.log(w), small)
@@ -132,7 +132,7 @@ def entropy_bound_spherical_kernel(
             padded = (1 - share) * variances + share * observed + offset
             hinge = tl.log(padded) - level
             weight = tl.where(seen, weights / present, 0.0)
-            # NaN counts and hinges pass: a poisoned batch must not look like one below the threshold
+            # NaN counts and hinges pass, so that an invalid batch differs from one below the threshold
             weight = tl.where(counts == counts, weight, counts)
             term = weight * tl.where(hinge <= 0, 0.0, hinge)
             slope = tl.where(hinge > 0, weight, 0.0) * share / (padded * n)
@@ -150,7 +150,7 @@ def entropy_bound_spherical_kernel(
 
 @triton.jit
 def sum_of_segments(pointer, width, sizes_ptr, first, last, offset, inside, dtype: tl.constexpr, BLOCK: tl.constexpr):
-    """What the segments of a class hold at ``offset``, added in order."""
+    """Ordered sum over the segments of a class at ``offset``."""
     total = tl.zeros([BLOCK], dtype)
     for t in range(first, last):
         filled = tl.load(sizes_ptr + t) > 0
@@ -190,9 +190,9 @@ def entropy_bound_kernel(
     FROM_PARTIALS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The paper's bound where something differs by dimension: one component a program.
+    """The paper's bound for variances or noise per dimension, one component per program.
 
-    FROM_PARTIALS: the last sum of the statistics is taken here, so that the scatter never exists in memory.
+    FROM_PARTIALS: sums the statistics over the segments here, so that the scatter is never stored.
     """
     dtype = variances_ptr.dtype.element_ty
     i = tl.program_id(0).to(tl.int64)
@@ -340,7 +340,7 @@ def entropy_bound_of_partials(
     unbiased: bool,
     mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The paper's bound for variances per dimension, from statistics that are not yet summed over the segments."""
+    """The paper's bound for variances per dimension, from the partial statistics of segments."""
     groups = partials.groups
     statistics = dict(
         counts_ptr=partials.values,

@@ -1,8 +1,8 @@
 """The log-likelihood of one class with many components, and its gradients, by matrix products on tensor cores.
 
-``sum_d (x - mu)^2 / v`` is expanded about a shift that all rows and components share, their mean. What the expansion loses
-where a component is far from the shift, measured in its own deviations, is made good for every component that matters to a
-row: its distance is taken directly. Components are visited tile by tile, and no ``[N, K]`` matrix is kept.
+``sum_d (x - mu)^2 / v`` is expanded about a common shift, the mean of the component means. The expansion loses accuracy for
+components many standard deviations from the shift. If such a component contributes to a row, its distance is computed directly.
+Components are processed tile by tile, and no ``[N, K]`` matrix is stored.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from torch import Tensor
 
 LOG_2PI: tl.constexpr = tl.constexpr(1.8378770664093453)
 
-# Components that much below a row's highest joint density, in nats, stay as expanded: they add less than 1e-8 of it each.
+# Components this many nats below a row's highest joint density keep the expanded distance: each adds less than 1e-8 of it.
 NEAR: tl.constexpr = tl.constexpr(20.0)
-# A distance is taken directly if the component's own distance to the shift is more than this share of it.
+# A distance is computed directly if the component's distance to the shift is more than this share of it.
 MATERIAL: tl.constexpr = tl.constexpr(0.25)
-# Error of the expansion, in nats, at most, for every unit of the terms that it adds up.
+# Maximum error of the expansion, in nats per unit of its terms.
 ROUNDING: tl.constexpr = tl.constexpr(2.0**-19)
 
 
@@ -40,9 +40,9 @@ ROUNDING: tl.constexpr = tl.constexpr(2.0**-19)
 def component_terms_kernel(
     shift_ptr, means_ptr, variances_ptr, weights_ptr, constant_ptr, norm_ptr, D, DIAG: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Of one component: the joint log-density at its mean, and the squared distance of its mean to the shift."""
+    """Joint log-density of one component at its mean, and the squared distance of its mean to the shift."""
     k = tl.program_id(0).to(tl.int64)
-    # of 2 pi v, which is nearer to 1 than v and 2 pi are
+    # log(2 pi v), because 2 pi v is nearer to 1 than v and 2 pi
     logs = tl.zeros([BLOCK], means_ptr.dtype.element_ty)
     norm = tl.zeros([BLOCK], means_ptr.dtype.element_ty)
     for start in range(0, D, BLOCK):
@@ -57,7 +57,7 @@ def component_terms_kernel(
         norm += away * away / variance
     determinant = tl.sum(logs, 0)
     if not DIAG:
-        # equal terms would all be rounded the same way
+        # a sum of equal terms would accumulate the same rounding error
         determinant = (tl.log(tl.load(variances_ptr + k)) + LOG_2PI) * D.to(means_ptr.dtype.element_ty)
     tl.store(constant_ptr + k, tl.log(tl.load(weights_ptr + k)) - 0.5 * determinant)
     tl.store(norm_ptr + k, tl.sum(norm, 0))
@@ -117,9 +117,9 @@ def direct_distance(
     x_ptr, stride, means_ptr, variances_ptr, row, valid, k, D,
     DIAG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """``sum_d (x - mu)^2 / v`` of one component as it stands, ``[BLOCK_N]``."""
+    """``sum_d (x - mu)^2 / v`` of one component without expansion, ``[BLOCK_N]``."""
     dtype = means_ptr.dtype.element_ty
-    # a column of its own for every dimension of a tile: their roundings cancel, where those of one running sum would add up
+    # one column per dimension of a tile: their rounding errors cancel, those of a single running sum would accumulate
     squares = tl.zeros([BLOCK_N, BLOCK_D], dtype)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
@@ -138,7 +138,7 @@ def direct_distance(
 
 @triton.jit
 def next_wanted(wanted, j, BLOCK_K: tl.constexpr):
-    """The first column after j with an element that is wanted; BLOCK_K if there is none."""
+    """First column after j with a True element; BLOCK_K if there is none."""
     column = tl.arange(0, BLOCK_K)
     some = tl.max(wanted.to(tl.int32), 0)
     return tl.min(tl.where((some > 0) & (column > j), column, BLOCK_K), 0)
@@ -168,7 +168,7 @@ def joint_tile(
     certain = tl.where(exists[None, :], joint - margin, float("-inf"))
     floor = tl.maximum(floor, tl.max(tl.where(certain == certain, certain, float("-inf")), 1))
     near = (joint + margin >= floor[:, None] - NEAR) & (norm[None, :] > total * MATERIAL)
-    # infinite or huge values may have met as inf - inf, where the direct distance is infinite
+    # infinite or huge values may give inf - inf where the direct distance is infinite
     near = (near | (joint != joint)) & valid[:, None] & exists[None, :]
     j = next_wanted(near, -1, BLOCK_K)
     while j < BLOCK_K:
@@ -260,7 +260,7 @@ def global_responsibilities_kernel(
 
 @triton.jit
 def responsibility_tile(responsibilities_ptr, log_prob_ptr, constant_ptr, norm_ptr, row, valid, component, exists, K):
-    """``r`` of a tile, 0 outside, and which of it is to be taken directly: the same choice as for the distances."""
+    """``r`` of a tile, 0 outside, and the elements to compute directly, chosen as for the distances."""
     both = valid[:, None] & exists[None, :]
     r = tl.load(responsibilities_ptr + row.to(tl.int64)[:, None] * K + component[None, :], mask=both, other=0)
     log_prob = tl.load(log_prob_ptr + row, mask=valid, other=0)
@@ -494,11 +494,11 @@ class Products:
             tiles=tiles,
             **self._arguments(x, config),
         )
-        # exactly 1 in all, however the log-likelihood was rounded
+        # rows sum to exactly 1, whatever the rounding of the log-likelihood
         return r.div_(r.sum(1, keepdim=True))
 
     def _windows(self, log_prob: Tensor, kept: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Rows and their responsibilities: all of those that the forward kept, or as many as are made again at a time."""
+        """Rows and their responsibilities: all rows if the forward kept them, else windows of recomputed ones."""
         if kept.shape[1]:
             yield slice(0, self.x.shape[0]), kept
             return

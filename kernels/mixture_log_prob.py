@@ -41,7 +41,7 @@ def mixture_log_prob_fwd_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Online logsumexp over tiles of components; the responsibilities hold the log joint density until the sum is known."""
+    """Online logsumexp over tiles of components. The responsibilities hold the log joint density until the sum is complete."""
     dtype = means_ptr.dtype.element_ty
     c, begin, end = find_segment(tl.program_id(0), grouping, index_ptr, offsets_ptr, N, C, P, BLOCK_N)
     for start in range(begin.to(tl.int32), end.to(tl.int32), BLOCK_N):
@@ -71,7 +71,7 @@ def mixture_log_prob_fwd_kernel(
                 mask = valid[:, None] & exists[None, :]
                 tl.store(responsibilities_ptr + row.to(tl.int64)[:, None] * K + component[None, :], joint, mask=mask)
             new = tl.maximum(highest, tl.max(joint, 1))
-            # a row of zero density keeps its -inf instead of turning into -inf - -inf
+            # -inf - -inf would make a row of zero density NaN
             anchor = tl.where(new == float("-inf"), 0.0, new)
             mass = mass * tl.exp(highest - anchor) + tl.sum(tl.exp(joint - anchor[:, None]), 1)
             highest = new

@@ -1,4 +1,4 @@
-"""The launcher of every operator, by its name in ``torch.ops.cem_fast``; needs triton."""
+"""Launchers of the operators by their name in ``torch.ops.cem_fast``; needs triton."""
 
 from __future__ import annotations
 

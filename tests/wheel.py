@@ -6,7 +6,7 @@ The source distribution is made without CUDA and must hold the CUDA sources all 
 in the source tree has them. They must then load under a torch for CUDA, which needs no GPU.
 
 With ``--torch torch==X`` the same wheel is also installed into a new environment with that release of torch, to show that one
-binary serves several.
+binary serves several. The sources are then built there, too, without any part left out, and tested again.
 """
 
 from __future__ import annotations
@@ -74,8 +74,23 @@ def main() -> None:
         if torch_requirement:
             venv.create(place / "env", with_pip=True)
             python = place / "env/bin/python"
-            packages = [wheel, torch_requirement, "pytest", "pytest-timeout"]
-            call(python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", *packages)
+            install = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+            # all at once, because torch limits the releases of setuptools
+            call(
+                *install,
+                wheel,
+                torch_requirement,
+                "pytest",
+                "pytest-timeout",
+                "setuptools>=77",
+                "wheel",
+                "pybind11>=3",
+                "ninja",
+            )
+            run_tests(python, tests, cuda)
+            print("built from source:", flush=True)
+            rebuild = ["--force-reinstall", "--no-deps", "--no-build-isolation", source]
+            call(*install, *rebuild, env=must_build)
             run_tests(python, tests, cuda)
 
 
