@@ -1,4 +1,4 @@
-"""The defenses of the tables of Xia et al., CVPR 2025, one file each; each composes with the others, with noise and with CEM.
+"""The defenses of Xia et al., CVPR 2025, and of its released code, one file each. Each composes with the others, noise and CEM.
 
 What CEM and these defenses do not promise: CEM bounds the mean squared error of every attack from below, up to the unknown entropy of the
 data. Labels and attributes of an image can leak while its pixels do not.
