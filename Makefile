@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make demo` and `make test` set up their own environment first.
+# Targets set up the environment in .venv first.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch
@@ -32,11 +32,11 @@ test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 	@echo "the operations once more, on the plain torch reference"
 	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q tests/ops tests/test_loss.py tests/mixture/test_model.py
 
-bench: $(READY) ## time everything beside its peers and rewrite the figures of docs/results/benchmarks.md (some 13 minutes; BENCH=--quick for 2)
-	@$(PY) -c "$$PEERS" | xargs $(PIP) install || echo "make: not all peers could be installed: their rows will say so"
+bench: $(READY) ## compare speed with other libraries and update docs/results/benchmarks.md (about 13 minutes; BENCH=--quick for 2)
+	@$(PY) -c "$$PEERS" | xargs $(PIP) install || echo "make: not every library could be installed: the others are listed as missing"
 	@$(PY) -m cem_fast bench --save benchmarks/results --readme docs/results/benchmarks.md $(BENCH)
 
-check: $(READY) ## the long proofs: kills, sanitizers, wrong kernels, all that is compiled, the wheel (also under OTHER_TORCH); 2 hours, with SHARE=0.05 half of one
+check: $(READY) ## run the long proofs: kills, sanitizers, wrong kernels, compiled kernels, the wheel (also with OTHER_TORCH); 2 hours, or half an hour with SHARE=0.05
 	@$(PY) -m pytest -q -m long tests --ignore=tests/kernels
 	@$(PY) tests/sanitizers/run.py
 	@$(PY) tests/cuda_host/run.py
@@ -60,12 +60,12 @@ docs: $(READY) ## build the documentation in build/docs/html, without a network,
 	@$(PY) -m sphinx -q -W --keep-going -n -E -b html docs build/docs/html
 	@echo "built: build/docs/html/index.html"
 
-format: $(READY) ## bring the sources into style
+format: $(READY) ## format the sources
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 	@$(VENV)/bin/clang-format -i $(CPP)
 
-build: ## compile the extension again
+build: ## set up the environment and compile the extensions
 	@rm -f "$(READY)"
 	@$(MAKE) --no-print-directory $(READY)
 
