@@ -2,8 +2,8 @@
 
 usage: python -m cem_fast.report.markdown RESULTS.json [--summary]
 
-The attack on a run is its strongest one, and figures are means over the runs of a cell. `docs/evaluation.md` holds the tables, and the
-README the summary, of the results in `benchmarks/results`.
+The attack on a run is its strongest one, and figures are means over the runs of a cell. `docs/results/evaluation.md` holds the tables,
+and the README the summary, of the results in `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ def summary(results: Results) -> str:
         >>> from cem_fast.experiments.records import Results
         >>> from cem_fast.report import markdown
         >>> print(markdown.summary(Results("cem-fast demo", None, {}, {}, (), (), ())))
-        | data | gain over plain noise at equal accuracy | accuracy lost | gain at the same noise | interval above 0 |
-        | --- | ---: | ---: | ---: | ---: |
+        | data | gain over plain noise at equal accuracy | interval above 0 | accuracy lost | gain at the same noise | interval above 0 |
+        | --- | ---: | ---: | ---: | ---: | ---: |
     """
     rows = []
     for data in results.baseline:
         pairs = [pair for pair in results.pairs if pair.data == data]
         both = [compared(results, pair) for pair in pairs]
         lost = f"{100 * mean(accuracy(off) - accuracy(on) for off, on in both):.1f} points" if both else "-"
-        sure = sum(pair.interval[0] > 0 for pair in pairs)
         paired = {pair.run for pair in pairs}
         over_noise = [entry for entry in results.frontier if entry.data == data and entry.run in paired]
-        known = f" ({len(over_noise)} of {len(pairs)})"  # the others are less accurate than every level of the sweep
-        rows.append([data, _range(over_noise) + known, lost, _range(pairs), f"{sure} of {len(pairs)}"])
+        # the others are less accurate than every level of the sweep
+        rows.append([data, _range(over_noise), _above_zero(over_noise), lost, _range(pairs), _above_zero(pairs)])
     heads = [
         "data",
         "gain over plain noise at equal accuracy",
+        "interval above 0",
         "accuracy lost",
         "gain at the same noise",
         "interval above 0",
@@ -284,6 +284,10 @@ def _cells(results: Results, data: str) -> list[list[GridRecord]]:
 def _range(entries: Sequence[Pair] | Sequence[FrontierEntry]) -> str:
     gains = [entry.gain for entry in entries]
     return f"{min(gains):+.0%} to {max(gains):+.0%}, mean {mean(gains):+.0%}" if gains else "-"
+
+
+def _above_zero(entries: Sequence[Pair] | Sequence[FrontierEntry]) -> str:
+    return f"{sum(entry.interval[0] > 0 for entry in entries)} of {len(entries)}"
 
 
 def _gain(entry: Pair | FrontierEntry) -> str:
