@@ -5,7 +5,19 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cem_fast import attacks, bounds, cost, data, defenses, functional, metrics, models, training
+    from cem_fast import (
+        attacks,
+        bounds,
+        config,
+        cost,
+        data,
+        defenses,
+        functional,
+        metrics,
+        mixture,
+        models,
+        training,
+    )
     from cem_fast.experiments.saved_run import load_run
     from cem_fast.loss import CEMLoss
     from cem_fast.mixture import GaussianMixture
@@ -27,12 +39,14 @@ __all__ = [
     "attacks",
     "backends",
     "bounds",
+    "config",
     "cost",
     "data",
     "defenses",
     "functional",
     "load_run",
     "metrics",
+    "mixture",
     "models",
     "training",
 ]
@@ -46,7 +60,10 @@ _PLACES = {
     "backends": ("cem_fast.ops.backend", "describe"),
     "load_run": ("cem_fast.experiments.saved_run", "load_run"),
 }
-_MODULES = ("attacks", "bounds", "cost", "data", "defenses", "functional", "metrics", "models", "training")
+_MODULES = (
+    *("attacks", "bounds", "config", "cost", "data", "defenses", "functional", "metrics", "mixture", "models"),
+    "training",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -76,6 +76,12 @@ def test_importing_the_package_has_no_side_effects(tmp_path):
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+@pytest.mark.parametrize("name", ["config.RunConfig", "mixture.GaussianMixture", "defenses.Defense", "load_run"])
+def test_public_names_are_attributes_of_the_package(name):
+    done = subprocess.run([sys.executable, "-c", f"import cem_fast; cem_fast.{name}"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     "arguments, code",
     [(["--version"], 0), (["evaluate", "--help"], 0), (["train", "--foo"], 2), (["train", "--cut", "x"], 2)],
