@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
 from typing import Any, cast
 
 import torch
@@ -146,9 +147,8 @@ class CEMLoss(FullPrecisionBuffers):
             tensor(0.3466)
         """
         rows, mixture = self._rows(features), self.mixture
-        check = (
-            validate.integer_labels if self.is_fitted else validate.labels
-        )  # the fitted bound checks their range itself
+        # the fitted bound checks the range of labels itself
+        check = validate.integer_labels if self.is_fitted else validate.labels
         labels = check(labels, rows.shape[0], mixture.num_classes, rows.device)
         if self.check_finite:
             self._require_finite(rows, labels)
@@ -331,7 +331,7 @@ class CEMLoss(FullPrecisionBuffers):
             >>> cem.load_mixture(**mixture, num_samples=100)(torch.zeros(0, 2))  # 1/2 log 2 of an empty batch
             tensor(0.3466)
         """
-        if not isinstance(num_samples, (int, float, Tensor)):
+        if not isinstance(num_samples, (Real, Tensor)):
             raise TypeError(f"num_samples must be a number, got {type(num_samples).__name__}")
         if not num_samples > 0:
             raise ValueError(f"num_samples must be positive, got {num_samples}")

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from support.definitions import draw, paper_bound
@@ -356,6 +357,17 @@ def test_num_samples_that_is_no_number_is_named():
             class_prior=torch.ones(1),
             num_samples="many",
         )
+
+
+def test_num_samples_of_numpy_is_a_number():
+    loss = CEMLoss(num_classes=1, num_components=1).load_mixture(
+        means=torch.zeros(1, 1, 2),
+        variances=torch.ones(1, 1),
+        weights=torch.ones(1, 1),
+        class_prior=torch.ones(1),
+        num_samples=np.int64(100),
+    )
+    assert int(loss.num_samples) == 100
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -86,9 +87,9 @@ class Settings:
                 raise TypeError(f"{name} must be a tensor or None, got {type(value).__name__}")
         for name in ("tol", "reg_covar"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)):
+            if not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-            if not 0 <= value < math.inf:
+            if not 0 <= float(value) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
         if not (self.generator is None or isinstance(self.generator, torch.Generator)):
             raise TypeError(f"generator must be a torch.Generator or None, got {type(self.generator).__name__}")

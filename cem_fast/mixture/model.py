@@ -110,7 +110,7 @@ class GaussianMixture(MixtureDensity):
         )
         super().__init__(num_components, num_classes, covariance_type, algorithm)
         self.init, self.init_variances, self.init_weights = init, init_variances, init_weights
-        self.num_init, self.max_iter, self.tol, self.reg_covar = num_init, max_iter, tol, reg_covar
+        self.num_init, self.max_iter, self.tol, self.reg_covar = num_init, max_iter, float(tol), float(reg_covar)
         self.generator, self.process_group = generator, process_group
         self._gathered: Moments | None = None
         self.num_rows_, self.n_iter_, self.converged_, self.lower_bound_ = 0, 0, False, -math.inf

@@ -2,6 +2,7 @@
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from support.blobs import blobs
@@ -231,6 +232,13 @@ def test_float64_rows_give_a_float64_mixture_and_state_round_trips():
 def test_bad_settings(options, error, message):
     with pytest.raises(error, match=message):
         GaussianMixture(**(dict(num_components=2) | options))
+
+
+def test_settings_of_numpy_are_numbers(tmp_path):
+    mixture = GaussianMixture(num_components=1, tol=np.float32(0.25), reg_covar=np.float32(0.5))
+    mixture.fit(torch.tensor([[1.0], [3.0]])).save(tmp_path / "mixture.safetensors")
+    loaded = GaussianMixture.load(tmp_path / "mixture.safetensors")
+    assert (loaded.tol, loaded.reg_covar) == (0.25, 0.5)
 
 
 IDENTITY = {
