@@ -180,9 +180,6 @@ def conditional_entropy_bound(
     if class_prior.dtype != means.dtype:
         raise TypeError(f"class_prior must be {means.dtype} like the means, got {class_prior.dtype}")
     validate.tensor("num_samples", num_samples, "[]", 0)
-    for name, value in (("class_prior", class_prior), ("num_samples", num_samples), ("noise_variance", noise_variance)):
-        if isinstance(value, Tensor):
-            validate.same_device(name, value, x.device)
     validate.noise_variance(noise_variance, means.shape[2])
     for name, value in (("class_prior", class_prior), ("num_samples", num_samples), ("noise_variance", noise_variance)):
         validate.same_device(name, value, x.device)
