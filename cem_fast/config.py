@@ -278,8 +278,8 @@ class GridConfig(SharedConfig):
         noise_levels: further noise levels for the ``noise`` defense without CEM, the curve for comparisons at equal accuracy.
         seeds: seeds, one run each.
         folds: folds of the data, one run each.
-        per_data: settings of single data sets, by their name in ``data``, such as ``{digits: {epochs: 10}}``; they replace the shared
-            values of all settings but ``name``, ``data`` and ``per_data``.
+        per_data: settings of single data sets in place of the shared ones, by their name in ``data``, such as
+            ``{digits: {epochs: 10}}``; all but ``name``, ``data`` and ``per_data`` are allowed.
 
     Raises:
         TypeError: a setting is of the wrong type.
