@@ -1,12 +1,13 @@
-// The operations as plain structs of pointers: what the torch layer (and the sanitizer drivers) hand to the kernels.
+// Arguments of the operations as plain structs of pointers, from the torch layer or the sanitizer drivers to the
+// kernels.
 #pragma once
 
 #include <cstdint>
 
 namespace cem_fast {
 
-// Calls body(begin, end, context) on ranges that cover [0, items), possibly at the same time, `grain` items at least in
-// a range. Which thread gets which range never changes a result: items are fixed by the problem alone.
+// Calls body(begin, end, context), possibly in parallel, on ranges of at least `grain` items that cover [0, items).
+// Results do not depend on the distribution of ranges over threads, because the problem alone determines the items.
 using ParallelFor = void (*)(int64_t items, int64_t grain, void (*body)(int64_t, int64_t, void*), void* context);
 
 enum class Element { kFloat, kDouble, kBFloat16, kHalf };
@@ -42,8 +43,8 @@ struct StatisticsForward {
   int64_t* assignment;  // [rows]
 };
 
-// Lloyd's iterations from mixture.means, until a class's means move, squared, no more than `tol` times the mean
-// variance of its features.
+// Lloyd's iterations from mixture.means. A class has converged if the squared movement of its means is at most `tol`
+// times the mean variance of its features.
 struct KMeans {
   Features x;
   Mixture mixture;
@@ -117,7 +118,7 @@ struct MixtureMoments {
   double* log_likelihood;        // [classes], or null; needs responsibilities to be null
 };
 
-// One set of kernels for each instruction set. All accept zero rows.
+// One set of kernels per instruction set. All accept zero rows.
 struct Kernels {
   const char* capability;
   void (*statistics_forward)(const StatisticsForward&, ParallelFor);

@@ -217,7 +217,7 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
     }
   });
 
-  // what a row costs here is waiting for its component
+  // the cost of a row here is the latency of loading its component
   parallel(parallel_for, N, 64, [&](int64_t first, int64_t last) {
     for (int64_t n = first; n < last; ++n) {
       const int64_t position = p.assignment[n];

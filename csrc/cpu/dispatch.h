@@ -1,4 +1,4 @@
-// Which kernels run: the widest instruction set of this processor, unless another is asked for.
+// Selection of the kernels: the widest instruction set of this processor, unless another is requested.
 #pragma once
 
 #include "../common/problem.h"
@@ -12,9 +12,9 @@ const Kernels& kernels();
 // The C interface of the library, for Python's ctypes.
 extern "C" {
 
-// The capability in force: "default", "avx2" or "avx512".
+// Selected capability: "default", "avx2" or "avx512".
 __attribute__((visibility("default"))) const char* cem_fast_cpu_capability();
 
-// Puts a capability in force; 0 on success, 1 where it was not built or this processor lacks it.
+// Selects a capability. Returns 0 on success, 1 if it was not built or this processor lacks it.
 __attribute__((visibility("default"))) int cem_fast_cpu_select(const char* capability);
 }

@@ -1,5 +1,5 @@
-// Every kernel for one instruction set: the includer defines CEM_FAST_CAPABILITY (the namespace),
-// CEM_FAST_CAPABILITY_NAME and CEM_FAST_WIDTH (bytes of a vector), and puts the instruction set in force.
+// All kernels for one instruction set. The includer defines CEM_FAST_CAPABILITY (the namespace),
+// CEM_FAST_CAPABILITY_NAME and CEM_FAST_WIDTH (bytes of a vector), and enables the instruction set.
 
 namespace cem_fast {
 namespace CEM_FAST_CAPABILITY {

@@ -1,7 +1,7 @@
-// Lloyd's iterations of k-means, every class until its own means rest.
+// Lloyd's iterations of k-means. Each class iterates until its own means have converged.
 
-// Where there are many classes, and their rows fit in a cache on average, one thread does all iterations of a class, so
-// that its rows are fetched once. Otherwise all threads do one iteration of all classes at a time.
+// With many classes whose rows fit in a cache on average, one thread runs all iterations of a class and fetches its
+// rows once. Otherwise all threads run one iteration of all classes at a time.
 constexpr int64_t kManyClasses = 8;
 constexpr int64_t kResidentBytes = 4 << 20;
 
@@ -89,7 +89,7 @@ void reseed_empty(const Features& x, const RowsByClass& groups, int64_t c, const
   }
 }
 
-// A row's distance to its own mean at the most, and to any other mean at the least.
+// Upper bound of a row's distance to its own mean, and lower bound of its distance to any other mean.
 struct DistanceBounds {
   double own;
   double others;
@@ -143,7 +143,7 @@ class ResidentClass {
   }
 
  private:
-  // Relative error of a computed distance at the most.
+  // Maximum relative error of a computed distance.
   static constexpr double kRounding = 128 * (sizeof(T) == 4 ? 0x1p-23 : 0x1p-52);
 
   static constexpr int kDoubles = kLanes<T> / kLanes<double>;  // vectors of double that a vector widens to
@@ -314,7 +314,7 @@ class ResidentClass {
     });
   }
 
-  // Half the distance from every mean to the nearest other one: whoever is closer than that needs no other bound. Not
+  // Half the distance from every mean to the nearest other one: a row within it needs no other bound. Not
   // worth its K^2 distances where there are few rows.
   void measure_gaps() {
     for (int64_t k = 0; k < K_; ++k) gap_[k] = K_ * K_ <= rows_ ? __builtin_inf() : 0;

@@ -364,7 +364,7 @@ class Scratch {
 };
 
 // Work below this many multiply-adds (some tens of microseconds) is not worth waking a thread for.
-#ifndef CEM_FAST_SMALLEST_TASK  // lowered where small problems must be shared, too
+#ifndef CEM_FAST_SMALLEST_TASK  // lowered by tests that split small problems
 #define CEM_FAST_SMALLEST_TASK (1 << 20)
 #endif
 constexpr int64_t kSmallestTask = CEM_FAST_SMALLEST_TASK;

@@ -1,4 +1,4 @@
-// The threads of a block, and what they compute together. Every order is fixed: the same bits on every run.
+// Threads of a block and their collective operations. All orders are fixed, so results are the same bits on every run.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,12 +8,12 @@
 namespace cem_fast::cuda {
 
 constexpr int kThreads = 128;
-constexpr int kBlocks = 4;  // on a multiprocessor at least: left to itself the compiler makes room for more, and spills
+constexpr int kBlocks = 4;  // minimum per multiprocessor; by default the compiler fits more, and spills registers
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// The sum over the block, for every thread of it.
+// Sum over the block, returned to each of its threads.
 template <class T>
 __device__ T block_sum(T value) {
   __shared__ T of_warp[kWarps];

@@ -6,7 +6,7 @@
 
 namespace cem_fast::cuda {
 
-// What the segments leave of the statistics of a batch.
+// Partial statistics of the segments of a batch.
 template <class T>
 struct StatisticsPartials {
   Groups groups;
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   distance[own.position] = best_distance;
 }
 
-// The distance of every row to its own component, where the one that chose it was weighted; one block for a row.
+// Unweighted distance of every row to its component, if a weighted one chose it. One block per row.
 template <class X>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     own_distance_kernel(Features x, Mixture mixture, Groups groups, const int64_t* assignment, double* distance) {
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scatter_gradient_kernel(Sca
   }
 }
 
-// Makes sums of rows of sums of deviations, which raw values of a common offset would have drowned.
+// Converts sums of deviations to sums of rows. Sums of raw values with a common offset would lose a small spread.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     add_means_kernel(int64_t size, int64_t dimension, const T* counts, const T* means, T* sums) {

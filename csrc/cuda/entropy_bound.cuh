@@ -6,7 +6,7 @@
 
 namespace cem_fast::cuda {
 
-// Statistics that were given.
+// Complete statistics.
 template <class T>
 struct Given {
   int64_t components;
@@ -23,7 +23,7 @@ struct Given {
   }
 };
 
-// Statistics still in partial sums.
+// Statistics as partial sums of segments.
 template <class T>
 struct Summed {
   StatisticsPartials<T> of;
@@ -41,7 +41,7 @@ struct Summed {
   }
 };
 
-// The rows of the batch, and how many classes have any.
+// Number of rows of the batch, and number of classes with rows.
 struct Batch {
   double rows;
   double classes;
@@ -59,8 +59,8 @@ __device__ Batch batch_of(const Statistics& statistics, int64_t classes) {
   return {rows, block_sum(present)};
 }
 
-// pi (entropy - log pi) of every component, and the slopes; the blocks take components in turn. The weights of the
-// blend are rounded as the parameters are, so that every backend takes the same side of a comparison.
+// pi (entropy - log pi) of every component, and the slopes. Blocks process components in turn. The weights of the blend
+// are rounded to the parameters' type, so that comparisons have the same result on every backend.
 template <class T, class Statistics>
 __global__ void __launch_bounds__(kThreads, kBlocks) paper_kernel(Bound p, Statistics statistics, double* terms) {
   const int64_t CK = p.classes * p.components, D = p.dimension;

@@ -15,8 +15,8 @@ constexpr int64_t kSegments = 2;
 constexpr int64_t kRowsOfBlock = 1024;
 constexpr int64_t kSegments = 512;  // enough to fill a large device
 #endif
-constexpr int64_t kCounts = 1 << 16;    // every block reads all counts
-constexpr int64_t kPartials = 1 << 23;  // numbers left by all segments together
+constexpr int64_t kCounts = 1 << 16;    // maximum, because every block reads all counts
+constexpr int64_t kPartials = 1 << 23;  // maximum partial results of all segments
 constexpr int64_t kSegmentRows = 1 << 16;
 
 }  // namespace

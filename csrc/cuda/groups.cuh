@@ -5,21 +5,21 @@
 
 namespace cem_fast::cuda {
 
-// Rows of the smallest segment, which is what one block measures at a time; segments are multiples of it.
+// Rows of the smallest segment, and of one block's tile of distances. Segment sizes are multiples of it.
 constexpr int kTileRows = 32;
 
-// Group c holds the rows of class c in their natural order; after the last class comes the group of rows whose label is
-// out of range. Every group is cut into segments of `size` rows, the last of which may be shorter.
+// Group c holds the rows of class c in their natural order. The last group holds the rows with a label out of range.
+// Every group is cut into segments of `size` rows; its last one may be shorter.
 struct Groups {
   int64_t rows;
   int64_t classes;
   int64_t size;
-  int64_t segments;              // at most so many, because only the device knows the labels
+  int64_t segments;              // upper bound, because the labels are on the device
   const int32_t* order;          // [rows]: the row at each position
   const int64_t* offsets;        // [classes + 2]: the first position of every group, and the end
   const int64_t* first_segment;  // [classes + 2]: the first segment of every group, and the end
 
-  // NaN where a row has no class, else zero: added to everything that such a row makes meaningless.
+  // NaN if any row has no class, else zero. Added to all results that such a row invalidates.
   template <class T>
   __device__ T poison() const {
     return offsets[classes] < rows ? static_cast<T>(nan("")) : T(0);
@@ -48,7 +48,7 @@ __device__ inline Segment segment_at(const Groups& g, int64_t index) {
   return {low, begin, begin + g.size < end ? begin + g.size : end};
 }
 
-// Groups rows for work that leaves `partials` numbers for every segment; two launches.
+// Groups rows for kernels that store `partials` numbers per segment. Two launches.
 Groups group_rows(Queue& queue, const Features& x, const Mixture& mixture, int64_t partials);
 
 }  // namespace cem_fast::cuda

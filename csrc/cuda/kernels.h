@@ -1,5 +1,5 @@
-// The operations on CUDA tensors, for the layer that knows torch: structs of device pointers in, kernels on a stream
-// out. Nothing here waits for the device.
+// The operations on CUDA tensors: each takes a struct of device pointers and launches kernels on a stream. Nothing here
+// waits for the device.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,13 @@
 
 namespace cem_fast::cuda {
 
-// Where kernels run, and where memory comes from that lives until the kernels of one call have run.
+// Stream of the kernels of one call, and its allocator. Memory remains valid until these kernels have run.
 struct Context {
   void* stream;  // cudaStream_t
   std::function<void*(int64_t bytes)> allocate;
 };
 
-// As for the CPU, but numbers that only the device knows are pointers.
+// As on the CPU, but with pointers to numbers that are on the device.
 struct ScatterGradient {
   Features x;
   Mixture mixture;            // means and labels
@@ -55,7 +55,7 @@ void scatter_gradient(const ScatterGradient& p, const Context& context);
 // The bound of given statistics, in the type of the parameters: [classes, components], and the shape of variances.
 void entropy_bound(const Bound& p, const void* counts, const void* scatter, bool is_double, const Context& context);
 
-// One step of the loss: assigns every row to the nearest mean, and bounds what that gives.
+// One step of the loss: assigns every row to the nearest mean and computes the bound of these statistics.
 void cem_forward(const Bound& p, const Features& x, const Mixture& mixture, int64_t* assignment,
                  const Context& context);
 

@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 // The normalizers of all components: [classes, components].
 double* log_normalizers(Queue& queue, const Features& x, const Mixture& mixture);
 
-// Calls f with the responsibilities of all rows, or, where they were not kept, slab after slab with those of its slots.
+// Calls f with the responsibilities of all rows or, if they were not kept, once per slab with those of its slots.
 using UsePosterior = std::function<void(const Slab& slab, const void* responsibilities, bool by_slot)>;
 void for_each_posterior(Queue& queue, const Features& x, const Mixture& mixture, const Groups& groups, const void* kept,
                         const UsePosterior& f);

@@ -9,7 +9,7 @@ namespace cem_fast::cuda {
 constexpr int kMomentComponents = 8;
 constexpr int kMomentRows = 64;
 
-// What every segment leaves of the moments; s2 keeps one number for each block where it is summed over the dimensions.
+// Partial moments of the segments. If s2 is summed over the dimensions, it has one number per block.
 template <class T>
 struct MomentPartials {
   T* s0;            // [segments, components]

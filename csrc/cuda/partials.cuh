@@ -1,4 +1,4 @@
-// The second half of every sum over the rows of a class: what its segments left, added in their order, in double.
+// Second half of every sum over the rows of a class: adds the partial sums of its segments in order, in double.
 #pragma once
 
 #include "groups.cuh"

@@ -24,7 +24,7 @@ __device__ inline int64_t group_of(const Sort& s, int64_t n) {
   return static_cast<uint64_t>(label) < static_cast<uint64_t>(s.classes) ? label : s.classes;
 }
 
-// Takes the block's rows in their order, each to place next[group]++, and writes it there unless `order` is null.
+// Assigns the block's rows in order to the places next[group]++, and stores them in `order` unless it is null.
 __device__ inline void place_rows(const Sort& s, int64_t* next, int32_t* order) {
   __shared__ int64_t group[kThreads];
   const int thread = threadIdx.x;
