@@ -413,10 +413,11 @@ class GaussianMixture(MixtureDensity):
             name: state.pop(f"settings.{name}") for name in INITIAL if f"settings.{name}" in state
         }
         try:
-            settings = {name: values[name] for name in SETTINGS}
+            # files of version 0.1 lack some of the settings and all results of the fit
+            settings = {name: values[name] for name in SETTINGS if name in values}
             mixture = cls(**settings, **initial).to(state["means"].dtype)
             mixture.load_state_dict(state)
-            for name in FITTED:
+            for name in (name for name in FITTED if name in values):
                 setattr(mixture, name, values[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"path must be a file that GaussianMixture.save wrote, got {path}: {error}") from error

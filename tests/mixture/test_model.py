@@ -9,6 +9,7 @@ from support.blobs import blobs
 from support.definitions import Mixture, log_prob
 
 from cem_fast import CEMLoss, GaussianMixture
+from cem_fast.mixture import interchange
 from cem_fast.mixture.fitting import (
     Estimate,
     Rows,
@@ -448,6 +449,18 @@ def test_a_file_keeps_settings_and_results(tmp_path):
         assert getattr(loaded, name) == getattr(mixture, name), name
     assert torch.equal(loaded.init, centers)
     assert torch.equal(loaded.fit(x, labels).means, mixture.means)
+
+
+def test_a_file_of_version_0_1_loads(tmp_path):
+    mixture = GaussianMixture(num_components=1, reg_covar=0.5).fit(torch.tensor([[1.0], [3.0]]))
+    settings = {name: getattr(mixture, name) for name in ("num_components", "num_classes", "covariance_type")}
+    settings |= {"algorithm": "em", "reg_covar": 0.5}  # it has no other settings, and no results of the fit
+    interchange.write(tmp_path / "mixture.safetensors", mixture.state_dict(), settings)
+    loaded = GaussianMixture.load(tmp_path / "mixture.safetensors")
+    assert (loaded.reg_covar, loaded.max_iter, loaded.means.item()) == (0.5, 100, 2.0)
+    interchange.write(tmp_path / "mixture.safetensors", mixture.state_dict(), {})
+    with pytest.raises(ValueError, match="path must be a file that GaussianMixture.save wrote, got .*num_components"):
+        GaussianMixture.load(tmp_path / "mixture.safetensors")
 
 
 @pytest.mark.parametrize(
