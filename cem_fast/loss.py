@@ -31,7 +31,7 @@ class CEMLoss(FullPrecisionBuffers):
     Fit the loss to the clean features of the training set once per epoch. Each call then blends the batch into the fitted
     mixture (Eq. 5-6), evaluates Eq. 7 and returns a value with its gradient. Before the first fit, the loss is an exact
     zero, as in the first epoch of Algorithm 1; after 2,000 training steps without a fit, it warns once.
-    The caller scales it: ``loss = task + weight * cem(features, labels)``; useful weights are 0.1 to 3, start at 1.
+    The caller scales it: ``loss = task + weight * cem(features, labels)``; useful weights are 0.1 to 3.
 
     The paper clusters noisy features without labels. Its released code clusters clean features per class, as this class
     does; ``num_classes=1`` and ``labels=None`` cluster without labels.

@@ -216,6 +216,8 @@ def figures(
     from cem_fast.report import figures as pictures
 
     results = Path(source)
+    if not results.exists():
+        raise ValueError(f"source must be a folder of results or a grid's YAML file, and {source!r} is not there")
     grid = None if results.is_dir() else read_grid(results)
     if grid is not None:
         results = Path(folder or f"runs/{grid.name}")

@@ -42,7 +42,10 @@ from cem_fast.config import GridConfig, RunConfig, described
         (["demo", "--seeds", "x"], "seeds must be int, got x"),
         (["demo", "--jobs", "x"], "jobs must be an integer of at least 0, got x"),
         (["train", "--data", ""], "the data set must be one of faces, digits, "),
-        (["figures", "sweeps", "missing.yaml"], "missing.yaml"),
+        (
+            ["figures", "sweeps", "missing.yaml"],
+            "source must be a folder of results or a grid's YAML file, and 'missing.yaml'",
+        ),
         (["evaluate", "--noise-std"], "option '--noise-std' requires an argument"),
         (["evaluate", "--noise-std", ""], "noise_std must be float, got ''"),
         (["evaluate", "--image-size", ""], "image_size must be int or null, got ''"),
