@@ -229,6 +229,8 @@ def _gain(entry: Pair | FrontierEntry, rows: Sequence[Row], runs: Sequence[Measu
     if on is None:
         raise ValueError(f"{RESULTS}: run {entry.run} is in a gain of {entry.data}, and is not an attacked run on it")
     off = next((row for row in rows if row.role != "on" and row.record.without_cem == first.without_cem), None)
+    if off is None and isinstance(entry, Pair):
+        raise ValueError(f"{RESULTS}: run {entry.run} is in a pair, but there is no run without CEM of its settings")
     accuracy = entry.accuracy if isinstance(entry, FrontierEntry) else None
     return Gain(on, off, entry.gain, *entry.interval, accuracy)
 

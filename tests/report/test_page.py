@@ -133,6 +133,16 @@ def test_results_without_the_files_of_some_runs_name_the_command_that_remakes_th
         write(tmp_path)
 
 
+def test_a_pair_without_its_partner_is_named(finished, tmp_path):
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    document = json.loads((folder / RESULTS).read_text())
+    run = document["pairs"][0]["run"]
+    document["runs"][run]["config"]["learning_rate"] = 0.25
+    (folder / RESULTS).write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=rf"results\.json: run {run} is in a pair, but there is no run without CEM"):
+        write(folder)
+
+
 def test_missing_and_damaged_results_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"results\.json: no results here"):
         write(tmp_path)
