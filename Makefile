@@ -22,7 +22,7 @@ export PEERS
 .PHONY: help demo test bench check lint format docs build clean
 
 help: ## list what can be made
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY) ## train, attack and report on real faces (about 4 minutes on 2 cores)
 	@$(PY) -m cem_fast demo

@@ -3,7 +3,7 @@
 usage: python benchmarks/inference_cost.py [--model vgg11] [--cut 2] [--bottleneck 8] [--side 32] [--classes 10]
                                            [--batch-size 128] [--passes 100] [--device cpu]
 
-The defaults are the network and the batch size of the paper. It reports 0.085 M parameters and 21.9 M multiplications on the
+The defaults are the network and the batch size of the paper, which reports 0.085 M parameters and 21.9 M multiplications on the
 device, 9.78 M parameters in total and 133.59 M multiplications in the cloud.
 """
 
