@@ -44,7 +44,7 @@ def package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"these images come inside the package {package!r}, which is missing: pip install 'cem_fast[demo]'"
+            f"these images come inside the package {package!r}, which is missing: pip install {package}"
         )
     return Path(next(iter(spec.submodule_search_locations)))
 
