@@ -363,7 +363,7 @@ class Setting:
         name: name of the field, which is also the YAML key.
         kind: its type.
         default: its default.
-        text: what it means, in Markdown.
+        text: its description, in Markdown.
         group: heading that it is listed under.
     """
 

@@ -62,7 +62,7 @@ class Kind(click.ParamType):
         return self.checked(value, param, ctx)
 
     def checked(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return a value of YAML with the type of the flag, or fail with what was expected."""
+        """Return a value of YAML with the type of the flag, or fail and name the expected type."""
         item = _item(self.kind)
         if item is not None and isinstance(value, list):
             for each in value:

@@ -19,8 +19,8 @@ from cem_fast.data import Splits
 from cem_fast.experiments.records import Identity
 
 PACKAGE = Path(__file__).parents[1]
-# Every module and folder of the package is in one of these two sets.
-DECIDES = (  # what a result depends on: a finished run is not reused after they change
+# Each module and folder of the package is in exactly one of these two lists.
+DECIDES = (  # results depend on these: a finished run is not reused after a change in them
     *("_support", "attacks", "bounds", "config", "data", "defenses", "experiments", "functional", "kernels", "loss"),
     *("metrics", "mixture", "models", "ops", "schedule", "training"),
 )

@@ -29,8 +29,8 @@ class Outcome:
         ssim_paper: structural similarity as the paper's code computes it.
         recognized: share of reconstructions that a classifier of clean images assigns to their own class.
         mse_half_budget: error with half the budget; None for an attack without a budget to halve.
-        knowledge: what the attacker holds.
-        budget: what the attack spends.
+        knowledge: capabilities of the attacker, in one sentence.
+        budget: computation of the attack, in a few words.
 
     Example:
         >>> from cem_fast.experiments.records import Outcome
@@ -312,7 +312,7 @@ class Description:
         data: the images.
         baseline: errors of an attacker without features.
         recognition: references for the share of reconstructions that are recognized.
-        identity: what the run depends on besides its settings.
+        identity: version, code and images.
         history: the epochs of the training.
         curves: measurements during the training.
         record: the results.

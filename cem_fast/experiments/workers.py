@@ -100,7 +100,7 @@ def reason(error: Exception) -> str:
     """Why a run failed, in one line.
 
     Args:
-        error: what the run raised.
+        error: the exception of the run.
 
     Raises:
         OSError: the error itself if it is one, since every other run would fail to write its results as well.

@@ -256,7 +256,7 @@ def canvas(width: float, height: float, colors: Mapping[str, str]) -> Iterator[F
         colors: one of the themes of ``COLORS``.
 
     Yields:
-        The picture. The style applies to what is drawn inside the block.
+        The picture. The style applies inside the block.
 
     Example:
         >>> from cem_fast.report import charts
