@@ -51,7 +51,7 @@ __all__ = [
     "training",
 ]
 
-# PEP 562: torch is imported, and the operators are registered, with the first of these names
+# PEP 562: torch is imported, and the operators are registered, by the first of these names that needs them
 _PLACES = {
     "CEMLoss": ("cem_fast.loss", "CEMLoss"),
     "CEMSchedule": ("cem_fast.schedule", "CEMSchedule"),
