@@ -72,8 +72,9 @@ def write(name: str, folder: str | Path, target: str | Path) -> tuple[Path, Path
         >>> from cem_fast.experiments.records import Baseline, Results
         >>> from cem_fast.experiments.run import run
         >>> from cem_fast.report import figures
-        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
-        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> images = torch.rand(16, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> train, test = (Part(half, torch.arange(8) % 2, torch.arange(8)) for half in images.split(8))
+        >>> splits = Splits("tiny", train, test, train, 2, ("a", "b"))
         >>> config = RunConfig(cem_components=1, epochs=1, attacks=("nearest",))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     record = run(config, f"{folder}/run", splits=splits).at("run")
