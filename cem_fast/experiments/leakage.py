@@ -145,15 +145,20 @@ def posteriors(run: Run) -> Tensor:
         ValueError: the run has no noise, or its images have changed.
 
     Example:
+        >>> import tempfile
+        >>> import torch
         >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
         >>> from cem_fast.experiments import leakage
         >>> from cem_fast.experiments.run import run
         >>> from cem_fast.experiments.saved_run import load_run
-        >>> import tempfile
-        >>> config = RunConfig(data="digits", epochs=1, batch_size=500, cem_components=1, noise_draws=1)
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = run(config, folder, attack=False)
-        ...     leakage.posteriors(load_run(folder)).shape
+        ...     _ = run(RunConfig(epochs=1, cem_components=1), folder, splits=splits, attack=False)
+        ...     loaded = load_run(folder)
+        >>> loaded.data = splits  # images of no data set that could be read again
+        >>> leakage.posteriors(loaded).shape
         torch.Size([2])
     """
     if run.loss is None:
