@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,12 +60,12 @@ def error(name: str, operator: Callable[..., Any], dtype: torch.dtype, device: t
     return worst
 
 
-def _cases(feature_dtype: torch.dtype) -> Iterator[tuple[str, list[Any]]]:
+@lru_cache(maxsize=1)  # all operators are usually compared with one dtype before the next
+def _cases(feature_dtype: torch.dtype) -> list[tuple[str, list[Any]]]:
     """Operators with arguments, spherical and diagonal; half features come with float32 parameters."""
     generator = torch.Generator().manual_seed(0)
-    for N, D, samples in SIZES:
-        yield from _labeled(feature_dtype, N, D, samples, generator)
-    yield from _one_class(feature_dtype, generator)
+    labeled = [case for N, D, samples in SIZES for case in _labeled(feature_dtype, N, D, samples, generator)]
+    return [*labeled, *_one_class(feature_dtype, generator)]
 
 
 def _labeled(

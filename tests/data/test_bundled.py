@@ -25,7 +25,7 @@ def test_packages_with_images_are_not_imported():
 def test_a_missing_package_names_the_command(monkeypatch, name, package):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda p, *a: None if p == package else found(p, *a))
-    with pytest.raises(FileNotFoundError, match=rf"{package}.*pip install 'cem_fast\[demo\]'"):
+    with pytest.raises(FileNotFoundError, match=rf"{package}.*pip install {package}$"):
         data.load(name, fold=0)
 
 
