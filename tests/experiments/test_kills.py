@@ -39,11 +39,10 @@ def without_times(results: dict) -> dict:
     return {**results, "runs": runs, "command": None}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize(
-    "kills, defenses", [(2, ["noise"]), pytest.param(10, ["noise", "noise_arl"], marks=pytest.mark.long)]
-)
-def test_a_grid_that_is_killed_at_random_ends_like_an_undisturbed_one(kills, defenses, tiny_images, tmp_path):
+def test_a_grid_that_is_killed_at_random_ends_like_an_undisturbed_one(tiny_images, tmp_path):
+    kills, defenses = 10, ["noise", "noise_arl"]
     config, whole, killed = tmp_path / "grid.yaml", tmp_path / "whole", tmp_path / "killed"
     config.write_text(yaml.safe_dump({**SETTINGS, "data": [str(tiny_images)], "defenses": defenses}))
     undisturbed = start(config, whole)
