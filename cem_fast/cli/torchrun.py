@@ -64,10 +64,10 @@ def together(device: torch.device) -> Iterator[tuple[ProcessGroup | None, torch.
 
 
 def leave(status: int) -> NoReturn:
-    """End this process, without the interpreter's shutdown if its process group still exists.
+    """End this process; one that torchrun started skips the interpreter's shutdown.
 
-    A thread of gloo may still hold a tensor of Python. Releasing it needs the interpreter's lock, and asking for that
-    during the shutdown aborts the process.
+    A thread of gloo may still hold a tensor of Python, even after the group was destroyed: references keep the group
+    alive. Releasing the tensor needs the interpreter's lock. Asking for it during the shutdown aborts the process.
 
     Args:
         status: the exit status.
@@ -75,8 +75,7 @@ def leave(status: int) -> NoReturn:
     Source:
         https://github.com/pytorch/pytorch/issues/190489
     """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    if count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
