@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 
 import torch
@@ -121,3 +122,4 @@ def train_cases(rank: int, folder: str) -> None:
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.barrier()  # a process that leaves early would abort the other
     dist.destroy_process_group()
+    os._exit(0)  # the interpreter's shutdown aborts while a thread of gloo holds a tensor

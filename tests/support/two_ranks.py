@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import timedelta
 
@@ -56,6 +57,7 @@ def train(rank: int, folder: str) -> None:
         torch.save(results, f"{folder}/rank0.pt")
     dist.barrier()  # leaving while the other rank communicates would abort it
     dist.destroy_process_group()
+    os._exit(0)  # the interpreter's shutdown aborts while a thread of gloo holds a tensor
 
 
 FITS = [
@@ -107,6 +109,7 @@ def fit(rank: int, folder: str) -> None:
     torch.save(results, f"{folder}/rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # the interpreter's shutdown aborts while a thread of gloo holds a tensor
 
 
 def lose_a_rank(rank: int, folder: str, answers) -> None:
@@ -130,3 +133,4 @@ if __name__ == "__main__":  # a rank started by torchrun
     mixture.fit(x[shard], labels[shard])
     mixture.save(f"{sys.argv[1]}/rank{dist.get_rank()}.safetensors")
     dist.destroy_process_group()
+    os._exit(0)  # the interpreter's shutdown aborts while a thread of gloo holds a tensor
