@@ -157,7 +157,8 @@ def test_pytest_benchmark_runs_the_same_cases():
         "component_statistics and cem_fast",
         "--benchmark-json=/dev/stdout",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
