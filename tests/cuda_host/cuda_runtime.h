@@ -48,6 +48,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 struct cudaLaunchConfig_t {
   dim3 gridDim;
   dim3 blockDim;
+  size_t dynamicSmemBytes = 0;
   cudaStream_t stream;
 };
 
@@ -58,6 +59,15 @@ constexpr int kWarp = 32;
 // The only stream that takes work, and how much of it before a launch fails.
 inline cudaStream_t current_stream = nullptr;
 inline int64_t launches_left = INT64_MAX;
+
+// With CUDA_HOST_IDLE, launches are listed here instead of run.
+struct Launch {
+  const void* kernel;
+  int64_t blocks;
+  int64_t threads;
+  int64_t shared;
+};
+inline std::vector<Launch> listed;
 
 // Runs blocks of a fixed number of threads.
 class Device {
@@ -159,6 +169,12 @@ template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
   if (config->stream != cuda_host::current_stream) return cudaErrorInvalidResourceHandle;
   if (cuda_host::launches_left-- == 0) return cudaErrorLaunchFailure;
+#ifdef CUDA_HOST_IDLE
+  cuda_host::listed.push_back({reinterpret_cast<const void*>(kernel), config->gridDim.x, config->blockDim.x,
+                               static_cast<int64_t>(config->dynamicSmemBytes)});
+  ((void)arguments, ...);
+  return cudaSuccess;
+#endif
   cuda_host::Device::get().run(config->gridDim.x, config->blockDim.x, [&] { kernel(arguments...); });
   return cudaSuccess;
 }

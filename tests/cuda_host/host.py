@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import struct
 import subprocess
@@ -152,6 +153,7 @@ class Launchers:
         self._names = torch.library.Library("cem_fast_cuda_host", "DEF")
         for name in library.EVERYWHERE:
             self._names.define(name + library.SCHEMAS[name])
+        self._path = path
         self._library = ctypes.CDLL(str(path))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -160,6 +162,30 @@ class Launchers:
     def fail_after(self, launches: int) -> None:
         """Lets the launch after so many others fail."""
         self._library.cuda_host_fail_after(ctypes.c_int64(launches))
+
+    def launches(self) -> list[tuple[str, int, int, int]]:
+        """Launches since the last call, of a library built with ``CUDA_HOST_IDLE``, which runs none of them.
+
+        Returns:
+            Mangled name of the kernel, blocks, threads of a block, and bytes of its dynamic shared memory.
+        """
+        found: list[tuple[int, ...]] = []
+        collect = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(lambda *launch: found.append(launch))
+        self._library.cuda_host_launches(collect)
+        return [(self._names_of[kernel - self._base], *rest) for kernel, *rest in found]
+
+    @functools.cached_property
+    def _names_of(self) -> dict[int, str]:
+        """Functions of the library by their place in it."""
+        listed = subprocess.run(["nm", self._path], check=True, capture_output=True, text=True).stdout.splitlines()
+        symbols = (line.split() for line in listed)
+        return {int(at, 16): name for at, kind, name in (s for s in symbols if len(s) == 3) if kind in "tTW"}
+
+    @functools.cached_property
+    def _base(self) -> int:
+        """Address of the library."""
+        known = next(at for at, name in self._names_of.items() if name == "cuda_host_fail_after")
+        return ctypes.cast(self._library.cuda_host_fail_after, ctypes.c_void_p).value - known
 
 
 def _integers(*values: int) -> bytes:

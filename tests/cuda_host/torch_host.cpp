@@ -34,4 +34,10 @@ AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** current) {
 __attribute__((visibility("default"))) void cuda_host_fail_after(int64_t launches) {
   cuda_host::launches_left = launches;
 }
+
+// Calls found(kernel, blocks, threads, bytes of dynamic shared memory) for every launch since the last call.
+__attribute__((visibility("default"))) void cuda_host_launches(void (*found)(const void*, int64_t, int64_t, int64_t)) {
+  for (const cuda_host::Launch& one : cuda_host::listed) found(one.kernel, one.blocks, one.threads, one.shared);
+  cuda_host::listed.clear();
+}
 }
