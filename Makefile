@@ -6,6 +6,8 @@ ifeq ($(origin CXX),default)
 CXX = c++
 endif
 SHARE ?= 1
+# the oldest release of torch that pyproject.toml promises
+OTHER_TORCH ?= torch==2.11.0
 
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check --quiet
@@ -36,7 +38,7 @@ bench: $(READY) ## compare speed with other libraries and update docs/results/be
 	@$(PY) -c "$$PEERS" | xargs $(PIP) install || echo "make: not every library could be installed: the others are listed as missing"
 	@$(PY) -m cem_fast bench --save benchmarks/results --readme docs/results/benchmarks.md $(BENCH)
 
-check: $(READY) ## run the long proofs: kills, sanitizers, wrong kernels, compiled kernels, the wheel (also with OTHER_TORCH); 2 hours, or half an hour with SHARE=0.05
+check: $(READY) ## run the long proofs: kills, sanitizers, wrong kernels, compiled kernels, the wheel and the sources (also with OTHER_TORCH, the oldest torch); 2 hours, or half an hour with SHARE=0.05
 	@$(PY) -m pytest -q -m long tests --ignore=tests/kernels
 	@$(PY) tests/sanitizers/run.py
 	@$(PY) tests/cuda_host/run.py

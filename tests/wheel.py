@@ -6,7 +6,8 @@ The source distribution is made without CUDA and must hold the CUDA sources all 
 in the source tree has them. They must then load under a torch for CUDA, which needs no GPU.
 
 With ``--torch torch==X`` the same wheel is also installed into a new environment with that release of torch, to show that one
-binary serves several. The sources are then built there, too, without any part left out, and tested again.
+binary serves several. The sources are then built there, too, without any part left out, and tested again; Triton's kernels are
+interpreted by the Triton of that release.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ def call(*command: str | Path, **options: object) -> None:
     subprocess.run([str(part) for part in command], check=True, **options)  # type: ignore[call-overload]
 
 
-def run_tests(python: str | Path, tests: Path, cuda: bool, site: Path | None = None) -> None:
-    """Runs the copied tests with the package, CUDA kernels and all if ``cuda``, installed for ``python`` or in ``site``."""
+def run_tests(python: str | Path, tests: Path, cuda: bool, *more: str, site: Path | None = None) -> None:
+    """Runs the tests with the package, CUDA kernels and all if ``cuda``, installed for ``python`` or in ``site``."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("CEM_FAST", "PYTHON"))}
     if site is not None:
         environment["PYTHONPATH"] = str(site)
     call(python, "-c", LOCATE, tests.parent, "cuda" if cuda else "cpu", cwd=tests, env=environment)
-    call(python, "-m", "pytest", "-q", *TESTED, cwd=tests, env=environment)
+    call(python, "-m", "pytest", "-q", *TESTED, *more, cwd=tests, env=environment)
 
 
 def main() -> None:
@@ -70,28 +71,19 @@ def main() -> None:
         # the tests' own settings, without the repository around them
         shutil.copy(source / "pyproject.toml", place / "pyproject.toml")
         call(*pip, "install", "--no-deps", "--target", place / "site", wheel)
-        run_tests(sys.executable, tests, cuda, place / "site")
+        run_tests(sys.executable, tests, cuda, site=place / "site")
         if torch_requirement:
             venv.create(place / "env", with_pip=True)
             python = place / "env/bin/python"
             install = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-            # all at once, because torch limits the releases of setuptools
-            call(
-                *install,
-                wheel,
-                torch_requirement,
-                "pytest",
-                "pytest-timeout",
-                "setuptools>=77",
-                "wheel",
-                "pybind11>=3",
-                "ninja",
-            )
+            # all at once, because torch limits the releases of setuptools, and Triton 3.6 those of NumPy
+            tools = ["pytest", "pytest-timeout", "setuptools>=77", "wheel", "pybind11>=3", "ninja", "numpy<2.4"]
+            call(*install, wheel, torch_requirement, *tools)
             run_tests(python, tests, cuda)
             print("built from source:", flush=True)
-            rebuild = ["--force-reinstall", "--no-deps", "--no-build-isolation", source]
+            rebuild = ["--force-reinstall", "--no-deps", "--no-build-isolation", "--editable", source]
             call(*install, *rebuild, env=must_build)
-            run_tests(python, tests, cuda)
+            run_tests(python, source / "tests", cuda, "kernels")
 
 
 if __name__ == "__main__":
