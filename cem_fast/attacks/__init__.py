@@ -1,30 +1,37 @@
 """Model inversion attacks: those of the CEM paper, attacks that start from them, and controls.
 
-"The strongest attack" of a report is the strongest of these; a stronger one may exist. Each image under attack is observed once. Repeated
-releases of one image are not modeled: the mean of ``n`` releases with independent noise has an ``n``-th of the noise's variance.
+"The strongest attack" of a report is the strongest of these; a stronger one may exist. Each image under attack is observed once, unless an
+attack is built for several releases: the mean of ``n`` releases with independent noise has an ``n``-th of the noise's variance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from cem_fast._support.lookup import lookup
 from cem_fast.attacks.base import Attack
+from cem_fast.attacks.budgets import budget_names, budgeted
 from cem_fast.attacks.decoder import DECODERS, LOSSES, Decoder
 from cem_fast.attacks.ensemble import Ensemble
 from cem_fast.attacks.gan import Gan
+from cem_fast.attacks.joint import Joint
 from cem_fast.attacks.nearest import Nearest
 from cem_fast.attacks.optimization import Optimization
 from cem_fast.attacks.ridge import Ridge
+from cem_fast.attacks.view import View
 
 __all__ = [
     "Attack",
     "Decoder",
     "Ensemble",
     "Gan",
+    "Joint",
     "Nearest",
     "Optimization",
     "Ridge",
+    "View",
+    "budget_names",
     "build",
     "decoder_names",
     "loss_names",
@@ -71,28 +78,31 @@ def build(
     name: str,
     *,
     image_shape: tuple[int, int, int],
-    epochs: int,
-    decoder: str,
-    seed: int,
+    seed: int = 0,
+    budget: str = "standard",
+    releases: int = 1,
+    decoder: str = "slim",
     dropout: float = 0.3,
     loss: str = "mse",
     batch_size: int = 32,
-    gan_epochs: int = 20,
-    steps: int = 120,
+    **settings: int,
 ) -> Attack:
     """Builds an attack by name.
 
     Args:
         name: one of :func:`cem_fast.attacks.names`.
         image_shape: ``(channels, height, width)`` of the images.
-        epochs: passes of the decoder attack over the attacker's images, also if another attack starts from it.
-        decoder: network of the decoder attack, one of :func:`cem_fast.attacks.decoder_names`.
         seed: seed of all random numbers of the attack.
+        budget: ``quick``, ``standard`` or ``thorough``: computation of the attack.
+        releases: messages of each image, with independent noise, that the attack uses jointly. ``reconstruct`` takes ``[N, ...]`` for
+            one, ``[releases, N, ...]`` for more.
+        decoder: network of the decoder attack, one of :func:`cem_fast.attacks.decoder_names`.
         dropout: fraction of the hidden features that the network ``slim`` drops in training.
         loss: loss of the decoder attack, one of :func:`cem_fast.attacks.loss_names`.
         batch_size: images per step of the decoder attack and of the gan attack.
-        gan_epochs: passes of the gan attack over the attacker's images.
-        steps: steps of the optimization attack.
+        **settings: single settings in place of the budget's. ``epochs``: passes of the decoder attack over the attacker's images, also if
+            another attack starts from it. ``gan_epochs``: passes of the gan attack. ``steps``: steps of the optimization attack. Those
+            that the attack does not use are ignored.
 
     Returns:
         The attack, not yet fitted.
@@ -106,18 +116,22 @@ def build(
         >>> images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         >>> def observe(images):
         ...     return torch.nn.functional.avg_pool2d(images, 2)
-        >>> attack = attacks.build("decoder", image_shape=(1, 8, 8), epochs=2, decoder="slim", seed=0)
+        >>> attack = attacks.build("decoder", image_shape=(1, 8, 8), epochs=2)
         >>> attack.fit(observe, images, torch.zeros(16, dtype=torch.int64))
         >>> attack.reconstruct(observe(images)).shape
         torch.Size([16, 1, 8, 8])
         >>> attack.budget
         "2 epochs of the network 'slim' on its images, minimizing mse"
     """
+    known = budgeted(budget, {})
+    for key in settings:
+        lookup("setting", key, known)
+    amounts = budgeted(budget, settings)
 
     def start() -> Decoder:
         return Decoder(
             image_shape=image_shape,
-            epochs=epochs,
+            epochs=amounts["epochs"],
             decoder=decoder,
             dropout=dropout,
             loss=loss,
@@ -125,12 +139,18 @@ def build(
             seed=seed,
         )
 
-    builders: dict[str, Callable[[], Attack]] = {
+    common: dict[str, Any] = {"image_shape": image_shape, "seed": seed}
+    # attacks that learn from one message, given the mean of several
+    of_one: dict[str, Callable[[], Attack]] = {
         Decoder.name: start,
-        Ridge.name: lambda: Ridge(image_shape=image_shape, seed=seed),
-        Nearest.name: lambda: Nearest(image_shape=image_shape, seed=seed),
-        Ensemble.name: lambda: Ensemble(image_shape=image_shape, decoder=start(), seed=seed),
-        Optimization.name: lambda: Optimization(image_shape=image_shape, decoder=start(), steps=steps, seed=seed),
-        Gan.name: lambda: Gan(image_shape=image_shape, decoder=start(), epochs=gan_epochs, seed=seed),
+        Ridge.name: lambda: Ridge(**common),
+        Nearest.name: lambda: Nearest(**common),
+        Ensemble.name: lambda: Ensemble(decoder=start(), **common),
+        Gan.name: lambda: Gan(decoder=start(), epochs=amounts["gan_epochs"], **common),
     }
-    return lookup("attack", name, builders)()
+    # attacks that use several messages by themselves
+    of_many: dict[str, Callable[[], Attack]] = {
+        Optimization.name: lambda: Optimization(decoder=start(), steps=amounts["steps"], releases=releases, **common),
+    }
+    attack = lookup("attack", name, {key: (of_one | of_many)[key] for key in _NAMES})()
+    return attack if releases == 1 or name in of_many else Joint(attack=attack, releases=releases)

@@ -12,6 +12,8 @@ from torch import Tensor
 from cem_fast._support.seeding import seeded
 
 Observe = Callable[[Tensor], Tensor]
+Progress = Callable[[int, int], None]
+"""Called with the steps done and the steps in total."""
 
 HELD_OUT = 0.2  # fraction of the attacker's images on which settings are chosen
 QUERIES = (
@@ -26,6 +28,7 @@ class Attack(Protocol):
     Attributes:
         name: key of the attack in results.json.
         knowledge: capabilities of the attacker, and its observations of an image under attack, in one sentence.
+        on_step: called with the steps done and the steps in total, by attacks that take long.
 
     Example:
         >>> import torch
@@ -52,6 +55,7 @@ class Attack(Protocol):
 
     name: str
     knowledge: str
+    on_step: Progress = staticmethod(lambda done, total: None)
 
     @property
     def budget(self) -> str:
@@ -68,10 +72,11 @@ class Attack(Protocol):
         """
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """Reconstructs images from released features, one observation of each image.
+        """Reconstructs images from released features.
 
         Args:
-            features: released features ``[N, ...]``.
+            features: released features ``[N, ...]``, one message of each image; ``[R, N, ...]`` for an attack that is built for R > 1
+                releases of each image, with independent noise.
 
         Returns:
             Images ``[N, C, H, W]`` in [0, 1].
@@ -162,6 +167,46 @@ def hold_out(images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
         order = torch.randperm(len(images)).to(images.device)
     count = round(HELD_OUT * len(images))
     return order[:count], order[count:]
+
+
+def as_messages(features: Tensor, releases: int) -> Tensor:
+    """Released features as messages ``[R, N, ...]``.
+
+    Args:
+        features: ``[N, ...]`` for one release of each image, ``[R, N, ...]`` for more.
+        releases: R.
+
+    Raises:
+        ValueError: R > 1, and the features have another leading size.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.base import as_messages
+        >>> as_messages(torch.rand(5, 8), 1).shape
+        torch.Size([1, 5, 8])
+    """
+    if releases == 1:
+        return features[None]
+    if len(features) != releases or features.dim() < 3:
+        raise ValueError(
+            f"features must be {releases} messages of each image, [{releases}, N, ...], got shape {tuple(features.shape)}"
+        )
+    return features
+
+
+def knowing(knowledge: str, releases: int) -> str:
+    """Knowledge of an attacker who sees several releases of each image.
+
+    Args:
+        knowledge: that of an attacker who sees one.
+        releases: their number.
+
+    Example:
+        >>> from cem_fast.attacks.base import knowing
+        >>> knowing("sees the features as they are released, once", 3)
+        'sees the features as they are released, 3 times'
+    """
+    return knowledge if releases == 1 else knowledge.replace(", once", f", {releases} times")
 
 
 def counted(count: int, noun: str) -> str:

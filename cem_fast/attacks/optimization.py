@@ -15,11 +15,13 @@ from cem_fast.attacks.base import (
     Observe,
     counted,
     hold_out,
+    knowing,
     require_fitted,
     require_images,
     require_positive,
 )
 from cem_fast.attacks.decoder import Decoder
+from cem_fast.attacks.view import Averaged, View
 from cem_fast.functional import mixture_log_prob
 from cem_fast.mixture import GaussianMixture
 
@@ -68,6 +70,9 @@ class Optimization(Attack):
     that of their noise. ``p`` is a Gaussian mixture fitted to the features of the attacker's images. Adam starts from the mean image or
     from the reconstruction of the decoder attack. The result is ``start + share (x - start)``.
 
+    Where the defense does more than add Gaussian noise, such as dropout, and its likelihood is known, the first term is
+    ``-(2 / (I D v)) log p(z | x)`` and needs no draws. ``I`` is the mean Fisher information of a feature, ``1 / s2`` for Gaussian noise.
+
     The recipe and the step share are chosen on a held-out fifth of the attacker's images; decoder and mixture are then refitted on all of
     them. The share is the least-squares solution in [0, 1], so the error on the held-out images never exceeds that of the start.
 
@@ -77,9 +82,10 @@ class Optimization(Attack):
         steps: steps of Adam.
         draws: draws of the defense's randomness per step.
         seed: seed of the held-out fifth and of the draws.
+        releases: messages of each image, used jointly.
 
     Raises:
-        ValueError: ``steps`` or ``draws`` is not positive.
+        ValueError: ``steps``, ``draws`` or ``releases`` is not positive.
 
     Source:
         Mahendran and Vedaldi, "Understanding deep image representations by inverting them", CVPR 2015; He, Zhang and Lee, "Model
@@ -107,9 +113,11 @@ class Optimization(Attack):
     steps: int = 120
     draws: int = 2
     seed: int = 0
+    releases: int = 1
 
     def __post_init__(self) -> None:
-        require_positive(self, "steps", "draws")
+        require_positive(self, "steps", "draws", "releases")
+        self.knowledge = knowing(self.knowledge, self.releases)
 
     @property
     def budget(self) -> str:
@@ -127,16 +135,19 @@ class Optimization(Attack):
             ValueError: there are fewer than 6 images, the features are not maps ``[N, C, H, W]``, or they have no gradient.
         """
         require_images(self, images, LEAST)
-        self.observe = observe
+        with seeded(self.seed, "optimization attack's view"):
+            self.view = View(observe, images, releases=self.releases)
+        observe = self.observe = observe if self.releases == 1 else Averaged(observe, self.releases)
         held_out, rest = hold_out(images, seed=self.seed)
         with seeded(self.seed, "optimization attack"):
             self._look(observe, images[rest])
             recipes = [r for r in RECIPES if not r.mixture or self.noise_variance > 0]
             secret = images[held_out[:JUDGES]]
-            features = observe(secret)
+            messages = self.view.messages(secret)
+            features = self.view.pooled(messages)
             decoder = self._trained(observe, images[rest], labels[rest])
             starts = torch.cat([self._start(r, decoder, features) for r in recipes])
-            moved = self._moved(starts, features.repeat(len(recipes), *[1] * (features.dim() - 1)), recipes)
+            moved = self._moved(starts, torch.cat([messages] * len(recipes), 1), recipes)
             outcomes = [
                 _judged(r, start, end - start, secret)
                 for r, start, end in zip(recipes, starts.chunk(len(recipes)), moved.chunk(len(recipes)))
@@ -147,12 +158,14 @@ class Optimization(Attack):
 
     def reconstruct(self, features: Tensor) -> Tensor:
         require_fitted(self, "trained")
-        start = self._start(self.recipe, self.trained, features)
+        messages = self.view.received(features)
+        start = self._start(self.recipe, self.trained, self.view.pooled(messages))
         if self.share == 0:
             return start
         with seeded(self.seed, "optimization attack on released features"):
             moved = [
-                self._moved(s, z, [self.recipe]) for s, z in zip(start.split(CHUNK), features.split(CHUNK), strict=True)
+                self._moved(s, z, [self.recipe])
+                for s, z in zip(start.split(CHUNK), messages.split(CHUNK, dim=1), strict=True)
             ]
         return (start + self.share * (torch.cat(moved) - start)).clamp(0, 1)
 
@@ -186,14 +199,17 @@ class Optimization(Attack):
         return self.mean_image.expand(len(features), *self.image_shape)
 
     @torch.enable_grad()
-    def _moved(self, start: Tensor, features: Tensor, recipes: list[Recipe]) -> Tensor:
-        """Optimized images ``[N, C, H, W]``; the rows are divided equally among the recipes, in order."""
+    def _moved(self, start: Tensor, messages: Tensor, recipes: list[Recipe]) -> Tensor:
+        """Optimized images ``[N, C, H, W]`` of messages ``[R, N, ...]``; the rows are divided equally among the recipes, in order."""
 
         def each(key: str) -> Tensor:
             values = torch.tensor([getattr(r, key) for r in recipes], device=start.device)
             return values.repeat_interleave(len(start) // len(recipes))
 
-        smoothness, prior = each("smoothness"), each("mixture") * 2 * self.noise_variance / self.variance
+        direct = self.view.exact and not self.view.simple
+        spread = 1 / (self.view.information * self.releases) if direct else self.noise_variance
+        smoothness, prior = each("smoothness"), each("mixture") * 2 * spread / self.variance
+        features = self.view.pooled(messages)
         step_size = each("step_size").view(-1, 1, 1, 1)
         # Adam has one step size for all rows: optimize in units of each recipe's own.
         moves = torch.zeros_like(start, memory_format=torch.contiguous_format).requires_grad_()
@@ -202,18 +218,22 @@ class Optimization(Attack):
         for _ in range(self.steps):
             pixels = start + step_size * moves
             objective = smoothness * _total_variation(pixels)
-            for _ in range(self.draws):
-                seen = self.observe(pixels)
+            draws = 1 if direct else self.draws
+            for _ in range(draws):
+                seen = self.view.features(pixels) if direct else self.observe(pixels)
                 if not seen.requires_grad:
                     raise ValueError(
                         "the optimization attack needs features that are differentiable with respect to the images, got some "
                         "without a gradient: let it pass straight through whatever the defense rounds or detaches"
                     )
-                misfit = (seen - features).square().flatten(1).mean(1) / self.variance
+                if direct:
+                    misfit = -2 * spread * self.view.log_density(messages, seen) / (self.variance * seen[0].numel())
+                else:
+                    misfit = (seen - features).square().flatten(1).mean(1) / self.variance
                 if prior.any():
                     likelihood = mixture_log_prob(seen.flatten(1).float(), *self.mixture) / seen[0].numel()
                     misfit = misfit - prior * likelihood
-                objective = objective + misfit / self.draws
+                objective = objective + misfit / draws
             (moves.grad,) = torch.autograd.grad(objective.sum(), moves)
             optimizer.step()
             rates.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -94,6 +95,43 @@ class Defense(nn.Module):
         """
         return self.release(features)
 
+    def log_likelihood(self, released: Tensor, features: Tensor, *, noise_std: float = 0.0) -> Tensor:
+        """Returns ``log p(released | features)``, the density of one release: what an attacker knows of the noise.
+
+        The default is ``sum log N(released; before_noise(features), noise_std**2)``. It is exact for defenses whose only randomness is the
+        Gaussian noise that ``release`` adds last. Others override it.
+
+        Args:
+            released: released features ``[N, ...]``.
+            features: output of the encoder, ``[N, ...]``. The result is differentiable with respect to them.
+            noise_std: standard deviation of Gaussian noise added to the release afterwards, by a later part of
+                :class:`cem_fast.defenses.Composed`.
+
+        Returns:
+            ``[N]``, in nats.
+
+        Raises:
+            NotImplementedError: the release has no density, for lack of noise, or it is random in a way that this method does not know.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import defenses
+            >>> defense = defenses.GaussianNoise(noise_std=0.5)
+            >>> defense.log_likelihood(torch.zeros(1, 3), torch.zeros(1, 3))  # -3 log(0.5 sqrt(2 pi))
+            tensor([-0.6774])
+        """
+        first = features[:1]
+        if not torch.equal(self.before_noise(first), self.before_noise(first)):
+            raise NotImplementedError(
+                f"the defense {type(self).__name__} releases features at random: its likelihood needs a log_likelihood of its own"
+            )
+        std = math.hypot(self.noise_std, noise_std)
+        if std == 0:
+            raise NotImplementedError(
+                f"the defense {type(self).__name__} releases features without noise: no density exists"
+            )
+        return gaussian_log_density(released - self.before_noise(features), std).flatten(1).sum(1)
+
     def penalty(self, images: Tensor, features: Tensor, released: Tensor, labels: Tensor) -> Tensor | float:
         """Returns the term that this defense adds to the training loss of one batch.
 
@@ -133,3 +171,19 @@ class Defense(nn.Module):
         finally:
             for part in parts:
                 del part.ranks
+
+
+def gaussian_log_density(deviations: Tensor, std: float) -> Tensor:
+    """Returns ``log N(deviations; 0, std**2)``, element by element.
+
+    Args:
+        deviations: any shape.
+        std: standard deviation, positive.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.defenses.base import gaussian_log_density
+        >>> gaussian_log_density(torch.tensor([0.0, 1.0]), 1.0)
+        tensor([-0.9189, -1.4189])
+    """
+    return -0.5 * (deviations / std).square() - math.log(std * math.sqrt(2 * math.pi))

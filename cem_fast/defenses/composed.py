@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cem_fast.defenses.base import Defense
+from cem_fast.defenses.noise import GaussianNoise
 from cem_fast.models.split import SplitModel
 
 
@@ -70,6 +72,26 @@ class Composed(Defense):
         for part in earlier:
             features = part.release(features)
         return last.before_noise(features)
+
+    def log_likelihood(self, released: Tensor, features: Tensor, *, noise_std: float = 0.0) -> Tensor:
+        """Returns the log-density of the last random part that is not Gaussian noise, with the noise that follows added up.
+
+        See :meth:`cem_fast.defenses.Defense.log_likelihood`.
+
+        Raises:
+            NotImplementedError: two parts are random besides the final noise, or the last one has no density.
+        """
+        *earlier, last = self._members()
+        while earlier and isinstance(last, GaussianNoise):
+            noise_std = math.hypot(noise_std, last.noise_std)
+            *earlier, last = earlier
+        for part in earlier:
+            if not torch.equal(part.release(features[:1]), part.release(features[:1])):
+                raise NotImplementedError(
+                    f"the likelihood of two random defenses in turn is unknown: {type(part).__name__}, {type(last).__name__}"
+                )
+            features = part.release(features)
+        return last.log_likelihood(released, features, noise_std=noise_std)
 
     def penalty(self, images: Tensor, features: Tensor, released: Tensor, labels: Tensor) -> Tensor | float:
         return sum(part.penalty(images, features, released, labels) for part in self._members())

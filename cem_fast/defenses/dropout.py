@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cem_fast.defenses.base import Defense
+from cem_fast.defenses.base import Defense, gaussian_log_density
 
 
 class FeatureDropout(Defense):
@@ -39,3 +42,16 @@ class FeatureDropout(Defense):
 
     def release(self, features: Tensor) -> Tensor:
         return F.dropout(features, self.dropout_rate, training=True)
+
+    def log_likelihood(self, released: Tensor, features: Tensor, *, noise_std: float = 0.0) -> Tensor:
+        """Returns ``sum log[(1 - p) N(z; f / (1 - p), s**2) + p N(z; 0, s**2)]`` with s the noise added afterwards.
+
+        See :meth:`cem_fast.defenses.Defense.log_likelihood`.
+        """
+        if noise_std == 0:
+            raise NotImplementedError("dropped features have no density without noise: add some after the dropout")
+        kept = math.log1p(-self.dropout_rate) + gaussian_log_density(
+            released - features / (1 - self.dropout_rate), noise_std
+        )
+        dropped = math.log(self.dropout_rate) + gaussian_log_density(released, noise_std)
+        return torch.logaddexp(kept, dropped).flatten(1).sum(1)

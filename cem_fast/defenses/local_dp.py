@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cem_fast._support.lookup import lookup
-from cem_fast.defenses.base import Defense
+from cem_fast.defenses.base import Defense, gaussian_log_density
 
 NORMS = {"gaussian": 2, "laplace": 1}  # order of the norm in which each mechanism measures sensitivity
 
@@ -131,3 +131,31 @@ class LocalDP(Defense):
         else:  # the difference of two exponential variables
             noise = torch.empty_like(features).exponential_() - torch.empty_like(features).exponential_()
         return self.clipped(features) + self.scale * noise
+
+    def log_likelihood(self, released: Tensor, features: Tensor, *, noise_std: float = 0.0) -> Tensor:
+        """Returns the log-density of the mechanism's noise, and of later Gaussian noise, about the clipped features.
+
+        Laplace noise of scale b plus Gaussian noise of standard deviation s has the density
+        ``exp(s**2 / 2 b**2) [exp(-d / b) Phi(d / s - s / b) + exp(d / b) Phi(-d / s - s / b)] / 2 b`` at a deviation d.
+        See :meth:`cem_fast.defenses.Defense.log_likelihood`.
+
+        Source:
+            Reed, "The normal-Laplace distribution and its relatives", in Advances in Distribution Theory, Order Statistics, and Inference,
+            2006.
+        """
+        deviations = released - self.clipped(features)
+        if self.mechanism == "gaussian":
+            density = gaussian_log_density(deviations, math.hypot(self.scale, noise_std))
+        elif noise_std == 0:
+            density = -deviations.abs() / self.scale - math.log(2 * self.scale)
+        else:
+            ratio, standard = noise_std / self.scale, deviations / noise_std
+            density = (
+                torch.logaddexp(
+                    torch.special.log_ndtr(standard - ratio) - ratio * standard,
+                    torch.special.log_ndtr(-standard - ratio) + ratio * standard,
+                )
+                + ratio**2 / 2
+                - math.log(2 * self.scale)
+            )
+        return density.flatten(1).sum(1)

@@ -1,8 +1,6 @@
-"""What an attacker observes of a network under a defense, and the accuracy on it."""
+"""Clean features of a network, and the accuracy on released ones."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -38,63 +36,13 @@ def clean_features(model: SplitModel, images: Tensor) -> Tensor:
         >>> features.shape, features.requires_grad
         (torch.Size([5, 4, 4, 4]), False)
     """
-    features = _encoded(model, images)
+    features = encoded(model, images)
     if not torch.isfinite(features).all():
         raise FloatingPointError(
             "the features are not finite: the images are not, or training diverged, and a lower learning_rate or lower weights of the "
             "defense and of CEM may help"
         )
     return features
-
-
-def observer(model: SplitModel, defense: Defense) -> Callable[[Tensor], Tensor]:
-    """Returns what an attacker observes: images ``[N, C, H, W]`` -> released features, with fresh noise at every call.
-
-    The encoder is not random, so repeated observations of the same tensor share one pass through it. Images that require a gradient get
-    one, through the encoder and the defense; several observations of the same tensor then share one backward pass.
-
-    The mean of ``n`` observations of one image has the noise of ``noise_std / sqrt(n)``: a device must not release an image twice.
-
-    Args:
-        model: the network, which must not change while it is observed.
-        defense: the defense, whose ``release`` is called.
-
-    Returns:
-        The function of images.
-
-    Example:
-        >>> import torch
-        >>> from cem_fast import defenses, models, training
-        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=4)
-        >>> observe = training.observer(model, defenses.GaussianNoise(noise_std=0.1))
-        >>> images = torch.rand(5, 1, 16, 16)
-        >>> torch.equal(observe(images), observe(images))
-        False
-    """
-    last: tuple[Tensor, int, Tensor] | None = None  # images, their version, and their features
-
-    def observe(images: Tensor) -> Tensor:
-        nonlocal last
-        differentiated = images.requires_grad and torch.is_grad_enabled()
-        with torch.set_grad_enabled(differentiated):
-            if images.is_inference():  # such tensors have no version
-                return defense.release(clean_features(model, images))
-            if last is not None:
-                known, version, features = last
-                if known is images and version == images._version and features.requires_grad == differentiated:
-                    return defense.release(features)
-            features = _encoded(model, images) if differentiated else clean_features(model, images)
-            if features.requires_grad:
-                features.register_hook(forget)
-            last = (images, images._version, features)
-            return defense.release(features)
-
-    def forget(_: Tensor) -> None:
-        """Drops features whose graph a backward pass is about to free."""
-        nonlocal last
-        last = None
-
-    return observe
 
 
 @torch.no_grad()
@@ -163,6 +111,23 @@ def evaluate_accuracy(model: SplitModel, defense: Defense, part: Part, *, draws:
     return float(correctness(model, defense, part, draws=draws, seed=seed).mean())
 
 
-def _encoded(model: SplitModel, images: Tensor) -> Tensor:
+def encoded(model: SplitModel, images: Tensor) -> Tensor:
+    """Features of the encoder in eval mode, in passes of a few hundred images, with a gradient where it is enabled.
+
+    Args:
+        model: the network; its mode stays as it was.
+        images: ``[N, C, H, W]``.
+
+    Returns:
+        ``[N, ...]`` on the network's device.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import models
+        >>> from cem_fast.training.measure import encoded
+        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=4)
+        >>> encoded(model, torch.rand(5, 1, 16, 16)).shape
+        torch.Size([5, 4, 4, 4])
+    """
     with in_eval_mode(model):
         return torch.cat([model.encoder(part.to(model.device)) for part in images.split(CHUNK)])

@@ -74,10 +74,10 @@ def test_moved_pixels_explain_the_features_better(faces, observe, on_clean, star
     features = observe(images)
     recipe = Recipe(start=start, step_size=0.03, smoothness=0.0)
     before = attack._start(recipe, attack.trained, features)
-    after = attack._moved(before, features, [recipe])
+    after = attack._moved(before, features[None], [recipe])
     misfit = [float((observe(x) - features).square().mean()) for x in (before, after)]
     assert misfit[1] < 0.5 * misfit[0]
-    smooth = attack._moved(before, features, [Recipe(start=start, step_size=0.03, smoothness=30.0)])
+    smooth = attack._moved(before, features[None], [Recipe(start=start, step_size=0.03, smoothness=30.0)])
     assert optimization._total_variation(smooth).mean() < 0.7 * optimization._total_variation(after).mean()
 
 
@@ -86,9 +86,9 @@ def test_recipes_run_together_as_they_would_alone(faces, observe, on_clean):
     features = observe(faces.test.images)
     recipes = list(optimization.RECIPES[:3])
     starts = [attack._start(r, attack.trained, features) for r in recipes]
-    together = attack._moved(torch.cat(starts), features.repeat(3, 1, 1, 1), recipes).chunk(3)
+    together = attack._moved(torch.cat(starts), features.repeat(3, 1, 1, 1)[None], recipes).chunk(3)
     for recipe, start, moved in zip(recipes, starts, together):
-        torch.testing.assert_close(attack._moved(start, features, [recipe]), moved, rtol=0, atol=1e-4)
+        torch.testing.assert_close(attack._moved(start, features[None], [recipe]), moved, rtol=0, atol=1e-4)
 
 
 def test_the_mixture_raises_the_likelihood_of_features(faces, noisy, on_noisy, monkeypatch):
@@ -101,7 +101,7 @@ def test_the_mixture_raises_the_likelihood_of_features(faces, noisy, on_noisy, m
         likelihood = []
         for weight in (0.0, 1.0, 10.0):
             recipe = Recipe(start="decoder", step_size=0.03, smoothness=0.0, mixture=weight)
-            moved = attack._moved(start, features, [recipe])
+            moved = attack._moved(start, features[None], [recipe])
             seen = noisy(moved).flatten(1)
             likelihood.append(float(optimization.mixture_log_prob(seen, *attack.mixture).mean()))
     assert likelihood[0] < likelihood[1] < likelihood[2]
@@ -118,7 +118,7 @@ def test_several_draws_are_an_expectation():
         attack = attacks.Optimization(image_shape=(1, 8, 8), decoder=decoder, steps=20, draws=draws)
         attack.fit(dropping, images, torch.zeros(30).long())
         moved = attack._moved(
-            torch.full_like(images, 0.5), images, [Recipe(start="mean", step_size=0.05, smoothness=0.0)]
+            torch.full_like(images, 0.5), images[None], [Recipe(start="mean", step_size=0.05, smoothness=0.0)]
         )
         # E || 2 m x - z ||^2 with m = 0 or 1 has its minimum at x = z / 2
         error[draws] = float((moved - images / 2).square().mean())

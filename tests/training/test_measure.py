@@ -1,7 +1,8 @@
-"""Observed features, accuracy on them, and clean features."""
+"""Observed features, their likelihood, accuracy on them, and clean features."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 import pytest
@@ -101,3 +102,18 @@ def test_an_inference_tensor_is_observed(model, splits):
         images.zero_()
         assert not torch.equal(observe(images), first)
     assert torch.equal(observe(splits.test.images), first)
+
+
+def test_the_observer_knows_the_likelihood_of_what_it_released(model, splits):
+    observe = training.observer(model, defenses.GaussianNoise(noise_std=0.1))
+    images = splits.test.images[:4]
+    released, features = observe(images), training.clean_features(model, images)
+    assert torch.equal(observe.features(images), features)
+    deviations = (released - features).flatten(1) / 0.1
+    expected = (-0.5 * deviations.square() - math.log(0.1 * math.sqrt(2 * math.pi))).sum(1)
+    torch.testing.assert_close(observe.log_likelihood(released, images), expected)
+    own, others = observe.log_likelihood(released, images), observe.log_likelihood(released, images.flip(0))
+    assert own.mean() > others.mean()
+    pixels = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(observe.log_likelihood(released, pixels).sum(), pixels)
+    assert slope.any()
