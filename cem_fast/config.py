@@ -36,7 +36,8 @@ class SharedConfig:
             images, with none of them known.
         model: network: ``slim``, ``vgg11``, ``vgg13``, ``resnet20``, ``resnet32``, ``mobilenet_v2`` or a variant of one.
         cut: number of stages (convolutions or blocks) on the user's device, at least 1.
-        bottleneck: channels of the released features, or the notation ``[noRELU_][Kk]CcSs``; 0 for no bottleneck.
+        bottleneck: channels of the released features; a convolution in the notation ``[noRELU_][Kk]CcSs``; r numbers of all positions
+            in the notation ``[noRELU_]Dr[Pp|[Kk]CcSs][Rk][Gg]``, such as ``D64``; 0 for no bottleneck.
         noise_std: standard deviation of the Gaussian noise added last to the released features; 0 for none.
         adversary_weight: weight of the adversarial term of ``adversarial``, ``noise_arl``, ``ressfl`` and ``patrol``, at least 0.
         ssim_threshold: structural similarity below which ``ressfl`` and ``patrol`` do not penalize a reconstruction, below 1.

@@ -102,7 +102,7 @@ class Patrol(ResSFL):
 
         encoder = model.encoder
         judges = slice(None, None, -(-len(images) // NUM_JUDGES))  # over all images, which may be sorted by class
-        convolutions = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)]
+        layers = [module for module in encoder.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
         with in_eval_mode(model), torch.enable_grad():
             graph = torch_pruning.DependencyGraph()
             graph.build_dependency(
@@ -111,7 +111,7 @@ class Patrol(ResSFL):
             model.zero_grad()
             F.cross_entropy(model(images[judges]), labels[judges]).backward()
         importance = torch_pruning.importance.GroupTaylorImportance()
-        groups = list(graph.get_all_groups(ignored_layers=convolutions[-1:], root_module_types=[nn.Conv2d]))
+        groups = list(graph.get_all_groups(ignored_layers=layers[-1:], root_module_types=[nn.Conv2d]))
         for group in groups:
             if not all(_is_narrowed(dependency.target.module) for dependency, _ in group):
                 continue  # layers with other parameters, such as a sparse code, keep their channels

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from cem_fast._support.bottleneck import Bottleneck
+from cem_fast._support.bottleneck import Bottleneck, DenseBottleneck
 from cem_fast._support.lookup import lookup
 from cem_fast.models import mobilenet, resnet, vgg
 from cem_fast.models.split import SplitModel
 
-__all__ = ["Bottleneck", "build", "names"]
+__all__ = ["Bottleneck", "DenseBottleneck", "build", "names"]
 
 _VGG11 = partial(vgg.build, widths=(64, 128, 256, 256, 512, 512, 512, 512), pools=(1, 2, 4, 6, 8), hidden=(512, 512))
 _VGG13 = partial(
@@ -59,8 +59,8 @@ def build(
         image_shape: ``(channels, height, width)`` of the images.
         num_classes: number of classes, at least 2.
         cut: number of stages on the device. A stage is a convolution of VGG and ``slim``, and otherwise the first convolution or a block.
-        bottleneck: channels of the released features, or ``[noRELU_][Kk]CcSs``, see :meth:`cem_fast.models.Bottleneck.parse`; 0 for no
-            bottleneck.
+        bottleneck: channels of the released features, or a notation such as ``K5C8S2`` or ``D64``, see
+            :meth:`cem_fast.models.Bottleneck.parse`; 0 for no bottleneck.
 
     Returns:
         The split network.

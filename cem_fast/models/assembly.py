@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from cem_fast.models.bottleneck import ACTIVATIONS, Bottleneck, Compress, Expand
+from cem_fast._support.bottleneck import Bottleneck
+from cem_fast.models.bottleneck import ACTIVATIONS
+from cem_fast.models.halves import halves
 from cem_fast.models.split import SplitModel
 
 
@@ -35,7 +36,7 @@ def divide(
         The modules of the encoder and of the decoder.
 
     Raises:
-        ValueError: ``cut`` or ``bottleneck`` is out of range, or the stride does not divide the features' sides.
+        ValueError: ``cut`` or ``bottleneck`` is out of range, or does not divide the features' sides.
 
     Example:
         >>> from torch import nn
@@ -53,15 +54,8 @@ def divide(
     if shape is None:
         stages[cut - 1][-1] = ACTIVATIONS[features]()
         return encoder, decoder
-    if shape.stride > 1:
-        height, width = _sides(encoder, image_shape)
-        if height % shape.stride or width % shape.stride:
-            raise ValueError(
-                f"the stride of bottleneck {bottleneck!r} must divide the features' sides, got {height}x{width} features"
-            )
-    encoder.append(Compress(widths[cut - 1], shape, features))
-    decoder.insert(0, Expand(shape, widths[cut - 1]))
-    return encoder, decoder
+    compress, expand = halves(shape, nn.Sequential(*encoder), widths[cut - 1], image_shape, features)
+    return [*encoder, compress], [expand, *decoder]
 
 
 def finish(encoder: Sequence[nn.Module], decoder: Sequence[nn.Module]) -> SplitModel:
@@ -87,10 +81,3 @@ def finish(encoder: Sequence[nn.Module], decoder: Sequence[nn.Module]) -> SplitM
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     return model.to(memory_format=torch.channels_last)
-
-
-def _sides(modules: Sequence[nn.Module], image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Height and width of the features, without computing them."""
-    blank = copy.deepcopy(nn.Sequential(*modules)).to("meta")
-    height, width = blank(torch.empty(2, *image_shape, device="meta")).shape[2:]
-    return height, width

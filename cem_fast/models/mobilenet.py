@@ -71,7 +71,7 @@ def build(
         image_shape: ``(channels, height, width)`` of the images.
         num_classes: number of classes.
         cut: number of stages on the device, 1 to 18; the first and last stage are a convolution, the others a block.
-        bottleneck: number of channels or ``[noRELU_][Kk]CcSs``; 0 releases the features of the device's last stage.
+        bottleneck: number of channels, or a notation such as ``K5C8S2`` or ``D64``; 0 releases the features of the device's last stage.
         features: activation of the released features, ``sigmoid`` or ``relu``.
 
     Returns:

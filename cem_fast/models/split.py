@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cem_fast.models.bottleneck import Bottleneck, Compress, Expand
+from cem_fast._support.bottleneck import Bottleneck
+from cem_fast.models.halves import halves
 
 
 class SplitModel(nn.Module):
@@ -49,7 +50,14 @@ class SplitModel(nn.Module):
         return torch.device("cpu") if first is None else first.device
 
     @classmethod
-    def from_sequential(cls, network: nn.Sequential, cut: int, bottleneck: int | str = 0) -> SplitModel:
+    def from_sequential(
+        cls,
+        network: nn.Sequential,
+        cut: int,
+        bottleneck: int | str = 0,
+        *,
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> SplitModel:
         """Splits any ``nn.Sequential`` in two; the modules are shared, not copied.
 
         Noise of a fixed standard deviation protects only features of a bounded scale. A bottleneck bounds them by its Sigmoid; without
@@ -58,15 +66,17 @@ class SplitModel(nn.Module):
         Args:
             network: modules from images to logits.
             cut: number of modules on the user's device, 1 to ``len(network) - 1``.
-            bottleneck: channels of the released features, or ``[noRELU_][Kk]CcSs``; 0 for no bottleneck.
+            bottleneck: channels of the released features, or a notation such as ``K5C8S2`` or ``D64``, see
+                :meth:`cem_fast.models.Bottleneck.parse`; 0 for no bottleneck.
+            image_shape: ``(channels, height, width)`` of the images; a dense bottleneck (``D64``) needs it.
 
         Returns:
             ``SplitModel(network[:cut], network[cut:])``, with the two halves of the bottleneck between them.
 
         Raises:
             TypeError: ``network`` is not an ``nn.Sequential``.
-            ValueError: ``cut`` is out of range, or there is a bottleneck but the encoder does not end in feature maps ``[N, C, H, W]``
-                of a convolution.
+            ValueError: ``cut`` is out of range, there is a bottleneck but the encoder does not end in feature maps ``[N, C, H, W]``
+                of a convolution, or a dense bottleneck has no ``image_shape``.
 
         Example:
             >>> import torch
@@ -83,9 +93,9 @@ class SplitModel(nn.Module):
             raise ValueError(f"cut must be between 1 and {len(network) - 1} for {len(network)} modules, got {cut}")
         encoder, decoder = list(network[:cut]), list(network[cut:])
         if shape := Bottleneck.parse(bottleneck):
-            channels = _channels(encoder)
-            encoder.append(Compress(channels, shape))
-            decoder.insert(0, Expand(shape, channels))
+            compress, expand = halves(shape, nn.Sequential(*encoder), _channels(encoder), image_shape)
+            encoder.append(compress)
+            decoder.insert(0, expand)
         return cls(nn.Sequential(*encoder), nn.Sequential(*decoder))
 
 

@@ -53,7 +53,7 @@ def build(
         image_shape: ``(channels, height, width)`` of the images.
         num_classes: number of classes.
         cut: number of convolutional stages on the device, 1 to ``len(widths) - 1``.
-        bottleneck: number of channels or ``[noRELU_][Kk]CcSs``; 0 releases the features of the device's last stage.
+        bottleneck: number of channels, or a notation such as ``K5C8S2`` or ``D64``; 0 releases the features of the device's last stage.
         features: activation of the released features, ``sigmoid`` or ``relu``.
         widths: output channels of every stage.
         pools: the stages (counted from 1) that halve the image.

@@ -20,10 +20,13 @@ CONFIG = RunConfig(
 )
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize("weight, bottleneck", [(0.0, 8), (0.5, 8), (0.5, "D8")])
 @pytest.mark.parametrize("name", defenses.names())
-def test_every_defense_trains_with_cem_and_without_and_is_loaded_the_same(name, weight, tiny_images, tmp_path):
+def test_every_defense_trains_with_cem_and_without_and_is_loaded_the_same(
+    name, weight, bottleneck, tiny_images, tmp_path
+):
     config = replace(CONFIG, data=str(tiny_images), defense=name, cem_weight=weight, epochs=2 if weight else 1)
+    config = replace(config, bottleneck=bottleneck)
     seen = {}
 
     with pytest.MonkeyPatch.context() as patch:

@@ -7,12 +7,13 @@ import torch
 from support import made_up
 from torch import nn
 
-from cem_fast import models
+from cem_fast import cost, models
 from cem_fast.attacks.networks import ResNormDecoder
 from cem_fast.config import RunConfig
 from cem_fast.experiments import saved_run
 from cem_fast.experiments.build import build_parts
-from cem_fast.models import Bottleneck
+from cem_fast.models import Bottleneck, DenseBottleneck
+from cem_fast.models.dense import DenseCompress
 from cem_fast.models.resnet import BasicBlock
 from cem_fast.models.split import SplitModel
 
@@ -138,6 +139,12 @@ def test_a_residual_block_by_hand():
         ("noRELU_C8S1", Bottleneck(8, relu=False)),
         ("K5C12S2", Bottleneck(12, stride=2, kernel=5)),
         ("noRELU_K1C4S1", Bottleneck(4, kernel=1, relu=False)),
+        ("D64", DenseBottleneck(64)),
+        ("D64P4", DenseBottleneck(64, pool=4)),
+        ("D64R16", DenseBottleneck(64, rank=16)),
+        ("D64G4", DenseBottleneck(64, groups=4)),
+        ("D64K5C8S4", DenseBottleneck(64, convolution=Bottleneck(8, stride=4, kernel=5))),
+        ("noRELU_D32P2R2G16", DenseBottleneck(32, pool=2, rank=2, groups=16, relu=False)),
     ],
 )
 def test_the_grammar_of_bottlenecks(text, expected):
@@ -186,9 +193,22 @@ def test_the_cloud_restores_the_sides(stride, kernel):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("8", r"\[noRELU_\]\[Kk\]CcSs as in noRELU_K3C8S1, got '8'"),
-        ("C8", "got 'C8'"),
-        ("c8s1", "got 'c8s1'"),
+        ("8", r"\[noRELU_\]\[Kk\]CcSs as in noRELU_K3C8S1, .*got '8'; the nearest is 'C8S1'"),
+        ("C8", "got 'C8'; the nearest is 'C8S1'"),
+        ("c8s1", "got 'c8s1'; the nearest is 'C8S1'"),
+        ("D64p4", "as in D64P4, got 'D64p4'; the nearest is 'D64P4'"),
+        ("D64G4R16", "the nearest is 'D64R16G4'"),
+        ("norelu_d64", "the nearest is 'noRELU_D64'"),
+        ("dense", "the nearest is 'D64'"),
+        ("D0", "at least 1 number, and have a pool of at least 1, got 'D0'"),
+        ("D64P0", "at least 1 number, and have a pool of at least 1, got 'D64P0'"),
+        ("D64G2", "a square number of groups that divides its numbers, got 'D64G2'"),
+        ("D64G9", "a square number of groups that divides its numbers, got 'D64G9'"),
+        ("D64R17G4", "a rank from 1 to its numbers per group, 16, got 'D64R17G4'"),
+        ("D64R0", "a rank from 1 to its numbers per group, 64, got 'D64R0'"),
+        ("D64K4C8S4", "an odd window no smaller than its stride, got 'D64K4C8S4'"),
+        ("D64P3", "the stride or pool of the bottleneck, 3, must divide the features' sides, got 8x8 features"),
+        ("D64P4G16", "the groups per side of the bottleneck, 16, must divide the features' sides, got 8x8 features"),
         ("noRELU_C8S1 ", "got 'noRELU_C8S1 '"),
         ("C12345S1", "got 'C12345S1'"),
         ("C0S1", "at least 1 channel and a stride of at least 1, got 'C0S1'"),
@@ -203,7 +223,79 @@ def test_bad_bottlenecks(text, message):
         models.build("vgg11", image_shape=(3, 32, 32), num_classes=10, cut=2, bottleneck=text)
 
 
-@pytest.mark.parametrize("text", ["C8", -1])
+@pytest.mark.parametrize(
+    "name, cut, text",
+    [
+        *(("slim", 2, text) for text in ("D32", "D32P2", "D32R4", "D32G4", "D32K3C4S2", "noRELU_D32P2R4G4")),
+        ("slim_relu", 3, "D32"),
+        ("vgg11_nobn", 3, "D32G4"),
+        ("resnet20", 4, "D32P4"),
+        ("mobilenet_v2", 9, "D32R4"),
+    ],
+)
+def test_a_dense_bottleneck_sends_few_numbers_of_any_network_at_any_cut(name, cut, text):
+    model = models.build(name, image_shape=(1, 32, 32), num_classes=5, cut=cut, bottleneck=text)
+    images = torch.rand(4, 1, 32, 32)
+    features = model.encoder(images)
+    assert features.shape == (4, 32, 1, 1)
+    assert 0 <= features.min() < features.max()
+    assert features.max() < 1 or name.endswith("relu")
+    assert model.decoder[0](features).shape == nn.Sequential(*list(model.encoder)[:-1])(images).shape
+    loss = nn.functional.cross_entropy(model(images), torch.arange(4))
+    loss.backward()
+    assert all(weights.grad.abs().sum() > 0 for weights in model.parameters() if weights.dim() > 1)
+
+
+@pytest.mark.parametrize(
+    "text, macs, weights",
+    [
+        ("D64", 64 * 4608, 64 * 4608),
+        ("D64P4", 64 * 288, 64 * 288),
+        ("D64R16", 16 * 4608 + 64 * 16, 16 * 4608 + 64 * 16),
+        ("D64G4", 16 * 4608, 16 * 4608),
+        ("D64K5C8S4", 9 * 8 * 32 * 25 + 64 * 72, 8 * 32 * 25 + 8 + 64 * 72),
+    ],
+)
+def test_the_cost_of_a_dense_bottleneck_is_counted(text, macs, weights):
+    """32 channels of 12x12 positions: 72 multiplications per feature for the paper's bottleneck of 8 channels."""
+
+    def costs(bottleneck):
+        model = models.build("slim", image_shape=(1, 48, 48), num_classes=5, cut=2, bottleneck=bottleneck)
+        return cost.measure(model, torch.rand(1, 1, 48, 48), passes=1)
+
+    bare, paper, dense = costs(0), costs(8), costs(text)
+    assert dense["encoder"].macs - bare["encoder"].macs == macs
+    assert dense["encoder"].parameters - bare["encoder"].parameters == weights + 2 * 64
+    assert dense["encoder"].macs <= paper["encoder"].macs
+    in_the_cloud = 4608 * 64 // (4 if "G4" in text else 1)
+    assert dense["decoder"].macs - bare["decoder"].macs == in_the_cloud
+    assert dense["decoder"].parameters - bare["decoder"].parameters == in_the_cloud + 4608
+
+
+def test_each_number_of_a_dense_bottleneck_sees_its_square_of_positions():
+    device = DenseCompress((2, 8, 8), DenseBottleneck(8, groups=4)).eval()
+    for place in ((0, 0), (5, 2), (3, 7), (7, 7)):
+        maps = torch.zeros(1, 2, 8, 8)
+        maps[0, 1, place[0], place[1]] = 1.0
+        changed = (device(maps) != device(torch.zeros(1, 2, 8, 8))).flatten()
+        square = 2 * (place[0] // 4) + place[1] // 4
+        assert changed.nonzero().flatten().tolist() == [2 * square, 2 * square + 1]
+
+
+@pytest.mark.parametrize("text", ["D16", "D16P2", "D16R4", "D16G4", "D16R2G4", "D16K3C4S2"])
+def test_normalization_folds_into_the_weights_for_use(text):
+    torch.manual_seed(0)
+    device = DenseCompress((3, 8, 8), Bottleneck.parse(text)).double()
+    for _ in range(3):
+        device(torch.rand(20, 3, 8, 8, dtype=torch.float64))
+    nn.init.normal_(next(m for m in device if isinstance(m, nn.BatchNorm1d)).weight)
+    maps = torch.rand(5, 3, 8, 8, dtype=torch.float64)
+    before = device.folded()(maps)
+    assert not any(isinstance(layer, nn.BatchNorm1d) for layer in device.folded())
+    torch.testing.assert_close(before, device.eval()(maps))
+
+
+@pytest.mark.parametrize("text", ["C8", "D64p4", -1])
 def test_a_bad_bottleneck_is_refused_with_the_settings(text):
     with pytest.raises(ValueError, match=f"bottleneck must be .*got {text!r}"):
         RunConfig(bottleneck=text)
@@ -278,3 +370,11 @@ def test_a_bottleneck_fits_every_last_layer_of_maps(last, channels):
     model = SplitModel.from_sequential(network, cut=2, bottleneck=4)
     assert model.encoder[2][0].in_channels == channels
     assert model(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_a_dense_bottleneck_in_a_users_network():
+    model = SplitModel.from_sequential(own_network(), cut=2, bottleneck="D16", image_shape=(1, 12, 12))
+    assert model.encoder(torch.rand(5, 1, 12, 12)).shape == (5, 16, 1, 1)
+    assert model(torch.rand(5, 1, 12, 12)).shape == (5, 3)
+    with pytest.raises(ValueError, match="image_shape must be given for a dense bottleneck, .*got None"):
+        SplitModel.from_sequential(own_network(), cut=2, bottleneck="D16")
