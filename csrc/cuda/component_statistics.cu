@@ -1,12 +1,8 @@
 #include "component_statistics.cuh"
 
-#include <algorithm>
-
 namespace cem_fast::cuda {
 
 namespace {
-
-constexpr int64_t kMostBlocks = 1 << 20;
 
 template <class X>
 void statistics_of(const StatisticsForward& p, Queue& queue) {
@@ -76,9 +72,16 @@ void statistics_forward(const StatisticsForward& p, const Context& context) {
 
 void scatter_gradient(const ScatterGradient& p, const Context& context) {
   Queue queue(context);
-  const int64_t items = p.x.rows * divide_up(p.x.dimension, kGradientDims);
-  const int64_t blocks = std::min(divide_up(items, kWarps), kMostBlocks);
-  for_element(p.x.element, [&]<class X>(const X*) { queue.launch(scatter_gradient_kernel<X>, blocks, p); });
+  for_element(p.x.element, [&]<class X>(const X*) {
+    constexpr auto kSize = static_cast<int64_t>(sizeof(X)), kParameter = static_cast<int64_t>(sizeof(Parameter<X>));
+    const int64_t D = p.x.dimension;
+    const bool aligned = is_aligned(p.x.data, p.x.stride * kSize, D * kSize) && is_aligned(p.dx, 0, 0) &&
+                         is_aligned(p.mixture.means, 0, D * kParameter) &&
+                         (!p.mixture.diagonal || is_aligned(p.grad_scatter, 0, 0));
+    const int64_t pieces = divide_up(D, aligned ? Piece<X, true, 4>::kDims : Piece<X, false, 4>::kDims);
+    queue.launch(aligned ? scatter_gradient_kernel<X, true> : scatter_gradient_kernel<X, false>,
+                 divide_up(p.x.rows * pieces, kWarps), p, pieces);
+  });
 }
 
 }  // namespace cem_fast::cuda

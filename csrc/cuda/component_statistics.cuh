@@ -3,6 +3,7 @@
 
 #include "mixture_log_prob.cuh"
 #include "partials.cuh"
+#include "row.cuh"
 
 namespace cem_fast::cuda {
 
@@ -123,31 +124,50 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-constexpr int64_t kGradientDims = 1024;
+// Blocks of a multiprocessor: enough loads in flight, in 40 registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kGradientBlocks = 8;
+#else
+constexpr int kGradientBlocks = 12;
+#endif
 
-// dx = 2 scale g (x - mu) with the row's own component; one warp for kGradientDims dimensions of a row.
-template <class X>
-__global__ void __launch_bounds__(kThreads, kBlocks) scatter_gradient_kernel(ScatterGradient p) {
+// dx = 2 scale g (x - mu) with the row's own component; one warp for a piece of a row.
+template <class X, bool kAligned>
+__global__ void __launch_bounds__(kThreads, kGradientBlocks)
+    scatter_gradient_kernel(ScatterGradient p, int64_t pieces) {
   using T = Parameter<X>;
-  const int64_t N = p.x.rows, D = p.x.dimension, C = p.mixture.classes, K = p.mixture.components;
-  const int64_t shares = (D + kGradientDims - 1) / kGradientDims, warps = static_cast<int64_t>(gridDim.x) * kWarps;
+  using Row = Piece<X, kAligned, 4>;
+  constexpr int kVector = Row::kVector;
+  const int64_t D = p.x.dimension, item = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  const int64_t n = pieces == 1 ? item : item / pieces, start = (item - n * pieces) * Row::kDims;
+  if (n >= p.x.rows) return;
+  Row x;
+  x.read(static_cast<const X*>(p.x.data) + n * p.x.stride, start, D);
+  const int64_t c = p.mixture.labels == nullptr ? 0 : p.mixture.labels[n], k = p.assignment[n];
+  const bool valid = static_cast<uint64_t>(c) < static_cast<uint64_t>(p.mixture.classes) &&
+                     static_cast<uint64_t>(k) < static_cast<uint64_t>(p.mixture.components);
+  const int64_t ck = valid ? c * p.mixture.components + k : 0;
+  const T* mean = static_cast<const T*>(p.mixture.means) + ck * D;
+  const T* grad = static_cast<const T*>(p.grad_scatter) + (p.mixture.diagonal ? ck * D : ck);
   const T scale = p.scale == nullptr ? T(2) : 2 * *static_cast<const T*>(p.scale);
-  for (int64_t item = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp; item < N * shares;
-       item += warps) {
-    const int64_t n = item / shares, start = item % shares * kGradientDims;
-    const int64_t last = start + kGradientDims < D ? start + kGradientDims : D;
-    const int64_t c = p.mixture.labels == nullptr ? 0 : p.mixture.labels[n], k = p.assignment[n];
-    const bool valid =
-        static_cast<uint64_t>(c) < static_cast<uint64_t>(C) && static_cast<uint64_t>(k) < static_cast<uint64_t>(K);
-    const int64_t ck = valid ? c * K + k : 0;
-    const X* x = static_cast<const X*>(p.x.data) + n * p.x.stride;
-    const T* mean = static_cast<const T*>(p.mixture.means) + ck * D;
-    const T* grad = static_cast<const T*>(p.grad_scatter) + (p.mixture.diagonal ? ck * D : ck);
-    const T poison = valid ? T(0) : static_cast<T>(nan(""));
-    for (int64_t d = start + threadIdx.x % kWarp; d < last; d += kWarp) {
-      const T factor = scale * grad[p.mixture.diagonal ? d : 0];
-      narrow(factor * (widen(x[d]) - mean[d]) + poison, static_cast<X*>(p.dx) + n * D + d);
+  const T poison = valid ? T(0) : static_cast<T>(nan(""));
+  const T own = p.mixture.diagonal ? T(0) : scale * grad[0];
+  UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const int64_t d = Row::dimension(start, i);
+    if (d >= D) break;
+    X value[kVector];
+    T mu[kVector], slope[kVector];
+    x.elements(i, value);
+    read_vector<kAligned>(mean + d, mu);
+    if (p.mixture.diagonal) read_vector<kAligned>(grad + d, slope);
+    UNROLL
+    for (int e = 0; e < kVector; ++e) {
+      const T factor = p.mixture.diagonal ? scale * slope[e] : own;
+      narrow(factor * (widen(value[e]) - mu[e]) + poison, &value[e]);
     }
+    memcpy(&x.load[i], value, sizeof value);
+    *reinterpret_cast<typename Row::Load*>(static_cast<X*>(p.dx) + n * D + d) = x.load[i];
   }
 }
 

@@ -14,6 +14,14 @@ namespace cem_fast::cuda {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The current device.
+struct Machine {
+  int64_t multiprocessors;
+  int64_t shared;  // bytes that a block can have
+
+  static const Machine& current();
+};
+
 class Queue {
  public:
   explicit Queue(const Context& context) : context_(context) {}
@@ -26,6 +34,12 @@ class Queue {
   // Runs `blocks` blocks of kThreads threads; none is allowed.
   template <class... P, class... A>
   void launch(void (*kernel)(P...), int64_t blocks, const A&... arguments) {
+    launch_with(0, kernel, blocks, arguments...);
+  }
+
+  // The same with so many bytes of dynamic shared memory.
+  template <class... P, class... A>
+  void launch_with(int64_t shared, void (*kernel)(P...), int64_t blocks, const A&... arguments) {
     if (blocks == 0) return;
     if (blocks > std::numeric_limits<int32_t>::max()) throw std::runtime_error("the problem needs too many blocks");
     cudaLaunchConfig_t config{};
@@ -33,12 +47,36 @@ class Queue {
     config.gridDim.x = static_cast<unsigned>(blocks);
     config.blockDim.x = kThreads;
     config.stream = static_cast<cudaStream_t>(context_.stream);
-    cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
-    if (status == cudaSuccess) status = cudaGetLastError();
+    config.dynamicSmemBytes = static_cast<size_t>(shared);
+    if (shared > kDefaultShared) {
+      check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared)));
+    }
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...));
+    check(cudaGetLastError());
+  }
+
+  // Whether launches become nodes of a CUDA graph.
+  bool is_captured() const {
+    cudaStreamCaptureStatus status;
+    check(cudaStreamIsCapturing(static_cast<cudaStream_t>(context_.stream), &status));
+    return status != cudaStreamCaptureStatusNone;
+  }
+
+  template <class T>
+  T* zeros(int64_t n) {
+    T* out = allocate<T>(n);
+    check(cudaMemsetAsync(out, 0, static_cast<size_t>(n) * sizeof(T), static_cast<cudaStream_t>(context_.stream)));
+    return out;
+  }
+
+  static void check(cudaError_t status) {
     if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
   }
 
  private:
+  static constexpr int64_t kDefaultShared = 48 << 10;  // more must be asked for
+
   const Context& context_;
 };
 

@@ -1,6 +1,6 @@
 // As much of CUDA as the kernels use, on the host: so that they run, and the sanitizers see them, without a GPU. Shared
-// memory is static, and blocks run one after the other. The threads of a block are threads of the host, or, with
-// CUDA_HOST_FIBERS, contexts that take turns.
+// memory is static, or as large as the launch asks for and full of NaN; blocks run one after the other. The threads of
+// a block are threads of the host, or, with CUDA_HOST_FIBERS, contexts that take turns.
 //
 // In the environment, CUDA_HOST_SKIP=FILE:LINE leaves out the barrier on that line, and CUDA_HOST_REVERSE=1 runs the
 // last block first.
@@ -8,12 +8,14 @@
 
 #include <math.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -36,7 +38,13 @@ inline thread_local dim3 gridDim;
 #define __host__
 #define __launch_bounds__(...)
 #define __shared__ static
+#define __align__(bytes) alignas(bytes)
 #define __syncthreads() cuda_host::Device::get().synchronize(__FILE__, __LINE__)
+#define DYNAMIC_SHARED(name) unsigned char* const name = cuda_host::Device::get().shared()
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidResourceHandle = 400, cudaErrorLaunchFailure = 719 };
@@ -77,14 +85,20 @@ class Device {
     return device;
   }
 
-  void run(unsigned blocks, unsigned threads, const std::function<void()>& body) {
+  void run(unsigned blocks, unsigned threads, size_t shared, const std::function<void()>& body) {
     if (static_cast<int>(threads) != threads_) fail("a launch with another number of threads");
+    if (shared > kShared) fail("a launch with more shared memory than there is");
     ++launches;
+    shared_.reset(new (std::align_val_t(16)) unsigned char[shared]);
     crew_.run([&](int thread) {
       threadIdx.x = static_cast<unsigned>(thread);
       gridDim.x = blocks;
       for (unsigned b = 0; b < blocks; ++b) {
         blockIdx.x = reverse_ ? blocks - 1 - b : b;
+        if (shared > 0) {
+          if (thread == 0) std::memset(shared_.get(), 0xff, shared);
+          all_.wait();
+        }
         body();
         all_.wait();
         // a barrier that only some threads reach is undefined on a GPU
@@ -113,9 +127,32 @@ class Device {
     return value;
   }
 
+  // The same for every lane of the own warp.
+  template <class T>
+  void gather(T value, T (&of_lane)[kWarp]) {
+    const unsigned thread = threadIdx.x, warp = thread / kWarp;
+    std::vector<uint64_t>& room = lanes_[own_[thread].exchanges++ % 2];
+    std::memcpy(&room[thread], &value, sizeof(T));
+    warps_[warp]->wait();
+    for (unsigned i = 0; i < kWarp; ++i) std::memcpy(&of_lane[i], &room[warp * kWarp + i], sizeof(T));
+  }
+
+  void synchronize_warp() { warps_[threadIdx.x / kWarp]->wait(); }
+
+  unsigned char* shared() { return shared_.get(); }
+
+#ifdef CUDA_HOST_IDLE
+  static constexpr size_t kShared = 227 * 1024;
+#else
+  static constexpr size_t kShared = 99 * 1024;
+#endif
   int64_t launches = 0;
 
  private:
+  struct Delete {
+    void operator()(unsigned char* p) const { ::operator delete[](p, std::align_val_t(16)); }
+  };
+
   struct alignas(64) Counts {
     int64_t barriers = 0;
     int64_t exchanges = 0;
@@ -150,7 +187,16 @@ class Device {
   std::vector<std::unique_ptr<Barrier>> warps_;
   std::vector<Counts> own_;
   std::vector<uint64_t> lanes_[2];
+  std::unique_ptr<unsigned char[], Delete> shared_;
 };
+
+// What the device says of itself: an H200 where launches are listed, else a small one.
+#ifdef CUDA_HOST_IDLE
+inline int multiprocessors = 132;
+#else
+inline int multiprocessors = 3;
+#endif
+inline bool capturing = false;
 
 }  // namespace cuda_host
 
@@ -165,6 +211,72 @@ T __shfl_up_sync(unsigned, T value, int delta) {
   return cuda_host::Device::get().exchange(value, lane < delta ? lane : lane - delta);
 }
 
+template <class T>
+T __shfl_sync(unsigned, T value, int source) {
+  return cuda_host::Device::get().exchange(value, source);
+}
+
+inline unsigned __ballot_sync(unsigned, int predicate) {
+  int of_lane[cuda_host::kWarp];
+  cuda_host::Device::get().gather(predicate, of_lane);
+  unsigned mask = 0;
+  for (int i = 0; i < cuda_host::kWarp; ++i) mask |= (of_lane[i] != 0 ? 1u : 0u) << i;
+  return mask;
+}
+
+template <class T>
+unsigned __match_any_sync(unsigned, T value) {
+  T of_lane[cuda_host::kWarp];
+  cuda_host::Device::get().gather(value, of_lane);
+  unsigned mask = 0;
+  for (int i = 0; i < cuda_host::kWarp; ++i) mask |= (of_lane[i] == value ? 1u : 0u) << i;
+  return mask;
+}
+
+inline void __syncwarp() { cuda_host::Device::get().synchronize_warp(); }
+inline int __popc(unsigned mask) { return __builtin_popcount(mask); }
+inline int __ffs(unsigned mask) { return __builtin_ffs(static_cast<int>(mask)); }
+
+template <class T>
+T atomicAdd(T* at, T value) {
+  return std::atomic_ref<T>(*at).fetch_add(value);
+}
+
+inline void __threadfence() {}  // blocks run one after the other
+
+template <class T>
+T __ldcg(const T* at) {
+  return *at;
+}
+
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? cuda_host::multiprocessors
+                                                       : static_cast<int>(cuda_host::Device::kShared);
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = cuda_host::capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t stream) {
+  if (stream != cuda_host::current_stream) return cudaErrorInvalidResourceHandle;
+  std::memset(at, value, bytes);
+  return cudaSuccess;
+}
+
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
   if (config->stream != cuda_host::current_stream) return cudaErrorInvalidResourceHandle;
@@ -175,6 +287,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   ((void)arguments, ...);
   return cudaSuccess;
 #endif
-  cuda_host::Device::get().run(config->gridDim.x, config->blockDim.x, [&] { kernel(arguments...); });
+  cuda_host::Device::get().run(config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes,
+                               [&] { kernel(arguments...); });
   return cudaSuccess;
 }

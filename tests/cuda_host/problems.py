@@ -13,7 +13,7 @@ from torch import Tensor
 from cem_fast.ops import reference
 
 # N, D, C, K: one of each; a second tile; long segments; a chunk and a bit; shares of the dimensions; more classes than rows;
-# many components; none
+# many components; rows of 16 bytes and their multiples, short and long; none
 SHAPES = [
     (1, 1, 1, 1),
     (37, 3, 4, 5),
@@ -22,6 +22,8 @@ SHAPES = [
     (5, 70, 11, 2),
     (7, 31, 1, 34),
     (600, 5, 1, 2),
+    (45, 64, 3, 5),
+    (34, 648, 2, 3),
     (0, 5, 2, 3),
 ]
 
@@ -58,7 +60,8 @@ def problems(
         """The same numbers on every device."""
         return torch.rand(size, dtype=parameter).to(device)
 
-    x = torch.cat([x, x.new_full((N, 3), torch.nan)], 1)[:, :D].to(dtype)  # rows with NaN between them
+    gap = 8 if D % 8 == 0 else 3
+    x = torch.cat([x, x.new_full((N, gap), torch.nan)], 1)[:, :D].to(dtype)  # rows with NaN between them
     parameter = torch.promote_types(dtype, torch.float32)
     means, variances, weights = mixture.to(parameter)
     if bad_labels:

@@ -53,8 +53,9 @@ def test_every_operator(host, shape, diag):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_every_type_of_features(host, dtype):
     for diag in (False, True):
-        for problem in problems(SHAPES[1], dtype, diag):
-            agree(host, problem)
+        for shape in (SHAPES[1], (45, 64, 3, 5)):
+            for problem in problems(shape, dtype, diag):
+                agree(host, problem)
 
 
 @pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
