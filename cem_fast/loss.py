@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast.mixture import GaussianMixture
-from cem_fast.mixture.buffers import FullPrecisionBuffers
+from cem_fast.mixture.fitted import FOLLOWER, FittedModule
 from cem_fast.ops import validate
 from cem_fast.ops.entropy_bound import COVARIANCES, bound_options, evaluate
 
 PATIENCE = 2000  # training steps without a fit, more than most first epochs have
 
 
-class CEMLoss(FullPrecisionBuffers):
+class CEMLoss(FittedModule):
     """Conditional entropy maximization: an estimate of the information in noisy features, as a loss to minimize.
 
     ``L_C = sum_ck pi_ck ( -log pi_ck + 1/2 sum_d log((v_ckd + s2) / s2) )``, an upper bound on ``I(z; zhat)``
@@ -51,11 +51,14 @@ class CEMLoss(FullPrecisionBuffers):
         check_finite: whether to raise on NaN or infinite features; waits for the device.
         check_labels: whether to raise on labels out of range on every device; waits for the device. Eager CPU calls always
             raise.
-        process_group: torch.distributed group over which batch statistics are summed.
+        process_group: torch.distributed group over which batch statistics are summed. At the first training step, ranks
+            without a mixture take over that of the lowest rank that has one. Pickling leaves the group out.
 
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument has a value that is not allowed.
+
+    Loading a ``state_dict`` keeps ``noise_std``, and warns if the checkpoint has another one.
 
     Example:
         >>> import torch
@@ -76,6 +79,7 @@ class CEMLoss(FullPrecisionBuffers):
     """
 
     always_double = frozenset({"num_samples", "noise_variance"})
+    fitted_values = ("is_fitted",)
     num_samples: Tensor
     noise_variance: Tensor
 
@@ -117,12 +121,14 @@ class CEMLoss(FullPrecisionBuffers):
             process_group=process_group,
         )
         self.register_buffer("noise_variance", variance.reshape(-1))
-        self.register_buffer("num_samples", torch.zeros((), dtype=torch.float64))
+        self.declare_fitted(num_samples=torch.zeros((), dtype=torch.float64))
         self.is_fitted = False
         self._steps_without_fit = 0
+        self._in_step = process_group is None  # whether all ranks of the group are known to have a mixture
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.options._asdict().items())
+        options = ", ".join(f"{name}={value}" for name, value in self.options._asdict().items())
+        return f"noise_std={_range_of(self.noise_variance.sqrt())}, {options}"
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Loss of one batch.
@@ -154,17 +160,18 @@ class CEMLoss(FullPrecisionBuffers):
             self._require_finite(rows, labels)
         if self.check_labels and labels is not None:
             validate.label_range(labels, mixture.num_classes)
+        if not self._in_step and self.training and rows.requires_grad:
+            self._share_fit(rows.device)
         if not self.is_fitted:
             self._count_step(rows)
             return rows.flatten()[:0].sum()
-        # the mixture was checked when it was set; buffers are read from their dictionaries, because this runs at every
-        # step and attribute look-ups of a module are slow
-        own, fitted = cast("dict[str, Tensor]", self._buffers), cast("dict[str, Tensor]", mixture._buffers)
-        means, noise_variance = fitted["means"], own["noise_variance"]
-        validate.features(rows, means)
+        # the mixture was checked when it was set; the buffer is read from its dictionary, because this runs at every step
+        # and look-ups of a module's buffers are slow
+        noise_variance = cast(Tensor, self._buffers["noise_variance"])
+        validate.features(rows, mixture.means)
         validate.noise_variance(noise_variance, rows.shape[1])
-        priors = fitted["variances"], fitted["weights"], fitted["class_prior"], own["num_samples"], noise_variance
-        return evaluate(rows, labels, means, priors, self.options, self.process_group)
+        priors = mixture.variances, mixture.weights, mixture.class_prior, self.num_samples, noise_variance
+        return evaluate(rows, labels, mixture.means, priors, self.options, self.process_group)
 
     def fit(self, features: Tensor, labels: Tensor | None = None, *, max_iter: int = 50, tol: float = 1e-4) -> CEMLoss:
         """Fits the mixture to the clean features of the training set, starting from the last fit if there is one.
@@ -351,6 +358,11 @@ class CEMLoss(FullPrecisionBuffers):
         if torch.compiler.is_compiling() or not (self.training and rows.requires_grad):
             return
         self._steps_without_fit += 1
+        if self._steps_without_fit & (self._steps_without_fit - 1) == 0 and bool(self.get_buffer(FOLLOWER)):
+            raise RuntimeError(
+                "rank 0 has a fitted CEMLoss, and this rank has not: fit or load it on every rank, or pass process_group, so that "
+                "the ranks share the mixture"
+            )
         if self._steps_without_fit == PATIENCE:
             warnings.warn(
                 f"CEMLoss has been an exact zero for {PATIENCE:,} training steps, because it was never fitted: call fit(features, "
@@ -358,9 +370,38 @@ class CEMLoss(FullPrecisionBuffers):
                 stacklevel=5,  # the caller of the module: above forward are two frames of torch
             )
 
-    def _set_num_samples(self, value: int) -> None:
+    def _share_fit(self, device: torch.device) -> None:
+        """Gives the mixture of the lowest rank that has one, say from a checkpoint, to all ranks of the group."""
+        group, mixture = self.process_group, self.mixture
+        assert group is not None
+        ranks, rank = torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+        table = torch.zeros(ranks, 2, dtype=torch.int64, device=device)
+        if self.is_fitted:
+            table[rank, 0], table[rank, 1] = mixture.means.shape[2], mixture.means.element_size()
+        torch.distributed.all_reduce(table, group=group)
+        owners = [(of_rank, *row) for of_rank, row in enumerate(table.tolist()) if row[0]]
+        if not owners:
+            return
+        owner, dimension, size = owners[0]
+        mixture.to(device=device, dtype=torch.float64 if size == 8 else torch.float32)
+        given = {"num_samples": self.num_samples.to(device)}
+        for name in mixture.fitted_tensors:
+            own = getattr(mixture, name)
+            shape = [dimension if n == 0 else n for n in own.shape] if rank != owner else own.shape
+            given[name] = own.clone() if rank == owner else own.new_empty(shape)
+        source = torch.distributed.get_global_rank(group, owner)
+        for value in given.values():
+            torch.distributed.broadcast(value, source, group=group)
+        num_samples = given.pop("num_samples")
+        with torch.no_grad():
+            mixture.set_parameters(**given)
+            self._set_num_samples(num_samples)
+        self._in_step = True
+
+    def _set_num_samples(self, value: int | Tensor) -> None:
         self.num_samples.fill_(value)
         self.is_fitted = True
+        self.mark_fitted()
 
     def _rows(self, features: Tensor) -> Tensor:
         if not isinstance(features, Tensor):
@@ -371,6 +412,8 @@ class CEMLoss(FullPrecisionBuffers):
             )
         if not features.dtype.is_floating_point:
             raise TypeError(f"features must be a floating-point tensor, got {features.dtype}")
+        if 0 in features.shape[1:]:
+            raise ValueError(f"features must have at least one number per row, got {tuple(features.shape)}")
         return features if features.dim() == 2 else features.flatten(1)
 
     @staticmethod
@@ -384,12 +427,29 @@ class CEMLoss(FullPrecisionBuffers):
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        num_samples = self.num_samples.clone()
+        num_samples, buffer = self.num_samples.clone(), self.noise_variance
+        noise_variance = buffer.clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.noise_variance = buffer.copy_(noise_variance)
+        loaded = state_dict.get(prefix + "noise_variance", noise_variance).to(noise_variance)
+        if loaded.shape == noise_variance.shape and not torch.equal(loaded, noise_variance):
+            warnings.warn(
+                f"the checkpoint has noise_std {_range_of(loaded.sqrt())}; this CEMLoss keeps its own, "
+                f"{_range_of(noise_variance.sqrt())}",
+                stacklevel=2,
+            )
         if self.mixture.accepts(state_dict, prefix + "mixture."):
             self.is_fitted = float(self.num_samples) > 0
+            if self.is_fitted:
+                self.mark_fitted()
         else:
             self.num_samples.copy_(num_samples)
+
+
+def _range_of(values: Tensor) -> str:
+    """A number, or the range of several."""
+    low, high = values.min().item(), values.max().item()
+    return f"{low:.4g}" if len(values) == 1 else f"{low:.4g} to {high:.4g}"
 
 
 class _Encoded:

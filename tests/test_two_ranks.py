@@ -23,3 +23,14 @@ def test_two_ranks_equal_one_process(results, case):
     got_value, got_grad = results[case]
     torch.testing.assert_close(got_value, value.detach(), rtol=1e-10, atol=0)
     torch.testing.assert_close(got_grad, encoder.weight.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_a_mixture_loaded_by_rank_0_alone_serves_all_ranks_or_is_refused(tmp_path):
+    torch.multiprocessing.spawn(two_ranks.load_on_rank_0, (str(tmp_path),), nprocs=2)
+    (first, alone), (second, refused) = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    encoder, loss = two_ranks.model_and_loss(None, "spherical", "paper")
+    x, labels, _ = draw(20, 6, 3, 2, diag=False)
+    features = encoder(x).detach()
+    assert first == second == pytest.approx(float(loss(features, labels)), rel=1e-10)
+    assert alone == pytest.approx(float(loss(features[:10], labels[:10])), rel=1e-10)
+    assert "rank 0 has a fitted CEMLoss, and this rank has not" in refused

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cem_fast.functional import component_statistics, mixture_log_prob
 from cem_fast.mixture import covariance
-from cem_fast.mixture.buffers import FullPrecisionBuffers
+from cem_fast.mixture.fitted import FittedModule
 from cem_fast.ops import validate
 from cem_fast.ops.library import OPERATORS
 
@@ -23,7 +23,7 @@ def shape_of_spread(covariance_type: str, classes: int, components: int, dimensi
     return {"spherical": (C, K), "diag": (C, K, D), "tied": (C, D, D), "full": (C, K, D, D)}[covariance_type]
 
 
-class MixtureDensity(FullPrecisionBuffers):
+class MixtureDensity(FittedModule):
     """The part of a ``GaussianMixture`` that needs no fit: its parameters, densities, components and samples."""
 
     means: Tensor
@@ -49,11 +49,11 @@ class MixtureDensity(FullPrecisionBuffers):
         }
         if self.matrices:  # in single precision, a thin covariance matrix would be indefinite
             self.always_double = frozenset(shapes)
-        for name, shape in shapes.items():
-            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64 if self.matrices else None))
+        dtype = torch.float64 if self.matrices else None
+        self.declare_fitted(**{name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()})
 
     @property
-    def is_fitted(self) -> bool:
+    def is_fitted(self) -> bool:  # type: ignore[override]
         """Whether there are parameters, fitted, loaded or set."""
         return self.means.shape[2] > 0
 
@@ -107,14 +107,14 @@ class MixtureDensity(FullPrecisionBuffers):
             validate.tensor(name, value, str(list(shape)), len(shape))
             validate.same_shape(name, value, shape, "as the mixture was declared")
         for name, (value, _) in given.items():
-            buffer = self._buffers[name]
-            assert buffer is not None
-            if buffer.shape == value.shape:
-                buffer.copy_(value)
+            own = getattr(self, name)
+            if own.shape == value.shape:
+                own.copy_(value)
             else:
-                with torch.inference_mode(False):  # a buffer made in inference mode could never be used in training
-                    buffer = torch.empty(value.shape, device=buffer.device, dtype=buffer.dtype)
-                self._buffers[name] = buffer.copy_(value.detach())
+                with torch.inference_mode(False):  # a tensor made in inference mode could never be used in training
+                    own = torch.empty(value.shape, device=own.device, dtype=own.dtype)
+                setattr(self, name, own.copy_(value.detach()))
+        self.mark_fitted()
 
     def _components(self, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Means, spread and weights per class; those of one class of C K components if there are no labels."""
@@ -291,25 +291,27 @@ class MixtureDensity(FullPrecisionBuffers):
         return self._num_parameters(labels) * math.log(len(x)) - 2 * float(self.score_samples(x, labels).double().sum())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # D is unknown before a fit, so buffers take the shapes of the loaded values if all of them fit
-        buffers = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        # D is unknown before a fit, so tensors take the shapes of the loaded values if all of them fit
+        own = {name: getattr(self, name) for name in self.fitted_tensors}
         if self.accepts(state_dict, prefix):
-            for name, buffer in buffers.items():
+            for name, value in own.items():
                 saved = state_dict[prefix + name]
-                self._buffers[name] = buffer if buffer.shape == saved.shape else buffer.new_zeros(saved.shape)
+                setattr(self, name, value if value.shape == saved.shape else value.new_zeros(saved.shape))
             super()._load_from_state_dict(state_dict, prefix, *args)
+            if self.is_fitted:
+                self.mark_fitted()
         else:
-            before = {name: buffer.clone() for name, buffer in buffers.items()}
+            before = {name: value.clone() for name, value in own.items()}
             super()._load_from_state_dict(state_dict, prefix, *args)
-            self._buffers.update(before)
+            self.__dict__.update(before)
 
     def accepts(self, state_dict: dict[str, Any], prefix: str = "") -> bool:
         """Whether a state dict holds a mixture of this many classes and components and of this covariance type."""
-        for name, buffer in self._buffers.items():
-            saved = state_dict.get(prefix + name)
-            if saved is None or buffer is None or saved.dim() != buffer.dim():
+        for name in self.fitted_tensors:
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            if saved is None or saved.dim() != own.dim():
                 return False
             declared = 1 if name == "covariances" and self.covariance_type == "tied" else 2
-            if saved.shape[:declared] != buffer.shape[:declared]:
+            if saved.shape[:declared] != own.shape[:declared]:
                 return False
         return True

@@ -77,6 +77,8 @@ class GaussianMixture(MixtureDensity):
     greedy form; methods have the meaning of scikit-learn's GaussianMixture.
     """
 
+    fitted_values = FITTED
+
     def __init__(
         self,
         *,

@@ -49,9 +49,9 @@ CEM_FAST_INLINE void add_squares(const Vector<T>* row, Vector<T> mean, Vector<T>
   for (int r = 0; r < R; ++r) {
     const Vector<T> deviation = row[r] - mean;
     if constexpr (kWeighted) {
-      sum[r] += deviation * inverse * deviation;
+      sum[r] = multiply_add(deviation * inverse, deviation, sum[r]);
     } else {
-      sum[r] += deviation * deviation;
+      sum[r] = multiply_add(deviation, deviation, sum[r]);
     }
   }
 }

@@ -224,6 +224,32 @@ CEM_FAST_INLINE void store_last(X* p, int n, V value) {
   for (int i = 0; i < n; ++i) narrow(value[lanes - n + i], p + i);
 }
 
+// a * b + c with one rounding where the processor has such an instruction. Left to the compiler, the choice could depend
+// on the size of a tile, and equal distances would differ.
+CEM_FAST_INLINE Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
+#if CEM_FAST_WIDTH == 64
+  return (Vector<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif CEM_FAST_WIDTH == 32
+  return (Vector<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vector<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+CEM_FAST_INLINE Vector<double> multiply_add(Vector<double> a, Vector<double> b, Vector<double> c) {
+#if CEM_FAST_WIDTH == 64
+  return (Vector<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif CEM_FAST_WIDTH == 32
+  return (Vector<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  return (Vector<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
 // ---- across lanes: always the same tree
 
 template <class T, int bytes>

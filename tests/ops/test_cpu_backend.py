@@ -203,16 +203,19 @@ def test_large_gradients_are_stored_past_the_caches(capability):
             agree("component_statistics_bwd", [grad, None, x, means, labels, assignment], dtype)
 
 
-def test_ties_go_to_the_lowest_component(capability):
-    """Equal means at every place of a register tile, and in different ones."""
-    for K in (2, 5, 6, 11, 70):
-        means = torch.rand(1, 1, 37).expand(1, K, 37).contiguous()
-        x = torch.rand(9, 37)
-        variances, weights = torch.full((1, K), 0.5), torch.full((1, K), 1 / K)
-        for spread in ((None, None), (variances, weights)):
-            assert OPS.component_statistics_fwd(x, means, None, *spread, False, False)[3].eq(0).all()
-        means[0, 0] += 1
-        assert OPS.component_statistics_fwd(x, means, None, None, None, False, False)[3].eq(1).all()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_ties_go_to_the_lowest_component(capability, dtype):
+    """Equal means at every place of a register tile, in tiles of every width, and in different blocks."""
+    parameter = torch.float32 if dtype == torch.bfloat16 else dtype
+    for K in (2, 3, 4, 5, 6, 11, 66, 70):
+        for D in (1, 17, 31, 63, 700):
+            means = torch.rand(1, 1, D, dtype=parameter).expand(1, K, D).contiguous()
+            x = torch.rand(101, D).to(dtype)
+            variances, weights = torch.full((1, K), 0.5).to(parameter), torch.full((1, K), 1 / K).to(parameter)
+            for spread in ((None, None), (variances, weights), (variances.unsqueeze(-1).expand(1, K, D), weights)):
+                assert OPS.component_statistics_fwd(x, means, None, *spread, False, False)[3].eq(0).all()
+            means[0, 0] += 100
+            assert OPS.component_statistics_fwd(x, means, None, None, None, False, False)[3].eq(1).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])

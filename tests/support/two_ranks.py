@@ -112,6 +112,38 @@ def fit(rank: int, folder: str) -> None:
     os._exit(0)  # the interpreter's shutdown aborts while a thread of gloo holds a tensor
 
 
+class Protected(torch.nn.Module):
+    """An encoder and its loss as one network."""
+
+    def __init__(self, group):
+        super().__init__()
+        self.encoder, self.cem = model_and_loss(None, "spherical", "paper")
+        self.cem = CEMLoss(num_classes=3, num_components=2, noise_std=0.1, process_group=group).double()
+
+    def forward(self, x, labels):
+        return self.cem(self.encoder(x), labels)
+
+
+def load_on_rank_0(rank: int, folder: str) -> None:
+    """Rank 0 alone loads a mixture before data-parallel training, with a process group and without one."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    x, labels, _ = draw(20, 6, 3, 2, diag=False)
+    shard, answers = slice(10 * rank, 10 * rank + 10), []
+    for group in (dist.group.WORLD, None):
+        network = Protected(group)
+        if rank == 0:
+            network.cem.load_state_dict(model_and_loss(None, "spherical", "paper")[1].state_dict())
+        parallel = DistributedDataParallel(network)
+        try:
+            answers.append(float(parallel(x[shard], labels[shard]).detach()))
+        except RuntimeError as error:
+            answers.append(str(error))
+        dist.barrier()
+    torch.save(answers, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
 def lose_a_rank(rank: int, folder: str, answers) -> None:
     """Rank 1 exits before the fit; rank 0 reports the error of its fit."""
     torch.set_num_threads(1)
