@@ -12,6 +12,7 @@ from cem_fast._support.bottleneck import Bottleneck
 from cem_fast._support.lookup import lookup
 
 MAX_SEED = 2**63 - 1  # the largest seed of torch's generators
+LARGEST_IMAGE = 2048  # side in pixels
 PRECISIONS = ("fp32", "bf16", "fp16")
 # settings that older saved runs lack, with the value in force then
 LATER: dict[str, Any] = {"accumulate": 1, "precision": "fp32", "attack_batch_size": 32, "attack_dropout": 0.3}
@@ -31,7 +32,7 @@ class SharedConfig:
     """Settings that a single run and all runs of a grid share.
 
     Args:
-        image_size: side of the square images in pixels, at least 8; null for the data set's own size.
+        image_size: side of the square images in pixels, 8 to 2048; null for the data set's own size.
         protocol: images that the attacker reconstructs: ``inference``, test images, with the training images known; ``train``, training
             images, with none of them known.
         model: network: ``slim``, ``vgg11``, ``vgg13``, ``resnet20``, ``resnet32``, ``mobilenet_v2`` or a variant of one.
@@ -114,6 +115,8 @@ class SharedConfig:
         for key, kind in _kinds(type(self)).items():
             if not is_of(kind, getattr(self, key)):
                 raise TypeError(f"{key} must be {type_name(kind, sequence='tuple')}, got {getattr(self, key)!r}")
+            if isinstance(getattr(self, key), int) and not -MAX_SEED <= getattr(self, key) <= MAX_SEED:
+                raise ValueError(f"{key} must be at most {MAX_SEED}, got {getattr(self, key)}")
         choices = {
             "protocol": ("inference", "train"),
             "privacy_mechanism": ("gaussian", "laplace"),
@@ -148,7 +151,7 @@ class SharedConfig:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         _require("attack_batch_size", self.attack_batch_size, at_least=2)  # a batch of one cannot be normalized
         if self.image_size is not None:
-            _require("image_size", self.image_size, at_least=1)
+            _require("image_size", self.image_size, at_least=1, below=LARGEST_IMAGE + 1)
         if not self.attacks:
             raise ValueError("attacks must list at least one value, got none")
 
@@ -457,7 +460,7 @@ def from_yaml(kind: Any, value: Any) -> Any:
     """
     if get_origin(kind) is tuple and isinstance(value, list):
         return tuple(from_yaml(get_args(kind)[0], each) for each in value)
-    return float(value) if kind is float and is_of(int, value) else value
+    return float(value) if kind is float and is_of(int, value) and -MAX_SEED <= value <= MAX_SEED else value
 
 
 def is_of(kind: Any, value: Any) -> bool:

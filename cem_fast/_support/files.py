@@ -1,12 +1,76 @@
-"""Atomic writing of files, and an early check that they can be written."""
+"""Files: reading strangers' safely, writing atomically, and an early check that they can be written."""
 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+
+MIB = 1 << 20
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+def require_regular(path: Path) -> None:
+    """Raises unless a path is a regular file, or a link to one: reading a FIFO or a device could block forever.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else.
+
+    Example:
+        >>> import os
+        >>> from pathlib import Path
+        >>> from cem_fast._support.files import require_regular
+        >>> require_regular(Path(os.devnull))
+        Traceback (most recent call last):
+        ...
+        ValueError: /dev/null must be a regular file, got a character device
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} must be a regular file, got {KINDS.get(stat.S_IFMT(mode), 'something else')}")
+
+
+def read_bytes(path: str | Path, *, at_most: int) -> bytes:
+    """Reads a regular file of limited size, which somebody else may have made.
+
+    Args:
+        path: the file.
+        at_most: largest accepted number of bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+        ValueError: it is larger, or no regular file.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast._support.files import read_bytes
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     _ = file.write(b"12345")
+        ...     file.flush()
+        ...     read_bytes(file.name, at_most=5)
+        b'12345'
+    """
+    path = Path(path)
+    require_regular(path)
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > at_most:
+            raise ValueError(f"{path} must have at most {at_most:,} bytes, got {size:,}")
+        return file.read(size)
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

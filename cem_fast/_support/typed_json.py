@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache, partial
@@ -9,9 +12,96 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from cem_fast._support.files import MIB, read_bytes
+
 T = TypeVar("T")
 _NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 _LONGEST = 100  # characters of a wrong value in an error
+_LARGEST = 32 * MIB  # of a file, a hundred times the largest that is written
+_MOST_INTEGER = 2**63  # what other programs and torch can take
+
+
+def load(path: str | Path) -> Any:
+    """Reads a JSON file that somebody else may have made.
+
+    Args:
+        path: the file, of 32 MiB at most.
+
+    Returns:
+        What ``json.loads`` returns.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, nested too deeply, too large or no regular file, or an object names a key twice.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast._support import typed_json
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     _ = file.write(b'{"x": 1}')
+        ...     file.flush()
+        ...     typed_json.load(file.name)
+        {'x': 1}
+    """
+    return parse(read_bytes(path, at_most=_LARGEST), path)
+
+
+def load_document(path: str | Path, expected: str, schema: int) -> dict[str, Any]:
+    """Reads a JSON file that holds an object of a known schema.
+
+    Args:
+        path: the file, of 32 MiB at most.
+        expected: description of the object, for the error.
+        schema: its value under ``schema``.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as :func:`load`, or it is of another schema.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast._support import typed_json
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     _ = file.write(b'{"schema": 1, "x": 2}')
+        ...     file.flush()
+        ...     typed_json.load_document(file.name, "points of schema 1", schema=1)["x"]
+        2
+    """
+    document = load(path)
+    found = document.get("schema") if isinstance(document, dict) else document
+    if not isinstance(document, dict) or found != schema:
+        raise ValueError(f"{path}: expected {expected}, got {_shown(found)}")
+    return document
+
+
+def parse(content: str | bytes, file: str | Path) -> Any:
+    """Parses JSON that somebody else may have written.
+
+    Args:
+        content: the text.
+        file: the file that it is from, for the error.
+
+    Returns:
+        What ``json.loads`` returns.
+
+    Raises:
+        ValueError: as :func:`load`.
+
+    Example:
+        >>> from cem_fast._support import typed_json
+        >>> typed_json.parse('{"x": 1, "x": 2}', "points.json")
+        Traceback (most recent call last):
+        ValueError: points.json: damaged, not readable as JSON (the key 'x' appears twice)
+    """
+    try:
+        return json.loads(content, object_pairs_hook=_without_repeated_keys)
+    except ValueError as error:
+        raise ValueError(f"{file}: damaged, not readable as JSON ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{file}: damaged, not readable as JSON (nested too deeply)") from None
 
 
 def read(kind: type[T], value: object, file: str | Path, *keys: str) -> T:
@@ -148,6 +238,10 @@ def _read(kind: Any, value: Any, file: str | Path, keys: tuple[str, ...]) -> Any
         return tuple(_read(each, v, file, (*keys, str(i))) for i, (each, v) in enumerate(zip(kinds, value)))
     fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     _require(fits, _NAMES[kind], value, file, keys)
+    if isinstance(value, float):
+        _require(math.isfinite(value), "finite", value, file, keys)
+    elif isinstance(value, int):
+        _require(-_MOST_INTEGER <= value < _MOST_INTEGER, "an integer of 64 bits", value, file, keys)
     return value
 
 
@@ -166,9 +260,24 @@ def _object(value: object, file: str | Path, keys: tuple[str, ...]) -> dict[str,
 
 def _require(fits: bool, expected: str, value: object, file: str | Path, keys: tuple[str, ...]) -> None:
     if not fits:
-        found = repr(value)
-        found = found if len(found) <= _LONGEST else found[:_LONGEST] + "..."
+        found = _shown(value)
         raise ValueError(f"{file}: {'.'.join(keys) or 'the document'} must be {expected}, got {found}")
+
+
+def _shown(value: object) -> str:
+    try:
+        found = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply to be shown, or an integer of too many digits
+        found = f"a {type(value).__name__}"
+    return found if len(found) <= _LONGEST else found[:_LONGEST] + "..."
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {_shown(key)} appears twice")
+    return found
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from cem_fast._support.text import printable
 from cem_fast.cli import console as consoles
 from cem_fast.cli import device as devices
 from cem_fast.cli import torchrun
@@ -123,7 +125,7 @@ def train(folder: str, resume: bool, dry_run: bool, device: str, **values: Any) 
             )
     if record is not None:
         console.print(f"accuracy {record.accuracy:.1%} on {record.num_test} test images")
-        console.print(f"saved in {folder}: attack it with cem-fast attack {folder}")
+        console.print(f"saved in {folder}: attack it with cem-fast attack {shlex.quote(folder)}")
     return 0
 
 
@@ -392,9 +394,9 @@ def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: st
         if attack and {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
             attacked += (run.attack_epochs + run.attack_epochs // 2) * len(splits.attacker)
         print(
-            f"[{index + 1}/{len(plan)}] {progress.describe(run)}: {len(splits.train)} training, {len(splits.test)} test images"
+            f"[{index + 1}/{len(plan)}] {printable(progress.describe(run))}: {len(splits.train)} training, {len(splits.test)} test images"
         )
     attacks = f" and {attacked:,} for the decoder attacks" if attack else ""
     print(f"in all {trained:,} images to train on{attacks}, counting every epoch; nothing was run")
-    print(f"the results would go to {folder}")
+    print(f"the results would go to {printable(folder)}")
     return 0

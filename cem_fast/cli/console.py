@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from cem_fast._support.text import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from cem_fast.cli.progress import Lines
     from cem_fast.experiments.records import FrontierEntry, Pair, Results
     from cem_fast.experiments.results import Measured, Row
+
+LONGEST_ERROR = 2000  # characters
 
 
 def make() -> Console:
@@ -23,7 +29,13 @@ def make() -> Console:
     """
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 118)
+    class Safe(Console):
+        """A console that escapes control characters of names and messages, also in tables."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
+    return Safe(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 118)
 
 
 def watch(console: Console) -> Lines:
@@ -39,14 +51,21 @@ def say(console: Console, text: str) -> None:
 
 
 def fail(message: str) -> None:
-    """Print an error in one line."""
-    print(f"cem-fast: {' '.join(message.split())}", file=sys.stderr)
+    """Print an error in one line, shortened if it is very long."""
+    text = printable(" ".join(message[:LONGEST_ERROR].split()))
+    print(f"cem-fast: {text}{' ...' if len(message) > LONGEST_ERROR else ''}", file=sys.stderr)
 
 
 def replace_what_cannot_be_printed() -> None:
     """Print a question mark instead of an error for characters that the encoding of standard output lacks."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")
+
+
+def escape_warnings() -> None:
+    """Escape the control characters of names in warnings, from now on."""
+    default = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **options: printable(default(*args, **options))
 
 
 def show_results(console: Console, results: Results, runs: list[Measured]) -> None:

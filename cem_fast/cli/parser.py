@@ -15,7 +15,11 @@ import yaml
 from cem_fast.config import GridConfig, SharedConfig, described, from_yaml, is_of, type_name
 
 CONFIG, PRINT = "config", "print_config"
+MAX_BYTES = 200_000  # of a YAML file
 MAX_NODES = 100_000  # of a YAML file, counted with repetitions by aliases
+MOST_INTEGER = 2**63 - 1
+# of YAML, also when a value does not fit a tag such as !!int or !!timestamp
+UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 120,
@@ -267,12 +271,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise click.UsageError(f"the file given as --config is not there, or is no file: '{path.absolute()}'")
+    if path.stat().st_size > MAX_BYTES:
+        raise click.UsageError(f"the file given as --config must have at most {MAX_BYTES:,} bytes: '{path.absolute()}'")
     try:
         text = path.read_text(encoding="utf-8-sig")
         found = _load(StringIO(text))  # a stream, for messages without an excerpt of the file
     except UnicodeDecodeError as error:
         raise click.UsageError(f"the file given as --config is not UTF-8 text: {error}") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except UNREADABLE as error:
         raise click.UsageError(f"the file given as --config is not YAML: {error}") from error
     if not isinstance(found, dict):
         line = " ".join(text.split()) or "nothing"
@@ -309,7 +315,17 @@ def explain(error: click.ClickException, known: Collection[str]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with numbers such as 1e-3 and without dates."""
+    """YAML with numbers such as 1e-3, and without dates, merges, and keys that come twice."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse merges, which could double the size of a mapping many times over, and repeated keys."""
+        seen = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "merges by << are not read", key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is set twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -330,6 +346,8 @@ def _load(text: str | StringIO) -> Any:
         count += 1
         if count > MAX_NODES:
             raise yaml.YAMLError(f"more than {MAX_NODES:,} values, counted with repetitions by aliases")
+        if isinstance(each, int) and abs(each) > MOST_INTEGER:
+            raise yaml.YAMLError("an integer of more than 64 bits")
         left.extend(each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
     return value
 
@@ -338,7 +356,7 @@ def _loaded(text: str) -> Any:
     """The value of a YAML text; the text itself if it is not YAML. Digits are decimal, also after a zero."""
     try:
         return int(text) if text.isdecimal() else _load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except UNREADABLE:
         return text
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cem_fast.data.files import require_regular
+from cem_fast._support.files import require_regular
 from cem_fast.data.images import resized
 from cem_fast.data.root import missing
 from cem_fast.data.splits import Splits, published

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cem_fast._support.files import require_regular
 from cem_fast.data.fetch import PublishedFile, Source
-from cem_fast.data.files import require_regular
 from cem_fast.data.images import resized
 from cem_fast.data.root import missing
 from cem_fast.data.splits import Part, Splits, published

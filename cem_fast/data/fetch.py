@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cem_fast.data.files import require_regular
+from cem_fast._support.files import require_regular
+from cem_fast._support.text import printable
 
 CHUNK = 1 << 20
 TIMEOUT = 60  # seconds without a byte
@@ -198,20 +199,6 @@ def _unpack(archive: Path, folder: Path) -> None:
                 file.extractall(folder, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise ValueError(f"cannot unpack {archive}: {printable(str(error))}") from error
-
-
-def printable(text: str) -> str:
-    """Text from a server with its control characters escaped, so that it cannot command the terminal.
-
-    Args:
-        text: the text.
-
-    Example:
-        >>> from cem_fast.data.fetch import printable
-        >>> printable("Not Found\x1b[2J")
-        'Not Found\\\\x1b[2J'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

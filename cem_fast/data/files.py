@@ -1,19 +1,11 @@
-"""Files and folders of a data set: which of them count, and which can be read."""
+"""Files and folders of a data set: which of them count."""
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 # left in folders by operating systems and archivers, next to names that begin with a dot
 CLUTTER = frozenset({"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
-KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-}
 
 
 def is_clutter(path: Path) -> bool:
@@ -71,27 +63,3 @@ def files_in(path: Path, *, nested: bool = False) -> list[Path]:
     return sorted(
         file for file in found if not is_clutter(file.relative_to(path)) and file.exists() and not file.is_dir()
     )
-
-
-def require_regular(path: Path) -> None:
-    """Raises unless a path is a regular file, or a link to one: reading a FIFO or a device could block forever.
-
-    Args:
-        path: the file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is something else.
-
-    Example:
-        >>> import os
-        >>> from pathlib import Path
-        >>> from cem_fast.data.files import require_regular
-        >>> require_regular(Path(os.devnull))
-        Traceback (most recent call last):
-        ...
-        ValueError: /dev/null must be a regular file, got a character device
-    """
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"{path} must be a regular file, got {KINDS.get(stat.S_IFMT(mode), 'something else')}")

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from cem_fast.data.files import require_regular
+from cem_fast._support.files import require_regular
 
 # Named explicitly, whatever the suffix of a file: Pillow would start Ghostscript for an EPS file called image.png.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from cem_fast._support.files import require_regular
 from cem_fast.data.fetch import PublishedFile, Source
-from cem_fast.data.files import is_clutter, require_regular
+from cem_fast.data.files import is_clutter
 from cem_fast.data.images import read_all
 from cem_fast.data.root import missing
 from cem_fast.data.splits import Splits, published

@@ -39,8 +39,8 @@ def gaussian_scale(*, epsilon: float, delta: float, sensitivity: float) -> float
     """
 
     def excess(sigma: float) -> float:
-        points = torch.tensor([0.5 / sigma - epsilon * sigma, -0.5 / sigma - epsilon * sigma], dtype=torch.float64)
-        above, below = torch.special.log_ndtr(points).tolist()
+        points = [0.5 / sigma - epsilon * sigma, -0.5 / sigma - epsilon * sigma]
+        above, below = torch.special.log_ndtr(torch.tensor(points, dtype=torch.float64, device="cpu")).tolist()
         return math.exp(above) - math.exp(epsilon + below) - delta
 
     low, high = 1.0, 1.0

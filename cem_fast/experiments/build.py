@@ -77,6 +77,33 @@ def build_parts(
         >>> defense.noise_std, loss.mixture.num_classes
         (0.1, 10)
     """
+    model, defense = build_networks(config, image_shape=image_shape, num_classes=num_classes)
+    return model, defense, build_loss(config, num_classes=num_classes, process_group=process_group)
+
+
+def build_networks(
+    config: RunConfig, *, image_shape: tuple[int, int, int], num_classes: int
+) -> tuple[SplitModel, Defense]:
+    """Builds the untrained model and the defense of a run.
+
+    Args:
+        config: settings of the run.
+        image_shape: ``(channels, height, width)`` of the images.
+        num_classes: number of classes.
+
+    Returns:
+        The model and the defense, not yet attached.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments import build
+        >>> model, defense = build.build_networks(RunConfig(noise_std=0.1), image_shape=(1, 16, 16), num_classes=10)
+        >>> defense.noise_std
+        0.1
+    """
     defense = defenses.build(config.defense, **{key: getattr(config, key) for key in defenses.settings()})
     model = models.build(
         config.model,
@@ -85,7 +112,7 @@ def build_parts(
         cut=config.cut,
         bottleneck=config.bottleneck if defense.uses_bottleneck else 0,
     )
-    return model, defense, build_loss(config, num_classes=num_classes, process_group=process_group)
+    return model, defense
 
 
 def build_loss(config: RunConfig, *, num_classes: int, process_group: ProcessGroup | None = None) -> CEMLoss | None:

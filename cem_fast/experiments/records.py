@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 from cem_fast._support import typed_json
-from cem_fast.config import RunConfig
+from cem_fast.config import LARGEST_IMAGE, RunConfig
 from cem_fast.training import Epoch
 
 SCHEMA = 1
@@ -183,6 +184,9 @@ class GridRecord(Record):
     Attributes:
         checkpoint: folder of the run, relative to that of results.json; None if its files were not kept.
 
+    Raises:
+        ValueError: ``checkpoint`` lies outside of that folder.
+
     Example:
         >>> from cem_fast.config import RunConfig
         >>> from cem_fast.experiments.records import Leakage, Record
@@ -192,6 +196,12 @@ class GridRecord(Record):
     """
 
     checkpoint: str | None = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        path = PurePath(self.checkpoint or "")
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"checkpoint must lie in the folder of results.json, got {self.checkpoint!r}")
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "checkpoint": self.checkpoint}
@@ -353,8 +363,8 @@ class Description:
     files: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if min(self.image_shape) < 1:
-            raise ValueError(f"image_shape must be three positive sizes, got {list(self.image_shape)}")
+        if min(self.image_shape) < 1 or max(self.image_shape) > LARGEST_IMAGE:
+            raise ValueError(f"image_shape must be three sizes from 1 to {LARGEST_IMAGE}, got {list(self.image_shape)}")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
 

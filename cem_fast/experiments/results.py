@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cem_fast._support import typed_json
+from cem_fast._support.text import shell_line
 from cem_fast.config import RunConfig
 from cem_fast.experiments.records import SCHEMA, Cell, GridRecord, Record, Results
 from cem_fast.experiments.saved_run import DESCRIPTION, read_measurements
@@ -236,14 +237,7 @@ def read_file(path: str | Path) -> Results:
         ...     results.read_file(path) == empty
         True
     """
-    try:
-        document = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged, not readable as JSON ({error})") from None
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{path}: expected results of schema {SCHEMA}, got {schema!r}")
-    return typed_json.read(Results, document, path)
+    return typed_json.read(Results, typed_json.load_document(path, f"results of schema {SCHEMA}", SCHEMA), path)
 
 
 def read_settings(folder: str | Path) -> list[dict[str, Any]]:
@@ -269,7 +263,7 @@ def read_settings(folder: str | Path) -> list[dict[str, Any]]:
         [{'epochs': 3}]
     """
     path = Path(folder) / RESULTS
-    document = typed_json.read(dict[str, Any], json.loads(path.read_bytes()), path)
+    document = typed_json.read(dict[str, Any], typed_json.load(path), path)
     runs = typed_json.read(tuple[dict[str, Any], ...], document.get("runs"), path, "runs")
     return [
         typed_json.read(dict[str, Any], run.get("config"), path, "runs", str(i), "config") for i, run in enumerate(runs)
@@ -311,7 +305,7 @@ def load_runs(folder: str | Path, results: Results) -> list[Measured]:
     if lost := sum(run.checkpoint is None for run in results.runs):
         raise FileNotFoundError(
             f"{Path(folder) / RESULTS}: the files of {lost} of its {len(results.runs)} runs were not kept; to have them again: "
-            f"{results.command}"
+            f"{shell_line(results.command)}"
         )
     return [measured(folder, run) for run in results.runs]
 
@@ -354,7 +348,23 @@ def measured(folder: str | Path, record: GridRecord) -> Measured:
         needed += [f"{kind}.{attack}" for attack in record.attacks for kind in ("mse", "pictures")]
     if missing := [name for name in needed if name not in tensors]:
         raise ValueError(f"{path / DESCRIPTION}: the measurements lack {', '.join(missing)}")
+    for name in needed:
+        _require_measurement(path / DESCRIPTION, name, tensors)
     return Measured(record, tensors)
+
+
+def _require_measurement(file: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Requires finite numbers of the right kind and shape in a tensor of measurements."""
+    value, pictures, groups = tensors[name], name.startswith("pictures."), name.endswith("groups")
+    like = "pictures.original" if pictures else "correct.groups" if name.startswith("correct") else "groups"
+    shape = tensors[like].shape
+    sound = value.dtype == torch.int64 if groups else value.is_floating_point() and bool(value.isfinite().all())
+    sound = sound and value.shape == shape and value.numel() > 0
+    if not (sound and (len(shape) == 4 and shape[1] in (1, 3) if pictures else len(shape) == 1)):
+        raise ValueError(
+            f"{file}: {name} of the measurements must be {'integers' if groups else 'finite numbers'} of the shape of {like}, "
+            f"{list(shape)}, got {value.dtype} {list(value.shape)}"
+        )
 
 
 def cells(runs: Iterable[R]) -> list[list[R]]:

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from cem_fast import data
 from cem_fast._support import typed_json
-from cem_fast._support.files import check_target, write_atomically
+from cem_fast._support.files import MIB, check_target, read_bytes, write_atomically
 from cem_fast.config import RunConfig
 from cem_fast.data import Splits
 from cem_fast.defenses import Defense
-from cem_fast.experiments.build import build_parts
+from cem_fast.experiments.build import build_loss, build_networks
 from cem_fast.experiments.records import SCHEMA, Description
 from cem_fast.loss import CEMLoss
 from cem_fast.models.split import SplitModel
@@ -37,6 +37,7 @@ DESCRIPTION = "run.json"
 MARK = f'{{\n "schema": {SCHEMA},\n "config": {{'.encode()  # start of the run.json of a run
 TENSORS = r"(weights|measurements)-[0-9a-f]{16}\.safetensors"
 TRAINING = re.escape(resume.NAME)
+LARGEST = 8192 * MIB  # of a tensor file
 OWN = re.compile(rf"{TENSORS}|{TRAINING}|\.({TENSORS}|{TRAINING}|{re.escape(DESCRIPTION)})\.\d+\.tmp")
 
 
@@ -196,18 +197,19 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
     """
     folder = Path(path)
     description = read_description(folder)
-    shape = description.image_shape
-    try:
-        model, defense, loss = build_parts(description.config, image_shape=shape, num_classes=description.num_classes)
-        defense.attach(model, torch.Size(shape))
-    except (TypeError, ValueError, RuntimeError) as error:  # torch's own complaint about a size is a RuntimeError
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{folder / DESCRIPTION}: not the description of a run: {reason}") from error
     weights, source = _read_tensors(folder, description, "weights")
-    defense.reshape(model, {key: value.shape for key, value in weights.items()})
+    if wrong := sorted(key for key, value in weights.items() if not bool(value.isfinite().all())):
+        raise ValueError(f"{source}: weights must be finite, got NaN or infinity in {wrong[0]}")
+    _require_mixture(folder, description, weights)
+    shapes = {key: value.shape for key, value in weights.items()}
+    with torch.device("meta"):  # without memory, until the sizes of run.json are known to be those of the weights
+        model, defense = _networks(folder, description, shapes)
+    for part, module in (("encoder", model.encoder), ("decoder", model.decoder), ("defense", defense)):
+        _require_match(module, _of(part, weights), part, source)
+    model, defense = _networks(folder, description, shapes)
+    loss = build_loss(description.config, num_classes=description.num_classes)
     for part, module in _parts(model, defense, loss):
-        prefix = part + "."
-        _restore(module, {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}, part, source)
+        _restore(module, _of(part, weights), part, source)
         module.to(device).eval()
     return Run(folder, description.config, model.eval(), defense, loss, description)
 
@@ -308,17 +310,11 @@ def read_measurements(folder: str | Path) -> dict[str, Tensor]:
 def _read_document(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / DESCRIPTION
     try:
-        document = json.loads(path.read_bytes())
+        return typed_json.load_document(path, f"a run of schema {SCHEMA}", SCHEMA)
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder}: no finished run here (expected a file {DESCRIPTION})") from None
     except NotADirectoryError:
         raise ValueError(f"{folder}: expected the folder of a run, got a file") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged, not readable as JSON ({error})") from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-        raise ValueError(f"{path}: expected a run of schema {SCHEMA}, got {found!r}")
-    return document
 
 
 @contextmanager
@@ -351,6 +347,36 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def _of(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one part, by their names in its state dict."""
+    return {key[len(part) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{part}.")}
+
+
+def _networks(folder: Path, description: Description, shapes: Mapping[str, torch.Size]) -> tuple[SplitModel, Defense]:
+    """The network and the defense of a run, with the shapes that its training gave them."""
+    shape = description.image_shape
+    try:
+        model, defense = build_networks(description.config, image_shape=shape, num_classes=description.num_classes)
+        defense.attach(model, torch.Size(shape))
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's own complaint about a size is a RuntimeError
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder / DESCRIPTION}: not the description of a run: {reason}") from error
+    defense.reshape(model, shapes)
+    return model, defense
+
+
+def _require_mixture(folder: Path, description: Description, weights: Mapping[str, Tensor]) -> None:
+    """Requires the classes and components of run.json in the mixture of the loss, if there is a loss."""
+    config = description.config
+    wanted = (description.num_classes if config.cem_by_class else 1, config.cem_components)
+    found = weights["loss.mixture.weights"].shape if "loss.mixture.weights" in weights else wanted
+    if config.noise_std > 0 and tuple(found) != wanted:
+        raise ValueError(
+            f"{folder / DESCRIPTION}: num_classes and cem_components ask for a mixture of shape {wanted}, and the weights hold one of "
+            f"{tuple(found)}"
+        )
+
+
 def _read_tensors(folder: Path, description: Description, kind: str) -> tuple[dict[str, Tensor], Path]:
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -359,7 +385,7 @@ def _read_tensors(folder: Path, description: Description, kind: str) -> tuple[di
         raise ValueError(f"{folder / DESCRIPTION}: files.{kind} is missing")
     path = folder / Path(description.files[kind]).name
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, at_most=LARGEST)
     except OSError as error:
         raise ValueError(f"{path}: {DESCRIPTION} names this file and it cannot be read ({error.strerror})") from None
     # a safetensors file may begin with the same bytes, the length of its header, but then a brace follows
@@ -374,19 +400,29 @@ def _read_tensors(folder: Path, description: Description, kind: str) -> tuple[di
 
 
 def _restore(module: nn.Module, state: dict[str, Tensor], part: str, source: Path) -> None:
-    expected = module.state_dict()
     try:
         module.load_state_dict(state)
     except RuntimeError:
-        missing = sorted(expected.keys() - state.keys())
-        unexpected = sorted(state.keys() - expected.keys())
-        shapes = [
+        _require_match(module, state, part, source)
+        raise
+
+
+def _require_match(module: nn.Module, state: Mapping[str, Tensor], part: str, source: Path) -> None:
+    """Requires the names, shapes and types of a module's tensors; it may be on the meta device."""
+    expected = module.state_dict()
+    both = sorted(expected.keys() & state.keys())
+    kinds = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - expected.keys()),
+        "of another shape": [
             f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
-            for key in sorted(expected.keys() & state.keys())
+            for key in both
             if state[key].shape != expected[key].shape
-        ]
-        kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-        found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in kinds.items() if keys)
+        ],
+        "of another type": [key for key in both if state[key].dtype != expected[key].dtype],
+    }
+    if found := "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in kinds.items() if keys):
         raise ValueError(
-            f"{source}: the {part}'s weights are of another architecture than its settings ({found})"
-        ) from None
+            f"{source}: the {part}'s weights are of another architecture than the settings, image_shape and num_classes of {DESCRIPTION} "
+            f"({found})"
+        )

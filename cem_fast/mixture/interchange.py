@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cem_fast._support import typed_json
 from cem_fast._support.files import write_atomically
 
 if TYPE_CHECKING:
@@ -41,10 +42,38 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileNotFoundError(f"path must be a file that GaussianMixture.save wrote, got {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {})[KEY])
+            settings = typed_json.parse((file.metadata() or {})[KEY], "its metadata")
+        if not isinstance(settings, dict):
+            raise ValueError(f"its metadata must hold an object, got {type(settings).__name__}")
         return safetensors.torch.load_file(path), settings
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
         raise ValueError(f"path must be a file that GaussianMixture.save wrote, got {path}: {error}") from error
+
+
+def require_parameters(state: dict[str, Tensor], num_classes: Any, num_components: Any) -> None:
+    """Requires parameters of a mixture of these many classes and components, before anything of that size is allocated.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: a shape or value does not fit.
+    """
+    weights, prior, means = state["weights"], state["class_prior"], state["means"]
+    if tuple(weights.shape) != (num_classes, num_components) or tuple(prior.shape) != (num_classes,):
+        raise ValueError(
+            f"weights and class_prior must be of num_classes {num_classes!r} and num_components {num_components!r}, got shapes "
+            f"{tuple(weights.shape)} and {tuple(prior.shape)}"
+        )
+    if means.dim() == 3 and means.shape[2] == 0:  # not fitted
+        return
+    for name, value in state.items():
+        if not value.is_floating_point() or not bool(value.isfinite().all()):
+            raise ValueError(f"{name} must be finite floating-point numbers, got {value.dtype} or other values")
+    for name in ("weights", "class_prior", "variances"):
+        if name in state and bool((state[name] < 0).any()):
+            raise ValueError(f"{name} must not be negative, got {float(state[name].min())}")
+    totals = torch.where(prior > 0, weights.sum(1), 1.0)  # classes without rows have no weights
+    if not bool(((totals - 1).abs() < 1e-3).all() & ((prior.sum() - 1).abs() < 1e-3)):
+        raise ValueError("weights and class_prior must each sum to 1, and they do not")
 
 
 def to_sklearn(

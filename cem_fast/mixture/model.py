@@ -417,9 +417,13 @@ class GaussianMixture(MixtureDensity):
         try:
             # files of version 0.1 lack some of the settings and all results of the fit
             settings = {name: values[name] for name in SETTINGS if name in values}
+            interchange.require_parameters(state, settings.get("num_classes", 1), settings["num_components"])
             mixture = cls(**settings, **initial).to(state["means"].dtype)
             mixture.load_state_dict(state)
             for name in (name for name in FITTED if name in values):
+                kind = type(getattr(mixture, name))
+                if type(values[name]) is not kind:
+                    raise TypeError(f"{name} must be of type {kind.__name__}, got {type(values[name]).__name__}")
                 setattr(mixture, name, values[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"path must be a file that GaussianMixture.save wrote, got {path}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from cem_fast import bounds
 from cem_fast._support.files import check_target, write_atomically
+from cem_fast._support.text import shell_line
 from cem_fast.experiments import gains
 from cem_fast.experiments.records import Baseline, FrontierEntry, Pair, Point, Record, Results
 from cem_fast.experiments.results import RESULTS, Measured, Row, load_runs, make_rows, read
@@ -157,17 +159,19 @@ def render(results: Results, runs: Sequence[Measured], folder: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "mse": lambda value: f"{value:.4f}"}
+    environment.filters |= {"shell": shlex.quote, "python": repr}
     rows = make_rows(runs)
     if bare := sorted({*results.baseline} - {row.data for row in rows}):
         raise ValueError(f"{folder / RESULTS}: no attacked runs on {', '.join(bare)}")
+    where = f"path/to/{folder.name}" if folder.is_absolute() else folder.as_posix()
     sections = [_section(results, name, rows, runs, folder) for name in results.baseline]
     return environment.get_template("page.html").render(
         results=results,
         sections=sections,
         headline=next((section for section in sections if section["pairs"]), None),
         settings=_shared_settings(results.runs),
-        example=results.runs[-1].checkpoint,
-        folder=f"path/to/{folder.name}" if folder.is_absolute() else folder.as_posix(),
+        command=shell_line(results.command),
+        example=f"{where}/{results.runs[-1].checkpoint}",
         seconds=sum(run.seconds["total"] for run in results.runs),
     )
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cem_fast._support.files import write_atomically
+from cem_fast._support import typed_json
+from cem_fast._support.files import require_regular, write_atomically
 
 NAME = "training.safetensors"
 
@@ -92,13 +93,14 @@ class Snapshot:
         if not self.path.exists():
             return None
         try:
+            require_regular(self.path)
             with safe_open(self.path, framework="pt") as file:
-                outline = json.loads((file.metadata() or {})["training"])
+                outline = typed_json.parse((file.metadata() or {})["training"], "its metadata")
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             if not isinstance(outline["identity"], dict) or not isinstance(outline["beside"], list):
                 raise TypeError("identity or beside has the wrong type")
             _filled(outline["state"], tensors)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{self.path} is damaged, or no training that was interrupted ({error})") from None
         return outline, tensors
 

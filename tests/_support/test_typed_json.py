@@ -65,3 +65,31 @@ def test_a_document_of_another_kind_is_named_and_cut_short():
 
 def test_unknown_keys_are_ignored_and_missing_ones_have_their_defaults():
     assert typed_json.read(Inner, {"lambda": 0.5, "color": "red"}, "file.json") == Inner(0.5)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[" * 100_000, r"f\.json: damaged, not readable as JSON \(nested too deeply\)"),
+        ('{"a": 1, "b": 2, "a": 3}', r"f\.json: damaged, not readable as JSON \(the key 'a' appears twice\)"),
+        ("1" * 10_000, r"f\.json: damaged, not readable as JSON \(Exceeds"),
+        (b"\xff\xfe", r"f\.json: damaged, not readable as JSON"),
+    ],
+    ids=["deep", "twice", "digits", "bytes"],
+)
+def test_text_that_is_no_sound_json(text, message):
+    with pytest.raises(ValueError, match=message):
+        typed_json.parse(text, "f.json")
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "1e400", "1" + "0" * 400])
+@pytest.mark.parametrize("kind", [int, float])
+def test_numbers_that_no_result_can_be(text, kind):
+    with pytest.raises(ValueError, match=r"f\.json: x must be"):
+        typed_json.read(kind, typed_json.parse(text, "f.json"), "f.json", "x")
+
+
+def test_many_repeated_keys_are_refused_at_once():
+    pairs = ", ".join(f'"{i // 2}": 0' for i in range(200_000))
+    with pytest.raises(ValueError, match="appears twice"):
+        typed_json.parse("{" + pairs + "}", "f.json")

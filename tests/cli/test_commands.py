@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 
 import pytest
@@ -201,3 +202,12 @@ def test_the_root_of_data_sets_is_that_of_the_data():
     assert commands.DATA_ROOT == root.VARIABLE
     (option,) = (param for param in commands.COMMANDS["data"].params if param.name == "data_root")
     assert root.DEFAULT in option.help
+
+
+def test_the_printed_command_of_an_attack_can_be_pasted(tiny_images, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    name = "my run $(touch pwned)"
+    small = ("--image-size", "16", "--epochs", "1", "--noise-draws", "1")
+    assert status("train", "--data", str(tiny_images), *small, "--folder", name) == 0
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "cem-fast attack" in line]
+    assert shlex.split(line.partition("cem-fast attack ")[2]) == [name]

@@ -99,6 +99,17 @@ def test_bad_input_exits_with_2_and_one_line(arguments, message, capfd, tmp_path
         ),
         ("[" * 5000 + "\n", "the file given as --config is not YAML: "),
         ("name: null\n", "name must be str, got None"),
+        ("epochs: 3\nepochs: 4\n", "'epochs' is set twice"),
+        ("a: &a {x: 1}\nb: {<<: [*a, *a]}\n", "merges by << are not read"),
+        ("epochs: 1" + "0" * 400 + "\n", "the file given as --config is not YAML: an integer of more than 64 bits"),
+        ("epochs: 1" + "0" * 5000 + "\n", "the file given as --config is not YAML: Exceeds the limit"),
+        ("epochs: 0x" + "f" * 5000 + "\n", "the file given as --config is not YAML: an integer of more than 64 bits"),
+        ("epochs: " + "1:" * 5000 + "1\n", "the file given as --config is not YAML: an integer of more than 64 bits"),
+        ("epochs: !!timestamp x\n", "the file given as --config is not YAML: "),
+        ("epochs: !!int x\n", "the file given as --config is not YAML: "),
+        ("epochs: !!bool x\n", "the file given as --config is not YAML: "),
+        ("# " + "x" * 300_000 + "\n", "the file given as --config must have at most 200,000 bytes"),
+        ('name: "\\e[2J\\x9b/"\n', "must be usable as the name of a folder, got '\\x1b[2J\\x9b/'"),
     ],
 )
 def test_bad_yaml_exits_with_2_and_one_line(text, message, capfd, tmp_path):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cem_fast.data.files import files_in, folders_in, is_clutter, require_regular
+from cem_fast._support.files import require_regular
+from cem_fast.data.files import files_in, folders_in, is_clutter
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from support import tampered
 from support.made_up import measured
 
 from cem_fast.config import RunConfig
-from cem_fast.experiments import saved_run
+from cem_fast.experiments import results, saved_run
 from cem_fast.experiments.results import RESULTS, load_runs, make_rows, read
 
 KEPT = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -133,3 +135,45 @@ def test_measurements_that_a_record_needs_are_named(finished, tmp_path):
     (folder / RESULTS).write_text(json.dumps(document))
     with pytest.raises(ValueError, match=r"run\.json: the measurements lack mse.nearest, pictures.nearest"):
         load_runs(folder, read(folder))
+
+
+@pytest.mark.parametrize("checkpoint", ["/etc", "../other", "runs/../../other"])
+def test_a_run_lies_in_the_folder_of_its_results(finished, tmp_path, checkpoint):
+    document = json.loads((finished.folder / "results.json").read_text())
+    document["runs"][0]["checkpoint"] = checkpoint
+    (tmp_path / "results.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="checkpoint must lie in the folder of results.json"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("mse.ridge", lambda t: t[:-1]),
+        ("mse.ridge", lambda t: t * float("nan")),
+        ("mse.ridge", lambda t: t.long()),
+        ("groups", lambda t: t.double()),
+        ("correct", lambda t: t[:, None]),
+        ("pictures.ridge", lambda t: t[:, :, 0]),
+        ("pictures.original", lambda t: t.repeat(1, 5, 1, 1)),
+    ],
+)
+def test_measurements_of_another_kind_are_named(finished, tmp_path, name, change):
+    record = finished.results.runs[0]
+    run = shutil.copytree(finished.folder / record.checkpoint, tmp_path / record.checkpoint)
+    description = json.loads((run / "run.json").read_text())
+    tensors = saved_run.read_measurements(run)
+    content = safetensors.torch.save({**tensors, name: change(tensors[name]).contiguous()})
+    file = f"measurements-{saved_run._digest(content)}.safetensors"
+    (run / file).write_bytes(content)
+    description["files"]["measurements"] = file
+    (run / "run.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=rf"run\.json: .*{name.partition('.')[0]}.* of the measurements must be"):
+        results.measured(tmp_path, record)
+
+
+def test_a_command_of_a_stranger_is_printed_as_one_command(finished):
+    made = replace(finished.results, command="cem-fast demo; rm -r *\x1b[2J")
+    lost = replace(made, runs=tuple(replace(run, checkpoint=None) for run in made.runs))
+    with pytest.raises(FileNotFoundError, match=r"to have them again: cem-fast 'demo;' rm -r '\*\\x1b\[2J'$"):
+        load_runs(finished.folder, lost)

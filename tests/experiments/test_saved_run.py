@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -303,3 +304,69 @@ def test_a_run_loads_or_is_refused_whatever_its_description(saved, wrong):
             refusals.append(str(error))
     assert len(refusals) > at_top / 2
     assert not [message for message in refusals if "\n" in message]
+
+
+LOADED_WITHIN = """
+import resource, sys
+from cem_fast.experiments import saved_run
+
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
+try:
+    saved_run.load_run(sys.argv[1])
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        (("num_classes",), 10**9, "num_classes"),
+        (("config", "cem_components"), 10**9, "cem_components"),
+        (("config", "bottleneck"), 10**7, "the encoder's weights are of another architecture"),
+        (("image_shape",), [1, 100_000, 100_000], "image_shape must be three sizes from 1 to 2048"),
+        (("image_shape",), [2048, 2048, 2048], "the encoder's weights are of another architecture"),
+    ],
+)
+def test_nothing_of_the_size_in_a_description_is_allocated(saved, place, value, message):
+    path = saved / saved_run.DESCRIPTION
+    path.write_text(json.dumps(tampered.changed(json.loads(path.read_text()), place, value)))
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED_WITHIN, str(saved)], capture_output=True, text=True, timeout=120
+    )
+    assert message in done.stdout, done.stderr[-300:]
+
+
+@pytest.mark.parametrize("kind", ["weights", "measurements", "run.json"])
+@pytest.mark.parametrize("source", ["/dev/zero", "fifo"])
+def test_links_to_devices_and_fifos_are_refused(saved, kind, source):
+    path = saved / kind if kind == "run.json" else tensor_file(saved, kind)
+    path.unlink()
+    if source == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(source)
+    with pytest.raises(ValueError, match=f"{path.name} must be a regular file"):
+        _ = saved_run.load_run(saved).measurements
+
+
+def test_weights_that_are_no_numbers_are_refused(saved):
+    path = tensor_file(saved, "weights")
+    weights = safetensors.torch.load_file(path)
+    for value, message in (
+        (
+            torch.full_like(weights["encoder.0.0.weight"], float("nan")),
+            "weights must be finite, got NaN or infinity in",
+        ),
+        (weights["encoder.0.0.weight"].to(torch.complex64), "of another type: 0.0.weight"),
+    ):
+        content = safetensors.torch.save({**weights, "encoder.0.0.weight": value})
+        name = f"weights-{saved_run._digest(content)}.safetensors"
+        (saved / name).write_bytes(content)
+        description = json.loads((saved / "run.json").read_bytes())
+        description["files"]["weights"] = name
+        (saved / "run.json").write_text(json.dumps(description))
+        with pytest.raises(ValueError, match=message):
+            saved_run.load_run(saved)

@@ -1,5 +1,6 @@
 """GaussianMixture: fits, hard cases and scikit-learn's meanings."""
 
+import json
 import warnings
 
 import numpy as np
@@ -486,3 +487,46 @@ def test_rows_without_features_are_refused(method, algorithm):
         getattr(mixture, method)(torch.zeros(3, 0))
     with pytest.raises(ValueError, match=r"x must have at least one feature, got \(3, 0\)"):
         mixture.fit_stream([(torch.zeros(3, 0), None)])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"num_components": 10**9}, "num_components"),
+        ({"num_classes": 10**9}, "num_classes"),
+        ({"num_components": "2"}, "num_components"),
+        ({"n_iter_": "many"}, "n_iter_ must be of type int, got str"),
+        ({"converged_": None}, "converged_ must be of type bool"),
+        ({"means": float("nan")}, "means must be finite"),
+        ({"variances": -1.0}, "variances must not be negative"),
+        ({"weights": 0.7}, "must each sum to 1"),
+    ],
+    ids=str,
+)
+def test_a_file_of_a_stranger_loads_or_is_refused_before_it_is_allocated(change, message, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "mixture.safetensors"
+    GaussianMixture(num_components=2).fit(torch.rand(20, 3)).save(path)
+    with safe_open(path, framework="pt") as file:
+        values = json.loads(file.metadata()["gaussian_mixture"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, value in change.items():
+        if name in tensors:
+            tensors[name] = torch.full_like(tensors[name], value)
+        else:
+            values[name] = value
+    save_file(tensors, path, {"gaussian_mixture": json.dumps(values)})
+    with pytest.raises(ValueError, match=message) as raised:
+        GaussianMixture.load(path)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("metadata", ["[" * 100_000, "[]", "5", "{"], ids=["deep", "list", "number", "open"])
+def test_a_mixture_with_damaged_settings_is_refused(metadata, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"means": torch.zeros(1, 1, 1)}, tmp_path / "m", {"gaussian_mixture": metadata})
+    with pytest.raises(ValueError, match="path must be a file that GaussianMixture"):
+        GaussianMixture.load(tmp_path / "m")

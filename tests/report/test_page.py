@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import html
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 
@@ -149,3 +152,16 @@ def test_missing_and_damaged_results_are_named(tmp_path):
     (tmp_path / RESULTS).write_text("{")
     with pytest.raises(ValueError, match=r"results\.json: damaged"):
         write(tmp_path)
+
+
+def test_printed_commands_can_be_pasted(finished, tmp_path):
+    name = 'my run $(touch pwned) "it\'s"'
+    folder = shutil.copytree(finished.folder, tmp_path / name)
+    path = folder / RESULTS
+    path.write_text(path.read_text().replace('"cem-fast evaluate"', '"cem-fast evaluate; touch pwned"'))
+    page = html.unescape(write(folder).read_text())
+    (line,) = [line for line in page.splitlines() if "cem-fast attack " in line]
+    assert any(word.startswith(f"path/to/{name}/runs/") for word in shlex.split(line))
+    assert "cem-fast 'evaluate;' touch pwned" in page
+    (load,) = [line for line in page.splitlines() if "load_run(" in line]
+    assert f"path/to/{name}/runs/" in ast.literal_eval(load.partition("load_run(")[2].rpartition(")")[0])
