@@ -12,25 +12,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
+from aot.device import Launch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 WARP = 32
-
-
-class Launch(NamedTuple):
-    """One kernel launch."""
-
-    kernel: str
-    blocks: int
-    threads: int  # of a block
-    registers: int  # of a thread
-    shared: int  # bytes of a block
-    arguments: dict[str, int]  # numbers and constants, without tensors
 
 
 _seen: list[Launch] | None = None
@@ -77,7 +67,7 @@ class _Launcher:
             return
         values = dict(zip(self.names, rest[-len(self.names) :]))
         numbers = {name: int(value) for name, value in values.items() if isinstance(value, (bool, int))}
-        _seen.append(Launch(self.name, x * y * z, self.threads, function.registers, self.shared, numbers))
+        _seen.append(Launch(self.name, x * y * z, self.threads, function.registers, self.shared, numbers=numbers))
 
 
 class _Driver:
