@@ -62,7 +62,8 @@ class SharedConfig:
         accumulate: parts of a batch that are computed one after another to save memory, with summed gradients; at most ``batch_size``.
         precision: floating-point format of the network in training where it is safe: ``fp32``, ``bf16`` or ``fp16``.
         learning_rate: peak learning rate of the training, positive.
-        attacks: attacks on the trained model: ``decoder``, ``ridge``, ``nearest``, ``ensemble``, ``optimization``, ``gan``.
+        attacks: attacks on the trained model: ``decoder``, ``ridge``, ``nearest``, ``ensemble``, ``optimization``, ``gan``,
+            ``kernel_ridge``.
         attack_decoder: network of the decoder attack: ``slim``, ``res_norm``, ``conv_norm`` or ``plain``.
         attack_dropout: dropout rate of the decoder network ``slim`` in training, at least 0 and below 1.
         attack_loss: loss of the decoder attack: ``mse``, ``ssim`` or ``l1``.

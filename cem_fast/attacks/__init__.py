@@ -16,6 +16,7 @@ from cem_fast.attacks.decoder import DECODERS, LOSSES, Decoder
 from cem_fast.attacks.ensemble import Ensemble
 from cem_fast.attacks.gan import Gan
 from cem_fast.attacks.joint import Joint
+from cem_fast.attacks.kernel_ridge import KernelRidge
 from cem_fast.attacks.nearest import Nearest
 from cem_fast.attacks.optimization import Optimization
 from cem_fast.attacks.ridge import Ridge
@@ -27,6 +28,7 @@ __all__ = [
     "Ensemble",
     "Gan",
     "Joint",
+    "KernelRidge",
     "Nearest",
     "Optimization",
     "Ridge",
@@ -38,7 +40,7 @@ __all__ = [
     "names",
 ]
 
-_NAMES = tuple(cls.name for cls in (Decoder, Ridge, Nearest, Ensemble, Optimization, Gan))
+_NAMES = tuple(cls.name for cls in (Decoder, Ridge, Nearest, Ensemble, Optimization, Gan, KernelRidge))
 
 
 def names() -> tuple[str, ...]:
@@ -47,7 +49,7 @@ def names() -> tuple[str, ...]:
     Example:
         >>> from cem_fast import attacks
         >>> attacks.names()
-        ('decoder', 'ridge', 'nearest', 'ensemble', 'optimization', 'gan')
+        ('decoder', 'ridge', 'nearest', 'ensemble', 'optimization', 'gan', 'kernel_ridge')
     """
     return _NAMES
 
@@ -144,6 +146,7 @@ def build(
     of_one: dict[str, Callable[[], Attack]] = {
         Decoder.name: start,
         Ridge.name: lambda: Ridge(**common),
+        KernelRidge.name: lambda: KernelRidge(**common),
         Nearest.name: lambda: Nearest(**common),
         Ensemble.name: lambda: Ensemble(decoder=start(), **common),
         Gan.name: lambda: Gan(decoder=start(), epochs=amounts["gan_epochs"], **common),

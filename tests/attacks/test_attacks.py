@@ -14,9 +14,11 @@ from cem_fast.attacks.ridge import Ridge
 from cem_fast.config import RunConfig
 from cem_fast.experiments.build import build_attack
 
+OF_ANY_SHAPE = ("ridge", "nearest", "kernel_ridge")  # attacks on maps, tokens and vectors alike
+
 
 def test_names():
-    assert attacks.names() == ("decoder", "ridge", "nearest", "ensemble", "optimization", "gan")
+    assert attacks.names() == ("decoder", "ridge", "nearest", "ensemble", "optimization", "gan", "kernel_ridge")
     assert attacks.decoder_names() == ("slim", "res_norm", "conv_norm", "plain")
     assert attacks.loss_names() == ("mse", "ssim", "l1")
 
@@ -26,7 +28,7 @@ def test_overview_names_knowledge_and_budget(name):
     attack = attacks.build(name, image_shape=(1, 8, 8), epochs=123, decoder="plain", seed=0, gan_epochs=45, steps=67)
     assert attack.name == name
     assert attack.overview() == f"{name}\n  the attacker {attack.knowledge}\n  budget: {attack.budget}"
-    assert ("123 epochs of the network 'plain'" in attack.budget) == (name not in ("ridge", "nearest"))
+    assert ("123 epochs of the network 'plain'" in attack.budget) == (name not in OF_ANY_SHAPE)
     assert ("67 steps" in attack.budget) == (name == "optimization")
     assert ("45 epochs" in attack.budget) == (name == "gan")
     assert ("differentiates" in attack.knowledge) == (name == "optimization")
@@ -153,7 +155,16 @@ def test_bad_requests(call, message):
 
 
 @pytest.mark.parametrize(
-    "name, least", [("ridge", 5), ("decoder", 2), ("gan", 2), ("nearest", 1), ("ensemble", 6), ("optimization", 6)]
+    "name, least",
+    [
+        ("ridge", 5),
+        ("kernel_ridge", 5),
+        ("decoder", 2),
+        ("gan", 2),
+        ("nearest", 1),
+        ("ensemble", 6),
+        ("optimization", 6),
+    ],
 )
 def test_too_few_images(name, least):
     images = torch.rand(least, 1, 8, 8)
@@ -174,7 +185,7 @@ def test_reconstruct_before_fit_is_refused(name):
 def test_attacks_with_a_network_refuse_flat_features(name):
     images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
     attack = build(name, images.shape[1:])
-    if name in ("ridge", "nearest"):
+    if name in OF_ANY_SHAPE:
         attack.fit(lambda x: x.flatten(1), images, labels)
         assert attack.reconstruct(images.flatten(1)).shape == images.shape
         return
