@@ -335,6 +335,52 @@ def bench(
     )
 
 
+@_command(
+    Argument("run", "folder of a saved run; left out with --verify", required=False),
+    Option("folder", "where to write device.*, cloud.* and manifest.json", str, "runs/export"),
+    Option("format", "onnx, or pt2 for torch.export", str, "onnx"),
+    Option(
+        "noise",
+        "input: the application passes standard draws in; graph: the graph draws (pt2 alone)",
+        str,
+        "input",
+    ),
+    Option("message", "numbers that are sent: float32, float16 or uint8", str, "float32"),
+    Option("verify", "folder of exported halves whose noise is checked; nothing is exported", str | None),
+    _data_root(),
+)
+def export(run: str | None, folder: str, verify: str | None, **values: Any) -> int:
+    """Write the device half and the cloud half of a saved run as two files, and verify their noise."""
+    from cem_fast import deploy
+
+    if (run is None) == (verify is None):
+        raise ValueError("export takes the folder of a saved run, or --verify with the folder of exported halves")
+    if run is None:
+        manifest = deploy.verify(str(verify))
+    else:
+        manifest = deploy.export_run(run, folder, **{key: values[key] for key in ("format", "noise", "message")})
+    consoles.show_export(consoles.make(), manifest, str(verify if run is None else folder))
+    return 0
+
+
+@_command(
+    Argument("folder", "folder of exported halves"),
+    Option("port", "port of loopback to listen on", int, 8000, at_least=0),
+)
+def serve(folder: str, port: int, **_: object) -> int:
+    """Serve the cloud half of exported halves on loopback, without TLS: a demonstration."""
+    from cem_fast.deploy import CloudServer
+
+    server = CloudServer(folder, port=port)
+    address = server.start()
+    say(consoles.make(), f"serving {folder} on {address}; Ctrl-C ends it")
+    try:
+        server.wait()
+    finally:
+        server.stop()
+    return 0
+
+
 def _run_grid(
     grid: GridConfig,
     *,

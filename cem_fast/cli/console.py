@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from cem_fast.cli.progress import Lines
+    from cem_fast.deploy import Manifest
     from cem_fast.experiments.records import FrontierEntry, Pair, Results
     from cem_fast.experiments.results import Measured, Row
 
@@ -115,6 +116,34 @@ def show_results(console: Console, results: Results, runs: list[Measured]) -> No
             table.add_row(data, title, "", "", "", f"{error:.5f}", share, "", "", style="dim")
     console.print(table)
     _show_gains(console, results, {row.record.cell: row for row in rows})
+
+
+def show_export(console: Console, manifest: Manifest, folder: str) -> None:
+    """Print the cost of exported halves and the noise of their messages.
+
+    Args:
+        console: where to.
+        manifest: their description.
+        folder: where they are.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("device half", "parameters", "multiplications", "ms on this CPU", "bytes a message"):
+        table.add_column(column, justify="left" if column == "device half" else "right")
+    for name, cost in (("exported", manifest.cost), ("without a defense", manifest.undefended)):
+        if cost is not None:
+            counts = (cost.parameters, cost.multiplications)
+            table.add_row(
+                name, *(f"{each:,}" for each in counts), f"{cost.milliseconds:.3f}", f"{cost.message_bytes:,}"
+            )
+    console.print(table)
+    noise = manifest.noise
+    names = ", ".join(f"{each.name} ({each.distribution})" for each in manifest.random_inputs)
+    where = {"input": f"from the inputs {names}", "graph": "from torch's generator", "none": "none"}[noise.source]
+    say(console, f"noise: {where}; variance {noise.variance:.4g}, verified on {manifest.file('device')}")
+    say(console, f"halves: {folder}/{manifest.file('device')} and {folder}/{manifest.file('cloud')}")
 
 
 def _show_gains(console: Console, results: Results, rows: dict[Any, Row]) -> None:

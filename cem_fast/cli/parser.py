@@ -121,12 +121,13 @@ class Argument(click.Argument):
     Args:
         name: name of the value.
         help: its description.
+        required: whether it must be given; None stands for one that is not.
     """
 
     group = "arguments"
 
-    def __init__(self, name: str, help: str):
-        super().__init__([name], type=Kind(str))
+    def __init__(self, name: str, help: str, required: bool = True):
+        super().__init__([name], type=Kind(str if required else str | None), required=required)
         self.text = help
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:

@@ -81,11 +81,23 @@ class SparseCoding(nn.Module):
         dictionary = self.dictionary()
         return self._combine(self._code(features, dictionary), dictionary)
 
-    def _code(self, features: Tensor, dictionary: Tensor) -> Tensor:
+    def frozen(self) -> nn.Module:
+        """Returns this layer for use alone: the dictionary and its gain are constants, which every exporter accepts.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast.defenses.sca import SparseCoding
+            >>> layer, features = SparseCoding(4, threshold=0.5), torch.rand(2, 4, 8, 8)
+            >>> torch.equal(layer.frozen()(features), layer(features))
+            True
+        """
+        return _FrozenSparseCoding(self)
+
+    def _code(self, features: Tensor, dictionary: Tensor, gain: float | Tensor | None = None) -> Tensor:
         norms = torch.linalg.vector_norm(features, dim=(1, 2, 3), keepdim=True) / features.shape[1:].numel() ** 0.5
         scale = norms.clamp_min(torch.finfo(features.dtype).tiny)
         features = features / scale
-        step = STEP / _gain(dictionary.detach())
+        step = STEP / (_gain(dictionary.detach()) if gain is None else gain)
         potentials = step * F.conv2d(features, dictionary, padding="same")
         active = F.softshrink(potentials, self.threshold)
         for _ in range(self.iterations - 1):
@@ -98,6 +110,20 @@ class SparseCoding(nn.Module):
     @staticmethod
     def _combine(code: Tensor, dictionary: Tensor) -> Tensor:
         return F.conv_transpose2d(code, dictionary, padding=dictionary.shape[-1] // 2)
+
+
+class _FrozenSparseCoding(nn.Module):
+    """A trained layer with a constant dictionary."""
+
+    def __init__(self, layer: SparseCoding):
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("dictionary", layer.dictionary().detach().clone())
+        self.gain = float(_gain(layer.dictionary().detach()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        dictionary = self.get_buffer("dictionary")
+        return self.layer._combine(self.layer._code(features, dictionary, self.gain), dictionary)
 
 
 class SparseCodingArchitecture(Defense):

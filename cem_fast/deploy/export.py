@@ -1,0 +1,251 @@
+"""Export of a split network: one file for the device, one for the cloud, and a manifest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cem_fast import cost
+from cem_fast._support.files import check_target
+from cem_fast._support.lookup import lookup
+from cem_fast.defenses import Composed, Defense, NoDefense
+from cem_fast.deploy import draws
+from cem_fast.deploy import manifest as manifests
+from cem_fast.deploy.files import FORMATS, PACKAGES, digest, open_half, write_half
+from cem_fast.deploy.halves import CODES, Cloud, Code, Device
+from cem_fast.deploy.manifest import Cost, Manifest, Noise, Preprocessing
+from cem_fast.deploy.verify import MESSAGES, verify
+from cem_fast.experiments.build import build_parts
+from cem_fast.experiments.saved_run import DESCRIPTION, load_run
+from cem_fast.models.split import SplitModel
+
+SOURCES = ("input", "graph")
+REPEATED = (
+    "noise must be input for onnx, got graph: a runtime repeats the first draws of a graph in every session, "
+    "and the difference of two sessions' messages then has no noise"
+)
+
+
+def export(
+    model: SplitModel,
+    defense: Defense,
+    folder: str | Path,
+    *,
+    image_shape: Sequence[int],
+    format: str = "onnx",
+    noise: str = "input",
+    message: str = "float32",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[str] = (),
+    run: str = "",
+    undefended: SplitModel | None = None,
+) -> Manifest:
+    """Writes ``device.*``, ``cloud.*`` and ``manifest.json``, and verifies that messages keep their noise.
+
+    The device half maps images ``[N, C, H, W]`` in [0, 1] and standard random draws to messages: preprocessing, encoder, and everything
+    that the defense does in use. It scales the draws. The cloud half maps messages to logits ``[N, num_classes]``. N is free.
+
+    Args:
+        model: the trained network.
+        defense: its defense, one of the library or your own.
+        folder: where to write; created if needed.
+        image_shape: ``(C, H, W)``.
+        format: ``onnx``, or ``pt2`` for torch.export.
+        noise: ``input`` for draws that the application passes in, from the secure generator of its platform; ``graph``, for ``pt2``
+            only, for draws of torch's generator, which the application must seed with a secret.
+        message: dtype of the numbers sent: ``float32``, ``float16``, or ``uint8`` over [-4 s, 1 + 4 s] for noise of standard deviation s.
+        mean: mean of each channel that the network expects to be subtracted from pixels in [0, 1].
+        std: standard deviation of each channel, the divisor.
+        classes: names of the classes.
+        run: digest of the run, for the manifest.
+        undefended: the network without a defense, whose cost is stated next to this one's; None to leave it out.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ImportError: a package of the extra ``deploy`` is missing.
+        ValueError: an argument is out of range; a module or a random function cannot be exported, which the error names; or the
+            exported half fails :func:`cem_fast.deploy.verify`.
+
+    Example:
+        >>> import tempfile
+        >>> from cem_fast import defenses, deploy, models
+        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=4)
+        >>> defense = defenses.GaussianNoise(noise_std=0.1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     manifest = deploy.export(model, defense, folder, image_shape=(1, 16, 16), format="pt2")
+        >>> manifest.random_inputs[0].name, manifest.random_inputs[0].shape, manifest.cost.message_bytes
+        ('noise', (4, 4, 4), 256)
+    """
+    lookup("format", format, dict.fromkeys(FORMATS))
+    lookup("noise", noise, dict.fromkeys(SOURCES))
+    lookup("message", message, CODES)
+    if format == "onnx" and noise == "graph":
+        raise ValueError(REPEATED)
+    shape = tuple(int(side) for side in image_shape)
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"image_shape must be (C, H, W), got {image_shape!r}")
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != shape[0]:
+            raise ValueError(f"{name} must have one number for each of {shape[0]} channels, got {list(values)}")
+    if std is not None and min(std) <= 0:
+        raise ValueError(f"std must be positive, got {list(std)}")
+    check_target(folder, {manifests.NAME: manifests.MARK})
+    device = Device(model, defense, _code(defense, message), mean=mean, std=std)
+    cloud = Cloud(model, device.code)
+    probe = draws.probes(shape, 2)
+    inputs = draws.find(device.message, probe)
+    inputs, variance = _measured(device, inputs, shape)
+    with torch.no_grad():
+        sent = device(probe, *draws.neutral(inputs, 2))
+        logits = cloud(sent)
+    taken = inputs if noise == "input" else []
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["image", *(each.name for each in taken)]
+    example = (probe, *draws.neutral(taken, 2)) if noise == "input" else (probe,)
+    half: nn.Module = device if noise == "input" else _Drawing(device)
+    write_half(half, example, folder / f"device.{format}", inputs=names, output="message", random=noise == "graph")
+    write_half(cloud, (sent,), folder / f"cloud.{format}", inputs=["message"], output="logits")
+    stated = getattr(defense, "noise_std", 0.0)
+    stated = tuple(stated.tolist()) if isinstance(stated, Tensor) else stated
+    source = noise if inputs else "none"
+    found = Manifest(
+        format=format,
+        image_shape=shape,
+        message_shape=tuple(sent.shape[1:]),
+        num_classes=logits.shape[1],
+        classes=tuple(classes),
+        message=message,
+        message_range=(device.code.low, device.code.high) if message == "uint8" else None,
+        preprocessing=Preprocessing(
+            mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std)
+        ),
+        noise=Noise(source, stated or variance**0.5, variance),
+        random_inputs=tuple(taken),
+        defense=tuple(type(part).__name__ for part in (defense.parts if isinstance(defense, Composed) else [defense])),
+        cost=_cost(model, probe, folder / f"device.{format}", example),
+        undefended=None if undefended is None else _undefended(undefended, probe, format),
+        run=run,
+        digests={name: digest(folder / name) for name in (f"device.{format}", f"cloud.{format}")},
+        versions=_versions(),
+    )
+    found.save(folder)
+    verify(folder)
+    return found
+
+
+def export_run(
+    run: str | Path, folder: str | Path, *, format: str = "onnx", noise: str = "input", message: str = "float32"
+) -> Manifest:
+    """Exports a saved run, with the names of its classes and the cost of the network without its defense.
+
+    Args:
+        run: folder of the saved run.
+        folder: where to write; created if needed.
+        format: as for :func:`cem_fast.deploy.export`.
+        noise: likewise.
+        message: likewise.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ImportError: a package of the extra ``deploy`` is missing.
+        ValueError: as for :func:`cem_fast.deploy.export`.
+
+    Example:
+        >>> from cem_fast import deploy
+        >>> deploy.export_run("nowhere", "out")
+        Traceback (most recent call last):
+        FileNotFoundError: nowhere: no finished run here (expected a file run.json)
+    """
+    saved = load_run(run)
+    shape = saved.description.image_shape
+    plain = replace(saved.config, defense="none", noise_std=0.0, cem_weight=0.0)
+    undefended, _, _ = build_parts(plain, image_shape=shape, num_classes=saved.description.num_classes)
+    classes: Sequence[str] = ()
+    with suppress(FileNotFoundError, ImportError):  # the images may be elsewhere
+        classes = saved.data.class_names
+    return export(
+        saved.model,
+        saved.defense,
+        folder,
+        image_shape=shape,
+        format=format,
+        noise=noise,
+        message=message,
+        classes=classes,
+        run=digest(saved.path / DESCRIPTION),
+        undefended=undefended,
+    )
+
+
+class _Drawing(nn.Module):
+    """The device half with draws of torch's generator in its graph."""
+
+    def __init__(self, device: Device):
+        super().__init__()
+        self.device = device
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.device.message(images)
+
+
+def _code(defense: Defense, message: str) -> Code:
+    """The code of a message; the range of ``uint8`` leaves room for four standard deviations of noise around [0, 1]."""
+    std = torch.as_tensor(getattr(defense, "noise_std", 0.0)).amax().item()
+    return Code(message, low=-4 * std, high=1 + 4 * std)
+
+
+@torch.no_grad()
+def _measured(
+    device: Device, inputs: Sequence[draws.RandomInput], shape: Sequence[int]
+) -> tuple[list[draws.RandomInput], float]:
+    """The random inputs with the variance that each alone causes, and the variance that all cause together."""
+    probe = draws.probes(shape, MESSAGES)
+    drawn, still = draws.seeded(inputs, MESSAGES, seed=0), draws.neutral(inputs, MESSAGES)
+    found = []
+    for index, each in enumerate(inputs):
+        alone = [*still[:index], drawn[index], *still[index + 1 :]]
+        found.append(replace(each, variance=draws.variance(device.code.decode(device(probe, *alone)))))
+    return found, draws.variance(device.code.decode(device(probe, *drawn)))
+
+
+def _cost(model: SplitModel, probe: Tensor, path: Path, example: tuple[Tensor, ...]) -> Cost:
+    counted = cost.measure(model, probe[:1], passes=1)["encoder"]
+    half, times = open_half(path), []
+    with torch.no_grad():
+        sent = half(*example)
+    for _ in range(12):
+        start = time.perf_counter()
+        half(*(each[:1] for each in example))
+        times.append(time.perf_counter() - start)
+    milliseconds = 1e3 * statistics.median(times[2:])
+    return Cost(counted.parameters, counted.macs, milliseconds, sent[0].numel() * sent.element_size())
+
+
+def _undefended(model: SplitModel, probe: Tensor, format: str) -> Cost:
+    device = Device(model, NoDefense(), Code())
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, f"device.{format}")
+        write_half(device, (probe,), path, inputs=["image"], output="message")
+        return _cost(model, probe, path, (probe,))
+
+
+def _versions() -> dict[str, str]:
+    packages = ["cem_fast", "torch", *PACKAGES]
+    return {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name) is not None}

@@ -1,0 +1,219 @@
+"""Files of exported halves: written by torch's exporters, opened by the runtime of their format."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cem_fast._support.files import write_atomically
+
+FORMATS = ("onnx", "pt2")
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+LIMIT = 2**31 - 2**20  # bytes of a file of protocol buffers
+
+
+def write_half(
+    half: nn.Module, example: Sequence[Tensor], path: Path, *, inputs: Sequence[str], output: str, random: bool = False
+) -> None:
+    """Writes one half as a file with a free batch size.
+
+    Args:
+        half: a module of one tensor, or of one tensor and several more as ``*args``.
+        example: its inputs, two rows each.
+        path: the file, which ends in ``.onnx`` or ``.pt2``.
+        inputs: names of the inputs.
+        output: name of the output.
+        random: whether the graph may draw.
+
+    Raises:
+        ImportError: a package of the extra ``deploy`` is missing.
+        ValueError: the half cannot be exported, draws by itself, or is too large for one file.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from cem_fast.deploy.files import open_half, write_half
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "half.pt2")
+        ...     write_half(torch.nn.ReLU(), [torch.rand(2, 3)], path, inputs=["x"], output="y")
+        ...     open_half(path)(torch.tensor([[-1.0, 0.0, 2.0]]))
+        tensor([[0., 0., 2.]])
+    """
+    check_packages(path.suffix[1:])
+    size = sum(each.numel() * each.element_size() for each in (*half.parameters(), *half.buffers()))
+    if size > LIMIT:
+        raise ValueError(f"{path.stem} has {size / 2**30:.1f} GB of weights, and one file holds less than 2 GB")
+    rows = {0: torch.export.Dim("batch", min=1)}
+    first, *draws = example
+    shapes: tuple[object, ...] = (rows, tuple(rows for _ in draws)) if draws else (rows,)
+    with _quiet():
+        try:
+            program = torch.export.export(half, (first, *draws), dynamic_shapes=shapes, strict=False)
+            drawing = sorted({str(node.target) for node in program.graph.nodes if _draws(node.target)})
+            if drawing and not random:
+                raise ValueError(f"its graph draws by {', '.join(drawing)}, and would repeat itself")
+            content = _onnx(program, inputs, output) if path.suffix == ".onnx" else _pt2(program)
+        except Exception as error:  # the exporters' own classes differ between releases
+            raise ValueError(
+                f"the {path.stem} half cannot be exported to {path.suffix[1:]}: {_reason(error)}"
+            ) from error
+    write_atomically(path, content)
+
+
+def open_half(path: str | Path) -> Callable[..., Tensor]:
+    """Opens an exported half.
+
+    A file of ``pt2`` is a torch program and comes with code: open one that you exported, or that you trust as you trust a package.
+
+    Args:
+        path: ``.onnx`` or ``.pt2``.
+
+    Returns:
+        A function of tensors, with a batch of any size.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the runtime is not installed.
+        ValueError: the file is damaged, or reads other files.
+
+    Example:
+        >>> from cem_fast.deploy.files import open_half
+        >>> open_half("nowhere/device.onnx")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] no such half: 'nowhere/device.onnx'
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such half", str(path))
+    check_packages(path.suffix[1:])
+    try:
+        return _open_onnx(path) if path.suffix == ".onnx" else _open_pt2(path)
+    except Exception as error:  # each runtime has its own classes
+        raise ValueError(f"{path} cannot be opened: {_reason(error)}") from error
+
+
+def check_packages(format: str) -> None:
+    """Fails if the packages of a format are not installed.
+
+    Args:
+        format: ``onnx`` or ``pt2``.
+
+    Raises:
+        ImportError: one is missing; the error says how to install it.
+
+    Example:
+        >>> from cem_fast.deploy.files import check_packages
+        >>> check_packages("pt2")
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None] if format == "onnx" else []
+    if missing:
+        raise ImportError(f"the format onnx needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Args:
+        path: the file.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from cem_fast.deploy.files import digest
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "empty").write_bytes(b"")
+        ...     digest(Path(folder, "empty"))[:8]
+        'e3b0c442'
+    """
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def _draws(target: object) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
+def _onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], output: str) -> bytes:
+    made = torch.onnx.export(
+        program, dynamo=True, input_names=list(inputs), output_names=[output], external_data=False, verbose=False
+    )
+    if made is None:
+        raise ValueError("torch.onnx.export returned nothing")
+    content: bytes = made.model_proto.SerializeToString()
+    return content
+
+
+def _pt2(program: torch.export.ExportedProgram) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return file.getvalue()
+
+
+def _open_onnx(path: Path) -> Callable[..., Tensor]:
+    import onnx
+    import onnxruntime  # type: ignore[import-untyped]
+
+    model = onnx.load(str(path), load_external_data=False)
+    if any(each.data_location == onnx.TensorProto.EXTERNAL for each in model.graph.initializer):
+        raise ValueError("its weights are in other files")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*tensors: Tensor) -> Tensor:
+        if len(tensors) != len(names):
+            raise ValueError(f"{path.name} takes {', '.join(names)}, got {len(tensors)} tensors")
+        feed: dict[str, Any] = {name: tensor.numpy() for name, tensor in zip(names, tensors)}
+        return torch.from_numpy(session.run(None, feed)[0])
+
+    return run
+
+
+def _open_pt2(path: Path) -> Callable[..., Tensor]:
+    with _quiet():
+        program = torch.export.load(path).module()
+
+    def run(*tensors: Tensor) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = program(*tensors)
+        return found
+
+    return run
+
+
+def _reason(error: BaseException) -> str:
+    """The cause of an exporter's error in one line, without its advice to developers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporters' progress, warnings and log messages from the user, who gets one error or none."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), open(os.devnull, "w") as null:
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stderr(null):
+                yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,163 @@
+"""The two halves of a network as modules of tensors alone: images to messages, and messages to logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cem_fast.defenses import Defense
+from cem_fast.deploy.draws import Draws
+from cem_fast.models.split import SplitModel
+
+CODES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
+LEVELS = 255
+
+
+class Code(nn.Module):
+    """The numbers of a message as they are sent.
+
+    ``uint8``: ``q = round(255 (z - low) / (high - low))``, clipped to 0...255; ``float16``: the nearest number.
+
+    Args:
+        dtype: ``float32``, ``float16`` or ``uint8``.
+        low: least value of ``uint8``.
+        high: greatest value of ``uint8``.
+
+    Raises:
+        ValueError: the dtype is unknown, or the range is empty.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.deploy.halves import Code
+        >>> code = Code("uint8", low=0.0, high=1.0)
+        >>> code.encode(torch.tensor([0.0, 0.5, 2.0]))
+        tensor([  0, 128, 255], dtype=torch.uint8)
+        >>> code.decode(code.encode(torch.tensor([0.2])))
+        tensor([0.2000])
+    """
+
+    def __init__(self, dtype: str = "float32", low: float = 0.0, high: float = 1.0):
+        super().__init__()
+        if dtype not in CODES:
+            raise ValueError(f"message must be {', '.join(CODES)}, got {dtype!r}")
+        if not low < high:
+            raise ValueError(f"the range of a message must not be empty, got [{low}, {high}]")
+        self.dtype, self.low, self.high = dtype, low, high
+
+    def encode(self, released: Tensor) -> Tensor:
+        """Returns the numbers to send."""
+        if self.dtype == "uint8":
+            scaled = (released - self.low) * (LEVELS / (self.high - self.low))
+            return torch.round(scaled).clamp(0, LEVELS).to(torch.uint8)
+        return released.to(CODES[self.dtype])
+
+    def decode(self, sent: Tensor) -> Tensor:
+        """Returns the features of a message, float32."""
+        if self.dtype == "uint8":
+            return sent.float() * ((self.high - self.low) / LEVELS) + self.low
+        return sent.float()
+
+    forward = decode
+
+
+class Device(nn.Module):
+    """The half on the device: preprocessing, encoder, everything that the defense does in use, and the code of the message.
+
+    Args:
+        model: the network; copied.
+        defense: the defense; copied.
+        code: the code of the message.
+        mean: mean of each channel of the images, subtracted; None for images that are used as they are.
+        std: standard deviation of each channel, the divisor; None likewise.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses, models
+        >>> from cem_fast.deploy.halves import Code, Device
+        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=4)
+        >>> device = Device(model, defenses.GaussianNoise(noise_std=0.1), Code())
+        >>> device(torch.rand(2, 1, 16, 16), torch.zeros(2, 4, 4, 4)).shape
+        torch.Size([2, 4, 4, 4])
+    """
+
+    def __init__(
+        self,
+        model: SplitModel,
+        defense: Defense,
+        code: Code,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        self.encoder = frozen(model.encoder)
+        self.defense = cast("Defense", frozen(defense))
+        self.code = code
+        self.mean: Tensor | None
+        self.std: Tensor | None
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, None if values is None else torch.tensor(values).view(-1, 1, 1))
+        self.eval()
+
+    def forward(self, images: Tensor, *draws: Tensor) -> Tensor:
+        with Draws(draws):
+            return self.message(images)
+
+    def message(self, images: Tensor) -> Tensor:
+        """Returns the messages of images ``[N, C, H, W]`` in [0, 1], with draws of torch's generator."""
+        if self.mean is not None:
+            images = images - self.mean
+        if self.std is not None:
+            images = images / self.std
+        return self.code.encode(self.defense.release(self.encoder(images)))
+
+
+class Cloud(nn.Module):
+    """The half in the cloud: messages to logits.
+
+    Args:
+        model: the network; copied.
+        code: the code of the message.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import models
+        >>> from cem_fast.deploy.halves import Cloud, Code
+        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=4)
+        >>> Cloud(model, Code())(torch.rand(2, 4, 4, 4)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, model: SplitModel, code: Code):
+        super().__init__()
+        self.decoder = frozen(model.decoder)
+        self.code = code
+        self.eval()
+
+    def forward(self, messages: Tensor) -> Tensor:
+        return self.decoder(self.code.decode(messages))
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Returns a copy for use alone, on the CPU: no gradients, and every module with a method ``frozen`` replaced by its result.
+
+    Args:
+        module: the module, which stays as it is.
+
+    Example:
+        >>> from torch import nn
+        >>> from cem_fast.deploy.halves import frozen
+        >>> frozen(nn.Linear(2, 2)).weight.requires_grad
+        False
+    """
+    module = copy.deepcopy(module).cpu().eval().requires_grad_(False)
+    for name, part in list(module.named_modules()):
+        freeze: Any = getattr(part, "frozen", None)
+        if name and callable(freeze):
+            owner, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(owner), leaf, freeze())
+    return module

@@ -1,0 +1,208 @@
+"""The description of two exported halves, ``manifest.json``."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cem_fast._support import typed_json
+from cem_fast._support.files import write_atomically
+from cem_fast.deploy.draws import RandomInput
+
+NAME = "manifest.json"
+SCHEMA = 1
+MARK = f'{{\n "schema": {SCHEMA},\n "made_by": "cem_fast'.encode()
+LONGEST = 10 * 2**20  # bytes of a manifest that is read
+MOST = 2**28  # numbers in an image, a message or the logits
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the device half does to an image before the encoder: ``(image - mean) / std``.
+
+    Args:
+        low: least value of a pixel.
+        high: greatest value of a pixel.
+        mean: mean of each channel; None for 0.
+        std: standard deviation of each channel; None for 1.
+
+    Example:
+        >>> from cem_fast.deploy.manifest import Preprocessing
+        >>> Preprocessing().high
+        1.0
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The randomness of a message.
+
+    Args:
+        source: ``input`` for draws that the application passes in, ``graph`` for draws of torch's generator, ``none``.
+        std: standard deviation of the noise, a number or one per number of the message; measured if the defense states none.
+        variance: mean variance of the numbers of a message over messages of the probe image.
+
+    Example:
+        >>> from cem_fast.deploy.manifest import Noise
+        >>> Noise("input", 0.1, 0.01).source
+        'input'
+    """
+
+    source: str
+    std: float | tuple[float, ...]
+    variance: float
+
+    def __post_init__(self) -> None:
+        if self.source not in ("input", "graph", "none"):
+            raise ValueError(f"source must be input, graph or none, got {self.source!r}")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of the device half for one image.
+
+    Args:
+        parameters: trainable numbers of the encoder.
+        multiplications: multiplications of the encoder.
+        milliseconds: median time of the exported half on the exporting machine's CPU.
+        message_bytes: bytes of one message.
+
+    Example:
+        >>> from cem_fast.deploy.manifest import Cost
+        >>> Cost(100, 2000, 0.1, 256).message_bytes
+        256
+    """
+
+    parameters: int
+    multiplications: int
+    milliseconds: float
+    message_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an application needs to know of ``device.*`` and ``cloud.*``.
+
+    Args:
+        format: ``onnx`` or ``pt2``.
+        image_shape: ``(C, H, W)``.
+        message_shape: shape of one message.
+        num_classes: numbers of the logits.
+        classes: names of the classes, by index; empty if there are none.
+        message: dtype of the numbers of a message: ``float32``, ``float16`` or ``uint8``.
+        message_range: values of the codes 0 and 255 of ``uint8``; None for the others.
+        preprocessing: done inside the device half.
+        noise: the randomness of a message.
+        random_inputs: inputs of the device half after the image, standard draws; empty where the graph draws.
+        defense: names of the defense's parts.
+        cost: cost of the device half.
+        undefended: cost of the device half of the same network without a defense; None if unknown.
+        run: digest of the run's description; empty without a run.
+        digests: SHA-256 of each file.
+        versions: versions of the packages that exported.
+
+    Raises:
+        ValueError: an entry is out of range.
+
+    Example:
+        >>> from cem_fast.deploy.manifest import Cost, Manifest, Noise, Preprocessing
+        >>> noise = Noise("input", 0.1, 0.01)
+        >>> shapes = {"image_shape": (1, 16, 16), "message_shape": (4, 4, 4), "num_classes": 3, "classes": ()}
+        >>> message = {"message": "float32", "message_range": None}
+        >>> manifest = Manifest(
+        ...     format="onnx", **shapes, **message, preprocessing=Preprocessing(), noise=noise, random_inputs=(),
+        ...     defense=("GaussianNoise",), cost=Cost(1, 1, 1.0, 256), run="", digests={}, versions={},
+        ... )
+        >>> manifest.file("device")
+        'device.onnx'
+    """
+
+    format: str
+    image_shape: tuple[int, ...]
+    message_shape: tuple[int, ...]
+    num_classes: int
+    classes: tuple[str, ...]
+    message: str
+    message_range: tuple[float, float] | None
+    preprocessing: Preprocessing
+    noise: Noise
+    random_inputs: tuple[RandomInput, ...]
+    defense: tuple[str, ...]
+    cost: Cost
+    run: str
+    digests: dict[str, str]
+    versions: dict[str, str]
+    undefended: Cost | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in ("onnx", "pt2"):
+            raise ValueError(f"format must be onnx or pt2, got {self.format!r}")
+        if self.message not in ("float32", "float16", "uint8"):
+            raise ValueError(f"message must be float32, float16 or uint8, got {self.message!r}")
+        for name, shape in (
+            ("image_shape", self.image_shape),
+            ("message_shape", self.message_shape),
+            ("num_classes", (self.num_classes,)),
+            *(("random_inputs", each.shape) for each in self.random_inputs),
+        ):
+            numbers = 1
+            for side in shape:
+                numbers *= side
+                if not 0 < side <= MOST or numbers > MOST:
+                    raise ValueError(f"{name} must be positive and hold at most {MOST} numbers, got {list(shape)}")
+        if any(not re.fullmatch(r"[a-z_0-9]{1,40}", each.name) for each in self.random_inputs):
+            raise ValueError("the names of random_inputs must be of a to z, 0 to 9 and _")
+
+    def file(self, half: str) -> str:
+        """Name of the file of a half.
+
+        Args:
+            half: ``device`` or ``cloud``.
+
+        """
+        return f"{half}.{self.format}"
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``manifest.json``."""
+        text = json.dumps({"schema": SCHEMA, "made_by": "cem_fast", **asdict(self)}, indent=1, allow_nan=False)
+        write_atomically(Path(folder) / NAME, text.encode())
+
+
+def read(folder: str | Path) -> Manifest:
+    """Read and check ``manifest.json``.
+
+    Args:
+        folder: the folder of the exported halves.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON, or an entry is wrong; the error names it.
+
+    Example:
+        >>> from cem_fast.deploy import manifest
+        >>> manifest.read("nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] no exported halves there: 'nowhere/manifest.json'
+    """
+    path = Path(folder) / NAME
+    if not path.is_file():
+        raise FileNotFoundError(2, "no exported halves there", str(path))
+    with open(path, "rb") as file:
+        content = file.read(LONGEST + 1)
+    try:
+        if len(content) > LONGEST:
+            raise ValueError(f"longer than {LONGEST} bytes")
+        entries: Any = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(entries, dict) or entries.get("schema") != SCHEMA:
+        raise ValueError(f"{path} must have the schema {SCHEMA}")
+    return typed_json.read(Manifest, entries, path)

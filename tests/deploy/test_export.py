@@ -1,0 +1,251 @@
+"""Exported halves: two files that compute what PyTorch computes, and a check that notices noise that is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from support.command_line import status
+from torch import nn
+
+from cem_fast import SplitModel, defenses, deploy, load_run, models
+from cem_fast.deploy import draws, export, verify
+from cem_fast.deploy import manifest as manifests
+from cem_fast.deploy.files import digest, open_half
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+SHAPE = (1, 16, 16)
+
+
+def network() -> SplitModel:
+    torch.manual_seed(0)
+    return models.build("slim", image_shape=SHAPE, num_classes=3, cut=2, bottleneck=4).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The halves of dropout and noise, in ONNX."""
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    defense = defenses.build("dropout", noise_std=0.1, dropout_rate=0.3)
+    deploy.export(network(), defense, folder, image_shape=SHAPE, classes=("a", "b", "c"))
+    return folder
+
+
+@pytest.fixture
+def copied(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "out")
+    return tmp_path / "out"
+
+
+def tamper(folder, change) -> None:
+    """Changes manifest.json or the device half, and the digest with it."""
+    path = folder / manifests.NAME
+    entries = json.loads(path.read_text())
+    change(entries)
+    entries["digests"] = {name: digest(folder / name) for name in entries["digests"]}
+    path.write_text(json.dumps(entries))
+
+
+def test_halves_compute_what_pytorch_computes(exported):
+    manifest = manifests.read(exported)
+    device, cloud = open_half(exported / "device.onnx"), open_half(exported / "cloud.onnx")
+    assert sorted(path.name for path in exported.iterdir()) == ["cloud.onnx", "device.onnx", "manifest.json"]
+    model, defense = network(), defenses.build("dropout", noise_std=0.1, dropout_rate=0.3)
+    for count in (1, 7):
+        images = torch.rand(count, *SHAPE)
+        drawn = draws.seeded(manifest.random_inputs, count, seed=1)
+        with torch.no_grad(), draws.Draws(drawn):
+            expected = defense.release(model.encoder(images))
+        message = device(images, *drawn)
+        assert torch.allclose(message, expected, atol=1e-5)
+        assert torch.allclose(cloud(message), model.decoder(expected), atol=1e-4)
+
+
+def test_the_manifest_describes_the_halves(exported):
+    manifest = manifests.read(exported)
+    assert manifest.classes == ("a", "b", "c")
+    assert [(each.name, each.distribution, each.shape) for each in manifest.random_inputs] == [
+        ("uniform", "uniform", (4, 4, 4)),
+        ("noise", "normal", (4, 4, 4)),
+    ]
+    assert manifest.noise.std == 0.1
+    assert manifest.cost.message_bytes == 4 * 64
+    assert manifest.cost.parameters == sum(p.numel() for p in network().encoder.parameters())
+
+
+def test_frozen_noise_is_noticed(copied):
+    model = onnx.load(str(copied / "device.onnx"))
+    frozen = onnx.helper.make_tensor("frozen", onnx.TensorProto.FLOAT, [1, 4, 4, 4], [0.25] * 64)
+    model.graph.initializer.append(frozen)
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name == "noise":
+                node.input[index] = "frozen"
+    onnx.save(model, str(copied / "device.onnx"))
+    tamper(copied, lambda entries: None)
+    with pytest.raises(ValueError, match="the noise of the input noise has no effect"):
+        verify(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entries: entries["noise"].update(std=0.2), "the noise has a standard deviation of 0"),
+        (lambda entries: entries["noise"].update(variance=0.5), "the noise of the messages has a variance"),
+        (lambda entries: entries["random_inputs"][0].update(variance=0.5), "the noise of the input uniform"),
+        (lambda entries: entries["random_inputs"][1].update(variance=0.02), "the noise of the input noise"),
+        (lambda entries: entries.update(num_classes=4), "must return 4 finite logits"),
+        (lambda entries: entries.update(message_shape=[4, 4, 5]), "messages must have the shape"),
+        (
+            lambda entries: entries.update(image_shape=[1, 2**20, 2**20]),
+            "image_shape must be positive and hold at most",
+        ),
+        (lambda entries: entries.update(format="exe"), "format must be onnx or pt2"),
+        (lambda entries: entries.update(random_inputs=[]), "takes image, uniform, noise"),
+        (lambda entries: entries.pop("noise"), "noise"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(copied, change, message):
+    tamper(copied, change)
+    with pytest.raises(ValueError, match=message):
+        verify(copied)
+
+
+def test_a_changed_file_is_noticed(copied):
+    shutil.copy(copied / "device.onnx", copied / "old")
+    model = onnx.load(str(copied / "cloud.onnx"))
+    model.doc_string = "changed"
+    onnx.save(model, str(copied / "cloud.onnx"))
+    with pytest.raises(ValueError, match=r"cloud\.onnx has changed since it was exported"):
+        verify(copied)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"{"])
+def test_a_damaged_file_is_named(copied, content):
+    (copied / "device.onnx").write_bytes(content)
+    with pytest.raises(ValueError, match=r"device\.onnx"):
+        verify(copied)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"schema": 1}', '{"schema": 2}'])
+def test_a_damaged_manifest_is_named(tmp_path, content):
+    (tmp_path / manifests.NAME).write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        verify(tmp_path)
+
+
+@pytest.mark.parametrize("message", ["float16", "uint8"])
+def test_small_messages_keep_their_noise(tmp_path, message):
+    defense = defenses.GaussianNoise(noise_std=0.1)
+    manifest = export(network(), defense, tmp_path, image_shape=SHAPE, format="pt2", message=message)
+    assert manifest.cost.message_bytes == {"float16": 128, "uint8": 64}[message]
+    device, cloud = open_half(tmp_path / "device.pt2"), open_half(tmp_path / "cloud.pt2")
+    images = torch.rand(5, *SHAPE)
+    sent = device(images, torch.zeros(5, 4, 4, 4))
+    assert sent.dtype == getattr(torch, message)
+    model = network()
+    with torch.no_grad():
+        assert torch.allclose(cloud(sent), model(images), atol=0.02)
+
+
+def test_noise_of_the_graph_does_not_repeat(tmp_path):
+    defense = defenses.GaussianNoise(noise_std=0.1)
+    manifest = export(network(), defense, tmp_path, image_shape=SHAPE, format="pt2", noise="graph")
+    assert (manifest.noise.source, manifest.random_inputs) == ("graph", ())
+    client = deploy.DeviceClient(tmp_path)
+    image = torch.rand(1, *SHAPE)
+    assert not torch.equal(client.message(image), client.message(image))
+
+
+def test_noise_of_a_seeded_graph_is_refused(tmp_path):
+    class Repeating(defenses.Defense):
+        noise_std = 0.1
+
+        def release(self, features):
+            return features + 0.1 * torch.ones_like(features).cumsum(-1).sin()
+
+    manifest = export(network(), Repeating(), tmp_path, image_shape=SHAPE, format="pt2")
+    entries = json.loads((tmp_path / manifests.NAME).read_text())
+    assert manifest.noise.source == "none"
+    entries["noise"] = {"source": "graph", "std": 0.1, "variance": 0.01}
+    (tmp_path / manifests.NAME).write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match="the noise of the messages has no effect"):
+        verify(tmp_path)
+
+
+class Drawing(nn.Module):
+    """A layer with randomness of its own that no function of torch announces."""
+
+    def forward(self, features):
+        return torch.ops.aten.bernoulli.p(features, 0.5)
+
+
+class Deciding(nn.Module):
+    """A layer that depends on the values of the features."""
+
+    def forward(self, features):
+        return features * 2 if features.sum() > 0 else features
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"), [(Drawing(), "bernoulli"), (Deciding(), "device half cannot be exported")]
+)
+def test_what_cannot_be_exported_is_named(tmp_path, layer, message):
+    model = network()
+    model.encoder.append(layer)
+    with pytest.raises(ValueError, match=message):
+        export(model, defenses.NoDefense(), tmp_path, image_shape=SHAPE, format="pt2")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"format": "onnx", "noise": "graph"}, "repeats the first draws of a graph in every session"),
+        ({"format": "onx"}, "onnx"),
+        ({"noise": "inputs"}, "input"),
+        ({"message": "int8"}, "uint8"),
+        ({"image_shape": (16, 16)}, r"image_shape must be \(C, H, W\)"),
+        ({"mean": [0.5, 0.5]}, "mean must have one number for each of 1 channels"),
+        ({"std": [0.0]}, "std must be positive"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        export(network(), defenses.NoDefense(), tmp_path / "out", **{"image_shape": SHAPE, **settings})
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_programs_manifest_is_left_alone(tmp_path):
+    (tmp_path / manifests.NAME).write_text('{"name": "a web page"}')
+    with pytest.raises(ValueError, match="was not written by cem_fast"):
+        export(network(), defenses.NoDefense(), tmp_path, image_shape=SHAPE)
+
+
+def test_a_saved_run_is_exported_by_the_command_line(finished, tmp_path, capsys):
+    run, out = finished.run(cem=True), tmp_path / "out"
+    assert status("export", str(run), "--folder", str(out), "--format", "pt2") == 0
+    printed = capsys.readouterr().out
+    assert "without a defense" in printed
+    assert f"halves: {out}/device.pt2 and {out}/cloud.pt2" in printed
+    assert manifests.read(out).classes == load_run(run).data.class_names
+    assert status("export", "--verify", str(out)) == 0
+    assert "noise: from the inputs noise (normal)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "export takes the folder of a saved run, or --verify"),
+        (("a", "--verify", "b"), "export takes the folder of a saved run, or --verify"),
+        (("--verify", "nowhere"), "no exported halves there"),
+        (("nowhere",), "nowhere"),
+    ],
+)
+def test_wrong_arguments_of_the_command_are_one_line(arguments, message, capsys):
+    assert status("export", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
