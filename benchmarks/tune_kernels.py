@@ -1,23 +1,29 @@
 """Times tile sizes of the Triton kernels on this machine's GPU and prints the rows to put into kernels/_configs.py.
 
 usage: python benchmarks/tune_kernels.py [--family gradient ...] [--rows 8192] [--dimension 2048] [--classes 100]
-           [--components 10] [--check]
+           [--components 10] [--seconds 300] [--check]
 
-What cannot be launched, spills or breaks another promise of tests/aot is left out, with the reason. With ``--check`` nothing
-is timed and no GPU is needed: of every tile size one kernel, chosen at random, is compiled for an architecture chosen at
-random. Exit status: 0 if every family has a row, or, with ``--check``, if everything compiles.
+Every tile size is timed with 4 and 8 warps, and the fastest with 2 and 3 stages, as replays of a CUDA graph. Each family has an
+equal share of the seconds; what is left then is not tried. What cannot be launched, spills or breaks another promise of tests/aot
+is left out, with the reason. With ``--check`` nothing is timed and no GPU is needed: of every tile size one kernel, chosen at
+random, is compiled for an architecture chosen at random. Exit status: 0 if every family has a row, or, with ``--check``, if
+everything compiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
+import multiprocessing
 import os
 import random
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 if __name__ == "__main__":
@@ -49,6 +55,8 @@ CANDIDATES: dict[str, list[tuple[int, ...]]] = {
     "product_moments": [(16, 32, 64), (32, 32, 64), (16, 64, 64)],
 }
 WARPS = (4, 8)
+STAGES = (2, 3)  # of the fastest tile size; the others have one
+TIMED_SHARE = 0.75  # of a family's seconds; the rest judges the machine code
 
 
 class Shape(NamedTuple):
@@ -59,8 +67,13 @@ class Shape(NamedTuple):
 
 
 def candidates(family: str) -> Iterator[Config]:
-    for (rows, width, *components), warps in itertools.product(CANDIDATES[family], WARPS):
-        yield Config(rows, width, warps, 1, *components)
+    """Tile sizes and warps to try; those of the table come first."""
+    tried = [
+        Config(rows, width, warps, 1, *components)
+        for (rows, width, *components), warps in itertools.product(CANDIDATES[family], WARPS)
+    ]
+    now = _configs.config(family, itemsize(family))
+    yield from sorted(tried, key=lambda config: config != now)
 
 
 def itemsize(family: str) -> int:
@@ -111,7 +124,7 @@ def workload(family: str, shape: Shape, device: str) -> tuple[str, list[Any]]:
 
 
 def milliseconds(operator: str, arguments: list[Any]) -> float:
-    return triton.testing.do_bench(lambda: OPERATORS[operator](*arguments), quantiles=[0.5])
+    return triton.testing.do_bench_cudagraph(lambda: OPERATORS[operator](*arguments), quantiles=[0.5])
 
 
 def said(failure: Exception) -> str:
@@ -119,18 +132,23 @@ def said(failure: Exception) -> str:
     return ": ".join([type(failure).__name__, *str(failure).splitlines()[:1]])
 
 
-def faults(family: str, config: Config, architecture: str) -> list[str]:
-    """What every kernel of a family would do wrong under a configuration, from the machine code; empty if nothing."""
-    arch, found = machine.named(architecture), []
-    for case in _aot.cases_under(family, itemsize(family), config):
-        if not machine.serves(case, arch):
-            continue
-        try:
-            wrong = machine.report(case, arch).faults(arch, case)
-        except Exception as failure:  # whatever a compiler raises
-            wrong = [said(failure)]
-        found += [f"{case.name} ({case.features}{', aligned' * bool(case.attrs)}): {fault}" for fault in wrong]
-    return found
+def faults_of_case(family: str, config: Config, architecture: str, number: int) -> list[str]:
+    """What one kernel of a family would do wrong under a configuration, from the machine code; empty if nothing."""
+    case, arch = _aot.cases_under(family, itemsize(family), config)[number], machine.named(architecture)
+    if not machine.serves(case, arch):
+        return []
+    try:
+        wrong = machine.report(case, arch).faults(arch, case)
+    except Exception as failure:  # whatever a compiler raises
+        wrong = [said(failure)]
+    return [f"{case.name} ({case.features}{', aligned' * bool(case.attrs)}): {fault}" for fault in wrong]
+
+
+def faults(family: str, config: Config, architecture: str, pool: Executor | None = None) -> list[str]:
+    """What every kernel of a family would do wrong under a configuration; compiled by a pool of processes if there is one."""
+    numbers = range(len(_aot.cases_under(family, itemsize(family), config)))
+    found = (map if pool is None else pool.map)(partial(faults_of_case, family, config, architecture), numbers)
+    return [fault for of_case in found for fault in of_case]
 
 
 def tune(
@@ -140,19 +158,33 @@ def tune(
     device: str = "cuda",
     time: Callable[[str, list[Any]], float] = milliseconds,
     faults: Callable[[str, Config, str], list[str]] = faults,
+    deadline: float = math.inf,
 ) -> Config | None:
-    """Puts the fastest configuration without a fault into the table, and returns it; None if there is no such."""
+    """Puts the fastest configuration without a fault into the table, and returns it; None if there is no such.
+
+    After the deadline, of the monotonic clock, only the first configuration is timed.
+    """
     rows, size = _configs.TABLE[family], itemsize(family)
     before = rows.get(architecture, {})
     times: dict[Config, float] = {}
-    for config in candidates(family):
-        rows[architecture] = before | {size: config}
-        try:
-            times[config] = time(*workload(family, shape, device))
-        except Exception as failure:  # whatever a compiler or a driver raises
-            print(f"  {family} {config}: left out: {said(failure)}", flush=True)
-        else:
-            print(f"  {family} {config}: {times[config]:.4f} ms", flush=True)
+
+    def try_all(configs: Iterator[Config]) -> None:
+        for config in configs:
+            if times and monotonic() > deadline:
+                print(f"  {family} {config}: no time left for it and what follows", flush=True)
+                return
+            rows[architecture] = before | {size: config}
+            try:
+                times[config] = time(*workload(family, shape, device))
+            except Exception as failure:  # whatever a compiler or a driver raises
+                print(f"  {family} {config}: left out: {said(failure)}", flush=True)
+            else:
+                print(f"  {family} {config}: {times[config]:.4f} ms", flush=True)
+
+    try_all(candidates(family))
+    if times:
+        best = min(times, key=times.__getitem__)
+        try_all(best._replace(num_stages=stages) for stages in STAGES)
     for config in sorted(times, key=times.__getitem__):
         found = faults(family, config, architecture)
         if not found:
@@ -163,6 +195,25 @@ def tune(
     rows[architecture] = before
     print(f"{family}: no tile size can be used here; the table keeps its row", flush=True)
     return None
+
+
+def tune_all(families: list[str], architecture: str, shape: Shape, seconds: float) -> int:
+    """Tunes families one after the other within a time; returns the exit status."""
+    arch = machine.named(architecture)
+    end, done = monotonic() + seconds, True
+    # processes of their own: a fork of one that holds a GPU cannot use it, nor must it
+    with ProcessPoolExecutor(
+        int(os.environ.get("MAX_JOBS", os.cpu_count() or 1)),
+        multiprocessing.get_context("spawn"),
+        machine.ARCHITECTURES.__setitem__,
+        (arch, machine.ARCHITECTURES[arch]),
+    ) as pool:
+        for place, family in enumerate(families):
+            share = TIMED_SHARE * (end - monotonic()) / (len(families) - place)
+            judge = partial(faults, pool=pool)
+            best = tune(family, architecture, shape, faults=judge, deadline=monotonic() + share)
+            done = done and best is not None
+    return int(not done)
 
 
 def compiled(family: str, config: Config, architecture: int | str, seed: int) -> tuple[str, bool]:
@@ -180,6 +231,7 @@ def compiled(family: str, config: Config, architecture: int | str, seed: int) ->
 def check(families: list[str]) -> int:
     """See the top of this file; returns the exit status."""
     jobs = [(family, config) for family in families for config in candidates(family)]
+    jobs = [(family, config._replace(num_stages=random.choice((1, *STAGES)))) for family, config in jobs]
     places = [random.choice(list(machine.ARCHITECTURES)) for _ in jobs]
     seeds = [random.randrange(1 << 30) for _ in jobs]
     with ProcessPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
@@ -198,18 +250,19 @@ def main() -> int:
     parser.add_argument("--dimension", type=int, default=2048)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--components", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=300, help="time for all families together (default: 300)")
     parser.add_argument("--check", action="store_true", help="time nothing; compile one kernel of every tile size")
     args = parser.parse_args()
     if args.check:
         return check(args.family)
     if not torch.cuda.is_available():
-        raise SystemExit("tune_kernels.py times kernels on a GPU, and torch sees none; --check needs none")
+        raise SystemExit("tune_kernels.py: no GPU (--check needs none)")
     torch.manual_seed(0)
     index = torch.cuda.current_device()
     architecture = _launch._architecture(index)
     machine.know(architecture, torch.cuda.get_device_properties(index))
     shape = Shape(args.rows, args.dimension, args.classes, args.components)
-    return int(not all([tune(family, architecture, shape) for family in args.family]))
+    return tune_all(args.family, architecture, shape, args.seconds)
 
 
 if __name__ == "__main__":

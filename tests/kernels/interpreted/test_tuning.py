@@ -58,7 +58,9 @@ def test_every_tile_size_is_right(family, table, capsys):
         return float(len(launched))
 
     best = tune_kernels.tune(family, "*", SMALL, device="cpu", time=time, faults=lambda *_: [])
-    assert launched == set(tune_kernels.candidates(family))
+    fastest = next(tune_kernels.candidates(family))
+    staged = {fastest._replace(num_stages=stages) for stages in tune_kernels.STAGES}
+    assert launched == {*tune_kernels.candidates(family), *staged}
     assert best == next(tune_kernels.candidates(family)) == _configs.config(family, tune_kernels.itemsize(family))
     assert "left out" not in capsys.readouterr().out
 
@@ -71,7 +73,7 @@ def test_the_table_is_among_what_is_tried():
 
 def test_what_cannot_be_used_is_left_out_with_the_reason(capsys):
     first, second, third, *_ = tune_kernels.candidates("reduce")
-    times = iter([RuntimeError("out of resource: shared memory\nmore"), 1.0, 2.0, 3.0, 4.0, 5.0])
+    times = iter([RuntimeError("out of resource: shared memory\nmore"), 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
 
     def time(*_):
         value = next(times)
@@ -98,6 +100,14 @@ def test_a_family_without_any_keeps_its_row(table, capsys):
     assert tune_kernels.tune("reduce", "sm_90", SMALL, device="cpu", time=time) is None
     assert table == before
     assert "the table keeps its row" in capsys.readouterr().out
+
+
+def test_a_family_ends_with_its_time(table, capsys):
+    first = next(tune_kernels.candidates("reduce"))
+    times = dict(time=lambda *_: 1.0, faults=lambda *_: [], deadline=0.0)
+    assert tune_kernels.tune("reduce", "sm_90", SMALL, device="cpu", **times) == first
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[2] for line in said[1:3]] == ["no time left for it and what follows"] * 2
 
 
 def test_where_the_source_tree_is_missing_it_says_so(tmp_path):
