@@ -21,7 +21,7 @@ endef
 export PEERS
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check lint format docs build clean
+.PHONY: help demo test bench gpu check lint format docs build clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,13 @@ test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 bench: $(READY) ## compare speed with other libraries and update docs/results/benchmarks.md (about 13 minutes; BENCH=--quick for 2)
 	@$(PY) -c "$$PEERS" | xargs $(PIP) install || echo "make: not every library could be installed: the others are listed as missing"
 	@$(PY) -m cem_fast bench --save benchmarks/results --readme docs/results/benchmarks.md $(BENCH)
+
+gpu: $(READY) ## check, test and time this machine's GPU (about 8 minutes)
+	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make: no GPU")'
+	@$(PY) -m cem_fast.cli.doctor --device cuda --check
+	@$(PY) -m pytest -q -m gpu tests/ops
+	@$(PY) -m cem_fast bench --device cuda --quick --save build/gpu
+	@$(PY) benchmarks/gpu_profile.py --save build/gpu/profile.txt
 
 check: $(READY) ## run the long proofs: kills, sanitizers, wrong kernels, compiled kernels, the wheel and the sources (also with OTHER_TORCH, the oldest torch); 2 hours, or half an hour with SHARE=0.05
 	@$(PY) -m pytest -q -m long tests --ignore=tests/kernels

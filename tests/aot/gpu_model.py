@@ -177,6 +177,7 @@ class Served:
         self.backends = {"Triton": dict(OPERATORS), "CUDA C++": of_cuda}
         self.now: dict[str, Callable[..., Any]] = {}
         self.counting: _Operations | None = None
+        self.engine_us = engine_us()
         for name in library.SCHEMAS:
             library.register(name, self._operator(name), "CPU")
 
@@ -204,7 +205,7 @@ class Served:
             launch = Launch(kernel, blocks, threads, registers, fixed + dynamic, arguments)
             launches.append((launch, work_cuda.work_of(shape, launch)))
         calls = device.TRITON_CALL_US * len(seen) + device.CPP_CALL_US * (len(launches) - len(seen))
-        return Asked(launches, operations, 0, host_us(call) + calls, scratch(call))
+        return Asked(launches, operations, 0, host_us(call) - self.engine_us + calls, scratch(call))
 
 
 def host_us(call: Callable[[], Any]) -> float:
