@@ -213,20 +213,24 @@ class CEMLoss(FittedModule):
         tol: float = 1e-4,
         memory_budget: int = 1 << 30,
         on_pass: Callable[[int, int], None] | None = None,
+        unpack: Callable[[Any], tuple[Tensor, Tensor | None]] | None = None,
     ) -> CEMLoss:
         """Fits the mixture to ``encoder(images)`` over a loader of ``(images, labels)`` batches, in evaluation mode.
+
+        Images take the encoder's device and precision.
 
         Features are kept if they fit in half the budget; otherwise every iteration is one more pass of the encoder.
         If the fit is interrupted, the previous mixture stays.
 
         Args:
             encoder: the network on the user's device; the modes of its modules are restored.
-            loader: yields the same ``(images, labels)`` in every iteration over it, in any order; for one class, also
-                ``images`` alone.
+            loader: yields the same ``(images, labels, ...)`` in every iteration over it, in any order. Entries after the
+                labels are ignored, and with one class also the labels, which may be missing.
             max_iter: maximum number of Lloyd iterations.
             tol: as in ``fit``.
             memory_budget: bytes of features that may be kept.
             on_pass: called after each pass with the pass number, from 1, and the number of its images.
+            unpack: returns images and labels of a batch of another form, such as ``lambda b: (b["image"], b["label"])``.
 
         Returns:
             The loss itself.
@@ -247,9 +251,8 @@ class CEMLoss(FittedModule):
         """
         if isinstance(loader, Iterator):
             raise TypeError("loader must be iterable more than once (a list or a DataLoader), got an iterator")
-        device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
         with in_eval_mode(encoder):
-            batches = _Encoded(self, encoder, loader, device)
+            batches = _Encoded(self, encoder, loader, unpack or self._images_and_labels)
             self._prepare(batches.dimension(), max_iter, tol)
             self.mixture.fit_stream(batches, memory_budget=memory_budget, on_pass=on_pass)
         self._set_num_samples(self.mixture.num_rows_)
@@ -416,6 +419,18 @@ class CEMLoss(FittedModule):
             raise ValueError(f"features must have at least one number per row, got {tuple(features.shape)}")
         return features if features.dim() == 2 else features.flatten(1)
 
+    def _images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        several = isinstance(batch, (tuple, list))
+        images, labels, *_ = (*batch, None, None) if several else (batch, None)
+        needed = self.mixture.num_classes > 1 or labels is not None
+        if isinstance(images, Tensor) and (isinstance(labels, Tensor) or not needed):
+            return images, labels
+        kind = type(batch).__name__
+        got = f"a {kind} of {', '.join(type(part).__name__ for part in batch)}" if several else f"a {kind}"
+        raise TypeError(
+            f"loader must yield batches (images, labels) of two tensors, got {got}; pass unpack to take others apart"
+        )
+
     @staticmethod
     def _require_finite(rows: Tensor, labels: Tensor | None) -> None:
         bad = ~torch.isfinite(rows.detach()).all(1)
@@ -455,29 +470,28 @@ def _range_of(values: Tensor) -> str:
 class _Encoded:
     """Batches of features: the batches of a loader, encoded again in every iteration."""
 
-    def __init__(self, loss: CEMLoss, encoder: nn.Module, loader: Iterable[Any], device: torch.device):
-        self.loss, self.encoder, self.loader, self.device = loss, encoder, loader, device
+    def __init__(
+        self,
+        loss: CEMLoss,
+        encoder: nn.Module,
+        loader: Iterable[Any],
+        unpack: Callable[[Any], tuple[Tensor, Tensor | None]],
+    ):
+        self.loss, self.encoder, self.loader, self.unpack = loss, encoder, loader, unpack
+        self.like = next((p for p in encoder.parameters() if p.is_floating_point()), torch.empty(0))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         for batch in self.loader:
-            images, labels = self._parts(batch)
-            labels = None if labels is None else labels.to(self.device)
-            yield self.loss._rows(self.encoder(images.to(self.device))), labels
+            images, labels = self.unpack(batch)
+            rows = self.encode(images)
+            keep = labels is not None and self.loss.mixture.num_classes > 1
+            yield rows, cast(Tensor, labels).to(rows.device) if keep else None
 
-    def _parts(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        several = isinstance(batch, (tuple, list))
-        parts = tuple(batch) if several else (batch,)
-        tensors = all(isinstance(part, Tensor) for part in parts)
-        if tensors and len(parts) == 2:
-            return parts[0], parts[1]
-        if tensors and len(parts) == 1 and self.loss.mixture.num_classes == 1:
-            return parts[0], None
-        kind = type(batch).__name__
-        got = f"a {kind} of {', '.join(type(part).__name__ for part in parts)}" if several else f"a {kind}"
-        raise TypeError(f"loader must yield batches (images, labels) of two tensors, got {got}")
+    def encode(self, images: Tensor) -> Tensor:
+        dtype = self.like.dtype if images.is_floating_point() and self.like.numel() else None
+        return self.loss._rows(self.encoder(images.to(device=self.like.device, dtype=dtype)))
 
     def dimension(self) -> int:
         for batch in self.loader:
-            images, _ = self._parts(batch)
-            return self.loss._rows(self.encoder(images[:1].to(self.device))).shape[1]
+            return self.encode(self.unpack(batch)[0][:1]).shape[1]
         raise ValueError("loader must yield at least one batch of (images, labels), got none")

@@ -326,23 +326,53 @@ def test_a_loader_that_can_be_iterated_once_is_refused():
 @pytest.mark.parametrize(
     "batch, got",
     [
-        ((torch.rand(4, 3), torch.arange(4) % 2, torch.arange(4)), "a tuple of Tensor, Tensor, Tensor"),
         (dict(images=torch.rand(4, 3), labels=torch.arange(4) % 2), "a dict"),
         (torch.rand(2, 3), "a Tensor"),
         ([torch.rand(4, 3)], "a list of Tensor"),
+        ((torch.rand(4, 3), None), "a tuple of Tensor, NoneType"),
         ((torch.rand(4, 3), [0, 1, 0, 1]), "a tuple of Tensor, list"),
     ],
 )
-def test_batches_of_a_loader_are_pairs_of_tensors(batch, got):
-    with pytest.raises(TypeError, match=rf"loader must yield batches \(images, labels\) of two tensors, got {got}$"):
+def test_batches_of_a_loader_start_with_two_tensors(batch, got):
+    expected = (
+        rf"loader must yield batches \(images, labels\) of two tensors, got {got}; pass unpack to take others apart$"
+    )
+    with pytest.raises(TypeError, match=expected):
         CEMLoss(num_classes=2, num_components=1).fit_loader(torch.nn.Identity(), [batch])
 
 
-def test_a_loader_of_images_alone_fits_one_class():
-    images = torch.tensor([[1.0], [3.0]])
-    for batches in ([images], [(images,)]):
-        loss = CEMLoss(num_classes=1, num_components=1).fit_loader(torch.nn.Identity(), batches)
-        assert loss.mixture.means.item() == 2
+IMAGES, CLASSES = torch.tensor([[1.0], [3.0]]), torch.tensor([4, 9])
+
+
+@pytest.mark.parametrize("batch", [IMAGES, (IMAGES,), (IMAGES, None), (IMAGES, CLASSES), [IMAGES, None, CLASSES]])
+def test_a_loader_with_or_without_labels_fits_one_class(batch):
+    loss = CEMLoss(num_classes=1, num_components=1).fit_loader(torch.nn.Identity(), [batch])
+    assert loss.mixture.means.item() == 2
+
+
+def test_a_loader_of_more_than_two_entries_or_of_dictionaries_fits():
+    images, labels = torch.rand(8, 3), torch.arange(8) % 2
+    loss = CEMLoss(num_classes=2, num_components=1).fit_loader(torch.nn.Identity(), [(images, labels, torch.zeros(8))])
+    assert loss.num_samples == 8
+    batches = [dict(picture=images, kind=labels)]
+    other = CEMLoss(num_classes=2, num_components=1).fit_loader(
+        torch.nn.Identity(), batches, unpack=lambda batch: (batch["picture"], batch["kind"])
+    )
+    assert torch.equal(other.mixture.means, loss.mixture.means)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_loader_of_single_precision_fits_an_encoder_of_another(dtype):
+    encoder = torch.nn.Linear(3, 2).to(dtype)
+    loss = CEMLoss(num_classes=2, num_components=1).fit_loader(encoder, [(torch.rand(8, 3), torch.arange(8) % 2)])
+    assert loss.num_samples == 8
+    assert loss.mixture.means.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_features_of_no_width_name_themselves():
+    for call in (CEMLoss(num_classes=1).fit, CEMLoss(num_classes=1)):
+        with pytest.raises(ValueError, match=r"features must have at least one number per row, got \(5, 0, 4\)"):
+            call(torch.zeros(5, 0, 4))
 
 
 def test_labels_out_of_range_raise_before_the_first_fit():

@@ -42,17 +42,31 @@ def log_joint(x: Tensor, labels: Tensor | None, means: Tensor, covariances: Tens
     """
     C, K, D = means.shape
     roots, failed = torch.linalg.cholesky_ex(covariances.double())
-    if bool(failed.any()):
+    traced = torch.compiler.is_compiling()
+    if traced:  # where values cannot be looked at, what is not positive definite gives NaN
+        roots = roots.masked_fill((failed != 0)[..., None, None], math.nan)
+    elif bool(failed.any()):
         raise ValueError("covariances must be positive definite, got one that is not: raise reg_covar")
     half_logdet = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     constants = weights.double().log() - 0.5 * D * math.log(2 * math.pi)
     constants = constants - (half_logdet if covariances.dim() == 4 else half_logdet.unsqueeze(1))
-    joint = x.new_zeros(len(x), K, dtype=torch.float64)
+
+    def of_class(c: int, rows: Tensor) -> Tensor:
+        deviations = rows.double().unsqueeze(0) - means[c].double().unsqueeze(1)
+        root = roots[c] if covariances.dim() == 4 else roots[c].unsqueeze(0)
+        white = torch.linalg.solve_triangular(root, deviations.transpose(1, 2), upper=False)
+        joint: Tensor = constants[c] - 0.5 * white.square().sum(1).T
+        return joint
+
+    if labels is None:
+        return of_class(0, x)
+    joint = x.new_full((x.shape[0], K), math.nan, dtype=torch.float64)
+    if traced:  # the number of rows of a class is unknown
+        for c in range(C):
+            joint = torch.where((labels == c).unsqueeze(1), of_class(c, x), joint)
+        return joint
     for c, rows in _classes(x, labels, C):
-        deviations = x[rows].double().unsqueeze(0) - means[c].double().unsqueeze(1)
-        of_class = roots[c] if covariances.dim() == 4 else roots[c].unsqueeze(0)
-        white = torch.linalg.solve_triangular(of_class, deviations.transpose(1, 2), upper=False)
-        joint = joint.index_copy(0, rows, constants[c] - 0.5 * white.square().sum(1).T)
+        joint = joint.index_copy(0, rows, of_class(c, x[rows]))
     return joint
 
 

@@ -134,7 +134,7 @@ class MixtureDensity(FittedModule):
         validate.tensor("x", x, "[N, D]", 2)
         x = x.to(means.dtype)
         validate.features(x, means)
-        labels = validate.labels(labels, len(x), means.shape[0], x.device)
+        labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
         return covariance.log_joint(x, labels, means, spread, weights)
 
     def score_samples(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -218,7 +218,7 @@ class MixtureDensity(FittedModule):
             return self._log_joint(x, labels).softmax(1).to(self.means.dtype)
         means, variances, weights = self._components(labels)
         validate.features(x, means)
-        labels = validate.labels(labels, len(x), means.shape[0], x.device)
+        labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
         responsibilities: Tensor = _LOG_PROB(x, means, variances, weights, labels, True)[1]
         return responsibilities
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 FOLLOWER = "_follower"
+DATA = Tensor.data.__get__  # type: ignore[attr-defined]  # of the properties, the one that is written to
 
 
 class Follower(Tensor):
@@ -27,7 +28,7 @@ class Follower(Tensor):
     @classmethod
     def of(cls, module: FittedModule, value: Tensor) -> Follower:
         """A follower for a module."""
-        follower: Follower = value.as_subclass(cls)
+        follower: Follower = Tensor._make_subclass(cls, value)
         follower.modules = (weakref.ref(module),)
         return follower
 
@@ -41,8 +42,8 @@ class Follower(Tensor):
             for written, read in zip(*lists):
                 if isinstance(written, Follower) and isinstance(read, Follower):
                     written._follow(read)
-        elif isinstance(result, Tensor) and not isinstance(result, Follower):
-            result = result.as_subclass(cls)
+        elif isinstance(result, Tensor) and not isinstance(result, Follower) and (name != "__get__" or func == DATA):
+            result = Tensor._make_subclass(cls, result)
             sources = [m for part in args if isinstance(part, Follower) for m in getattr(part, "modules", ())]
             result.modules = tuple(dict.fromkeys(sources))
         return result

@@ -180,6 +180,8 @@ def conditional_entropy_bound(
     if class_prior.dtype != means.dtype:
         raise TypeError(f"class_prior must be {means.dtype} like the means, got {class_prior.dtype}")
     validate.tensor("num_samples", num_samples, "[]", 0)
+    if num_samples.dtype not in (*validate.PARAMETER_DTYPES, torch.int64):
+        raise TypeError(f"num_samples must be float32, float64 or int64, got {num_samples.dtype}")
     validate.noise_variance(noise_variance, means.shape[2])
     for name, value in (("class_prior", class_prior), ("num_samples", num_samples), ("noise_variance", noise_variance)):
         validate.same_device(name, value, x.device)

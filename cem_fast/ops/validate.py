@@ -61,8 +61,10 @@ def spread_and_weights(means: Tensor, variances: Tensor, weights: Tensor) -> Non
 
 
 def noise_variance(value: Tensor, dimension: int) -> None:
-    """Requires noise variances ``[1]`` or ``[D]``."""
+    """Requires noise variances ``[1]`` or ``[D]``, float32 or float64."""
     tensor("noise_variance", value, "[1] or [D]", 1)
+    if value.dtype not in PARAMETER_DTYPES:
+        raise TypeError(f"noise_variance must be float64 or float32, got {value.dtype}")
     if value.shape[0] not in (1, dimension):
         raise ValueError(f"noise_variance must have shape [1] or [{dimension}], got {tuple(value.shape)}")
 
@@ -103,7 +105,9 @@ def label_range(value: Tensor, num_classes: int) -> None:
 
 
 def finite(name: str, value: Tensor) -> None:
-    """Requires rows without NaN or infinity; waits for the device."""
+    """Requires rows without NaN or infinity; waits for the device, and is skipped where code is compiled or exported."""
+    if torch.compiler.is_compiling():
+        return
     bad = ~torch.isfinite(value).all(1)
     if bool(bad.any()):
         raise ValueError(

@@ -530,3 +530,35 @@ def test_a_mixture_with_damaged_settings_is_refused(metadata, tmp_path):
     save_file({"means": torch.zeros(1, 1, 1)}, tmp_path / "m", {"gaussian_mixture": metadata})
     with pytest.raises(ValueError, match="path must be a file that GaussianMixture"):
         GaussianMixture.load(tmp_path / "m")
+
+
+class Called(torch.nn.Module):
+    """A method of a mixture as a network."""
+
+    def __init__(self, mixture, method):
+        super().__init__()
+        self.mixture, self.method = mixture, method
+
+    def forward(self, x, labels):
+        return getattr(self.mixture, self.method)(x, labels)
+
+
+@pytest.mark.parametrize(
+    "kind, method, labeled",
+    [
+        ("diag", "predict_proba", False),
+        ("full", "score_samples", True),
+        ("tied", "predict", False),
+    ],
+)
+def test_mixtures_compile_and_export_with_any_batch_size(kind, method, labeled):
+    torch._dynamo.reset()
+    x, labels, _, _ = blobs(spread=1.0)
+    network = Called(GaussianMixture(num_components=2, num_classes=3, covariance_type=kind).fit(x, labels), method)
+    labels = labels if labeled else None
+    some = (x[:8], labels[:8] if labeled else None)
+    rows = {0: torch.export.Dim("rows")}
+    exported = torch.export.export(network, some, dynamic_shapes=(rows, rows if labeled else None)).module()
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    for traced in (exported, compiled):
+        torch.testing.assert_close(traced(x, labels), network(x, labels))

@@ -232,6 +232,13 @@ def test_bad_options(options, message):
     "given, error, message",
     [
         (dict(num_samples=60), TypeError, r"num_samples must be a tensor of shape \[\], got int"),
+        (
+            dict(num_samples=torch.tensor(60, dtype=torch.int32)),
+            TypeError,
+            "num_samples must be float32, float64 or int64",
+        ),
+        (dict(num_samples=torch.tensor(60.0).half()), TypeError, "num_samples must be float32, float64 or int64"),
+        (dict(noise_variance=torch.ones(1).long()), TypeError, "noise_variance must be float64 or float32"),
         (dict(num_samples=torch.ones(2)), ValueError, r"num_samples must have shape \[\], got \(2,\)"),
         (dict(class_prior=torch.ones(1).double()), TypeError, "class_prior must be torch.float32 like the means"),
     ],
