@@ -136,6 +136,38 @@ def test_utility_falls_from_certainty_to_the_prior_as_the_noise_grows(known_mixt
     assert bounds.utility(label_free, torch.rand(8, 2, 2), None, 0.1).label == pytest.approx(1)
 
 
+@pytest.mark.parametrize("count, noise_std, bits", [(64, 0.2, 91), (512, 0.1, 1203)])
+def test_the_capacity_of_bounded_features_needs_their_number_and_noise_alone(count, noise_std, bits):
+    capacity = bounds.channel_capacity(count, noise_std)
+    assert round(float(capacity) / math.log(2)) == bits
+    torch.testing.assert_close(bounds.channel_capacity(count, torch.full((count,), noise_std)), capacity)
+
+
+def test_no_features_in_the_unit_interval_exceed_the_capacity():
+    noise_std = torch.tensor([0.1, 0.2, 0.4, 2.0])
+    features = torch.rand(2000, 4, generator=torch.Generator().manual_seed(0)).round()  # variance 1/4, the largest
+    for kind in (features, 0.5 * features, features.roll(1, 0) * features):
+        mixture = GaussianMixture(num_components=1, covariance_type="diag", reg_covar=0.0).fit(kind)
+        assert (
+            float(bounds.plugin_information(mixture, noise_std)) <= float(bounds.channel_capacity(4, noise_std)) + 1e-3
+        )
+    each = [float(bounds.channel_capacity(1, float(std))) for std in noise_std]
+    assert float(bounds.channel_capacity(4, noise_std)) == pytest.approx(sum(each))
+
+
+@pytest.mark.parametrize(
+    "count, noise_std, message",
+    [
+        (0, 0.1, "num_features must be positive, got 0"),
+        (4, 0.0, "noise_std must be a positive number"),
+        (4, torch.ones(3), r"noise_std must be a number or have shape \[4\], got \(3,\)"),
+    ],
+)
+def test_bad_capacities(count, noise_std, message):
+    with pytest.raises(ValueError, match=message):
+        bounds.channel_capacity(count, noise_std)
+
+
 def test_noise_per_dimension(known_mixture):
     noise = torch.full((4,), 0.3)
     for bound in (bounds.entropy_upper_bound, bounds.plugin_information):

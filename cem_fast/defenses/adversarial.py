@@ -91,6 +91,7 @@ class AdversarialRepresentation(Defense):
     """
 
     variance: Tensor
+    keeps_range = True
 
     def __init__(self, *, adversary_weight: float, seed: int = 0):
         super().__init__()

@@ -23,6 +23,7 @@ class Defense(nn.Module):
 
     Attributes:
         uses_bottleneck: whether the network is built with a bottleneck at the cut, as for all defenses of the paper's tables.
+        keeps_range: whether ``before_noise`` maps features in [0, 1] to [0, 1], so that their capacity is known.
         noise_std: standard deviation of the Gaussian noise that ``release`` adds last, to the result of ``before_noise``.
         ranks: the processes that train together; each gives ``penalty`` and ``after_step`` its share of a batch.
 
@@ -37,6 +38,7 @@ class Defense(nn.Module):
     """
 
     uses_bottleneck: bool = True
+    keeps_range: bool = False
     noise_std: float = 0.0
     ranks: Ranks = Ranks()
 

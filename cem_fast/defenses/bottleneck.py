@@ -20,3 +20,5 @@ class Bottleneck(Defense):
         >>> torch.equal(defenses.Bottleneck().release(features), features)
         True
     """
+
+    keeps_range = True

@@ -41,6 +41,7 @@ class Composed(Defense):
             raise ValueError("parts must be at least one defense, got none")
         self.parts = nn.ModuleList(parts)
         self.uses_bottleneck = all(part.uses_bottleneck for part in parts)
+        self.keeps_range = all(part.keeps_range for part in parts)
 
     @property
     def noise_std(self) -> float:  # type: ignore[override]  # that of the last part, read-only

@@ -69,6 +69,8 @@ class DistanceCorrelation(Defense):
         tensor(2.)
     """
 
+    keeps_range = True
+
     def __init__(self, *, nopeek_weight: float):
         super().__init__()
         if not nopeek_weight > 0:

@@ -37,6 +37,8 @@ class GaussianNoise(Defense):
         True
     """
 
+    keeps_range = True
+
     def __init__(self, *, noise_std: float):
         super().__init__()
         if not noise_std > 0:

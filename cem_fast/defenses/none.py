@@ -15,3 +15,4 @@ class NoDefense(Defense):
     """
 
     uses_bottleneck = False
+    keeps_range = True

@@ -151,6 +151,8 @@ class SparseCodingArchitecture(Defense):
         torch.Size([2, 8, 4, 4])
     """
 
+    keeps_range = True
+
     def __init__(self, *, sparse_threshold: float, seed: int = 0):
         super().__init__()
         if not sparse_threshold > 0:

@@ -28,6 +28,8 @@ class TopKPruning(Defense):
         tensor([[ 0.0000, -0.9000,  0.0000,  0.5000]])
     """
 
+    keeps_range = True
+
     def __init__(self, *, pruned_share: float):
         super().__init__()
         if not 0 < pruned_share < 1:

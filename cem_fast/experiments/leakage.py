@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cem_fast import bounds, training
 from cem_fast._support.seeding import seeded
@@ -115,7 +115,7 @@ def estimate(loss: CEMLoss | None, model: SplitModel, defense: Defense, splits: 
         >>> config = RunConfig(defense="bottleneck", noise_std=0.0)
         >>> model, defense, loss = build.build_parts(config, image_shape=(1, 16, 16), num_classes=2)
         >>> leakage.estimate(loss, model, defense, splits, seed=0)
-        Leakage(plugin_nats=None, heldout_nats=None, heldout_se=None)
+        Leakage(plugin_nats=None, heldout_nats=None, heldout_se=None, capacity_nats=None)
     """
     if loss is None:
         return Leakage(None, None, None)
@@ -127,7 +127,16 @@ def estimate(loss: CEMLoss | None, model: SplitModel, defense: Defense, splits: 
         plugin_nats=float(bounds.plugin_information(loss.mixture, defense.noise_std)),
         heldout_nats=float(nats),
         heldout_se=float(error),
+        capacity_nats=_capacity(model, defense, sent[0].numel()),
     )
+
+
+def _capacity(model: SplitModel, defense: Defense, num_features: int) -> float | None:
+    """The most that the released features can carry; None where the encoder does not end in a Sigmoid or the defense scales features."""
+    last = [module for module in model.encoder.modules() if not isinstance(module, nn.Unflatten)][-1]
+    if not (isinstance(last, nn.Sigmoid) and defense.keeps_range):
+        return None
+    return float(bounds.channel_capacity(num_features, defense.noise_std))
 
 
 @torch.no_grad()

@@ -57,9 +57,11 @@ class Leakage:
         plugin_nats: Eq. 7 of the paper on the fitted mixture.
         heldout_nats: cross-entropy of noisy test features minus the entropy of the noise.
         heldout_se: standard error of ``heldout_nats``.
+        capacity_nats: the most that features in [0, 1] can carry through this noise, :func:`cem_fast.bounds.channel_capacity`; None for
+            features that are not bounded, and in runs of earlier versions.
 
     Raises:
-        ValueError: some of them are None, but not all.
+        ValueError: some of the estimates are None, but not all.
 
     Example:
         >>> from cem_fast.experiments.records import Leakage
@@ -70,9 +72,10 @@ class Leakage:
     plugin_nats: float | None
     heldout_nats: float | None
     heldout_se: float | None
+    capacity_nats: float | None = None
 
     def __post_init__(self) -> None:
-        if len({value is None for value in vars(self).values()}) > 1:
+        if len({value is None for value in (self.plugin_nats, self.heldout_nats, self.heldout_se)}) > 1:
             raise ValueError(f"leakage must be all numbers or all null, got {vars(self)}")
 
 

@@ -247,6 +247,7 @@ def _bounds(rows: Sequence[Row], dimension: int) -> list[dict[str, Any]]:
         if heldout:
             floor = float(bounds.relative_mse_floor(max(heldout.mean, 0.0), dimension))
             estimates = {"plugin": row.leakage("plugin_nats"), "heldout": heldout, "error": row.leakage("heldout_se")}
+            estimates["capacity"] = row.leakage("capacity_nats")
             found.append({"row": row, **estimates, "floor": floor})
     return found
 
