@@ -203,6 +203,8 @@ def write(value: object) -> Any:
 def write_fields(value: Any) -> dict[str, Any]:
     """Returns the fields of a dataclass under their names in the file, in order.
 
+    A field with ``later`` in its metadata is left out while it has its default, so that files of earlier versions keep their bytes.
+
     Args:
         value: a dataclass.
 
@@ -215,7 +217,12 @@ def write_fields(value: Any) -> dict[str, Any]:
         >>> typed_json.write_fields(Point(1.5))
         {'x': 1.5}
     """
-    return {_key(field): write(getattr(value, field.name)) for field in fields(value)}
+    found = {field: getattr(value, field.name) for field in fields(value)}
+    return {
+        _key(field): write(each)
+        for field, each in found.items()
+        if not (field.metadata.get("later") and each == field.default)
+    }
 
 
 def _read(kind: Any, value: Any, file: str | Path, keys: tuple[str, ...]) -> Any:

@@ -410,14 +410,14 @@ def _run_grid(
     # on the CPU, runs side by side use the cores better than the threads of one small run
     jobs = jobs or (workers.num_cores() if place.type == "cpu" else 1)
     console = consoles.make()
-    with consoles.watch(console) as watch:
+    with consoles.watch(console, grid.runs()) as watch:
         results = evaluate(grid, folder, device=place, jobs=jobs, fresh=fresh, command=command, watch=watch)
     if results.runs:
         page = report.write(folder)
         consoles.show_results(console, results, load_runs(folder, results))
         say(console, f"report: {page}")
     for entry in results.failed:
-        run = progress.describe(entry.config)
+        run = progress.describe(entry.config, grid.runs())
         fail(f"{run} failed, and is tried again by the same command: {entry.reason}")
     return 1 if results.failed else 0
 
@@ -439,9 +439,8 @@ def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: st
         trained += run.epochs * len(splits.train)
         if attack and {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
             attacked += (run.attack_epochs + run.attack_epochs // 2) * len(splits.attacker)
-        print(
-            f"[{index + 1}/{len(plan)}] {printable(progress.describe(run))}: {len(splits.train)} training, {len(splits.test)} test images"
-        )
+        sizes = f"{len(splits.train)} training, {len(splits.test)} test images"
+        print(f"[{index + 1}/{len(plan)}] {printable(progress.describe(run, plan))}: {sizes}")
     attacks = f" and {attacked:,} for the decoder attacks" if attack else ""
     print(f"in all {trained:,} images to train on{attacks}, counting every epoch; nothing was run")
     print(f"the results would go to {printable(folder)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cem_fast._support.text import printable
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from cem_fast.cli.progress import Lines
+    from cem_fast.config import RunConfig
     from cem_fast.deploy import Manifest
     from cem_fast.experiments.records import FrontierEntry, Pair, Results
     from cem_fast.experiments.results import Measured, Row
@@ -39,11 +40,16 @@ def make() -> Console:
     return Safe(markup=False, highlight=False, emoji=False, width=None if sys.stdout.isatty() else 118)
 
 
-def watch(console: Console) -> Lines:
-    """The progress of a grid: bars on a terminal, lines elsewhere."""
+def watch(console: Console, plan: Sequence[RunConfig] = ()) -> Lines:
+    """The progress of a grid: bars on a terminal, lines elsewhere.
+
+    Args:
+        console: where to.
+        plan: the runs, each of which is named by the settings in which others differ.
+    """
     from cem_fast.cli.progress import Bars, Lines
 
-    return (Bars if console.is_terminal else Lines)(console)
+    return (Bars if console.is_terminal else Lines)(console, plan)
 
 
 def say(console: Console, text: str) -> None:
@@ -147,7 +153,7 @@ def show_export(console: Console, manifest: Manifest, folder: str) -> None:
 
 
 def _show_gains(console: Console, results: Results, rows: dict[Any, Row]) -> None:
-    """Print the gains of CEM, for the rows by their cells."""
+    """Print the gains, for the rows by their cells."""
 
     def name(entry: Pair | FrontierEntry) -> str:
         """Name of the row of a gain, such as ``faces / noise + CEM at noise 0.1``."""
@@ -171,3 +177,10 @@ def _show_gains(console: Console, results: Results, rows: dict[Any, Row]) -> Non
                 f"{name(pair)}, over plain noise at equal accuracy: not measured in this grid "
                 "(needs --noise-levels that reach its accuracy)",
             )
+    for lead in filter(None, map(results.lead, results.baseline)):
+        low, high = lead.interval
+        say(
+            console,
+            f"at equal accuracy ({lead.accuracy:.1%}) on {lead.data}: {lead.name or lead.defense} changes the strongest attack's MSE by "
+            f"{lead.gain:+.0%} over plain noise (95% interval {low:+.0%} to {high:+.0%})",
+        )

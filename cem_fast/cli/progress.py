@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cem_fast.config import RunConfig
 from cem_fast.experiments.records import Record
+from cem_fast.experiments.results import differing
 from cem_fast.experiments.watch import Watch
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def describe(config: RunConfig) -> str:
-    """Name a run, such as ``faces / noise + CEM at noise 0.1, seed 0, fold 1``."""
+def describe(config: RunConfig, among: Iterable[RunConfig] = ()) -> str:
+    """Name a run, such as ``faces / noise + CEM at noise 0.1, bottleneck = D64, seed 0, fold 1``.
+
+    Args:
+        config: settings of the run.
+        among: settings of other runs; where those of the same defense differ from these, the setting is named.
+    """
     noise = f" at noise {config.noise_std:g}" if config.noise_std > 0 else ""
-    return f"{Path(config.data).name} / {config.label}{noise}, seed {config.seed}, fold {config.fold}"
+    alike = [each for each in among if (each.data, each.label) == (config.data, config.label)]
+    own = "".join(f", {words}" for words in differing(config, alike, shown=["noise_std"]))
+    return f"{Path(config.data).name} / {config.label}{noise}{own}, seed {config.seed}, fold {config.fold}"
 
 
 def outcome(record: Record) -> str:
@@ -32,8 +40,8 @@ def outcome(record: Record) -> str:
 class Lines(Watch):
     """One line at the start and one at the end of every run."""
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console, plan: Sequence[RunConfig] = ()):
+        self.console, self.plan = console, plan
 
     def __enter__(self) -> Lines:
         return self
@@ -42,15 +50,15 @@ class Lines(Watch):
         pass
 
     def started(self, index: int, total: int, config: RunConfig) -> None:
-        self._print(f"[{index + 1}/{total}] {describe(config)}: started")
+        self._print(f"[{index + 1}/{total}] {describe(config, self.plan)}: started")
 
     def finished(self, index: int, total: int, config: RunConfig, record: Record, *, reused: bool) -> None:
         found = "found on disk, " if reused else ""
-        self._print(f"[{index + 1}/{total}] {describe(config)}: {found}{outcome(record)}")
+        self._print(f"[{index + 1}/{total}] {describe(config, self.plan)}: {found}{outcome(record)}")
 
     def failed(self, index: int, total: int, config: RunConfig, reason: str, *, again: bool) -> None:
         what = "once more, since" if again else "failed:"
-        self._print(f"[{index + 1}/{total}] {describe(config)}: {what} {reason}")
+        self._print(f"[{index + 1}/{total}] {describe(config, self.plan)}: {what} {reason}")
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -59,10 +67,10 @@ class Lines(Watch):
 class Bars(Lines):
     """The same lines, with a bar for the grid and one for the stage of every active run below them."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, plan: Sequence[RunConfig] = ()):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        super().__init__(console)
+        super().__init__(console, plan)
         self.bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<28}", markup=False),

@@ -1,4 +1,4 @@
-"""What CEM gains: at the same noise (pairs), and over plain noise at equal accuracy (frontier)."""
+"""Gains: of CEM at the same noise (pairs), and of every defense over plain noise at equal accuracy (frontier)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cem_fast import defenses, metrics
+from cem_fast import metrics
 from cem_fast.experiments.records import FrontierEntry, Pair
-from cem_fast.experiments.results import Measured, cells
+from cem_fast.experiments.results import Measured, cells, name
 
 NUM_RESAMPLES = 2000
 SEED = 0
+SHARED = ("model", "image_size", "protocol", "noise_draws")  # of a cell and the plain noise that it is compared to
 
 
 def pairs(runs: Sequence[Measured]) -> list[Pair]:
@@ -63,21 +64,22 @@ def pairs(runs: Sequence[Measured]) -> list[Pair]:
 
 
 def frontier(runs: Sequence[Measured]) -> list[FrontierEntry]:
-    """Relative rise of the strongest attack's error with CEM over plain noise at equal accuracy.
+    """Relative rise of the strongest attack's error over plain noise at equal accuracy, for every cell that is not plain noise.
 
-    The runs without CEM of a bottleneck with noise at several levels span a curve, with the undefended bottleneck as level zero. The curve
-    is the highest error that plain noise reaches at a given accuracy or a better one, linear between its corners. CEM's error is compared
-    to that curve at CEM's own accuracy. The interval resamples images (people, for faces), accuracies and errors together.
+    Plain noise at several levels on the paper's bottleneck of 8 channels spans a curve, with the undefended bottleneck as level zero. It
+    has the data, network, image size, protocol and attacks of the cell, at any cut and with any settings of training. The curve is the
+    highest error that plain noise reaches at a given accuracy or a better one, linear between its corners. A cell's error is compared to
+    that curve at the cell's own accuracy. The interval resamples images (people, for faces), accuracies and errors together.
 
-    Where CEM is more accurate than every run of the curve, it is compared to the most accurate one, which understates the gain. Where it
-    is less accurate than all of them, there is no entry.
+    A cell that is more accurate than every run of the curve is compared to the most accurate one, which understates the gain. Where it is
+    less accurate than all of them, there is no entry.
 
     Args:
         runs: attacked runs.
 
     Returns:
-        One entry per cell with CEM whose data set has a noise sweep of at least two levels. ``run`` is the index of the cell's first run
-        among ``runs``.
+        One entry per cell that a noise sweep of at least two levels can be compared to. ``run`` is the index of the cell's first run among
+        ``runs``, and ``baseline`` are those of the runs of the curve.
 
     Source:
         Xia et al., CVPR 2025, Fig. 4 (a), compares at equal accuracy by eye.
@@ -96,18 +98,22 @@ def frontier(runs: Sequence[Measured]) -> list[FrontierEntry]:
         ...     tensors |= {"correct": (units < correct).double(), "correct.groups": units}
         ...     return Measured(Record("faces", RunConfig(noise_std=noise, cem_weight=weight), *rest).at(None), tensors)
         >>> (entry,) = gains.frontier([run(0.1, 0.0, 76, 0.01), run(0.2, 0.0, 72, 0.02), run(0.1, 0.5, 72, 0.03)])
-        >>> entry.accuracy, round(entry.gain, 3)
-        (0.9, 0.5)
+        >>> entry.name, entry.baseline, entry.accuracy, round(entry.gain, 3)
+        ('noise + CEM', (0, 1), 0.9, 0.5)
     """
     found = []
-    for on_runs in cells(_attacked(runs)):
-        if not on_runs[0].record.cem:
+    every = cells(_attacked(runs))
+    first = [cell[0].record for cell in every]
+    index = {id(run): place for place, run in enumerate(runs)}
+    for on_runs in every:
+        if on_runs[0].record.plain:
             continue
         curve = noise_sweep(runs, on_runs[0])
         repeats = set.intersection(*({run.record.repeat for run in cell} for cell in [*curve, on_runs]))
         if not curve or not repeats:
             continue
-        table = _table([[run for run in cell if run.record.repeat in repeats] for cell in [*curve, on_runs]])
+        curve = [[run for run in cell if run.record.repeat in repeats] for cell in curve]
+        table = _table([*curve, [run for run in on_runs if run.record.repeat in repeats]])
         everyone = np.ones((1, table.shape[-1]))
         accuracy, gain = _gain_at_equal_accuracy(table, everyone, clamp=False)
         if np.isnan(gain[0]):
@@ -120,17 +126,19 @@ def frontier(runs: Sequence[Measured]) -> list[FrontierEntry]:
                 accuracy=float(accuracy[0]),
                 gain=float(gain[0]),
                 interval=(float(low), float(high)),
+                name=name(on_runs[0].record, first),
+                baseline=tuple(sorted(index[id(run)] for cell in curve for run in cell)),
             )
         )
     return found
 
 
-def noise_sweep(runs: Sequence[Measured], on: Measured) -> list[list[Measured]]:
-    """Finds the cells of plain noise at several levels that a run with CEM is compared to.
+def noise_sweep(runs: Sequence[Measured], other: Measured) -> list[list[Measured]]:
+    """Finds the cells of plain noise at several levels that a run is compared to; see :func:`frontier`.
 
     Args:
         runs: runs; those that were not attacked are left out.
-        on: a run with CEM.
+        other: a run that is not plain noise.
 
     Returns:
         The runs of every level; empty without a sweep of at least two levels above zero.
@@ -148,7 +156,8 @@ def noise_sweep(runs: Sequence[Measured], on: Measured) -> list[list[Measured]]:
         >>> len(gains.noise_sweep(levels, run(0.1, 0.5)))
         2
     """
-    curve = [cell for cell in cells(_attacked(runs)) if _is_plain_noise(cell[0], on)]
+    compared = _compared(other)
+    curve = [cell for cell in cells(_attacked(runs)) if cell[0].record.plain and _compared(cell[0]) == compared]
     levels = {cell[0].record.config.noise_std for cell in curve} - {0}
     return curve if len(levels) >= 2 else []
 
@@ -188,16 +197,10 @@ def _cell(run: Measured, runs: Sequence[Measured]) -> tuple[str, str, float, flo
     return run.record.data, config.defense, config.noise_std, config.cem_weight, index
 
 
-def _is_plain_noise(run: Measured, other: Measured) -> bool:
-    """Whether ``run`` is a level of the noise sweep that ``other``, a run with CEM, is compared to."""
-    ignored = {"defense", "lambda", "fold", *defenses.settings()}  # plain noise has no strength but its level
-    alike = all(
-        run.record.settings[key] == value
-        for key, value in other.record.settings.items()
-        if key not in ignored and not key.startswith("cem_")
-    )
-    plain = run.record.config.defense in ("noise", "bottleneck")
-    return alike and plain and run.record.data == other.record.data and not run.record.cem
+def _compared(run: Measured) -> dict[str, object]:
+    """What a run shares with the plain noise that it is compared to: data, network, image size and attacks."""
+    shared = {key: value for key, value in run.record.settings.items() if key in SHARED or key.startswith("attack")}
+    return {**shared, "data": run.record.data}
 
 
 def _table(cells: list[list[Measured]]) -> np.ndarray:

@@ -11,10 +11,12 @@ from pathlib import PurePath
 from typing import Any
 
 from cem_fast._support import typed_json
+from cem_fast._support.bottleneck import Bottleneck
 from cem_fast.config import LARGEST_IMAGE, RunConfig
 from cem_fast.training import Epoch
 
 SCHEMA = 1
+PAPER = Bottleneck(8)
 Cell = tuple[str, RunConfig]
 _WITHOUT_CEM: dict[str, Any] = {each.name: each.default for each in fields(RunConfig) if each.name.startswith("cem_")}
 
@@ -72,7 +74,7 @@ class Leakage:
     plugin_nats: float | None
     heldout_nats: float | None
     heldout_se: float | None
-    capacity_nats: float | None = None
+    capacity_nats: float | None = field(default=None, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if len({value is None for value in (self.plugin_nats, self.heldout_nats, self.heldout_se)}) > 1:
@@ -120,6 +122,12 @@ class Record:
     def cem(self) -> bool:
         """Whether the run was trained with CEM."""
         return self.config.cem_weight > 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is plain noise, or none, on the paper's bottleneck of 8 channels: what every other cell has to beat."""
+        shape = Bottleneck.parse(self.config.bottleneck)
+        return self.config.defense in ("noise", "bottleneck") and not self.cem and shape == PAPER
 
     @property
     def label(self) -> str:
@@ -413,10 +421,12 @@ class FrontierEntry:
         defense: name of the defense.
         noise_std: standard deviation of the noise.
         cem_weight: weight of the CEM loss, ``lambda`` in the file.
-        run: index of the first run of the cell with CEM.
+        run: index of the first run of the cell.
         accuracy: accuracy of the cell.
         gain: relative rise of the error.
         interval: its 95% interval.
+        name: name of the cell in tables; None in files of earlier versions, which have entries for cells with CEM alone.
+        baseline: indices of the runs of plain noise that the cell is compared to; empty in files of earlier versions.
 
     Example:
         >>> from cem_fast.experiments.records import FrontierEntry
@@ -432,6 +442,8 @@ class FrontierEntry:
     accuracy: float
     gain: float
     interval: tuple[float, float]
+    name: str | None = field(default=None, metadata={"later": True})
+    baseline: tuple[int, ...] = field(default=(), metadata={"later": True})
 
 
 @dataclass(frozen=True)
@@ -492,8 +504,22 @@ class Results:
             for index, run in enumerate(runs):
                 if not 0 <= run < len(self.runs):
                     raise ValueError(f"{key}.{index}.run must be the index of one of {len(self.runs)} runs, got {run}")
+        for index, entry in enumerate(self.frontier):
+            if beyond := [run for run in entry.baseline if not 0 <= run < len(self.runs)]:
+                raise ValueError(
+                    f"frontier.{index}.baseline must be indices of {len(self.runs)} runs, got {beyond[0]} among them"
+                )
         if {*self.baseline} != (found := {run.data for run in self.runs}):
             raise ValueError(f"baseline must be of the data sets of runs, {sorted(found)}, got {sorted(self.baseline)}")
+
+    def lead(self, data: str) -> FrontierEntry | None:
+        """The gain at equal accuracy that leads: that of the first cell of noise in the grid's order, which is no result.
+
+        Args:
+            data: name of a data set.
+        """
+        entries = [entry for entry in self.frontier if entry.data == data]
+        return next((entry for entry in entries if entry.defense == "noise"), entries[0] if entries else None)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the document, which starts with its schema."""

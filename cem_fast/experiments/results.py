@@ -23,6 +23,8 @@ SYMBOLS = {
     "noise_std": "σ",
     "lambda": "λ",
     "cem_components": "K",
+    "bottleneck": "bottleneck",
+    "cut": "cut",
 }  # names of settings in tables and figures, in this order
 
 Role = Literal["undefended", "off", "on"]
@@ -446,12 +448,31 @@ def name(record: Record, among: Iterable[Record], *, shown: Collection[str] = ()
         >>> name(runs[1], runs)
         'noise + CEM, K = 1'
     """
-    settings = record.settings
-    alike = [each.settings for each in among if each.label == record.label and each.data == record.data]
-    candidates = [key for key in settings if key not in ("data", "seed", "fold", *shown)]
-    differing = [key for key in candidates if any(other[key] != settings[key] for other in alike)]
-    first = [key for key in SYMBOLS if key in differing]
-    return ", ".join([record.label, *(_in_words(key, settings[key]) for key in dict.fromkeys([*first, *differing]))])
+    alike = [each.config for each in among if each.label == record.label and each.data == record.data]
+    return ", ".join([record.label, *differing(record.config, alike, shown=shown)])
+
+
+def differing(config: RunConfig, among: Iterable[RunConfig], *, shown: Collection[str] = ()) -> list[str]:
+    """Names the settings in which other settings differ from these, seed and fold apart.
+
+    Args:
+        config: the settings.
+        among: the others; these settings may be among them.
+        shown: settings to leave out.
+
+    Returns:
+        Settings with their values, in words.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.results import differing
+        >>> differing(RunConfig(bottleneck="D64"), [RunConfig(), RunConfig(cut=3)])
+        ['bottleneck = D64', 'cut = 2']
+    """
+    settings, others = config.to_json(), [each.to_json() for each in among]
+    candidates = [key for key in (*SYMBOLS, *settings) if key not in ("data", "seed", "fold", *shown)]
+    found = [key for key in dict.fromkeys(candidates) if any(other[key] != settings[key] for other in others)]
+    return [_in_words(key, settings[key]) for key in found]
 
 
 def _role(record: Record) -> Role:

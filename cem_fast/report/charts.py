@@ -124,7 +124,10 @@ def errors(rows: Sequence[Row], baseline: Baseline) -> Chart:
             axes.annotate(text, (error, 1), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
                           ha="center", va="bottom", fontsize=9, color=colors["faint"])  # fmt: skip
         axes.set_xlim(0, 1.08 * max(baseline.mean_image_mse, *(row.mse.mean for row in rows)))
-        axes.set_xlabel("mean squared error of the strongest attack (pixels in [0, 1]); higher is more private")
+        # long names of rows leave little width: a label at the right end stays inside the picture
+        axes.set_xlabel(
+            "mean squared error of the strongest attack (pixels in [0, 1]); higher is more private", loc="right"
+        )
         axes.grid(axis="x", color=colors["grid"], linewidth=0.8)
         axes.tick_params(axis="y", length=0)
 
@@ -183,7 +186,7 @@ def _track(panel: Axes, row: Row, lines: Sequence[Sequence[tuple[int, float]]], 
 
 
 def tradeoff(rows: Sequence[Row], curve: Sequence[Row]) -> Chart:
-    """Draws accuracy against the strongest attack's error: the curve of plain noise, and the cells with CEM.
+    """Draws accuracy against the strongest attack's error: the curve of plain noise, and the cells that are compared to it.
 
     Args:
         rows: the cells to draw, those of the curve included.

@@ -12,8 +12,9 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cem_fast.config import RunConfig
 from cem_fast.experiments.records import FrontierEntry, GridRecord, Pair, Record, Results
-from cem_fast.experiments.results import cells, read_file
+from cem_fast.experiments.results import cells, differing, name, read_file
 
 
 def tables(results: Results) -> str:
@@ -88,13 +89,14 @@ def same_noise(results: Results, data: str) -> str:
     """
     ceiling, rows = results.baseline[data].class_mean_mse, []
     pairs = [pair for pair in results.pairs if pair.data == data]
+    names = _without_cem(results, pairs)
     for pair in pairs:
         figures = [
             figure
             for cell in compared(results, pair)
             for figure in (f"{accuracy(cell):.1%}", f"{mse(cell):.5f}", f"{mse(cell) / ceiling:.0%}")
         ]
-        rows.append([pair.defense, f"{pair.noise_std:g}", *figures, _gain(pair)])
+        rows.append([names[pair.run], f"{pair.noise_std:g}", *figures, _gain(pair)])
     title = f"At the same noise (the error of the class mean is {ceiling:.5f}; gain {_range(pairs)}):"
     heads = [
         "defense",
@@ -110,7 +112,9 @@ def same_noise(results: Results, data: str) -> str:
 
 
 def frontier(results: Results, data: str) -> str:
-    """CEM against more plain noise at equal accuracy.
+    """Every cell that is not plain noise against more plain noise at equal accuracy.
+
+    Results of earlier versions have entries for cells with CEM alone, without names.
 
     Args:
         results: content of a results.json.
@@ -126,19 +130,25 @@ def frontier(results: Results, data: str) -> str:
         | --- | ---: | ---: | ---: |
     """
     entries, rows = {entry.run: entry for entry in results.frontier}, []
-    for cell in _cells(results, data):
+    named = any(entry.name for entry in results.frontier)
+    found = _cells(results, data)
+    for cell in found:
         first = cell[0]
-        if not first.cem:
+        if first.plain or not (first.cem or named):
             continue
-        name = first.config.defense + ("" if first.config.cem_by_class else ", one Gaussian without labels")
+        title = name(first, [each[0] for each in found])
+        if not named:
+            title = (
+                first.config.defense + ("" if first.config.cem_by_class else ", one Gaussian without labels") + " + CEM"
+            )
         entry = entries.get(results.runs.index(first))
         gain = _gain(entry) if entry else "less accurate than every level of the sweep"
-        rows.append([f"{name} + CEM", f"{accuracy(cell):.1%}", f"{mse(cell):.5f}", gain])
+        rows.append([title, f"{accuracy(cell):.1%}", f"{mse(cell):.5f}", gain])
     return "Over plain noise at equal accuracy:\n\n" + _table(["defense", "accuracy", "attack MSE", "gain"], rows)
 
 
 def sweep(results: Results, data: str) -> str:
-    """The bottleneck with nothing but noise, one row per level.
+    """The paper's bottleneck with nothing but noise, one row per level.
 
     Args:
         results: content of a results.json.
@@ -153,12 +163,13 @@ def sweep(results: Results, data: str) -> str:
         | noise | accuracy | attack MSE |
         | --- | ---: | ---: |
     """
-    plain = {
-        cell[0].config.noise_std: [f"{accuracy(cell):.1%}", f"{mse(cell):.5f}"]
-        for cell in _cells(results, data)
-        if cell[0].config.defense in ("noise", "bottleneck") and not cell[0].cem
-    }
-    rows = [[f"{level:g}", *plain[level]] for level in sorted(plain)]
+    plain = sorted((cell for cell in _cells(results, data) if cell[0].plain), key=lambda cell: cell[0].config.noise_std)
+    rows = []
+    for cell in plain:
+        config = cell[0].config
+        levels = [each[0].config for each in plain if each[0].config.noise_std == config.noise_std]
+        level = ", ".join([f"{config.noise_std:g}", *differing(config, levels)])
+        rows.append([level, f"{accuracy(cell):.1%}", f"{mse(cell):.5f}"])
     return "The plain noise that this compares to:\n\n" + _table(["noise", "accuracy", "attack MSE"], rows)
 
 
@@ -181,14 +192,14 @@ def attacks(results: Results, data: str) -> str:
     runs = [run for run in results.runs if run.data == data and run.config.noise_std > 0]
     strongest = [run.strongest for run in runs]
     rows = []
-    for name in dict.fromkeys(attack for run in runs for attack in run.attacks):
-        outcomes = [run.attacks[name] for run in runs if name in run.attacks]
+    for attack in dict.fromkeys(attack for run in runs for attack in run.attacks):
+        outcomes = [run.attacks[attack] for run in runs if attack in run.attacks]
         halves = [
             each.mse_half_budget / each.mse - 1 for each in outcomes if each.mse_half_budget is not None and each.mse
         ]
         cost = [f"{mean(halves):+.1%}", f"{max(halves):+.1%}"] if halves else ["-", "-"]
         error = mean(each.mse for each in outcomes)
-        rows.append([name, f"{error:.5f}", f"{strongest.count(name)} of {len(runs)}", *cost])
+        rows.append([attack, f"{error:.5f}", f"{strongest.count(attack)} of {len(runs)}", *cost])
     heads = ["attack", "MSE", "strongest of its run", "half the budget: error, mean", "at worst"]
     return "The attacks, over all runs with noise:\n\n" + _table(heads, rows)
 
@@ -275,6 +286,17 @@ def compared(results: Results, pair: Pair) -> tuple[list[GridRecord], list[GridR
             f"run {pair.run} of results.json is in a pair, but there is no run without CEM of its settings"
         )
     return without, next(cell for cell in alike if cell[0].cell == on.cell)
+
+
+def _without_cem(results: Results, pairs: Sequence[Pair]) -> dict[int, str]:
+    """Names of the defenses of pairs, with every setting in which another pair of that name differs, by the run of the pair."""
+    configs = {pair.run: results.runs[pair.run].config for pair in pairs}
+
+    def words(config: RunConfig) -> list[str]:
+        alike = [each for each in configs.values() if each.defense == config.defense]
+        return [config.defense, *differing(config, alike, shown=["noise_std"])]
+
+    return {run: ", ".join(words(config)) for run, config in configs.items()}
 
 
 def _cells(results: Results, data: str) -> list[list[GridRecord]]:

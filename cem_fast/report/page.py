@@ -23,6 +23,7 @@ from cem_fast.report import charts
 
 PAGE = "report.html"
 MARK = b"<title>cem_fast: "
+MOST_SHOWN = 4  # cells of a data set that are all shown at the top
 _VICTIMS = {  # what is under attack, and the note next to its pictures
     "inference": ("test images", "test images, unseen in training"),
     "train": ("training images", "training images, which the attacker does not hold"),
@@ -168,7 +169,8 @@ def render(results: Results, runs: Sequence[Measured], folder: Path) -> str:
     return environment.get_template("page.html").render(
         results=results,
         sections=sections,
-        headline=next((section for section in sections if section["pairs"]), None),
+        headline=next((section for section in sections if section["lead"]), None)
+        or next((section for section in sections if section["pairs"]), None),
         settings=_shared_settings(results.runs),
         command=shell_line(results.command),
         example=f"{where}/{results.runs[-1].checkpoint}",
@@ -185,8 +187,12 @@ def _section(
     description = read_description(folder / str(record.checkpoint))
     baseline = results.baseline[name]
     pairs = [_gain(entry, rows, runs) for entry in results.pairs if entry.data == name]
-    swept = [row for row in rows if row.role == "on" and gains.noise_sweep(runs, row.runs[0])]
+    frontier = [_gain(entry, rows, runs) for entry in results.frontier if entry.data == name]
+    swept = [row for row in rows if not row.record.plain and gains.noise_sweep(runs, row.runs[0])]
     shown = next((pair for pair in pairs if pair.on.config.defense == "noise"), pairs[0] if pairs else None)
+    first = results.lead(name)
+    lead = None if first is None else _gain(first, rows, runs)
+    hero = _shown(rows, shown, lead)
     dimension = torch.Size(description.image_shape).numel()
     half_budget = _half_budget(rows)
     tradeoff = None
@@ -204,14 +210,16 @@ def _section(
         "knowledge": {attack: outcome.knowledge for attack, outcome in record.attacks.items()},
         "baseline": baseline,
         "pairs": pairs,
-        "frontier": [_gain(entry, rows, runs) for entry in results.frontier if entry.data == name],
+        "lead": lead,
+        "gains": _gains(rows, pairs, frontier),
         "swept": bool(swept),
         "shown": shown,
         "mean_gain": sum(pair.gain for pair in pairs) / len(pairs) if pairs else None,
-        "hero": _strips(rows, shown, baseline),
-        "gallery": _strips(rows, None, baseline) if len(rows) > 3 else None,
+        "averaged": _averaged(pairs),
+        "hero": _strips(hero, shown, baseline),
+        "gallery": _strips(rows, None, baseline) if len(rows) > len(hero) else None,
         "errors": charts.errors(rows, baseline),
-        "curves": charts.curves([(row, _points(row, folder)) for row in _shown(rows, shown)]),
+        "curves": charts.curves([(row, _points(row, folder)) for row in hero]),
         "tradeoff": tradeoff,
         "bounds": _bounds(rows, dimension),
         "noiseless": [row.name for row in rows if not row.leakage("heldout_nats")],
@@ -237,6 +245,22 @@ def _gain(entry: Pair | FrontierEntry, rows: Sequence[Row], runs: Sequence[Measu
         raise ValueError(f"{RESULTS}: run {entry.run} is in a pair, but there is no run without CEM of its settings")
     accuracy = entry.accuracy if isinstance(entry, FrontierEntry) else None
     return Gain(on, off, entry.gain, *entry.interval, accuracy)
+
+
+def _gains(rows: Sequence[Row], pairs: Sequence[Gain], frontier: Sequence[Gain]) -> list[dict[str, Any]]:
+    """The gains of every row that has one: at equal accuracy (None if it is not measured) and at the same noise (None without a pair)."""
+    found = []
+    for row in rows:
+        equal, pair = (next((gain for gain in kind if gain.on is row), None) for kind in (frontier, pairs))
+        if equal or pair:
+            found.append({"row": row, "equal": equal, "pair": pair})
+    return found
+
+
+def _averaged(pairs: Sequence[Gain]) -> str:
+    """What a mean over pairs is over, such as ``7 defenses``; ``8 settings`` if some are of one defense."""
+    different = len({pair.on.config.defense for pair in pairs}) == len(pairs)
+    return f"{len(pairs)} {'defenses' if different else 'settings'}"
 
 
 def _bounds(rows: Sequence[Row], dimension: int) -> list[dict[str, Any]]:
@@ -277,15 +301,14 @@ def _points(row: Row, folder: Path) -> list[tuple[Point, ...]]:
     return [read_description(folder / str(run.record.checkpoint)).curves for run in row.runs]
 
 
-def _strips(rows: Sequence[Row], pair: Gain | None, baseline: Baseline) -> list[Strip]:
+def _strips(shown: Sequence[Row], pair: Gain | None, baseline: Baseline) -> list[Strip]:
     """The picture grid: the originals, the reconstructions, and the class mean.
 
     Args:
-        rows: the cells of a data set.
-        pair: the pair to show next to the undefended cell; None shows every cell.
+        shown: the cells to show.
+        pair: the pair without and with CEM, next to which an undefended cell is called that.
         baseline: the controls.
     """
-    shown = _shown(rows, pair)
     first = shown[-1].runs[0]
     originals = _pictures(first.measurements["pictures.original"])
     strips = [Strip("Original", _VICTIMS[first.record.config.protocol][1], "truth", originals)]
@@ -304,12 +327,12 @@ def _strips(rows: Sequence[Row], pair: Gain | None, baseline: Baseline) -> list[
     return strips
 
 
-def _shown(rows: Sequence[Row], pair: Gain | None) -> list[Row]:
-    """The cells to show: an undefended one and a pair without and with CEM; all of them if there is no pair."""
-    if pair is None or pair.off is None:
+def _shown(rows: Sequence[Row], pair: Gain | None, lead: Gain | None) -> list[Row]:
+    """The cells to show first: an undefended one, a pair without and with CEM, and the one that leads; few cells are all shown."""
+    if pair is None or pair.off is None or len(rows) <= MOST_SHOWN:
         return list(rows)
     undefended = [row for row in rows if row.role == "undefended" and row is not pair.off]
-    return [*undefended[:1], pair.off, pair.on]
+    return [*undefended[:1], pair.off, pair.on, *([lead.on] if lead and lead.on is not pair.on else [])]
 
 
 def _pictures(images: Tensor) -> list[str]:

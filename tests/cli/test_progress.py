@@ -10,7 +10,7 @@ from support.command_line import status
 
 from cem_fast.cli import console, progress
 from cem_fast.cli.progress import Bars
-from cem_fast.config import RunConfig
+from cem_fast.config import GridConfig, RunConfig
 
 
 def test_a_run_that_ends_early_leaves_no_bar():
@@ -43,3 +43,18 @@ def test_names_are_no_markup():
     with progress.counted(Console(file=stream, force_terminal=True, width=100)) as count:
         count("[/no] [bold]tag", 1, 2)
     assert "[/no] [bold]tag" in stream.getvalue()
+
+
+def test_runs_that_differ_do_not_look_alike():
+    plan = GridConfig(
+        defenses=("noise", {"defense": "noise", "bottleneck": "D64"}, {"defense": "noise", "cut": 3}),
+        cem_weights=(0.0, 0.1, 0.5),
+        noise_levels=(0.2,),
+    ).runs()
+    names = [progress.describe(config, plan) for config in plan]
+    assert len(set(names)) == len(plan)
+    assert names[:3] == [
+        "faces / bottleneck, seed 0, fold 1",
+        "faces / noise at noise 0.1, bottleneck = 8, cut = 2, seed 0, fold 1",
+        "faces / noise + CEM at noise 0.1, λ = 0.1, bottleneck = 8, cut = 2, seed 0, fold 1",
+    ]

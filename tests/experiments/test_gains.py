@@ -81,7 +81,40 @@ def test_strengths_and_settings_of_cem_are_kept_apart_and_named():
     ]
     # plain noise has neither strength nor settings of CEM: it is held against every cell
     curve = [measured("noise", s, 0.0, a, m) for s, a, m in ((0.1, 0.95, 0.01), (0.4, 0.80, 0.03))]
-    assert [entry.run for entry in gains.frontier([*runs, *curve])] == [1, 3, 5]
+    found = gains.frontier([*runs, *curve])
+    assert [entry.run for entry in found] == [0, 1, 2, 3, 5]
+    assert sorted(entry.name for entry in found) == sorted(row.name for row in rows)
+    assert {entry.baseline for entry in found} == {(6, 7)}
+
+
+def test_every_cell_is_compared_to_plain_noise_on_the_papers_bottleneck():
+    curve = [
+        measured("bottleneck", 0.0, 0.0, 0.97, 0.005, bottleneck="C8S1"),
+        measured("noise", 0.1, 0.0, 0.95, 0.010, learning_rate=0.02),
+        measured("noise", 0.4, 0.0, 0.85, 0.030, cut=1, epochs=7),
+    ]
+    others = [
+        measured("noise", 0.1, 0.0, 0.95, 0.020, bottleneck="D64"),
+        measured("noise", 0.1, 0.5, 0.90, 0.030, bottleneck="D64"),
+        measured("dropout", 0.1, 0.0, 0.90, 0.020),
+        measured("noise", 0.1, 0.0, 0.95, 0.010, bottleneck=4),
+    ]
+    elsewhere = [
+        measured("noise", 0.1, 0.0, 0.95, 0.020, bottleneck="D64", **own)
+        for own in ({"model": "vgg11"}, {"image_size": 24}, {"attack_epochs": 9}, {"data": "digits"})
+    ]
+    found = gains.frontier([*curve, *others, *elsewhere])
+    assert [entry.run for entry in found] == [3, 4, 5, 6]
+    assert [entry.gain for entry in found] == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-9)
+    assert [entry.name for entry in found] == [
+        "noise, σ = 0.1, bottleneck = D64, cut = 2, image_size = None, model = slim, "
+        "epochs = 40, learning_rate = 0.05, attack_epochs = 160",
+        "noise + CEM",
+        "dropout",
+        "noise, σ = 0.1, bottleneck = 4, cut = 2, image_size = None, model = slim, "
+        "epochs = 40, learning_rate = 0.05, attack_epochs = 160",
+    ]
+    assert {entry.baseline for entry in found} == {(0, 1, 2)}
 
 
 def test_resamples_keep_images_with_accuracies_and_with_errors_apart():

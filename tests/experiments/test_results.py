@@ -47,10 +47,14 @@ def test_results_have_the_documented_schema(finished):
             }  # fmt: skip
             assert (attack["mse_half_budget"] is None) == (name == "ridge")
         noiseless = record["config"]["noise_std"] == 0
-        assert set(record["leakage"]) == {"plugin_nats", "heldout_nats", "heldout_se"}
+        estimates = {"plugin_nats", "heldout_nats", "heldout_se"}
+        assert set(record["leakage"]) == (estimates if noiseless else {*estimates, "capacity_nats"})
         assert all((value is None) == noiseless for value in record["leakage"].values())
         assert RunConfig.from_json(record["config"]).to_json() == record["config"]
         assert (finished.folder / record["checkpoint"] / saved_run.DESCRIPTION).is_file()
+    for entry in results["frontier"]:
+        assert entry["name"] == "noise + CEM"
+        assert {results["runs"][run]["cem"] for run in entry["baseline"]} == {False}
     for entry in [*results["pairs"], *results["frontier"]]:
         assert entry["interval"][0] <= entry["gain"] <= entry["interval"][1]
 
