@@ -57,10 +57,11 @@ def nearest(x: Tensor, means: Tensor, labels: Tensor) -> Tensor:
     return (x.detach().unsqueeze(1) - means[labels]).square().sum(-1).argmin(1)
 
 
-def statistics(x: Tensor, means: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts ``[C, K]``, scatter and sums ``[C, K, D]`` about the nearest means."""
+def statistics(x: Tensor, means: Tensor, labels: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts ``[C, K]``, scatter and sums ``[C, K, D]`` about the nearest means, or the chosen ones."""
     C, K, _ = means.shape
-    member = torch.nn.functional.one_hot(labels * K + nearest(x, means, labels), C * K).to(x.dtype).view(-1, C, K)
+    chosen = nearest(x, means, labels) if chosen is None else chosen
+    member = torch.nn.functional.one_hot(labels * K + chosen, C * K).to(x.dtype).view(-1, C, K)
     scatter = torch.einsum("nck,nckd->ckd", member, (x[:, None, None] - means).square())
     return member.sum(0), scatter, torch.einsum("nck,nd->ckd", member, x)
 
@@ -75,15 +76,16 @@ def paper_bound(
     *,
     boost: float = 1.0,
     unbiased: bool = True,
+    chosen: Tensor | None = None,
 ) -> Tensor:
     """Eq. 5-7 summed over dimensions; ``unbiased`` scales the gradient to a minibatch gradient of Eq. 7."""
     means, variances, weights = mixture
     rows, D = x.shape
     b = min(boost, num_samples / max(rows, 1))
-    counts, scatter, _ = statistics(x, means, labels)
+    counts, scatter, _ = statistics(x, means, labels, chosen)
     if unbiased:
         scatter = scatter.detach() + (scatter - scatter.detach()) * num_samples / (b * max(rows, 1))
-    mass = class_prior.unsqueeze(1) * weights * (num_samples - b * rows) + b * counts
+    mass = class_prior.unsqueeze(1) * weights * max(0.0, num_samples - b * rows) + b * counts
     a = torch.where(counts > 0, b * counts / mass.where(counts > 0, 1.0), 0.0).unsqueeze(-1)
     batch = scatter / counts.clamp_min(1).unsqueeze(-1)
     if variances.dim() == 2:
@@ -103,11 +105,12 @@ def official_hinge(
     *,
     threshold: float = 0.125,
     gamma: float = 0.01,
+    chosen: Tensor | None = None,
 ) -> Tensor:
     """Regularizer of the released code, one class and one component at a time."""
     means, variances, weights = mixture
     C, K, _ = means.shape
-    chosen = nearest(x, means, labels)
+    chosen = nearest(x, means, labels) if chosen is None else chosen
     floor = torch.log(threshold * noise_variance + gamma).squeeze()
     total, present = x.new_zeros(()), 0
     for c in range(C):
