@@ -110,7 +110,7 @@ class Mixtures(RuleBasedStateMachine):
         for rows in torch.arange(number).split(7):
             self.call("gather", x[rows], None if labels is None else labels[rows])
         self.call("step")
-        self.seen = []  # classes without gathered rows keep their parameters
+        self.remember(x, labels, fresh=True)
 
     @rule(fault=st.sampled_from(("nan", "infinity", "width", "labels", "length", "dtype", "none")), seed=SEEDS)
     def refuse(self, fault, seed):
