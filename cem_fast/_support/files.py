@@ -149,3 +149,23 @@ def check_target(folder: str | Path, marks: Mapping[str, bytes]) -> None:
             raise ValueError(f"{path} cannot be read ({error.strerror}): choose another folder") from None
         if mark not in head:
             raise ValueError(f"{path} was not written by cem_fast and is left alone: choose another folder")
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with ``~`` replaced by the home directory.
+
+    Args:
+        path: the path.
+
+    Raises:
+        ValueError: the home directory is unknown.
+
+    Example:
+        >>> from cem_fast._support.files import expanded
+        >>> expanded("images")
+        PosixPath('images')
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # a user without a home, as in some containers
+        raise ValueError(f"no home directory is known for {path}: give the path without ~") from error

@@ -136,8 +136,14 @@ def _resettable() -> list[click.Parameter]:
     return [Option(s.name, f"{plain(s.text)} (default: the run's own)", s.kind | None) for s in chosen]
 
 
-@_command(Argument("run", "folder of a saved run"), *_resettable(), _data_root(), _device())
-def attack(run: str, device: str, **values: Any) -> int:
+@_command(
+    Argument("run", "folder of a saved run"),
+    *_resettable(),
+    Option("data_from", "folder of the run's images, if it has moved since the training", str | None),
+    _data_root(),
+    _device(),
+)
+def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
     """Attack a saved run again, with any attack and its own budget."""
     from rich.table import Table
 
@@ -148,7 +154,7 @@ def attack(run: str, device: str, **values: Any) -> int:
     from cem_fast.experiments.attack import attack_model
     from cem_fast.experiments.build import build_attack
 
-    loaded = saved_run.load_run(run, device=devices.find(device))
+    loaded = saved_run.load_run(run, device=devices.find(device), data_from=data_from)
     asked = {key: values[key] for key in RESETTABLE if values[key] is not None}
     config = replace(loaded.config, **asked)
     for name in config.attacks:

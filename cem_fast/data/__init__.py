@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cem_fast._support.files import expanded
 from cem_fast._support.lookup import lookup
 from cem_fast.data import cifar10, cifar100, digits, faces, facescrub, fashion_mnist, folder, tiny_imagenet
 from cem_fast.data.root import data_root
@@ -69,7 +70,7 @@ def load(
     if not name_or_path:
         raise ValueError(f"the data set must be one of {', '.join(names())} or the path of a folder, got ''")
     if name_or_path not in names():
-        path = Path(name_or_path).expanduser()
+        path = expanded(name_or_path)
         if path.is_dir():
             return folder.load(path, fold=fold, image_size=image_size, seed=seed)
         if len(path.parts) > 1:

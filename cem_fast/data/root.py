@@ -12,6 +12,9 @@ DEFAULT = "~/.cache/cem_fast"
 def data_root() -> Path:
     """Folder of downloaded data sets: the environment variable ``CEM_FAST_DATA``, or ``~/.cache/cem_fast``.
 
+    Raises:
+        ValueError: it lies in a home directory that is unknown.
+
     Example:
         >>> import os
         >>> from unittest import mock
@@ -20,7 +23,13 @@ def data_root() -> Path:
         ...     print(data.data_root())
         /tmp/images
     """
-    return Path(os.environ.get(VARIABLE) or DEFAULT).expanduser()
+    path = Path(os.environ.get(VARIABLE) or DEFAULT)
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # a user without a home, as in some containers
+        raise ValueError(
+            f"no home directory is known for {path}: --data-root or {VARIABLE} names a folder for data sets"
+        ) from error
 
 
 def missing(name: str, path: Path) -> FileNotFoundError:

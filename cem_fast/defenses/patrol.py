@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cem_fast._support import optional
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.seeding import seeded
 from cem_fast.defenses.insertion import insert_layer
@@ -54,7 +54,7 @@ class Patrol(ResSFL):
 
     Raises:
         ValueError: a setting is out of range.
-        ImportError: ``torch_pruning`` is not installed.
+        ImportError: ``torch_pruning`` is missing or does not load.
 
     Source:
         Ding et al., "PATROL: privacy-oriented pruning for collaborative inference against model inversion attacks", WACV 2024; Fang et al.,
@@ -77,8 +77,7 @@ class Patrol(ResSFL):
         super().__init__(adversary_weight=adversary_weight, ssim_threshold=ssim_threshold, seed=seed)
         if not 0 < pruned_channels < 1:
             raise ValueError(f"pruned_channels must be between 0 and 1, got {pruned_channels}")
-        if importlib.util.find_spec("torch_pruning") is None:
-            raise ImportError("the defense patrol needs the package torch_pruning: pip install torch-pruning")
+        optional.load("torch_pruning", "the defense patrol", "torch-pruning")
         self.pruned_channels = pruned_channels
 
     def attach(self, model: SplitModel, image_shape: torch.Size) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cem_fast import data
 from cem_fast._support import typed_json
-from cem_fast._support.files import MIB, check_target, read_bytes, write_atomically
+from cem_fast._support.files import MIB, check_target, expanded, read_bytes, write_atomically
 from cem_fast.config import RunConfig
 from cem_fast.data import Splits
 from cem_fast.defenses import Defense
@@ -52,6 +52,7 @@ class Run:
         defense: trained defense, in eval mode.
         loss: CEM loss whose mixture is fitted to the features of the trained network before the noise; None without noise.
         description: content of ``run.json``.
+        data_from: folder of its images, if it has moved since.
 
     Example:
         >>> import tempfile
@@ -76,6 +77,7 @@ class Run:
     defense: Defense
     loss: CEMLoss | None
     description: Description = field(repr=False)
+    data_from: str | None = None
 
     @cached_property
     def data(self) -> Splits:
@@ -85,10 +87,11 @@ class Run:
             FileNotFoundError: their folder is not there, relative to the current directory.
             ValueError: they have changed since, so a test image may have been trained on.
         """
-        name = self.config.data
-        if name not in data.names() and not Path(name).expanduser().is_dir():
+        name = self.data_from or self.config.data
+        if name not in data.names() and not expanded(name).is_dir():
             raise FileNotFoundError(
-                f"{self.path} was trained on the images in {name!r}, and there is no such folder below {Path.cwd()}"
+                f"{self.path} was trained on the images in {self.config.data!r}, and there is no folder {name!r} below {Path.cwd()}: "
+                "--data-from names their folder now"
             )
         splits = data.load(name, fold=self.config.fold, image_size=self.config.image_size).under(self.config.protocol)
         expected, found = self.description.identity.images, splits.digest()
@@ -165,12 +168,13 @@ def save_run(
                 path.unlink()
 
 
-def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
+def load_run(path: str | Path, *, device: str | torch.device = "cpu", data_from: str | None = None) -> Run:
     """Loads a run that ``cem-fast`` or :func:`cem_fast.experiments.run.run` saved.
 
     Args:
         path: folder of the run.
         device: device of its networks.
+        data_from: folder of its images, if it has moved since.
 
     Returns:
         The run, its networks in eval mode.
@@ -200,7 +204,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
     weights, source = _read_tensors(folder, description, "weights")
     if wrong := sorted(key for key, value in weights.items() if not bool(value.isfinite().all())):
         raise ValueError(f"{source}: weights must be finite, got NaN or infinity in {wrong[0]}")
-    _require_mixture(folder, description, weights)
+    _require_loss(folder, description, weights)
     shapes = {key: value.shape for key, value in weights.items()}
     with torch.device("meta"):  # without memory, until the sizes of run.json are known to be those of the weights
         model, defense = _networks(folder, description, shapes)
@@ -211,7 +215,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu") -> Run:
     for part, module in _parts(model, defense, loss):
         _restore(module, _of(part, weights), part, source)
         module.to(device).eval()
-    return Run(folder, description.config, model.eval(), defense, loss, description)
+    return Run(folder, description.config, model.eval(), defense, loss, description, data_from)
 
 
 def read_description(folder: str | Path) -> Description:
@@ -365,8 +369,8 @@ def _networks(folder: Path, description: Description, shapes: Mapping[str, torch
     return model, defense
 
 
-def _require_mixture(folder: Path, description: Description, weights: Mapping[str, Tensor]) -> None:
-    """Requires the classes and components of run.json in the mixture of the loss, if there is a loss."""
+def _require_loss(folder: Path, description: Description, weights: Mapping[str, Tensor]) -> None:
+    """Requires the classes, components and noise of run.json in the weights of the loss, if there is a loss."""
     config = description.config
     wanted = (description.num_classes if config.cem_by_class else 1, config.cem_components)
     found = weights["loss.mixture.weights"].shape if "loss.mixture.weights" in weights else wanted
@@ -374,6 +378,13 @@ def _require_mixture(folder: Path, description: Description, weights: Mapping[st
         raise ValueError(
             f"{folder / DESCRIPTION}: num_classes and cem_components ask for a mixture of shape {wanted}, and the weights hold one of "
             f"{tuple(found)}"
+        )
+    noise = weights.get("loss.noise_variance", torch.tensor(float("nan")))
+    expected = torch.tensor([config.noise_std], dtype=torch.float64).square()
+    if config.noise_std > 0 and noise.shape == (1,) and not torch.equal(noise.double(), expected):
+        raise ValueError(
+            f"{folder / DESCRIPTION}: noise_std is {config.noise_std}, and the weights are those of a loss with noise_std "
+            f"{noise.sqrt().item():g}"
         )
 
 

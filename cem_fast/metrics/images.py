@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cem_fast._support import optional
+
 CHUNK = 256  # images at a time, where a measure needs many times their memory
 
 
@@ -85,13 +87,13 @@ def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
         tensor([1., 1.])
     """
     _check(reconstructed, images)
-    try:
-        from pytorch_msssim import ssim as windowed_ssim
-    except ImportError as error:
-        raise ImportError("SSIM needs the package pytorch_msssim: pip install pytorch-msssim") from error
+    package = optional.load("pytorch_msssim", "SSIM", "pytorch-msssim")
     side = min(11, *images.shape[2:])
     window = side if side % 2 else side - 1
-    return windowed_ssim(reconstructed.float(), images.float(), data_range=1.0, size_average=False, win_size=window)
+    similarity: Tensor = package.ssim(
+        reconstructed.float(), images.float(), data_range=1.0, size_average=False, win_size=window
+    )
+    return similarity
 
 
 def ssim_paper(reconstructed: Tensor, images: Tensor) -> Tensor:
@@ -170,14 +172,12 @@ def lpips(reconstructed: Tensor, images: Tensor) -> Tensor:
     _check(reconstructed, images)
     if images.shape[1] not in (1, 3):
         raise ValueError(f"LPIPS needs images of 1 or 3 channels, got {images.shape[1]}")
-    try:
-        from lpips import LPIPS
-    except ImportError as error:
-        raise ImportError(f"LPIPS needs the package lpips ({error}): pip install 'cem_fast[lpips]'") from error
-    distance = LPIPS(net="alex", verbose=False).to(images.device)
+    package = optional.load("lpips", "LPIPS", "lpips")
+    distance = package.LPIPS(net="alex", verbose=False).to(images.device)
     colors = (batch.float().expand(-1, 3, -1, -1) for batch in (reconstructed, images))
     with torch.no_grad():
-        return distance(*colors, normalize=True).flatten()
+        distances: Tensor = distance(*colors, normalize=True).flatten()
+    return distances
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cem_fast._support import typed_json
+from cem_fast._support import optional, typed_json
 from cem_fast._support.files import write_atomically
 
 if TYPE_CHECKING:
@@ -80,15 +80,14 @@ def to_sklearn(
     means: Tensor, spread: Tensor, weights: Tensor, *, covariance_type: str, reg_covar: float
 ) -> SklearnMixture:
     """A fitted scikit-learn model of one class: means ``[K, D]``, variances or covariances, weights ``[K]``."""
-    from sklearn.mixture import GaussianMixture as SklearnMixture
-
+    package = optional.load("sklearn.mixture", "to_sklearn", "scikit-learn")
     matrices, spread = covariance_type in ("tied", "full"), spread.double().cpu()
     if matrices:
         identity = torch.eye(means.shape[1], dtype=torch.float64)
         inverse = torch.linalg.solve_triangular(torch.linalg.cholesky(spread), identity, upper=False).mT
     else:
         inverse = spread.rsqrt()
-    model = SklearnMixture(len(weights), covariance_type=covariance_type, reg_covar=reg_covar)
+    model: SklearnMixture = package.GaussianMixture(len(weights), covariance_type=covariance_type, reg_covar=reg_covar)
     model.weights_, model.means_ = weights.double().cpu().numpy(), means.double().cpu().numpy()
     model.covariances_, model.precisions_cholesky_ = spread.numpy(), inverse.numpy()
     model.precisions_ = (inverse @ inverse.mT if matrices else 1 / spread).numpy()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -61,8 +61,7 @@ def test_a_dry_run_of_train_plans_no_attack(tiny_images, tmp_path, capfd, monkey
 
 
 def test_a_package_that_a_defense_needs_is_named_in_one_line(tmp_path, capfd, monkeypatch, tiny_images):
-    find = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch_pruning" else find(name))
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
     folder = tmp_path / "run"
     arguments = ["--data", str(tiny_images), "--image-size", "16", "--folder", str(folder), "--defense", "patrol"]
     assert status("train", *arguments) == 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
+import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -668,8 +668,7 @@ def test_sparse_coding_stands_before_the_last_module_and_learns(deep):
 
 
 def test_patrol_without_its_package_names_it(monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "torch_pruning" else find(name))
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(ImportError, match="the defense patrol needs the package torch_pruning: pip install torch-prun"):
         build("patrol")
 

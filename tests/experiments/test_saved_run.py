@@ -276,8 +276,9 @@ def test_only_the_images_of_the_run_are_its_data(saved, tiny_images, tmp_path, m
     description = json.loads(path.read_text())
     description["config"]["data"] = "images"
     path.write_text(json.dumps(description))
-    with pytest.raises(FileNotFoundError, match="was trained on the images in 'images', and there is no such folder"):
+    with pytest.raises(FileNotFoundError, match="was trained on the images in 'images', .* --data-from names"):
         _ = saved_run.load_run(saved).data
+    assert len(saved_run.load_run(saved, data_from=str(images)).data.test) == 6  # they have moved
     monkeypatch.chdir(tmp_path)
     assert len(saved_run.load_run(saved).data.test) == 6
     shutil.copy(images / "left" / "0.png", images / "right" / "new.png")
