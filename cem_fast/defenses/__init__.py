@@ -21,6 +21,7 @@ from cem_fast.defenses.noise_arl import NoiseARL
 from cem_fast.defenses.noise_nopeek import NoiseNoPeek
 from cem_fast.defenses.none import NoDefense
 from cem_fast.defenses.patrol import Patrol
+from cem_fast.defenses.quantized import Quantized
 from cem_fast.defenses.ressfl import ResSFL
 from cem_fast.defenses.sca import SparseCodingArchitecture
 from cem_fast.defenses.topk_pruning import TopKPruning
@@ -38,6 +39,7 @@ __all__ = [
     "NoiseARL",
     "NoiseNoPeek",
     "Patrol",
+    "Quantized",
     "ResSFL",
     "SparseCodingArchitecture",
     "TopKPruning",

@@ -19,10 +19,11 @@ from cem_fast import cost
 from cem_fast._support.files import check_target
 from cem_fast._support.lookup import lookup
 from cem_fast.defenses import Composed, Defense, NoDefense
+from cem_fast.defenses.quantized import CODES, Code, message_code
 from cem_fast.deploy import draws
 from cem_fast.deploy import manifest as manifests
 from cem_fast.deploy.files import FORMATS, PACKAGES, digest, open_half, write_half
-from cem_fast.deploy.halves import CODES, Cloud, Code, Device
+from cem_fast.deploy.halves import Cloud, Device
 from cem_fast.deploy.manifest import Cost, Manifest, Noise, Preprocessing
 from cem_fast.deploy.verify import MESSAGES, verify
 from cem_fast.experiments.build import build_parts
@@ -103,7 +104,7 @@ def export(
     if std is not None and min(std) <= 0:
         raise ValueError(f"std must be positive, got {list(std)}")
     check_target(folder, {manifests.NAME: manifests.MARK})
-    device = Device(model, defense, _code(defense, message), mean=mean, std=std)
+    device = Device(model, defense, message_code(defense, message), mean=mean, std=std)
     cloud = Cloud(model, device.code)
     probe = draws.probes(shape, 2)
     inputs = draws.find(device.message, probe)
@@ -203,12 +204,6 @@ class _Drawing(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.device.message(images)
-
-
-def _code(defense: Defense, message: str) -> Code:
-    """The code of a message; the range of ``uint8`` leaves room for four standard deviations of noise around [0, 1]."""
-    std = torch.as_tensor(getattr(defense, "noise_std", 0.0)).amax().item()
-    return Code(message, low=-4 * std, high=1 + 4 * std)
 
 
 @torch.no_grad()

@@ -10,58 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cem_fast.defenses import Defense
+from cem_fast.defenses.quantized import Code
 from cem_fast.deploy.draws import Draws
 from cem_fast.models.split import SplitModel
-
-CODES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
-LEVELS = 255
-
-
-class Code(nn.Module):
-    """The numbers of a message as they are sent.
-
-    ``uint8``: ``q = round(255 (z - low) / (high - low))``, clipped to 0...255; ``float16``: the nearest number.
-
-    Args:
-        dtype: ``float32``, ``float16`` or ``uint8``.
-        low: least value of ``uint8``.
-        high: greatest value of ``uint8``.
-
-    Raises:
-        ValueError: the dtype is unknown, or the range is empty.
-
-    Example:
-        >>> import torch
-        >>> from cem_fast.deploy.halves import Code
-        >>> code = Code("uint8", low=0.0, high=1.0)
-        >>> code.encode(torch.tensor([0.0, 0.5, 2.0]))
-        tensor([  0, 128, 255], dtype=torch.uint8)
-        >>> code.decode(code.encode(torch.tensor([0.2])))
-        tensor([0.2000])
-    """
-
-    def __init__(self, dtype: str = "float32", low: float = 0.0, high: float = 1.0):
-        super().__init__()
-        if dtype not in CODES:
-            raise ValueError(f"message must be {', '.join(CODES)}, got {dtype!r}")
-        if not low < high:
-            raise ValueError(f"the range of a message must not be empty, got [{low}, {high}]")
-        self.dtype, self.low, self.high = dtype, low, high
-
-    def encode(self, released: Tensor) -> Tensor:
-        """Returns the numbers to send."""
-        if self.dtype == "uint8":
-            scaled = (released - self.low) * (LEVELS / (self.high - self.low))
-            return torch.round(scaled).clamp(0, LEVELS).to(torch.uint8)
-        return released.to(CODES[self.dtype])
-
-    def decode(self, sent: Tensor) -> Tensor:
-        """Returns the features of a message, float32."""
-        if self.dtype == "uint8":
-            return sent.float() * ((self.high - self.low) / LEVELS) + self.low
-        return sent.float()
-
-    forward = decode
 
 
 class Device(nn.Module):
@@ -77,7 +28,8 @@ class Device(nn.Module):
     Example:
         >>> import torch
         >>> from cem_fast import defenses, models
-        >>> from cem_fast.deploy.halves import Code, Device
+        >>> from cem_fast.defenses.quantized import Code
+        >>> from cem_fast.deploy.halves import Device
         >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=4)
         >>> device = Device(model, defenses.GaussianNoise(noise_std=0.1), Code())
         >>> device(torch.rand(2, 1, 16, 16), torch.zeros(2, 4, 4, 4)).shape
@@ -126,7 +78,8 @@ class Cloud(nn.Module):
     Example:
         >>> import torch
         >>> from cem_fast import models
-        >>> from cem_fast.deploy.halves import Cloud, Code
+        >>> from cem_fast.defenses.quantized import Code
+        >>> from cem_fast.deploy.halves import Cloud
         >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=4)
         >>> Cloud(model, Code())(torch.rand(2, 4, 4, 4)).shape
         torch.Size([2, 3])

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from cem_fast.defenses.quantized import CODES
 from cem_fast.deploy import manifest as manifests
 from cem_fast.deploy.files import open_half
-from cem_fast.deploy.halves import CODES
 
 MESSAGES = 64  # in one request
 HEADER = 4096  # bytes around the numbers of a body

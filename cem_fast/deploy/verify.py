@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cem_fast.defenses.quantized import Code
 from cem_fast.deploy import draws
 from cem_fast.deploy import manifest as manifests
 from cem_fast.deploy.files import digest, open_half
@@ -107,10 +108,8 @@ def _check(messages: Tensor, stated: float, name: str) -> float:
 
 
 def _decoded(messages: Tensor, manifest: Manifest) -> Tensor:
-    if manifest.message_range is None:
-        return messages.float()
-    low, high = manifest.message_range
-    return messages.float() * ((high - low) / 255) + low
+    low, high = manifest.message_range or (0.0, 1.0)
+    return Code(manifest.message, low, high).decode(messages)
 
 
 def _check_sessions(path: Path, manifest: Manifest, device: Callable[..., Tensor]) -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import distributions
 
 from cem_fast import defenses, models
+from cem_fast.defenses.quantized import Code
 from cem_fast.deploy import draws, secure
 from cem_fast.deploy.draws import Draws, RandomInput
-from cem_fast.deploy.halves import Code, Device
+from cem_fast.deploy.halves import Device
 
 DEFENSES = {
     "none": {},
