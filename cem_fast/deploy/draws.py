@@ -189,7 +189,7 @@ def find(function: Callable[[Tensor], Tensor], images: Tensor) -> list[RandomInp
         One input for each draw, in the order of use.
 
     Raises:
-        ValueError: a random function cannot be replaced, or draws are shared by a batch.
+        ValueError: a random function cannot be replaced, draws are shared by a batch, or other packages draw.
 
     Example:
         >>> import torch
@@ -210,6 +210,13 @@ def find(function: Callable[[Tensor], Tensor], images: Tensor) -> list[RandomInp
         same = sum(each.distribution == distribution for each in found)
         name = {NORMAL: "noise", UNIFORM: "uniform"}[distribution] + (f"_{same + 1}" if same else "")
         found.append(RandomInput(name, distribution, shape[1:]))
+    with torch.no_grad(), Draws(neutral(found, len(images))):
+        first = function(images)
+    with torch.no_grad(), Draws(neutral(found, len(images))):
+        if not torch.equal(first, function(images)):
+            raise ValueError(
+                "messages differ at given draws of torch: draw by torch's functions, so that an export finds them"
+            )
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cem_fast.deploy.draws import NORMAL, RandomInput
+from cem_fast.deploy.draws import NORMAL, Draws, RandomInput
 
 BITS = 53  # of a float64's significand
 
@@ -59,27 +59,6 @@ def normal(shape: Sequence[int]) -> Tensor:
     return torch.special.ndtri(uniform((4, *shape))).sum(0) / 2
 
 
-def laplace(shape: Sequence[int]) -> Tensor:
-    """Standard Laplace draws, ``log(u1) cos(pi u2) + log(u3) cos(pi u4)`` of four uniform draws.
-
-    Args:
-        shape: the shape.
-
-    Returns:
-        float64 of variance 2.
-
-    Source:
-        Holohan and Braghin, "Secure random sampling in differential privacy", ESORICS 2021, section 5.
-
-    Example:
-        >>> from cem_fast.deploy import secure
-        >>> 1.6 < float(secure.laplace((20000,)).var()) < 2.4
-        True
-    """
-    u = uniform((4, *shape))
-    return u[0].log() * (math.pi * u[1]).cos() + u[2].log() * (math.pi * u[3]).cos()
-
-
 def draw(inputs: Sequence[RandomInput], count: int) -> list[Tensor]:
     """Draws for the random inputs of a device half.
 
@@ -102,3 +81,27 @@ def draw(inputs: Sequence[RandomInput], count: int) -> list[Tensor]:
         drawn = normal(shape) if each.distribution == NORMAL else uniform(shape).clamp(max=1 - 2.0**-24)  # below 1
         found.append(drawn.float())
     return found
+
+
+class SecureDraws(Draws):
+    """Lets the random functions of torch inside the block draw by the system's secure generator, on a device that runs PyTorch.
+
+    Never use it in evaluations, which need a seed.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses
+        >>> from cem_fast.deploy.secure import SecureDraws
+        >>> defense = defenses.GaussianNoise(noise_std=0.1)
+        >>> def released():
+        ...     torch.manual_seed(0)
+        ...     with SecureDraws():
+        ...         return defense.release(torch.zeros(4))
+        >>> torch.equal(released(), released())
+        False
+    """
+
+    def standard(self, distribution: str, like: Tensor) -> Tensor:
+        with torch._C.DisableTorchFunction():
+            drawn = normal(like.shape) if distribution == NORMAL else uniform(like.shape).clamp(max=1 - 2.0**-24)
+            return drawn.to(like)

@@ -10,10 +10,12 @@ import torch
 from support.command_line import status
 from torch import nn
 
-from cem_fast import SplitModel, defenses, deploy, load_run, models
+from cem_fast import SplitModel, defenses, deploy, load_run, models, training
+from cem_fast.config import RunConfig
 from cem_fast.deploy import draws, export, verify
 from cem_fast.deploy import manifest as manifests
 from cem_fast.deploy.files import digest, open_half
+from cem_fast.experiments.build import build_parts
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -249,3 +251,22 @@ def test_wrong_arguments_of_the_command_are_one_line(arguments, message, capsys)
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", defenses.names())
+def test_every_defense_keeps_its_accuracy_through_onnxruntime(name, undefended_faces, tmp_path):
+    faces, _ = undefended_faces
+    config = RunConfig(defense=name, noise_std=0.1, epochs=6, image_size=24, seed=0)
+    model, defense, _ = build_parts(config, image_shape=faces.image_shape, num_classes=40)
+    training.train(model, faces, defense, config=config)
+    model, defense = model.eval(), defense.eval()
+    manifest = deploy.export(model, defense, tmp_path, image_shape=faces.image_shape)
+    device, cloud = open_half(tmp_path / "device.onnx"), open_half(tmp_path / "cloud.onnx")
+    images, labels = faces.test.images, faces.test.labels
+    drawn = draws.seeded(manifest.random_inputs, len(images), seed=0)
+    logits = cloud(device(images, *drawn))
+    with torch.no_grad(), draws.Draws(drawn):
+        expected = model.decoder(defense.release(model.encoder(images)))
+    assert torch.allclose(logits, expected, atol=1e-4 * float(expected.abs().max().clamp(min=1)))
+    assert (logits.argmax(1) == labels).double().mean() == (expected.argmax(1) == labels).double().mean()
