@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -175,6 +175,23 @@ def measure_training(
                 times[with_cem].append(_seconds(images.device, step, with_cem, rows))
     added = [longer - plain for longer, plain in zip(times[True][1:], times[False][1:])]
     return TrainingCost(statistics.median(times[False][1:]), statistics.median(added), statistics.median(refits[1:]))
+
+
+def message_bytes(model: SplitModel, image_shape: Sequence[int]) -> int:
+    """Bytes that the device sends for one image, with 4 for each released feature.
+
+    Args:
+        model: the network.
+        image_shape: ``(channels, height, width)`` of the image.
+
+    Example:
+        >>> from cem_fast import cost, models
+        >>> shape = {"image_shape": (1, 16, 16), "num_classes": 3, "cut": 2}
+        >>> [cost.message_bytes(models.build("slim", **shape, bottleneck=each), (1, 16, 16)) for each in (8, "D64")]
+        [512, 256]
+    """
+    with torch.no_grad(), in_eval_mode(model):
+        return 4 * model.encoder(torch.zeros(1, *image_shape, device=model.device)).numel()
 
 
 def parameters(module: nn.Module) -> int:

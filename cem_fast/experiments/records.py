@@ -18,7 +18,7 @@ from cem_fast.training import Epoch
 SCHEMA = 1
 PAPER = Bottleneck(8)
 Cell = tuple[str, RunConfig]
-_WITHOUT_CEM: dict[str, Any] = {each.name: each.default for each in fields(RunConfig) if each.name.startswith("cem_")}
+WITHOUT_CEM: dict[str, Any] = {each.name: each.default for each in fields(RunConfig) if each.name.startswith("cem_")}
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Record:
     @cached_property
     def without_cem(self) -> Cell:
         """Everything that runs of a cell share with the runs without CEM that they are compared to."""
-        return self.data, replace(self.config, seed=0, fold=0, **_WITHOUT_CEM)
+        return self.data, replace(self.config, seed=0, fold=0, **WITHOUT_CEM)
 
     def at(self, checkpoint: str | None) -> GridRecord:
         """This record as results.json holds it.

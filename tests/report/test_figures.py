@@ -104,6 +104,9 @@ def test_every_data_set_has_a_block_of_its_own_and_points_stand_at_their_values(
     faces, digits = ([axes for axes in part.axes if axes.get_visible()] for part in picture.subfigs)
     assert (len(faces), len(digits)) == (2 * 4, 2)  # noise, and the weights at each of three levels
     assert digits[0].get_title(loc="left") == "digits, slim, noise"
+    assert [axes.get_title(loc="left") for axes in faces[:4]] == [
+        "faces, slim, noise", *(f"faces, slim, noise, σ = {std}" for std in (0.1, 0.2, 0.3)),
+    ]  # fmt: skip
     for axes, key, scale in ((digits[0], "accuracy", 100), (digits[1], "mse", 1)):
         measured = [scale * line[key] for line in table if line["data"] == "digits"]
         assert list(axes.lines[0].get_xdata()) == [0, 1, 2]
@@ -191,12 +194,8 @@ def test_cost_is_that_of_the_runs_networks(finished, tmp_path):
         assert int(line[f"{name}_parameters"]) == parts[part].parameters
         assert int(line[f"{name}_macs"]) == parts[part].macs
         assert float(line[f"{name}_ms"]) > 0
-    assert (line["model"], line["cut"], line["image_shape"], line["defenses"]) == (
-        "slim",
-        "2",
-        "1x16x16",
-        "bottleneck noise",
-    )
+    named = [line[key] for key in ("model", "cut", "image_shape", "defenses", "bottleneck", "message_bytes")]
+    assert named == ["slim", "2", "1x16x16", "bottleneck noise", "8", "512"]
     assert float(line["plain_epoch_s"]) > 0
     wrote = [
         saved_run.read_description(finished.folder / record.checkpoint).history[1].seconds

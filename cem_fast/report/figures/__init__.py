@@ -44,7 +44,8 @@ def check(name: str, target: str | Path) -> None:
         ...     figures.check("leakage", folder)
     """
     figure = lookup("figure", name, _FIGURES)
-    check_target(target, {f"{name}.csv": ",".join(figure.COLUMNS).encode(), f"{name}.png": b"cem_fast"})
+    first_columns = ",".join(figure.COLUMNS[:5])  # those of every version
+    check_target(target, {f"{name}.csv": first_columns.encode(), f"{name}.png": b"cem_fast"})
 
 
 def write(name: str, folder: str | Path, target: str | Path) -> tuple[Path, Path]:

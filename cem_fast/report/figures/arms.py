@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cem_fast.experiments.results import Row, name
+from cem_fast.config import RunConfig
+from cem_fast.experiments.records import WITHOUT_CEM
+from cem_fast.experiments.results import Row, differing, name
 from cem_fast.report.charts import MARKERS
 
 if TYPE_CHECKING:
@@ -49,17 +53,29 @@ def lines(rows: Sequence[Row]) -> list[tuple[dict[str, Any], Row]]:
     found: list[tuple[dict[str, Any], Row]] = []
     panel = 0
     for setting in SETTINGS:
-        for group in _grouped(rows, partial(_settings, of_cem=False, but=setting)):
+        groups = _grouped(rows, partial(_settings, of_cem=False, but=setting))
+        for group in groups:
             off = [row for row in group if row.role != "on"]
             on = _grouped((row for row in group if row.role == "on"), partial(_settings, of_cem=True, but=setting))
             arms = [[*off, *arm] for arm in on] if setting == "lambda" else [off, *on]
             arms = [arm for arm in arms if len(arm) >= LEAST]
             panel += bool(arms)
+            heading = _heading(group[0], [each[0] for each in groups if len(each) >= LEAST], setting)
             for arm in arms:
                 title = name(arm[-1].record, [row.record for row in group], shown=[setting])
                 for row in sorted(arm, key=partial(_value, setting=setting)):
-                    found.append((_place(row, panel, setting, title), row))
+                    found.append((_place(row, panel, setting, title) | {"defense": heading}, row))
     return found
+
+
+def _heading(row: Row, others: Iterable[Row], setting: str) -> str:
+    """The defense of a panel, with every setting in which another panel over the same setting differs, those of CEM apart."""
+
+    def bare(config: RunConfig) -> RunConfig:
+        return replace(config, **WITHOUT_CEM)
+
+    alike = [bare(each.config) for each in others if (each.data, each.config.defense) == (row.data, row.config.defense)]
+    return ", ".join([row.config.defense, *differing(bare(row.config), alike, shown=[setting, "model"])])
 
 
 def size(table: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple[str, float]]) -> tuple[float, float]:
@@ -135,7 +151,7 @@ def _panel(
         axes.grid(axis="y", color=colors["grid"], linewidth=0.8)
         axes.margins(x=0.08, y=0.12)
     title = ", ".join(points[0][key] for key in ("data", "model", "defense"))
-    column[0].set_title(title, fontsize=10, loc="left", color=colors["text"])
+    column[0].set_title(textwrap.fill(title, 44), fontsize=10, loc="left", color=colors["text"])
     column[-1].set_xticks(range(len(values)), [f"{value:g}" for value in values])
     column[-1].set_xlabel(SETTINGS[points[0]["setting"]])
     column[-1].legend(frameon=False, fontsize=9, labelcolor=colors["text"])

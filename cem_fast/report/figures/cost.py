@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cem_fast.cost import measure, measure_training
+from cem_fast.cost import measure, measure_training, message_bytes
 from cem_fast.experiments.results import Row
 from cem_fast.experiments.saved_run import Run, load_run, read_description
 from cem_fast.report.figures import cell
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BATCH, PASSES = 128, 30
 NEEDS = "it needs attacked runs"
 COLUMNS = (
-    "data", "model", "cut", "image_shape", "defenses",
+    "data", "model", "cut", "image_shape", "defenses", "bottleneck", "message_bytes",
     *(f"{part}_{key}" for part in ("device", "cloud") for key in ("parameters", "macs", "ms")),
     "plain_epoch_s", "cem_epoch_s", "off_trained_s", "on_trained_s",
 )  # fmt: skip
@@ -67,6 +67,7 @@ def _line(run: Run, rows: Sequence[Row], folder: Path) -> dict[str, Any]:
         "image_shape": "x".join(map(str, shape)),
     }
     line["defenses"] = " ".join(dict.fromkeys(row.config.defense for row in rows))
+    line |= {"bottleneck": config.bottleneck, "message_bytes": message_bytes(run.model, shape)}
     found = measure(run.model, torch.rand(BATCH, *shape), passes=PASSES)
     for name, part in (("device", found["encoder"]), ("cloud", found["decoder"])):
         line |= {f"{name}_parameters": part.parameters, f"{name}_macs": part.macs, f"{name}_ms": 1e3 * part.seconds}
@@ -143,9 +144,11 @@ def draw(picture: Figure, table: Sequence[Mapping[str, Any]], colors: Mapping[st
 
 
 def _name(line: Mapping[str, Any], table: Sequence[Mapping[str, Any]]) -> str:
-    """Name of a network, with its data if there are several, and its defenses if these change the network."""
-    names = [f"{line['model']}, cut {line['cut']}", line["image_shape"]]
+    """Name of a network, with its data if there are several, its bottleneck, and its defenses if these change the network."""
+    names = [f"{line['model']}, cut {line['cut']}, bottleneck {line['bottleneck']}"]
+    names.append(f"{line['image_shape']}, sends {line['message_bytes']:,} bytes")
     if len({each["data"] for each in table}) > 1:
         names.insert(0, line["data"])
-    alike = [each for each in table if all(each[key] == line[key] for key in ("data", "model", "cut", "image_shape"))]
+    network = ("data", "model", "cut", "image_shape", "bottleneck")
+    alike = [each for each in table if all(each[key] == line[key] for key in network)]
     return "\n".join([*names, *([line["defenses"]] if len(alike) > 1 else [])])
