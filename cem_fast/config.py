@@ -16,6 +16,8 @@ LARGEST_IMAGE = 2048  # side in pixels
 PRECISIONS = ("fp32", "bf16", "fp16")
 # settings that older saved runs lack, with the value in force then
 LATER: dict[str, Any] = {"accumulate": 1, "precision": "fp32", "attack_batch_size": 32, "attack_dropout": 0.3}
+# settings that files have only where they differ from these, so that files of earlier versions keep their bytes
+UNWRITTEN: dict[str, Any] = {"train_noise_std": None}
 _KINDS: dict[type, dict[str, Any]] = {}  # types of the settings of each class
 # groups of the shared settings, by the first setting of each
 GROUPS = {
@@ -40,6 +42,7 @@ class SharedConfig:
         bottleneck: channels of the released features; a convolution in the notation ``[noRELU_][Kk]CcSs``; r numbers of all positions
             in the notation ``[noRELU_]Dr[Pp|[Kk]CcSs][Rk][Gg]``, such as ``D64``; 0 for no bottleneck.
         noise_std: standard deviation of the Gaussian noise added last to the released features; 0 for none.
+        train_noise_std: standard deviation of that noise in training, where it is to differ from that in use; null for ``noise_std``.
         adversary_weight: weight of the adversarial term of ``adversarial``, ``noise_arl``, ``ressfl`` and ``patrol``, at least 0.
         ssim_threshold: structural similarity below which ``ressfl`` and ``patrol`` do not penalize a reconstruction, below 1.
         pruned_channels: share of the encoder's channels that ``patrol`` prunes halfway through training.
@@ -80,6 +83,7 @@ class SharedConfig:
     cut: int = 2
     bottleneck: int | str = 8
     noise_std: float = 0.1
+    train_noise_std: float | None = None
     adversary_weight: float = 0.3
     ssim_threshold: float = 0.5
     pruned_channels: float = 0.1
@@ -151,6 +155,8 @@ class SharedConfig:
         if self.learning_rate == 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         _require("attack_batch_size", self.attack_batch_size, at_least=2)  # a batch of one cannot be normalized
+        if self.train_noise_std is not None:
+            _require("train_noise_std", self.train_noise_std, at_least=0)
         if self.image_size is not None:
             _require("image_size", self.image_size, at_least=1, below=LARGEST_IMAGE + 1)
         if not self.attacks:
@@ -198,6 +204,8 @@ class RunConfig(SharedConfig):
             _require(key, getattr(self, key), at_least=0)
         if self.seed > MAX_SEED:
             raise ValueError(f"seed must be at most {MAX_SEED}, got {self.seed}")
+        if self.noise_std == 0 and self.train_noise_std is not None:
+            raise ValueError(f"train_noise_std must be null without noise_std, got {self.train_noise_std}")
         if self.cem_weight > 0 and self.noise_std == 0:
             raise ValueError(f"noise_std must be positive where cem_weight is, got 0 with cem_weight {self.cem_weight}")
         if self.cem_weight > 0 and self.epochs < 2:
@@ -228,7 +236,7 @@ class RunConfig(SharedConfig):
         settings = asdict(self)
         settings["lambda"] = settings.pop("cem_weight")
         settings["attacks"] = list(self.attacks)
-        return settings
+        return {key: value for key, value in settings.items() if key not in UNWRITTEN or value != UNWRITTEN[key]}
 
     @classmethod
     def from_json(cls, settings: dict[str, Any]) -> RunConfig:
@@ -246,7 +254,7 @@ class RunConfig(SharedConfig):
             >>> RunConfig.from_json(RunConfig(seed=3).to_json()) == RunConfig(seed=3)
             True
         """
-        settings = LATER | settings
+        settings = LATER | UNWRITTEN | settings
         if "lambda" in settings:
             settings["cem_weight"] = settings.pop("lambda")
         known = {f.name for f in fields(cls)}
@@ -336,7 +344,8 @@ class GridConfig(SharedConfig):
             return list(dict.fromkeys(run for grid in grids for run in grid.runs()))
         shared: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(SharedConfig)}
         cells: list[dict[str, Any]] = [
-            {"defense": defense, "cem_weight": 0.0, "noise_std": 0.0} for defense in self.undefended
+            {"defense": defense, "cem_weight": 0.0, "noise_std": 0.0, "train_noise_std": None}
+            for defense in self.undefended
         ]
         cells += [
             _without_idle({"cem_weight": weight, **_cell(defense)})

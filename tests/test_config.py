@@ -120,3 +120,17 @@ def test_a_data_set_may_have_settings_of_its_own():
 def test_bad_settings_of_a_data_set_are_named(own, error, message):
     with pytest.raises(error, match=message):
         GridConfig(data=("faces", "digits"), per_data=own)
+
+
+def test_noise_of_the_training_alone_is_written_only_where_it_is_set():
+    assert "train_noise_std" not in RunConfig().to_json()
+    config = RunConfig(train_noise_std=0.3)
+    assert config.to_json()["train_noise_std"] == 0.3
+    assert RunConfig.from_json(config.to_json()) == config
+    assert RunConfig.from_json(RunConfig().to_json()) == RunConfig()
+    grid = GridConfig(train_noise_std=0.3, seeds=(0,), cem_weights=(0.0,))
+    assert [(run.noise_std, run.train_noise_std) for run in grid.runs()] == [(0.0, None), (0.1, 0.3)]
+    with pytest.raises(ValueError, match="train_noise_std must be null without noise_std, got 0.3"):
+        RunConfig(noise_std=0.0, train_noise_std=0.3)
+    with pytest.raises(ValueError, match="train_noise_std must be at least 0, got -1.0"):
+        RunConfig(train_noise_std=-1.0)

@@ -52,14 +52,14 @@ __all__ = [
 _DEFENSES: dict[str, tuple[type[Defense], tuple[str, ...]]] = {
     "none": (NoDefense, ()),
     "bottleneck": (Bottleneck, ()),
-    "noise": (GaussianNoise, ("noise_std",)),
+    "noise": (GaussianNoise, ("noise_std", "train_noise_std")),
     "adversarial": (AdversarialRepresentation, ("adversary_weight", "seed")),
-    "noise_arl": (NoiseARL, ("noise_std", "adversary_weight", "seed")),
+    "noise_arl": (NoiseARL, ("noise_std", "train_noise_std", "adversary_weight", "seed")),
     "ressfl": (ResSFL, ("adversary_weight", "ssim_threshold", "seed")),
     "patrol": (Patrol, ("adversary_weight", "ssim_threshold", "pruned_channels", "seed")),
     "sca": (SparseCodingArchitecture, ("sparse_threshold", "seed")),
     "distance_correlation": (DistanceCorrelation, ("nopeek_weight",)),
-    "noise_nopeek": (NoiseNoPeek, ("noise_std", "nopeek_weight")),
+    "noise_nopeek": (NoiseNoPeek, ("noise_std", "train_noise_std", "nopeek_weight")),
     "dropout": (FeatureDropout, ("dropout_rate",)),
     "topk_pruning": (TopKPruning, ("pruned_share",)),
     "local_dp": (LocalDP, ("privacy_mechanism", "privacy_epsilon", "privacy_delta", "privacy_clip")),
@@ -88,12 +88,13 @@ def settings() -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for _, wanted in _DEFENSES.values() for key in wanted))
 
 
-def build(name: str, *, noise_std: float, **values: Any) -> Defense:
+def build(name: str, *, noise_std: float, train_noise_std: float | None = None, **values: Any) -> Defense:
     """Builds a defense by name.
 
     Args:
         name: one of :func:`cem_fast.defenses.names`.
         noise_std: standard deviation of the Gaussian noise that every defense adds last to the features it releases; 0 for none.
+        train_noise_std: standard deviation of that noise in training mode; None for ``noise_std``.
         **values: the other :func:`cem_fast.defenses.settings`; those that this defense does not use may be left out.
 
     Returns:
@@ -116,10 +117,10 @@ def build(name: str, *, noise_std: float, **values: Any) -> Defense:
     cls, wanted = lookup("defense", name, _DEFENSES)
     for key in values:
         lookup("setting", key, dict.fromkeys(settings()))
-    values["noise_std"] = noise_std
+    values |= {"noise_std": noise_std, "train_noise_std": train_noise_std}
     if missing := [key for key in wanted if key not in values]:
         raise TypeError(f"the defense {name} needs the settings {', '.join(missing)}")
     defense = cls(**{key: values[key] for key in wanted})
     if noise_std == 0 or "noise_std" in wanted:
         return defense
-    return Composed(defense, GaussianNoise(noise_std=noise_std))
+    return Composed(defense, GaussianNoise(noise_std=noise_std, train_noise_std=train_noise_std))

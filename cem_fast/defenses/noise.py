@@ -18,9 +18,10 @@ class GaussianNoise(Defense):
 
     Args:
         noise_std: standard deviation of the noise, positive, in the unit of the features.
+        train_noise_std: standard deviation of the noise in training mode; None for ``noise_std``.
 
     Raises:
-        ValueError: ``noise_std`` is not positive.
+        ValueError: ``noise_std`` is not positive, or ``train_noise_std`` is negative.
 
     Source:
         He, Zhang and Lee, "Model inversion attacks against collaborative inference", ACSAC 2019; Titcombe et al., "Practical defences
@@ -39,14 +40,17 @@ class GaussianNoise(Defense):
 
     keeps_range = True
 
-    def __init__(self, *, noise_std: float):
+    def __init__(self, *, noise_std: float, train_noise_std: float | None = None):
         super().__init__()
         if not noise_std > 0:
             raise ValueError(f"noise_std must be positive, got {noise_std}")
+        if train_noise_std is not None and not train_noise_std >= 0:
+            raise ValueError(f"train_noise_std must be at least 0 or None, got {train_noise_std}")
         self.noise_std = noise_std
+        self.train_noise_std = noise_std if train_noise_std is None else train_noise_std
 
     def release(self, features: Tensor) -> Tensor:
-        return features + self.noise_std * torch.randn_like(features)
+        return features + (self.train_noise_std if self.training else self.noise_std) * torch.randn_like(features)
 
     def before_noise(self, features: Tensor) -> Tensor:
         return features

@@ -13,6 +13,7 @@ class NoiseARL(Composed):
     Args:
         adversary_weight: weight of the penalty, positive.
         noise_std: standard deviation of the noise, positive, in the unit of the features.
+        train_noise_std: standard deviation of the noise in training mode; None for ``noise_std``.
         seed: seed of the proxy's initial weights.
 
     Source:
@@ -28,7 +29,10 @@ class NoiseARL(Composed):
         0.1
     """
 
-    def __init__(self, *, adversary_weight: float, noise_std: float, seed: int = 0):
+    def __init__(
+        self, *, adversary_weight: float, noise_std: float, train_noise_std: float | None = None, seed: int = 0
+    ):
         super().__init__(
-            AdversarialRepresentation(adversary_weight=adversary_weight, seed=seed), GaussianNoise(noise_std=noise_std)
+            AdversarialRepresentation(adversary_weight=adversary_weight, seed=seed),
+            GaussianNoise(noise_std=noise_std, train_noise_std=train_noise_std),
         )

@@ -13,6 +13,7 @@ class NoiseNoPeek(Composed):
     Args:
         nopeek_weight: weight of the penalty, positive.
         noise_std: standard deviation of the noise, positive, in the unit of the features.
+        train_noise_std: standard deviation of the noise in training mode; None for ``noise_std``.
 
     Source:
         Titcombe et al., "Practical defences against model inversion attacks for split neural networks", ICLR workshop 2021, of
@@ -27,5 +28,8 @@ class NoiseNoPeek(Composed):
         0.1
     """
 
-    def __init__(self, *, nopeek_weight: float, noise_std: float):
-        super().__init__(DistanceCorrelation(nopeek_weight=nopeek_weight), GaussianNoise(noise_std=noise_std))
+    def __init__(self, *, nopeek_weight: float, noise_std: float, train_noise_std: float | None = None):
+        super().__init__(
+            DistanceCorrelation(nopeek_weight=nopeek_weight),
+            GaussianNoise(noise_std=noise_std, train_noise_std=train_noise_std),
+        )

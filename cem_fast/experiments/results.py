@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cem_fast._support import typed_json
 from cem_fast._support.text import shell_line
-from cem_fast.config import RunConfig
+from cem_fast.config import UNWRITTEN, RunConfig
 from cem_fast.experiments.records import SCHEMA, Cell, GridRecord, Record, Results
 from cem_fast.experiments.saved_run import DESCRIPTION, read_measurements
 
@@ -469,7 +469,7 @@ def differing(config: RunConfig, among: Iterable[RunConfig], *, shown: Collectio
         >>> differing(RunConfig(bottleneck="D64"), [RunConfig(), RunConfig(cut=3)])
         ['bottleneck = D64', 'cut = 2']
     """
-    settings, others = config.to_json(), [each.to_json() for each in among]
+    settings, *others = ({**UNWRITTEN, **each.to_json()} for each in (config, *among))
     candidates = [key for key in (*SYMBOLS, *settings) if key not in ("data", "seed", "fold", *shown)]
     found = [key for key in dict.fromkeys(candidates) if any(other[key] != settings[key] for other in others)]
     return [_in_words(key, settings[key]) for key in found]

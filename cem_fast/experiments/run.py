@@ -15,7 +15,7 @@ from torch import Tensor
 from cem_fast import bounds, data, training
 from cem_fast._support.files import check_target
 from cem_fast._support.ranks import Ranks
-from cem_fast.config import LATER, RunConfig
+from cem_fast.config import LATER, UNWRITTEN, RunConfig
 from cem_fast.data import Splits
 from cem_fast.defenses import Defense
 from cem_fast.experiments import leakage, provenance, saved_run
@@ -225,7 +225,7 @@ def check_run_folder(folder: str | Path, config: RunConfig) -> None:
     wanted, held = config.to_json(), Snapshot(folder, {}).owner()
     with suppress(FileNotFoundError, ValueError):  # absent or unreadable
         held = saved_run.read_settings(folder)
-    held = {key: value for key, value in {**LATER, **held}.items() if key in wanted}
+    held = {key: value for key, value in {**LATER, **held}.items() if key in {**wanted, **UNWRITTEN}}
     if held != LATER and held != wanted:
         raise ValueError(
             f"{folder} holds a run of other settings, which would be lost: give this one a --folder of its own "

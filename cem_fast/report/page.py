@@ -15,6 +15,7 @@ from torch import Tensor
 from cem_fast import bounds
 from cem_fast._support.files import check_target, write_atomically
 from cem_fast._support.text import shell_line
+from cem_fast.config import UNWRITTEN
 from cem_fast.experiments import gains
 from cem_fast.experiments.records import Baseline, FrontierEntry, Pair, Point, Record, Results
 from cem_fast.experiments.results import RESULTS, Measured, Row, load_runs, make_rows, read
@@ -342,8 +343,9 @@ def _pictures(images: Tensor) -> list[str]:
 def _shared_settings(records: Sequence[Record]) -> dict[str, Any]:
     """The settings of all runs: one value where they agree, the list of values where they do not."""
     found: dict[str, Any] = {}
-    for key in records[0].settings:
-        values = list({json.dumps(record.settings[key]): record.settings[key] for record in records}.values())
+    every = [{**UNWRITTEN, **record.settings} for record in records]
+    for key in every[0]:
+        values = list({json.dumps(each[key]): each[key] for each in every}.values())
         found[key] = values[0] if len(values) == 1 else values
     return found
 

@@ -718,3 +718,15 @@ def test_patrol_restores_depthwise_convolutions_as_they_were_pruned(tmp_path):
     run(config, tmp_path / "run", splits=parts, attack=False)
     model = saved_run.load_run(tmp_path / "run").model
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["noise", "noise_arl", "noise_nopeek", "dropout"])
+def test_noise_in_training_may_differ_from_noise_in_use(name):
+    strengths = {"seed": 0, "adversary_weight": 1.0, "nopeek_weight": 1.0, "dropout_rate": 0.5}
+    defense = defenses.build(name, noise_std=0.1, train_noise_std=0.4, **strengths)
+    features = torch.zeros(1, 100_000)
+    assert float(defense.train().release(features).std()) == pytest.approx(0.4, rel=0.02)
+    assert float(defense.eval().release(features).std()) == pytest.approx(0.1, rel=0.02)
+    assert defense.noise_std == 0.1
+    with pytest.raises(ValueError, match="train_noise_std must be at least 0 or None, got -0.1"):
+        defenses.build(name, noise_std=0.1, train_noise_std=-0.1, **strengths)
