@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
@@ -120,6 +121,7 @@ class CEMLoss(FittedModule):
             algorithm="kmeans",
             process_group=process_group,
         )
+        self.mixture.rows_name = "features"
         self.register_buffer("noise_variance", variance.reshape(-1))
         self.declare_fitted(num_samples=torch.zeros((), dtype=torch.float64))
         self.is_fitted = False
@@ -168,8 +170,8 @@ class CEMLoss(FittedModule):
         # the mixture was checked when it was set; the buffer is read from its dictionary, because this runs at every step
         # and look-ups of a module's buffers are slow
         noise_variance = cast(Tensor, self._buffers["noise_variance"])
-        validate.features(rows, mixture.means)
-        validate.noise_variance(noise_variance, rows.shape[1])
+        validate.features(rows, mixture.means, "features")
+        validate.noise_variance(noise_variance, rows.shape[1], "noise_std")
         priors = mixture.variances, mixture.weights, mixture.class_prior, self.num_samples, noise_variance
         return evaluate(rows, labels, mixture.means, priors, self.options, self.process_group)
 
@@ -249,8 +251,11 @@ class CEMLoss(FittedModule):
             >>> cem.fit_loader(torch.nn.Conv2d(1, 2, 3), loader).mixture.means.shape
             torch.Size([3, 2, 32])
         """
-        if isinstance(loader, Iterator):
-            raise TypeError("loader must be iterable more than once (a list or a DataLoader), got an iterator")
+        if not isinstance(encoder, nn.Module):
+            raise TypeError(f"encoder must be a torch.nn.Module, got {type(encoder).__name__}")
+        if isinstance(loader, Iterator) or not hasattr(loader, "__iter__"):
+            got = "an iterator" if isinstance(loader, Iterator) else type(loader).__name__
+            raise TypeError(f"loader must be iterable more than once (a list or a DataLoader), got {got}")
         with in_eval_mode(encoder):
             batches = _Encoded(self, encoder, loader, unpack or self._images_and_labels)
             self._prepare(batches.dimension(), max_iter, tol)
@@ -308,6 +313,7 @@ class CEMLoss(FittedModule):
     def _prepare(self, dimension: int, max_iter: int, tol: float) -> None:
         if isinstance(max_iter, bool) or not hasattr(max_iter, "__index__") or max_iter < 1:
             raise ValueError(f"max_iter must be a positive integer, got {max_iter!r}")
+        validate.number("tol", tol)
         if not tol >= 0:
             raise ValueError(f"tol must not be negative, got {tol}")
         mixture = self.mixture
@@ -345,10 +351,10 @@ class CEMLoss(FittedModule):
             raise TypeError(f"num_samples must be a number, got {type(num_samples).__name__}")
         if not num_samples > 0:
             raise ValueError(f"num_samples must be positive, got {num_samples}")
-        for name, value, least in (("variances", variances, "positive"), ("weights", weights, "at least 0")):
-            if not bool(((value > 0) if least == "positive" else (value >= 0)).all()):
-                raise ValueError(f"{name} must be {least}, got {float(value.min())}")
+        if not num_samples < math.inf:
+            raise ValueError(f"num_samples must be finite, got {num_samples}")
         for name, value in (("weights", weights), ("class_prior", class_prior)):
+            validate.tensor(name, value, "[C, K]" if name == "weights" else "[C]", 2 if name == "weights" else 1)
             worst = float((value.double().sum(-1) - 1).abs().max())
             if not worst < 1e-3:
                 raise ValueError(f"{name} must sum to 1, got a sum that is off by {worst:.2g}")
@@ -409,6 +415,7 @@ class CEMLoss(FittedModule):
     def _rows(self, features: Tensor) -> Tensor:
         if not isinstance(features, Tensor):
             raise TypeError(f"features must be a tensor of shape [N, ...], got {type(features).__name__}")
+        validate.dense("features", features)
         if features.dim() < 2:
             raise ValueError(
                 f"features must have shape [N, ...] with at least two dimensions, got {tuple(features.shape)}"
@@ -446,17 +453,17 @@ class CEMLoss(FittedModule):
         noise_variance = buffer.clone()
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.noise_variance = buffer.copy_(noise_variance)
-        loaded = state_dict.get(prefix + "noise_variance", noise_variance).to(noise_variance)
-        if loaded.shape == noise_variance.shape and not torch.equal(loaded, noise_variance):
-            warnings.warn(
-                f"the checkpoint has noise_std {_range_of(loaded.sqrt())}; this CEMLoss keeps its own, "
-                f"{_range_of(noise_variance.sqrt())}",
-                stacklevel=2,
-            )
         if self.mixture.accepts(state_dict, prefix + "mixture."):
             self.is_fitted = float(self.num_samples) > 0
             if self.is_fitted:
                 self.mark_fitted()
+            loaded = state_dict.get(prefix + "noise_variance", noise_variance).to(noise_variance)
+            if loaded.shape == noise_variance.shape and not torch.equal(loaded, noise_variance):
+                warnings.warn(
+                    f"the checkpoint has noise_std {_range_of(loaded.sqrt())}; this CEMLoss keeps its own, "
+                    f"{_range_of(noise_variance.sqrt())}",
+                    stacklevel=2,
+                )
         else:
             self.num_samples.copy_(num_samples)
 

@@ -239,7 +239,7 @@ def test_bad_features_and_labels():
         loss(labels.view(-1, 1), labels)
     with pytest.raises(ValueError, match=r"with D = 24 as in means, got \(60, 5\)"):
         loss(torch.rand(60, 5), labels)
-    with pytest.raises(TypeError, match="x must be float32, float16 or bfloat16 .* got torch.float64"):
+    with pytest.raises(TypeError, match="features must be float32, float16 or bfloat16 .* got torch.float64"):
         loss(features.double(), labels)
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\), got 5 at index 7"):
         loss(features, labels.index_fill(0, torch.tensor([7]), 5))
@@ -253,7 +253,7 @@ def test_bad_fit_leaves_the_old_mixture_in_force():
     before = copy.deepcopy(loss.state_dict())
     broken = features.clone()
     broken[0] = float("nan")
-    with pytest.raises(ValueError, match="x must be finite, got 1 rows with NaN or infinity"):
+    with pytest.raises(ValueError, match="features must be finite, got 1 rows with NaN or infinity"):
         loss.fit(broken, labels)
     with pytest.raises(ValueError, match="num_samples must be positive, got 0"):
         loss.load_mixture(

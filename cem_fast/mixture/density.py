@@ -23,6 +23,18 @@ def shape_of_spread(covariance_type: str, classes: int, components: int, dimensi
     return {"spherical": (C, K), "diag": (C, K, D), "tied": (C, D, D), "full": (C, K, D, D)}[covariance_type]
 
 
+def _require_values(name: str, value: Tensor) -> None:
+    """Requires finite values, and positive variances whose inverse is finite; no other value is negative but means."""
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    least = {"means": -math.inf, "covariances": -math.inf, "variances": torch.finfo(value.dtype).tiny}.get(name, 0.0)
+    if value.numel() and not float(value.min()) >= least:
+        wanted = (
+            "at least 0" if name != "variances" else "positive" if bool((value <= 0).any()) else "positive and normal"
+        )
+        raise ValueError(f"{name} must be {wanted}, got {float(value.min())}")
+
+
 class MixtureDensity(FittedModule):
     """The part of a ``GaussianMixture`` that needs no fit: its parameters, densities, components and samples."""
 
@@ -75,14 +87,14 @@ class MixtureDensity(FittedModule):
 
         Args:
             means: ``[C, K, D]``.
-            variances: ``[C, K]`` or ``[C, K, D]``; covariances ``[C, D, D]`` (tied) or ``[C, K, D, D]`` (full).
+            variances: ``[C, K]`` or ``[C, K, D]``, positive; covariances ``[C, D, D]`` (tied) or ``[C, K, D, D]`` (full).
             weights: ``[C, K]``; rows sum to 1.
             class_prior: ``[C]``; sums to 1.
             counts: rows of each component ``[C, K]``; zeros if None.
 
         Raises:
             TypeError: an argument is not a tensor.
-            ValueError: a shape does not fit.
+            ValueError: a shape or value does not fit.
 
         Example:
             >>> import torch
@@ -106,6 +118,7 @@ class MixtureDensity(FittedModule):
         for name, (value, shape) in given.items():
             validate.tensor(name, value, str(list(shape)), len(shape))
             validate.same_shape(name, value, shape, "as the mixture was declared")
+            _require_values(name, value)
         for name, (value, _) in given.items():
             own = getattr(self, name)
             if own.shape == value.shape:
@@ -235,6 +248,8 @@ class MixtureDensity(FittedModule):
 
         Raises:
             RuntimeError: the mixture is not fitted.
+            TypeError: the generator is of another kind.
+            ValueError: num_samples is not a positive integer.
 
         Example:
             >>> import torch
@@ -244,6 +259,10 @@ class MixtureDensity(FittedModule):
             >>> rows.shape, component
             (torch.Size([3, 2]), tensor([0, 0, 0]))
         """
+        if isinstance(num_samples, bool) or not hasattr(num_samples, "__index__") or num_samples < 1:
+            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
+        if not (generator is None or isinstance(generator, torch.Generator)):
+            raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
         self._components(None)
         joint = (self.class_prior.unsqueeze(1) * self.weights).flatten()
         component = torch.multinomial(joint, num_samples, replacement=True, generator=generator)

@@ -145,10 +145,11 @@ class Rows:
     Args:
         chunks: re-iterable; labels are int64 in range, or None for one class.
         group: torch.distributed group of the ranks that hold the shards; None for a single process.
+        name: their name in errors.
     """
 
-    def __init__(self, chunks: Iterable[Chunk], group: distributed.ProcessGroup | None = None):
-        self.chunks, self.group = chunks, group
+    def __init__(self, chunks: Iterable[Chunk], group: distributed.ProcessGroup | None = None, name: str = "x"):
+        self.chunks, self.group, self.name = chunks, group, name
 
     def __iter__(self) -> Iterator[Chunk]:
         return iter(self.chunks)
@@ -200,7 +201,7 @@ class Rows:
                 new = place[labels]
                 x, labels = x[new >= 0], new[new >= 0]
             chunks.append((x, labels))
-        return Rows(chunks, self.group)
+        return Rows(chunks, self.group, self.name)
 
     def of(self, classes: Tensor) -> Rows:
         """Copies of the rows of the given classes ``[C]`` (bool) if they are few; otherwise all rows."""
@@ -214,7 +215,7 @@ class Rows:
             if len(rows) > ACTIVE_SHARE * len(x):
                 return self
             kept.append((x[rows], labels[rows]))
-        return Rows(kept, self.group)
+        return Rows(kept, self.group, self.name)
 
 
 class Stream:
@@ -323,7 +324,7 @@ def fit(
     sizes = class_sizes(rows, settings.num_classes, like.device) if sizes is None else sizes.to(like.device)
     per_class = rows.reduce(sizes)
     if not bool(per_class.any()):
-        raise ValueError(f"x must have at least one row, got (0, {len(like)})")
+        raise ValueError(f"{rows.name} must have at least one row, got (0, {len(like)})")
     best: Estimate | None = None
     for _ in range(settings.num_init):
         best = _fit_once(rows, sample, settings, like).better(best)
@@ -360,10 +361,16 @@ def _fit_once(rows: Rows, sample: Rows, settings: Settings, like: Tensor) -> Est
 
 
 def _given(name: str, value: Tensor, like: Tensor, shape: tuple[int, ...], expected: str) -> Tensor:
+    validate.dense(name, value)
     validate.same_shape(name, value, shape, expected)
-    if not bool(value.isfinite().all()):
+    if value.device.type != "meta" and not bool(value.isfinite().all()):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return value.to(like, copy=True)
+    if value.device.type == "meta":
+        raise ValueError(f"{name} must hold values, got a tensor on the device meta")
+    value = value.to(like, copy=True)
+    if name == "init" and not bool(value.square().sum(-1).isfinite().all()):
+        raise ValueError("init must be small enough that squared distances are finite; scale the features down")
+    return value
 
 
 def _start_of_em(rows: Rows, means: Tensor, settings: Settings, iterations: dict[str, Any]) -> Estimate:
@@ -373,12 +380,18 @@ def _start_of_em(rows: Rows, means: Tensor, settings: Settings, iterations: dict
     if variances is not None:
         shape = shape_of_spread(settings.covariance_type, C, K, D)
         variances = _given("init_variances", variances, means, shape, "as the covariance type says")
-        if not settings.matrices and not bool((variances > 0).all()):
-            raise ValueError(f"init_variances must be positive, got {float(variances.min())}")
+        if settings.matrices:
+            if bool(torch.linalg.cholesky_ex(variances.double())[1].any()):
+                raise ValueError("init_variances must be positive definite, got a matrix that is not")
+        elif not bool((variances >= torch.finfo(variances.dtype).tiny).all()):
+            wanted = "positive" if bool((variances <= 0).any()) else "positive and normal"
+            raise ValueError(f"init_variances must be {wanted}, got {float(variances.min())}")
     if weights is not None:
         weights = _given("init_weights", weights, means, (C, K), "[C, K]")
         if not bool((weights >= 0).all()):
             raise ValueError(f"init_weights must not be negative, got {float(weights.min())}")
+        if not bool((weights.sum(1) > 0).all()):
+            raise ValueError("init_weights must be positive for a component of each class, got a class of zeros")
     if given and variances is not None and weights is not None:
         return Estimate(means, variances, weights, *(torch.zeros_like(weights) for _ in range(4)))
     start = lloyd(rows, means, diag=settings.diag, **iterations | dict(max_iter=0 if given else settings.max_iter))
@@ -505,8 +518,8 @@ def require_finite(rows: Rows, statistic: Tensor) -> None:
     bad = sum(int((~torch.isfinite(x)).any(1).sum()) for x, _ in rows)
     bad = int(rows.reduce(torch.tensor(bad, device=statistic.device)))
     if bad:
-        raise ValueError(f"x must be finite, got {bad} rows with NaN or infinity")
-    raise ValueError("x must be small enough that squared distances are finite; scale the features down")
+        raise ValueError(f"{rows.name} must be finite, got {bad} rows with NaN or infinity")
+    raise ValueError(f"{rows.name} must be small enough that squared distances are finite; scale the features down")
 
 
 def _reseed_empty(rows: Rows, means: Tensor, target: Tensor, counts: Tensor) -> Tensor:

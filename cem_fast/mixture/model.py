@@ -78,6 +78,7 @@ class GaussianMixture(MixtureDensity):
     """
 
     fitted_values = FITTED
+    rows_name = "x"  # in errors
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class GaussianMixture(MixtureDensity):
             >>> mixture.means.flatten(), mixture.class_prior
             (tensor([2., 8.]), tensor([0.5000, 0.5000]))
         """
-        return self._fit(Rows([self._rows(x, labels)], self.process_group))
+        return self._fit(Rows([self._rows(x, labels)], self.process_group, self.rows_name))
 
     @torch.no_grad()
     def fit_stream(
@@ -183,10 +184,13 @@ class GaussianMixture(MixtureDensity):
         """
         if isinstance(batches, Iterator):
             raise TypeError("batches must be iterable more than once (a list or a loader), got an iterator")
+        if memory_budget < 0:
+            raise ValueError(f"memory_budget must not be negative, got {memory_budget}")
         stream = fitting.Stream(lambda: (self._rows(x, labels) for x, labels in batches), on_pass)
         sample, sizes, complete = fitting.draw_sample(stream, self.num_classes, memory_budget, self.generator)
-        kept = Rows(sample, self.process_group)
-        return self._fit(kept if complete else Rows(stream, self.process_group), sample=kept, sizes=sizes)
+        kept = Rows(sample, self.process_group, self.rows_name)
+        rows = kept if complete else Rows(stream, self.process_group, self.rows_name)
+        return self._fit(rows, sample=kept, sizes=sizes)
 
     def _settings(self) -> Settings:
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
@@ -240,10 +244,10 @@ class GaussianMixture(MixtureDensity):
         """
         self._require_variances("partial_fit")
         x, labels = self._rows(x, labels)
-        rows = Rows([(x, labels)], self.process_group)
+        rows = Rows([(x, labels)], self.process_group, self.rows_name)
         if not self.is_fitted:
             return self._fit(rows)
-        validate.features(x, self.means)
+        validate.features(x, self.means, self.rows_name)
         seen = self.counts.double()
         if not bool(seen.any()):
             raise RuntimeError(
@@ -287,7 +291,7 @@ class GaussianMixture(MixtureDensity):
         self._require_variances("gather")
         self._components(labels)
         x, labels = self._rows(x, labels)
-        validate.features(x, self.means)
+        validate.features(x, self.means, self.rows_name)
         added = self._moments(Rows([(x, labels)]))
         if self._gathered is not None:
             added = tuple(a + b for a, b in zip(self._gathered, added))
@@ -367,11 +371,11 @@ class GaussianMixture(MixtureDensity):
             mine.copy_(torch.where(classes.view(-1, *[1] * (mine.dim() - 1)), theirs, mine))
 
     def _rows(self, x: Tensor, labels: Tensor | None) -> Chunk:
-        validate.tensor("x", x, "[N, D]", 2)
+        validate.tensor(self.rows_name, x, "[N, D]", 2)
         if not x.is_floating_point():
-            raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
+            raise TypeError(f"{self.rows_name} must be a floating-point tensor, got {x.dtype}")
         if x.shape[1] == 0:
-            raise ValueError(f"x must have at least one feature, got {tuple(x.shape)}")
+            raise ValueError(f"{self.rows_name} must have at least one feature, got {tuple(x.shape)}")
         labels = validate.integer_labels(labels, len(x), self.num_classes, x.device)
         if labels is not None:
             validate.label_range(labels, self.num_classes)

@@ -137,6 +137,7 @@ def component_statistics(
         if variances is None or weights is None:
             raise ValueError('assignment="posterior" needs variances and weights, got None')
         validate.spread_and_weights(means, variances, weights)
+        validate.normal(variances)
     else:
         variances = weights = None
     fixed = [None if t is None else t.detach() for t in (variances, weights)]

@@ -215,7 +215,8 @@ def bound_options(
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {choice!r}")
     boost = DEFAULT_BOOST[variant] if boost is None else boost
     for name, value in (("boost", boost), ("threshold", threshold), ("gamma", gamma)):
-        if not (math.isfinite(value) and value > 0):
+        validate.number(name, value)
+        if not value > 0:
             raise ValueError(f"{name} must be positive and finite, got {value}")
     if variant == "official":
         if per_dimension:

@@ -122,6 +122,7 @@ def mixture_log_prob(
     """
     validate.features(x, means)
     validate.spread_and_weights(means, variances, weights)
+    validate.normal(variances)
     labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, means, variances, weights))
     keep = wanted and means.shape[1] <= MAX_KEPT_COMPONENTS

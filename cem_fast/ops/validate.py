@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,8 +16,16 @@ def tensor(name: str, value: Any, shape: str, *dims: int) -> None:
     """Requires a tensor with one of the given numbers of dimensions; the message shows ``shape``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {shape}, got {type(value).__name__}")
+    dense(name, value)
     if value.dim() not in dims:
         raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+
+
+def dense(name: str, value: Tensor) -> None:
+    """Requires a tensor that is not sparse, nested or quantized."""
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized:
+        kind = "nested" if value.is_nested else "quantized" if value.is_quantized else "sparse"
+        raise TypeError(f"{name} must be a dense tensor, got a {kind} one")
 
 
 def same_shape(name: str, value: Tensor, expected: tuple[int, ...], shape: str) -> None:
@@ -31,9 +40,9 @@ def same_device(name: str, value: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} must be on {device} like the features, got {value.device}")
 
 
-def features(x: Tensor, means: Tensor) -> None:
+def features(x: Tensor, means: Tensor, name: str = "x") -> None:
     """Requires ``x`` ``[N, D]`` that fits means ``[C, K, D]`` in width, dtype and device."""
-    tensor("x", x, "[N, D]", 2)
+    tensor(name, x, "[N, D]", 2)
     tensor("means", means, "[C, K, D]", 3)
     shape, of_means, dtype, of_x = x.shape, means.shape, means.dtype, x.dtype
     if dtype not in PARAMETER_DTYPES:
@@ -41,10 +50,10 @@ def features(x: Tensor, means: Tensor) -> None:
     if 0 in of_means:
         raise ValueError(f"means must have at least one class, component and dimension, got {tuple(of_means)}")
     if shape[1] != of_means[2]:
-        raise ValueError(f"x must have shape [N, D] with D = {of_means[2]} as in means, got {tuple(shape)}")
+        raise ValueError(f"{name} must have shape [N, D] with D = {of_means[2]} as in means, got {tuple(shape)}")
     if of_x != dtype and not (of_x in HALF_DTYPES and dtype == torch.float32):
         allowed = "float32, float16 or bfloat16" if dtype == torch.float32 else "float64"
-        raise TypeError(f"x must be {allowed} to go with {dtype} means, got {of_x}")
+        raise TypeError(f"{name} must be {allowed} to go with {dtype} means, got {of_x}")
     same_device("means", means, x.device)
 
 
@@ -60,13 +69,36 @@ def spread_and_weights(means: Tensor, variances: Tensor, weights: Tensor) -> Non
         same_device(name, value, means.device)
 
 
-def noise_variance(value: Tensor, dimension: int) -> None:
+def normal(variances: Tensor) -> None:
+    """Requires variances whose inverse is finite, if reading them does not wait for the device.
+
+    They are read once for each of their versions, not in each call.
+    """
+    if not is_readable(variances) or variances.is_inference() or variances.numel() == 0:
+        return
+    if getattr(variances, "_normal_in", None) == variances._version:
+        return
+    least, smallest = float(variances.detach().amin()), torch.finfo(variances.dtype).tiny
+    if not least >= smallest:
+        raise ValueError(
+            f"variances must be at least {smallest:.3g}, the least normal {variances.dtype}, got {least:.3g}"
+        )
+    variances._normal_in = variances._version  # type: ignore[attr-defined]
+
+
+def number(name: str, value: Any) -> None:
+    """Requires a real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def noise_variance(value: Tensor, dimension: int, name: str = "noise_variance") -> None:
     """Requires noise variances ``[1]`` or ``[D]``, float32 or float64."""
-    tensor("noise_variance", value, "[1] or [D]", 1)
+    tensor(name, value, "[1] or [D]", 1)
     if value.dtype not in PARAMETER_DTYPES:
-        raise TypeError(f"noise_variance must be float64 or float32, got {value.dtype}")
+        raise TypeError(f"{name} must be float64 or float32, got {value.dtype}")
     if value.shape[0] not in (1, dimension):
-        raise ValueError(f"noise_variance must have shape [1] or [{dimension}], got {tuple(value.shape)}")
+        raise ValueError(f"{name} must have shape [1] or [{dimension}], got {tuple(value.shape)}")
 
 
 def integer_labels(value: Tensor | None, num_rows: int, num_classes: int, device: torch.device) -> Tensor | None:
