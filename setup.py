@@ -11,7 +11,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pybind11
@@ -106,6 +110,34 @@ except RuntimeError as error:
     NO_CUDA = str(error)
 
 
+@contextmanager
+def shown_later(said: list[str]) -> Iterator[None]:
+    """Appends the lines that compilers print in the block to a list, and prints them after it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    outputs = {number: os.dup(number) for number in (1, 2)}
+    with tempfile.TemporaryFile() as file:
+        for number in outputs:
+            os.dup2(file.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, output in outputs.items():
+                os.dup2(output, number)
+                os.close(output)
+            file.seek(0)
+            text = file.read().decode(errors="replace")
+            sys.stderr.write(text)
+            said += text.splitlines()
+
+
+def cause(error: Exception, said: list[str]) -> str:
+    """The first error of a compiler, or what the build says if there is none."""
+    return next((line.strip() for line in said if re.search(r"\berror\b|\bError\b", line)), str(error))
+
+
 class Build(BuildExtension):
     """Leaves a package that works without its compiled parts, and says why, where they cannot be built."""
 
@@ -125,28 +157,34 @@ class Build(BuildExtension):
             return self.leave_out("cuda", "left out with the C++ parts (CEM_FAST_CPP=0 at installation)")
         if NO_CUDA is not None:
             self.leave_out("cuda", NO_CUDA)
+        said: list[str] = []
         try:
-            super().build_extensions()
+            with shown_later(said):
+                super().build_extensions()
         except Exception as error:
             if CPP == "1":
                 raise
             missing = shutil.which(compiler) is None
-            reason = f"no C++ compiler ({compiler} not found)" if missing else f"{compiler} failed: {error}"
+            reason = (
+                f"no C++ compiler ({compiler} not found)" if missing else f"{compiler} failed: {cause(error, said)}"
+            )
             self.extensions = []
             self.leave_out("cpp", reason)
             self.leave_out("cuda", reason)
         self.extensions = [extension for extension in self.extensions if extension not in self.failed]
 
     def build_extension(self, extension: Extension) -> None:
+        said: list[str] = []
         try:
-            super().build_extension(extension)
+            with shown_later(said):
+                super().build_extension(extension)
         except Exception as error:
             if extension.name != "cem_fast._C_cuda":
                 raise
             if CUDA == "1":
-                raise SystemExit(f"CEM_FAST_CUDA=1: {error}") from error
+                raise SystemExit(f"CEM_FAST_CUDA=1: {cause(error, said)}") from error
             self.failed.append(extension)
-            self.leave_out("cuda", f"nvcc failed: {error}")
+            self.leave_out("cuda", f"nvcc failed: {cause(error, said)}")
 
     def record(self, part: str) -> Path:
         return self.folder / f"_not_built_{part}.txt"

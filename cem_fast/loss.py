@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
 from typing import Any, cast
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cem_fast._support.eval_mode import in_eval_mode
+from cem_fast._support.warn import warn
 from cem_fast.mixture import GaussianMixture
 from cem_fast.mixture.fitted import FOLLOWER, FittedModule
 from cem_fast.ops import validate
@@ -373,10 +373,9 @@ class CEMLoss(FittedModule):
                 "the ranks share the mixture"
             )
         if self._steps_without_fit == PATIENCE:
-            warnings.warn(
+            warn(
                 f"CEMLoss has been an exact zero for {PATIENCE:,} training steps, because it was never fitted: call fit(features, "
-                "labels) or fit_loader(encoder, loader), usually once per epoch",
-                stacklevel=5,  # the caller of the module: above forward are two frames of torch
+                "labels) or fit_loader(encoder, loader), usually once per epoch"
             )
 
     def _share_fit(self, device: torch.device) -> None:
@@ -459,10 +458,9 @@ class CEMLoss(FittedModule):
                 self.mark_fitted()
             loaded = state_dict.get(prefix + "noise_variance", noise_variance).to(noise_variance)
             if loaded.shape == noise_variance.shape and not torch.equal(loaded, noise_variance):
-                warnings.warn(
+                warn(
                     f"the checkpoint has noise_std {_range_of(loaded.sqrt())}; this CEMLoss keeps its own, "
-                    f"{_range_of(noise_variance.sqrt())}",
-                    stacklevel=2,
+                    f"{_range_of(noise_variance.sqrt())}"
                 )
         else:
             self.num_samples.copy_(num_samples)

@@ -70,9 +70,15 @@ def replace_what_cannot_be_printed() -> None:
 
 
 def escape_warnings() -> None:
-    """Escape the control characters of names in warnings, from now on."""
+    """Print warnings about settings and data in one line, and escape the control characters of names, from now on."""
     default = warnings.formatwarning
-    warnings.formatwarning = lambda *args, **options: printable(default(*args, **options))
+
+    def one_line(message: Warning | str, category: type[Warning], *args: Any, **options: Any) -> str:
+        if category is UserWarning:
+            return printable(f"cem-fast: {message}\n")
+        return printable(default(message, category, *args, **options))
+
+    warnings.formatwarning = one_line
 
 
 def show_results(console: Console, results: Results, runs: list[Measured]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cem_fast._support.warn import warn
 from cem_fast.data.files import files_in, folders_in
 from cem_fast.data.images import (
     collected,
@@ -112,7 +112,7 @@ def _parts(path: Path) -> tuple[Path, Path | None]:
         classes = {entry.name for entry in folders_in(train[0])}
         test = next((t for t in tests if classes & {entry.name for entry in folders_in(t)}), tests[0])
         if unused := [other.name for other in tests if other is not test]:
-            warnings.warn(f"the test part of {path} is {test.name}; not used: {', '.join(unused)}", stacklevel=4)
+            warn(f"the test part of {path} is {test.name}; not used: {', '.join(unused)}")
         return train[0], test
     if train or tests:
         raise ValueError(f"{path} must hold one training and one test part, such as train and test, got {names} alone")
@@ -171,8 +171,5 @@ def _own_side(path: Path, sizes: set[tuple[int, int]]) -> int:
             return width
     if sizes:
         span = " to ".join(f"{width}x{height}" for width, height in dict.fromkeys((min(sizes), max(sizes))))
-        warnings.warn(
-            f"the images in {path}, of {span} pixels, are resized to {SIDE}x{SIDE}: image_size sets another side",
-            stacklevel=5,
-        )
+        warn(f"the images in {path}, of {span} pixels, are resized to {SIDE}x{SIDE}: image_size sets another side")
     return SIDE

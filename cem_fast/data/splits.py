@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import operator
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from cem_fast._support.lookup import lookup
+from cem_fast._support.warn import warn
 from cem_fast.data.images import is_grey, is_of_unknown_range, pixels, require_bright
 
 NUM_FOLDS = 5
@@ -413,10 +413,9 @@ def published(
         name, held, tested, held, len(class_names), tuple(class_names), credit, unit, mirrored=mirrored, fixed=True
     )
     if splits.num_leaked:
-        warnings.warn(
+        warn(
             f"{splits.num_leaked} of the {len(tested)} test images of {name} are among its training images as well: an "
-            "attacker who holds those has seen them",
-            stacklevel=2,
+            "attacker who holds those has seen them"
         )
     return splits
 

@@ -7,7 +7,6 @@ ranks, and moves the parameters. Sums are kept in double precision.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from cem_fast._support.warn import warn
 from cem_fast.mixture import covariance
 from cem_fast.mixture.density import shape_of_spread
 from cem_fast.ops import validate
@@ -410,10 +410,9 @@ def _tidy(fitted: Estimate, per_class: Tensor, settings: Settings) -> Estimate:
         return fitted
     short = (empty & ~missing.unsqueeze(1)).any(1)
     if bool(short.any()):
-        warnings.warn(
+        warn(
             f"{int(short.sum())} of {settings.num_classes} classes have fewer distinct rows than num_components="
-            f"{settings.num_components}; their spare components have weight 0",
-            stacklevel=6,  # the caller of the mixture's method, above a decorator
+            f"{settings.num_components}; their spare components have weight 0"
         )
     order = empty.int().argsort(dim=1, stable=True)
     for name in ("means", "weights", "counts") if settings.tied else ("means", "variances", "weights", "counts"):

@@ -19,6 +19,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 
 from cem_fast._support.lookup import lookup
+from cem_fast._support.warn import warn
 from cem_fast.ops import agreement, library, reference
 
 BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
@@ -251,6 +253,17 @@ def _load_cuda(requested: str) -> tuple[bool, str]:
     return True, "CEM_FAST_BACKEND=cuda" if requested == "cuda" else "compared with the reference at first use"
 
 
+def _warn_of_another_package() -> None:
+    """Warns if this package, which was not compiled, hides an installed one that was, as in the folder of the sources."""
+    for place in (Path(entry, PACKAGE.name).resolve() for entry in sys.path):
+        if place != PACKAGE and any(place.glob("_C_cpu*")):
+            warn(
+                f"cem_fast is imported from {PACKAGE}, where its kernels are not compiled, and not from {place}, where they are: run "
+                "from another folder; plain torch is slower"
+            )
+            return
+
+
 def choose() -> tuple[str, CpuLibrary | None, str]:
     """Reads the environment and loads the CPU kernels if it selects them.
 
@@ -283,6 +296,7 @@ def choose() -> tuple[str, CpuLibrary | None, str]:
         if requested == "cpu" or capability is not None:
             asked = f"CEM_FAST_BACKEND={requested}" if requested == "cpu" else f"CEM_FAST_CPU_CAPABILITY={capability}"
             raise RuntimeError(f"{asked}: {error}") from error
+        _warn_of_another_package()
         return requested, None, str(error)
     if capability is None:
         return requested, cpu, "the widest instruction set of this processor"
