@@ -170,8 +170,8 @@ class RunConfig(SharedConfig):
     The settings of :class:`cem_fast.config.SharedConfig` are keywords too.
 
     Args:
-        data: data set: ``faces``, ``digits``, ``cifar10``, ``cifar100``, ``tiny_imagenet``, ``facescrub``, ``fashion_mnist``,
-            ``fashion_mnist_5k``, or the path of a folder with one subfolder per class.
+        data: data set: ``faces``, ``digits``, ``cifar10``, ``cifar10-jpeg``, ``cifar100``, ``tiny_imagenet``, ``facescrub``,
+            ``fashion_mnist``, ``fashion_mnist_5k``, or the path of a folder with one subfolder per class.
         defense: name of the defense, such as ``noise``.
         cem_weight: weight of the CEM loss (lambda), at least 0; 0 trains without it.
         seed: seed of all random choices of the run, from 0 to 2**63 - 1.

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from cem_fast._support.files import expanded
 from cem_fast._support.lookup import lookup
-from cem_fast.data import cifar10, cifar100, digits, faces, facescrub, fashion_mnist, folder, tiny_imagenet
+from cem_fast.data import (
+    cifar10,
+    cifar10_jpeg,
+    cifar100,
+    digits,
+    faces,
+    facescrub,
+    fashion_mnist,
+    folder,
+    tiny_imagenet,
+)
 from cem_fast.data.root import data_root
 from cem_fast.data.splits import NUM_FOLDS, PROTOCOLS, Part, Splits, check_fold
 
@@ -18,6 +28,7 @@ __all__ = ["NUM_FOLDS", "PROTOCOLS", "Part", "Splits", "baselines", "class_means
 _BUNDLED = {"faces": faces.load, "digits": digits.load}
 _PUBLISHED = {
     "cifar10": cifar10.load,
+    "cifar10-jpeg": cifar10_jpeg.load,
     "cifar100": cifar100.load,
     "tiny_imagenet": tiny_imagenet.load,
     "facescrub": facescrub.load,

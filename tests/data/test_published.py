@@ -11,7 +11,7 @@ from support import twins
 from cem_fast import data
 from cem_fast.cli import main as cli
 from cem_fast.config import GridConfig, RunConfig
-from cem_fast.data import cifar10, cifar100, facescrub, fashion_mnist
+from cem_fast.data import cifar10, cifar10_jpeg, cifar100, facescrub, fashion_mnist
 from cem_fast.experiments import saved_run
 from cem_fast.experiments.grid import check
 from cem_fast.experiments.run import run
@@ -21,6 +21,8 @@ from cem_fast.experiments.run import run
 def everything(tmp_path, monkeypatch):
     """All published data sets below one root."""
     twins.cifar(cifar10, tmp_path, monkeypatch)
+    for seed, part in enumerate(("train", "test")):
+        twins.write_images(tmp_path / "cifar10-jpeg" / part, mode="RGB", seed=seed)
     twins.cifar(cifar100, tmp_path, monkeypatch)
     twins.fashion(tmp_path / "fashion-mnist")
     twins.tiny(tmp_path, monkeypatch)
@@ -29,7 +31,7 @@ def everything(tmp_path, monkeypatch):
     return tmp_path
 
 
-PUBLISHED = ("cifar10", "cifar100", "tiny_imagenet", "facescrub", "fashion_mnist", "fashion_mnist_5k")
+PUBLISHED = ("cifar10", "cifar10-jpeg", "cifar100", "tiny_imagenet", "facescrub", "fashion_mnist", "fashion_mnist_5k")
 
 
 def test_every_published_data_set_keeps_its_parts(everything, monkeypatch):
@@ -56,7 +58,8 @@ def test_a_missing_data_set_is_one_line_that_names_the_path(name, tmp_path, capf
     assert (out, err.count("\n")) == ("", 1)
     whole = name.removesuffix("_5k")
     assert err.startswith(f"cem-fast: {whole} is not there, no {tmp_path}/")
-    assert "cem-fast data prepare" in err if name == "facescrub" else f"cem-fast data fetch {whole}" in err
+    how = {"facescrub": "cem-fast data prepare", "cifar10-jpeg": "put JPEG copies of CIFAR-10 there"}
+    assert how.get(name, f"cem-fast data fetch {whole}") in err
 
 
 def test_a_run_on_a_published_data_set_and_its_data_again(everything, tmp_path, monkeypatch):
@@ -78,3 +81,11 @@ def test_folds_of_a_fixed_test_part_are_refused(everything, monkeypatch):
     with pytest.raises(ValueError, match="folds must list one value for 'fashion_mnist', .*got 1 and 2"):
         check(grid.runs())
     check(replace(grid, folds=(2,)).runs())
+
+
+def test_the_copies_of_cifar10_are_the_first_of_each_class_and_mirrored(everything, monkeypatch):
+    monkeypatch.setattr(cifar10_jpeg, "OF_CLASS", (3, 2))
+    splits = cifar10_jpeg.load(everything, image_size=16)
+    assert (len(splits.train), len(splits.test), splits.num_classes) == (2 * 3, 2 * 2, 2)
+    assert splits.mirrored
+    assert str(everything) not in splits.credit

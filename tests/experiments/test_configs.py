@@ -11,6 +11,7 @@ import yaml
 from support import twins
 
 import cem_fast
+from cem_fast import attacks
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast.cli import main as cli
 from cem_fast.cli.parser import read_grid
@@ -112,3 +113,18 @@ def test_fashion_mnist_is_evaluated_with_the_settings_of_the_digits():
     fashion = cells(read_grid(FOLDER.parent / "fashion_mnist.yaml").runs(), "fashion_mnist_5k")
     assert fashion < cells(read_grid(FOLDER.parent / "evaluation.yaml").runs(), "digits")
     assert {run.defense for run in fashion} >= {*ROWS, "noise"}
+
+
+@pytest.mark.parametrize("name", ["faces", "digits", "fashion_mnist", "cifar10_jpeg"])
+def test_grids_of_the_dense_bottleneck_have_what_equal_accuracy_needs(name):
+    grid = read_grid(FOLDER.parent / "protect" / f"{name}.yaml")
+    runs = grid.runs()
+    plain = [run for run in runs if run.bottleneck == 8 and not run.cem_weight]
+    dense = [run for run in runs if str(run.bottleneck).startswith("D")]
+    assert len({run.noise_std for run in plain}) >= 6
+    assert 0 in {run.noise_std for run in plain}
+    assert {run.cem_weight > 0 for run in dense} == {True, False}
+    assert len({(run.seed, run.fold) for run in runs}) == 2
+    assert 0 not in grid.folds
+    assert 9 <= len(runs) / 2 <= 12
+    assert set(grid.attacks) <= {*attacks.names()}

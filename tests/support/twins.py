@@ -148,9 +148,9 @@ def faces(root: Path) -> Path:
     return raw
 
 
-def write_images(folder: Path, *, classes: int = 2, count: int = 5, mode: str = "L") -> Path:
+def write_images(folder: Path, *, classes: int = 2, count: int = 5, mode: str = "L", seed: int = 0) -> Path:
     """Writes a folder of random 20x30 images, one sub-folder per class; returns it."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     for label in range(classes):
         (folder / f"class {label}").mkdir(parents=True)
         for index in range(count):
