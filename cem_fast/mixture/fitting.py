@@ -19,11 +19,12 @@ from cem_fast._support.warn import warn
 from cem_fast.mixture import covariance
 from cem_fast.mixture.density import shape_of_spread
 from cem_fast.ops import validate
-from cem_fast.ops.library import OPERATORS
+from cem_fast.ops.library import OPERATORS, WHOLE_FITS
 from cem_fast.ops.validate import PARAMETER_DTYPES
 
 _STATISTICS = OPERATORS["component_statistics_fwd"]
 _KMEANS = OPERATORS["kmeans"]
+_EXPECTATION_MAXIMIZATION = OPERATORS["expectation_maximization"]
 _MIXTURE_STATISTICS = OPERATORS["mixture_statistics"]
 _LOG_PROB = OPERATORS["mixture_log_prob_fwd"]
 _MOMENTS = OPERATORS["mixture_moments"]
@@ -266,11 +267,14 @@ def draw_sample(
     for x, labels in stream:
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device) if labels is None else labels
         held.append((x, labels, torch.rand(len(x), generator=generator, device=device).to(x.device)))
-        sizes += torch.bincount(labels, minlength=num_classes).double().cpu()
+        sizes = sizes.to(x.device) + class_totals(torch.ones_like(labels, dtype=torch.float64), labels, num_classes)
         size += bytes_of(held[-1])
         if size > memory_budget // 2:
             shrink()
             complete, size = False, bytes_of(held[0])
+    sizes = sizes.cpu()
+    if bool(sizes.isnan().any()):
+        raise ValueError(f"labels must lie in [0, {num_classes}), got others in a batch")
     if not complete:
         shrink()  # later rows must not be more likely to stay than earlier ones
     return [(x, labels) for x, labels, _ in held], sizes, complete
@@ -288,6 +292,29 @@ def squared_distance(x: Tensor, means: Tensor, labels: Tensor | None) -> Tensor:
     return distance
 
 
+def class_totals(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Sums of float64 values ``[N]`` by class ``[C]``, the same bits in every run.
+
+    On a GPU, a label out of range makes them NaN, because a check would wait for the device.
+    """
+    if values.is_cpu:
+        return values.new_zeros(num_classes).index_add_(0, labels, values)
+    # index_add_ would add in any order, and one address after the other
+    zeros = values.new_zeros(num_classes, 1, 1)
+    sums: Tensor = _STATISTICS(values.unsqueeze(1), zeros, labels, None, None, False, True)[2]
+    return sums.flatten()
+
+
+def running_sum(values: Tensor) -> Tensor:
+    """Cumulative sum of float64 values ``[N]``, the same bits in every run."""
+    if values.is_cpu:
+        return values.cumsum(0)
+    # torch scans a long vector in an order that depends on timing, but the rows of a matrix one block each
+    rows = torch.nn.functional.pad(values, (0, -len(values) % 1024)).view(-1, 1024).cumsum(1)
+    before = torch.nn.functional.pad(rows[:-1, -1], (1, 0)).expand(2, -1).cumsum(1)[0]
+    return (rows + before.unsqueeze(1)).flatten()[: len(values)]
+
+
 def class_sizes(rows: Rows, num_classes: int, device: torch.device) -> Tensor:
     """Rows of each class in this shard ``[C]``, float64."""
     sizes = torch.zeros(num_classes, dtype=torch.float64, device=device)
@@ -295,7 +322,7 @@ def class_sizes(rows: Rows, num_classes: int, device: torch.device) -> Tensor:
         if labels is None:
             sizes += len(x)
         else:
-            sizes.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+            sizes += class_totals(torch.ones_like(labels, dtype=torch.float64), labels, num_classes)
     return sizes
 
 
@@ -347,8 +374,6 @@ def _fit_once(rows: Rows, sample: Rows, settings: Settings, like: Tensor) -> Est
     if isinstance(settings.init, Tensor):
         means = _given("init", settings.init, like, (C, K, D), "[C, K, D]")
     else:
-        if settings.generator is not None and settings.generator.device.type != like.device.type:
-            raise ValueError(f"generator must be on {like.device} like the rows, got {settings.generator.device}")
         means = kmeans_plus_plus(sample, C, K, like=like, generator=settings.generator)
         if settings.algorithm == "kmeans" and sample is not rows:
             means = lloyd(sample, means, diag=settings.diag, **iterations).means
@@ -448,7 +473,7 @@ def lloyd(
     rows: Rows, means: Tensor, *, diag: bool, max_iter: int, tol: float, reg_covar: float, dtype: torch.dtype
 ) -> Estimate:
     """k-means from the given means ``[C, K, D]``. Each class stops when its own means converge."""
-    if rows.in_one_piece and means.device.type == "cpu":
+    if rows.in_one_piece and ("kmeans", means.device.type) in WHOLE_FITS:
         ((x, labels),) = rows
         means, counts, scatter, n_iter, rests = _KMEANS(x, means, labels, max_iter, tol, diag)
         counts, scatter, converged = counts.double(), scatter.double(), rests > 0
@@ -584,15 +609,15 @@ def kmeans_plus_plus(
     chunks = [(x, labels) for (x, _), labels in zip(rows, labels_of)]
     labels = torch.cat([like.new_empty(0, dtype=torch.int64), *labels_of])
     order = labels.argsort(stable=True)
-    sizes = torch.zeros(C, dtype=torch.int64, device=device).index_add_(0, labels, torch.ones_like(labels))
-    ends = sizes.cumsum(0)
+    ends = torch.searchsorted(labels[order], torch.arange(C, device=device), right=True)
+    sizes = ends.diff(prepend=ends.new_zeros(1))
     starts = ends - sizes
     chunk_ends = [0]
     for x, _ in chunks:
         chunk_ends.append(chunk_ends[-1] + len(x))
 
     def total_of(mass: Tensor) -> Tensor:
-        return torch.zeros(C, dtype=torch.float64, device=device).index_add_(0, labels, mass)
+        return class_totals(mass, labels, C) if mass.is_cpu or C > 1 else mass.sum().view(1)
 
     def distances(means: Tensor) -> Tensor:
         return torch.cat([like.new_empty(0), *(squared_distance(x, means, y) for x, y in chunks)])
@@ -623,7 +648,7 @@ def kmeans_plus_plus(
         mine = (sizes > 0) & (target >= before) & (target < after)
         if not len(labels):
             return pick(starts, mine)
-        cumulative = mass[order].cumsum(0)
+        cumulative = running_sum(mass[order])
         start = torch.where(starts > 0, cumulative[(starts - 1).clamp_min(0)], 0.0)
         position = torch.searchsorted(cumulative, start + (target - before), right=True)
         position = torch.minimum(torch.maximum(position, starts), ends - 1).clamp(0, len(labels) - 1)
@@ -677,10 +702,9 @@ def soft_statistics(
                 else:
                     log_prob, r = _LOG_PROB(part, means, variances, weights, y, True)
                     s = _MOMENTS(means.new_ones(len(part)), part, means, variances, weights, y, log_prob, r)
-                of_class = torch.zeros(C, dtype=torch.float64, device=x.device)
                 yield (
                     *s,
-                    of_class + log_prob.double().sum() if y is None else of_class.index_add_(0, y, log_prob.double()),
+                    log_prob.double().sum().expand(C) if y is None else class_totals(log_prob.double(), y, C),
                 )
 
     return rows.add_up(moments(), (means[:, :, 0], means, variances, means[:, 0, 0]))
@@ -752,6 +776,9 @@ def expectation_maximization(
     matrices: bool = False,
 ) -> Estimate:
     """EM from the given parameters. Each class stops when its own likelihood converges."""
+    if rows.in_one_piece and not matrices and ("expectation_maximization", start.means.device.type) in WHOLE_FITS:
+        ((x, labels),) = rows
+        return _maximized_in_one_call(x, labels, start, max_iter, tol, reg_covar)
     means, variances, weights, counts = start.means, start.variances, start.weights, start.counts.double()
     active = torch.ones(len(means), dtype=torch.bool, device=means.device)
     n_iter = torch.zeros(len(means), dtype=torch.int64, device=means.device)
@@ -788,6 +815,17 @@ def expectation_maximization(
             moving = moving.of(still)
         active = still
     return Estimate(means, variances, weights, counts, bound, n_iter, ~active)
+
+
+def _maximized_in_one_call(
+    x: Tensor, labels: Tensor | None, start: Estimate, max_iter: int, tol: float, reg_covar: float
+) -> Estimate:
+    means, variances, weights, counts, bound, n_iter, rests = _EXPECTATION_MAXIMIZATION(
+        x, start.means, start.variances, start.weights, labels, max_iter, tol, reg_covar
+    )
+    # rows that are not finite end the first iteration of their class
+    require_finite(Rows([(x, labels)]), torch.where(n_iter > 1, 0.0, bound))
+    return Estimate(means, variances, weights, counts, bound, n_iter, rests > 0)
 
 
 # ---- more rows

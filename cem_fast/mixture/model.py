@@ -186,7 +186,7 @@ class GaussianMixture(MixtureDensity):
             raise TypeError("batches must be iterable more than once (a list or a loader), got an iterator")
         if memory_budget < 0:
             raise ValueError(f"memory_budget must not be negative, got {memory_budget}")
-        stream = fitting.Stream(lambda: (self._rows(x, labels) for x, labels in batches), on_pass)
+        stream = fitting.Stream(lambda: (self._rows(x, labels, wait=False) for x, labels in batches), on_pass)
         sample, sizes, complete = fitting.draw_sample(stream, self.num_classes, memory_budget, self.generator)
         kept = Rows(sample, self.process_group, self.rows_name)
         rows = kept if complete else Rows(stream, self.process_group, self.rows_name)
@@ -277,7 +277,8 @@ class GaussianMixture(MixtureDensity):
         Raises:
             RuntimeError: the mixture is not fitted, so there are no parameters to gather about.
             TypeError: x is not a floating-point tensor, or labels are not an integer one.
-            ValueError: a shape, device or label does not fit, or the mixture has covariance matrices.
+            ValueError: a shape, device or label does not fit, or the mixture has covariance matrices. Labels on a GPU are
+                checked by ``step``, because a check would wait for the device.
 
         Example:
             >>> import torch
@@ -290,7 +291,7 @@ class GaussianMixture(MixtureDensity):
         """
         self._require_variances("gather")
         self._components(labels)
-        x, labels = self._rows(x, labels)
+        x, labels = self._rows(x, labels, wait=False)
         validate.features(x, self.means, self.rows_name)
         added = self._moments(Rows([(x, labels)]))
         if self._gathered is not None:
@@ -308,7 +309,7 @@ class GaussianMixture(MixtureDensity):
 
         Raises:
             RuntimeError: no rows were gathered.
-            ValueError: gathered rows are not finite, or the mixture has covariance matrices.
+            ValueError: gathered rows are not finite, labels are out of range, or the mixture has covariance matrices.
 
         Example:
             >>> import torch
@@ -327,7 +328,9 @@ class GaussianMixture(MixtureDensity):
         if not bool(n.any()):
             raise RuntimeError("nothing to step on: call gather(x, labels) first")
         if not bool(s2.isfinite().all()):
-            raise ValueError("gathered rows must be finite, got NaN or infinity")
+            if self.algorithm == "kmeans" and bool(n.isnan().any()):  # rows that are not finite still count
+                raise ValueError(f"gathered labels must lie in [0, {self.num_classes}), got others")
+            raise ValueError("gathered rows must be finite, got NaN or infinity, or labels out of range")
         self._move(torch.zeros_like(n), (n, s1, s2))
         self.num_rows_ = round(float(n.sum()))
         return self
@@ -370,14 +373,15 @@ class GaussianMixture(MixtureDensity):
             mine, theirs = getattr(self, name), getattr(fresh, name)
             mine.copy_(torch.where(classes.view(-1, *[1] * (mine.dim() - 1)), theirs, mine))
 
-    def _rows(self, x: Tensor, labels: Tensor | None) -> Chunk:
+    def _rows(self, x: Tensor, labels: Tensor | None, wait: bool = True) -> Chunk:
+        """Checked rows; without ``wait``, labels on a GPU are not read."""
         validate.tensor(self.rows_name, x, "[N, D]", 2)
         if not x.is_floating_point():
             raise TypeError(f"{self.rows_name} must be a floating-point tensor, got {x.dtype}")
         if x.shape[1] == 0:
             raise ValueError(f"{self.rows_name} must have at least one feature, got {tuple(x.shape)}")
         labels = validate.integer_labels(labels, len(x), self.num_classes, x.device)
-        if labels is not None:
+        if labels is not None and (wait or validate.is_readable(labels)):
             validate.label_range(labels, self.num_classes)
         # rounded to single precision, a thin covariance matrix would be indefinite
         return x.detach().double() if self.matrices else x.detach(), labels

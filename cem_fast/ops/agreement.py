@@ -99,6 +99,7 @@ def _labeled(
             x, means, labels, None, None, diagonal, False
         )
         yield "kmeans", [x, means, labels, 3, 1e-4, diagonal]
+        yield "expectation_maximization", [*mixture, 2, 1e-4, 1e-3]
         yield "component_statistics_bwd", [uniform(*scatter.shape).to(dtype), None, x, means, labels, assignment]
         priors = [variances, weights, prior, num_samples, noise_variance]
         for official in (False, True)[: 1 if diagonal else 2]:

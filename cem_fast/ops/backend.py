@@ -210,7 +210,7 @@ def cuda_operators() -> dict[str, torch._ops.OpOverload]:
     """Loads the compiled CUDA kernels as ``torch.ops.cem_fast_cuda``; needs no GPU and registers them nowhere else.
 
     Returns:
-        The operator of every name in ``library.EVERYWHERE``.
+        The operator of every name in ``library.ON_CUDA``.
 
     Raises:
         OSError: the library is missing or does not load; the message gives the reason.
@@ -231,25 +231,32 @@ def cuda_operators() -> dict[str, torch._ops.OpOverload]:
     except OSError as error:
         raise OSError(f"the compiled CUDA kernels are not built: {error}") from None
     torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-    for name in library.EVERYWHERE:
+    for name in library.ON_CUDA:
         library.define(_CUDA_LIBRARY, name)
-    return {name: getattr(torch.ops.cem_fast_cuda, name).default for name in library.EVERYWHERE}
+    return {name: getattr(torch.ops.cem_fast_cuda, name).default for name in library.ON_CUDA}
 
 
 def _load_cuda(requested: str) -> tuple[bool, str]:
-    """Registers the compiled CUDA kernels for CUDA tensors unless Triton handles those; returns whether, and the reason."""
+    """Registers the compiled CUDA kernels for CUDA tensors; where Triton handles those, only whole fits.
+
+    Returns:
+        Whether they serve all operations, and the reason.
+    """
     if requested not in ("auto", "cuda"):
         return False, f"CEM_FAST_BACKEND={requested}"
-    if requested == "auto" and TRITON is not None:
-        return False, "Triton's kernels serve"
     try:
         operators = cuda_operators()
     except OSError as error:
         if requested == "cuda":
             raise RuntimeError(f"CEM_FAST_BACKEND=cuda: {error}") from error
         return False, str(error)
-    for name, operator in operators.items():
+    behind_triton = requested == "auto" and TRITON is not None
+    for name in library.FITS["cuda"] if behind_triton else operators:
+        operator = operators[name]
         library.register(name, _once_it_agrees(name, operator) if requested == "auto" else operator, "CUDA")
+        library.WHOLE_FITS.add((name, "cuda"))
+    if behind_triton:
+        return False, "Triton's kernels serve"
     return True, "CEM_FAST_BACKEND=cuda" if requested == "cuda" else "compared with the reference at first use"
 
 

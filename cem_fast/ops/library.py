@@ -32,6 +32,9 @@ SCHEMAS = {
     " Tensor assignment) -> Tensor",
     "kmeans": "(Tensor x, Tensor means, Tensor? labels, int max_iter, float tol, bool per_dimension)"
     " -> (Tensor means_out, Tensor counts, Tensor scatter, Tensor iterations, Tensor converged)",
+    "expectation_maximization": f"(Tensor x, {_MIXTURE}, int max_iter, float tol, float reg_covar)"
+    " -> (Tensor means_out, Tensor variances_out, Tensor weights_out, Tensor counts, Tensor bound, Tensor iterations,"
+    " Tensor converged)",
     "entropy_bound": f"(Tensor counts, Tensor scatter, int dimension, {_PRIORS}, {_CEM_OPTIONS})"
     " -> (Tensor value, Tensor grad_scatter)",
     "cem_fwd": f"(Tensor x, Tensor means, Tensor? labels, {_PRIORS}, {_CEM_OPTIONS})"
@@ -91,6 +94,21 @@ def _fake_kmeans(
     )
 
 
+def _fake_expectation_maximization(
+    x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, *_: Any
+) -> tuple[Tensor, ...]:
+    C, K = weights.shape
+    return (
+        means.new_empty(means.shape),
+        variances.new_empty(variances.shape),
+        weights.new_empty(weights.shape),
+        means.new_empty((C, K), dtype=torch.float64),
+        means.new_empty(C, dtype=torch.float64),
+        means.new_empty(C, dtype=torch.int64),
+        means.new_empty(C, dtype=torch.int64),
+    )
+
+
 def _fake_entropy_bound(
     counts: Tensor, scatter: Tensor, dimension: int, variances: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
@@ -111,15 +129,20 @@ FAKES: dict[str, Callable[..., Any]] = {
     "component_statistics_fwd": _fake_statistics_fwd,
     "component_statistics_bwd": _fake_statistics_bwd,
     "kmeans": _fake_kmeans,
+    "expectation_maximization": _fake_expectation_maximization,
     "entropy_bound": _fake_entropy_bound,
     "cem_fwd": _fake_cem_fwd,
 }
 
-# CPU-only operators: a whole iteration in one call while the rows are in cache.
-CPU_ONLY = ("kmeans", "mixture_statistics")
+# Operators of fits: the compiled kernels run a whole iteration, or all of them, in one call.
+FITS = {"cpu": ("kmeans", "mixture_statistics"), "cuda": ("kmeans", "expectation_maximization")}
 
 # Operators with kernels for every device.
-EVERYWHERE = [name for name in SCHEMAS if name not in CPU_ONLY]
+EVERYWHERE = [name for name in SCHEMAS if not any(name in names for names in FITS.values())]
+ON_CUDA = [*EVERYWHERE, *FITS["cuda"]]
+
+# Operators that run all iterations of a fit, and the types of devices where fits call them; ``ops/backend.py`` adds to it.
+WHOLE_FITS = {("kmeans", "cpu")}
 
 OPERATORS: dict[str, torch._ops.OpOverload] = {}
 

@@ -253,6 +253,48 @@ def _reseeded(x: Tensor, classes: Tensor, assignment: Tensor, valid: Tensor, mea
     return torch.where(slot.unsqueeze(-1), x[row].to(means.dtype).unsqueeze(1), means)
 
 
+def expectation_maximization(
+    x: Tensor,
+    means: Tensor,
+    variances: Tensor,
+    weights: Tensor,
+    labels: Tensor | None,
+    max_iter: int,
+    tol: float,
+    reg_covar: float,
+) -> tuple[Tensor, ...]:
+    """EM from the given parameters: the new ones, the rows ``[C, K]`` of each component, and for each class the mean
+    log-likelihood ``[C]`` of its rows, the number of iterations ``[C]`` and whether it converged ``[C]`` (0 or 1).
+
+    A class converges when an iteration raises the mean log-likelihood by less than ``tol``."""
+    C, _, D = means.shape
+    classes, valid = _classes(x, means, labels)
+    double, diag, tiny = torch.float64, variances.dim() == 3, torch.finfo(means.dtype).tiny
+    iterations = torch.zeros(C, dtype=torch.int64, device=x.device)
+    rows = torch.zeros(C, dtype=double, device=x.device).index_add_(0, classes, valid.to(double))
+    active, bound = rows > 0, torch.full_like(rows, -math.inf)
+    counts = torch.zeros(weights.shape, dtype=double, device=x.device)
+    for _ in range(max_iter):
+        s0, s1, s2, log_likelihood = (t.to(double) for t in mixture_statistics(x, means, variances, weights, labels))
+        n, share = s0.sum(1), s0.clamp_min(tiny)
+        shift = s1 / share.unsqueeze(-1) * (s0 > 0).unsqueeze(-1)
+        if diag:
+            spread = (s2 / share.unsqueeze(-1) - shift.square()).clamp_min(0) + reg_covar
+        else:
+            spread = ((s2 / share - shift.square().sum(-1)) / D).clamp_min(0) + reg_covar
+        now = log_likelihood / n.clamp_min(1)
+        moving = active[:, None, None]
+        means = torch.where(moving, (means.to(double) + shift).to(means.dtype), means)
+        variances = torch.where(moving if diag else moving[..., 0], spread.to(means.dtype), variances)
+        weights = torch.where(moving[..., 0], (s0 / n.clamp_min(1).unsqueeze(-1)).to(means.dtype), weights)
+        counts = torch.where(moving[..., 0], s0, counts)
+        iterations += active
+        still = active & (now - bound >= tol) & (n > 0)
+        bound, active = torch.where(active, now, bound), still
+    bound = torch.where(rows > 0, bound, 0.0)
+    return means.clone(), variances.clone(), weights.clone(), counts, bound, iterations, (~active).long()
+
+
 def component_statistics_bwd(
     grad_scatter: Tensor, scale: Tensor | None, x: Tensor, means: Tensor, labels: Tensor | None, assignment: Tensor
 ) -> Tensor:

@@ -127,10 +127,10 @@ def labels(value: Tensor | None, num_rows: int, num_classes: int, device: torch.
 
 
 def label_range(value: Tensor, num_classes: int) -> None:
-    """Requires every label in ``[0, num_classes)``; waits for the device."""
+    """Requires every label in ``[0, num_classes)``; waits for the device, once."""
     if value.numel() == 0:
         return
-    low, high = (int(bound) for bound in torch.aminmax(value))
+    low, high = torch.stack(torch.aminmax(value)).tolist()
     if low < 0 or high >= num_classes:
         row = int(((value < 0) | (value >= num_classes)).int().argmax())
         raise ValueError(f"labels must lie in [0, {num_classes}), got {int(value[row])} at index {row}")

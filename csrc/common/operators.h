@@ -67,4 +67,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> component_statistics_fwd(const Tensor
   return {counts, scatter, totals, assignment};
 }
 
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kmeans(const Tensor& x, const Tensor& means,
+                                                          const OptionalTensor& labels, int64_t max_iter, double tol,
+                                                          bool per_dimension) {
+  Arguments<typename Device::Call> a(x, means, labels);
+  const int64_t C = a.mixture.classes, K = a.mixture.components, D = a.x.dimension;
+  Tensor moved = a.parameter({C, K, D}), counts = a.parameter({C, K});
+  Tensor scatter = per_dimension ? a.parameter({C, K, D}) : a.parameter({C, K});
+  Tensor iterations = a.call.empty({C}, ScalarType::Long), converged = a.call.empty({C}, ScalarType::Long);
+  Device::kmeans({a.x, a.mixture, max_iter, tol, per_dimension, data(moved), data(counts), data(scatter),
+                  static_cast<int64_t*>(data(iterations)), static_cast<int64_t*>(data(converged))},
+                 a.call);
+  return {moved, counts, scatter, iterations, converged};
+}
+
 }  // namespace cem_fast

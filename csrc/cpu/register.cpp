@@ -58,21 +58,8 @@ struct Cpu {
   static void statistics_forward(const StatisticsForward& p, const Call&) {
     kernels().statistics_forward(p, parallel_for);
   }
+  static void kmeans(const KMeans& p, const Call&) { kernels().kmeans(p, parallel_for); }
 };
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> kmeans(const Tensor& x, const Tensor& means,
-                                                          const OptionalTensor& labels, int64_t max_iter, double tol,
-                                                          bool per_dimension) {
-  Arguments<Cpu::Call> a(x, means, labels);
-  const int64_t C = a.mixture.classes, K = a.mixture.components, D = a.x.dimension;
-  Tensor moved = a.parameter({C, K, D}), counts = a.parameter({C, K});
-  Tensor scatter = per_dimension ? a.parameter({C, K, D}) : a.parameter({C, K});
-  Tensor iterations = a.call.empty({C}, ScalarType::Long), converged = a.call.empty({C}, ScalarType::Long);
-  kernels().kmeans({a.x, a.mixture, max_iter, tol, per_dimension, data(moved), data(counts), data(scatter),
-                    static_cast<int64_t*>(data(iterations)), static_cast<int64_t*>(data(converged))},
-                   parallel_for);
-  return {moved, counts, scatter, iterations, converged};
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mixture_statistics(const Tensor& x, const Tensor& means,
                                                               const Tensor& variances, const Tensor& weights,
@@ -168,7 +155,7 @@ STABLE_TORCH_LIBRARY_IMPL(cem_fast, CPU, m) {
   m.impl("mixture_statistics", TORCH_BOX(&mixture_statistics));
   m.impl("component_statistics_fwd", TORCH_BOX(&component_statistics_fwd<Cpu>));
   m.impl("component_statistics_bwd", TORCH_BOX(&component_statistics_bwd));
-  m.impl("kmeans", TORCH_BOX(&kmeans));
+  m.impl("kmeans", TORCH_BOX(&kmeans<Cpu>));
   m.impl("entropy_bound", TORCH_BOX(&entropy_bound));
   m.impl("cem_fwd", TORCH_BOX(&cem_fwd));
 }

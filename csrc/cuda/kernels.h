@@ -1,5 +1,5 @@
-// The operations on CUDA tensors: each takes a struct of device pointers and launches kernels on a stream. Nothing here
-// waits for the device.
+// The operations on CUDA tensors: each takes a struct of device pointers and launches kernels on a stream. Only fits
+// wait for the device.
 #pragma once
 
 #include <cstdint>
@@ -45,6 +45,28 @@ struct Bound {
   void* value;  // [1]
   void* slope;  // the shape of variances: derivative of the value to the scatter
 };
+
+// EM from the parameters of the mixture. A class has converged if an iteration raises the mean log-likelihood of its
+// rows by less than `tol`.
+struct ExpectationMaximization {
+  Features x;
+  Mixture mixture;
+  int64_t max_iter;
+  double tol;
+  double reg_covar;     // added to variances
+  double tiny;          // the smallest normal number of the parameters' type
+  void* means;          // [classes, components, dimension]
+  void* variances;      // the shape of the mixture's
+  void* weights;        // [classes, components]
+  double* counts;       // [classes, components]
+  double* bound;        // [classes]: the mean log-likelihood under the parameters before the last ones
+  int64_t* iterations;  // [classes]
+  int64_t* converged;   // [classes], 0 or 1
+};
+
+// Fits wait for the device now and then, in order to stop.
+void kmeans(const KMeans& p, const Context& context);
+void expectation_maximization(const ExpectationMaximization& p, const Context& context);
 
 void log_prob_forward(const LogProbForward& p, const Context& context);
 void log_prob_backward(const LogProbBackward& p, const Context& context);

@@ -7,7 +7,7 @@ namespace {
 // Writes log p and the posterior where they are not null.
 void posterior(Queue& queue, const Features& x, const Mixture& mixture, const Groups& groups, const Slab& slab,
                const double* normalizers, void* log_prob, void* responsibilities, bool by_slot) {
-  const int64_t blocks = divide_up(slab.slots, kThreads);
+  const int64_t blocks = divide_up(slab.slots, kPosteriorRows);
   if (x.element == Element::kDouble) {
     queue.launch(posterior_kernel<double>, blocks, mixture, groups, slab, normalizers, static_cast<double*>(log_prob),
                  static_cast<double*>(responsibilities), by_slot);

@@ -31,37 +31,54 @@ __device__ double log_joint(const Mixture& mixture, const double* normalizers, i
   return normalizers[ck] - 0.5 * distance / v;
 }
 
-// One thread for a row: `log_prob` [rows] and `responsibilities` [rows or slots, components] where they are not null.
+// Adjacent rows of a block of posterior_kernel, and threads that share the components of one row.
+constexpr int kPosteriorRows = 8;
+constexpr int kPosteriorThreads = kThreads / kPosteriorRows;
+
+// `log_prob` [rows] and `responsibilities` [rows or slots, components] of kPosteriorRows rows where they are not null.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     posterior_kernel(Mixture mixture, Groups groups, Slab slab, const double* normalizers, T* log_prob,
                      T* responsibilities, bool by_slot) {
-  const int64_t K = mixture.components, slot = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  __shared__ double of_thread[kPosteriorThreads][kPosteriorRows];
+  const int64_t K = mixture.components;
+  const int lane = threadIdx.x % kPosteriorRows, first = threadIdx.x / kPosteriorRows;
+  const int64_t slot = blockIdx.x * static_cast<int64_t>(kPosteriorRows) + lane;
   const Occupant own = occupant(groups, slab, slot);
-  if (own.row < 0) return;
-  T* out = responsibilities == nullptr ? nullptr : responsibilities + (by_slot ? slot : own.row) * K;
-  if (own.group == groups.classes) {
-    if (log_prob != nullptr) log_prob[own.row] = static_cast<T>(nan(""));
-    for (int64_t k = 0; k < K && out != nullptr; ++k) out[k] = static_cast<T>(nan(""));
-    return;
-  }
+  const bool valid = own.row >= 0 && own.group < groups.classes;
+  T* out = responsibilities == nullptr || own.row < 0 ? nullptr : responsibilities + (by_slot ? slot : own.row) * K;
   // what follows a share's distances: the joint, then its exponential, in place of the first share
-  double maximum = -INFINITY;
-  for (int64_t k = 0; k < K; ++k) {
+  double maximum = -INFINITY, sum = 0;
+  for (int64_t k = first; k < K && valid; k += kPosteriorThreads) {
     const double distance = total_distance(slab, K, slot, k);
     const double joint = log_joint<T>(mixture, normalizers, own.group * K + k, distance);
     slab.distance[k * slab.slots + slot] = joint;
     maximum = joint > maximum || joint != joint ? joint : maximum;
   }
-  double sum = 0;
-  for (int64_t k = 0; k < K; ++k) {
+  of_thread[first][lane] = maximum;
+  __syncthreads();  // the maxima are there
+  for (int i = 0; i < kPosteriorThreads; ++i) {
+    const double other = of_thread[i][lane];
+    maximum = other > maximum || other != other ? other : maximum;
+  }
+  for (int64_t k = first; k < K && valid; k += kPosteriorThreads) {
     double* joint = slab.distance + k * slab.slots + slot;
     *joint = static_cast<double>(exp(static_cast<T>(*joint - maximum)));
     sum += *joint;
   }
+  __syncthreads();  // the maxima have been read
+  of_thread[first][lane] = sum;
+  __syncthreads();  // the sums are there
+  sum = 0;
+  for (int i = 0; i < kPosteriorThreads; ++i) sum += of_thread[i][lane];
+  if (!valid) maximum = sum = static_cast<double>(nan(""));
   // an infinite maximum is the answer itself
-  if (log_prob != nullptr) log_prob[own.row] = static_cast<T>(isinf(maximum) ? maximum : maximum + log(sum));
-  for (int64_t k = 0; k < K && out != nullptr; ++k) out[k] = static_cast<T>(slab.distance[k * slab.slots + slot] / sum);
+  if (log_prob != nullptr && own.row >= 0 && first == 0) {
+    log_prob[own.row] = static_cast<T>(isinf(maximum) ? maximum : maximum + log(sum));
+  }
+  for (int64_t k = first; k < K && out != nullptr; k += kPosteriorThreads) {
+    out[k] = static_cast<T>((valid ? slab.distance[k * slab.slots + slot] : 0) / sum);
+  }
 }
 
 constexpr int kGradientRows = 16;

@@ -26,6 +26,9 @@ class Queue {
  public:
   explicit Queue(const Context& context) : context_(context) {}
 
+  const Context& context() const { return context_; }
+  cudaStream_t stream() const { return static_cast<cudaStream_t>(context_.stream); }
+
   template <class T>
   T* allocate(int64_t n) {
     return static_cast<T*>(context_.allocate(n * static_cast<int64_t>(sizeof(T))));
@@ -72,6 +75,13 @@ class Queue {
 
   static void check(cudaError_t status) {
     if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status));
+  }
+
+  // Copies n elements on the device.
+  template <class T>
+  void copy(T* to, const T* from, int64_t n) {
+    const size_t bytes = static_cast<size_t>(n) * sizeof(T);
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream()));
   }
 
  private:

@@ -39,6 +39,7 @@ struct Cuda {
   static void statistics_forward(const StatisticsForward& p, Call& call) {
     cuda::statistics_forward(p, call.context());
   }
+  static void kmeans(const KMeans& p, Call& call) { cuda::kmeans(p, call.context()); }
 };
 
 Tensor component_statistics_bwd(const Tensor& grad_scatter, const OptionalTensor& scale, const Tensor& x,
@@ -89,6 +90,25 @@ std::tuple<Tensor, Tensor, Tensor> cem_fwd(const Tensor& x, const Tensor& means,
   return {priors.value, priors.slope, assignment};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> expectation_maximization(
+    const Tensor& x, const Tensor& means, const Tensor& variances, const Tensor& weights, const OptionalTensor& labels,
+    int64_t max_iter, double tol, double reg_covar) {
+  Arguments<Cuda::Call> a(x, means, labels);
+  a.set_variances(variances, weights);
+  const int64_t C = a.mixture.classes, K = a.mixture.components;
+  const bool is_double = a.dtype() == ScalarType::Double;
+  Tensor moved = a.parameter({C, K, a.x.dimension}), spread = a.like_variances(), shares = a.parameter({C, K});
+  Tensor counts = a.call.empty({C, K}, ScalarType::Double), bound = a.call.empty({C}, ScalarType::Double);
+  Tensor iterations = a.call.empty({C}, ScalarType::Long), converged = a.call.empty({C}, ScalarType::Long);
+  cuda::expectation_maximization(
+      {a.x, a.mixture, max_iter, tol, reg_covar,
+       is_double ? std::numeric_limits<double>::min() : static_cast<double>(std::numeric_limits<float>::min()),
+       data(moved), data(spread), data(shares), static_cast<double*>(data(counts)), static_cast<double*>(data(bound)),
+       static_cast<int64_t*>(data(iterations)), static_cast<int64_t*>(data(converged))},
+      a.call.context());
+  return {moved, spread, shares, counts, bound, iterations, converged};
+}
+
 }  // namespace
 
 // The schemas are defined in Python, where those of cem_fast are.
@@ -100,4 +120,6 @@ STABLE_TORCH_LIBRARY_IMPL(cem_fast_cuda, CUDA, m) {
   m.impl("component_statistics_bwd", TORCH_BOX(&component_statistics_bwd));
   m.impl("entropy_bound", TORCH_BOX(&entropy_bound));
   m.impl("cem_fwd", TORCH_BOX(&cem_fwd));
+  m.impl("kmeans", TORCH_BOX(&kmeans<Cuda>));
+  m.impl("expectation_maximization", TORCH_BOX(&expectation_maximization));
 }

@@ -53,6 +53,28 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaErrorInvalidResourceHandle ? "invalid resource handle" : "unspecified launch failure";
 }
 
+// Copies are made, and events happen, as soon as they are queued.
+using cudaEvent_t = void*;
+enum cudaMemcpyKind { cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+enum { cudaEventDisableTiming = 2 };
+inline cudaError_t cudaMallocHost(void** memory, size_t bytes) {
+  static thread_local std::unique_ptr<char[]> pinned;
+  pinned.reset(new char[bytes]);
+  *memory = pinned.get();
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = nullptr;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t);
+
 struct cudaLaunchConfig_t {
   dim3 gridDim;
   dim3 blockDim;
@@ -67,6 +89,7 @@ constexpr int kWarp = 32;
 // The only stream that takes work, and how much of it before a launch fails.
 inline cudaStream_t current_stream = nullptr;
 inline int64_t launches_left = INT64_MAX;
+inline int64_t waits = 0;  // of the host for the device
 
 // With CUDA_HOST_IDLE, launches are listed here instead of run.
 struct Launch {
@@ -274,6 +297,11 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* 
 inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t stream) {
   if (stream != cuda_host::current_stream) return cudaErrorInvalidResourceHandle;
   std::memset(at, value, bytes);
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
+  ++cuda_host::waits;
   return cudaSuccess;
 }
 

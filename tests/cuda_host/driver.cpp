@@ -1,6 +1,6 @@
 // Runs the CUDA operations on the host, as they come on standard input: the name of an operation and its arguments in
-// the order of their fields; the outputs go to standard output, after the number of kernels launched. Every buffer is
-// exactly as large as it has to be, so that one byte more is an error.
+// the order of their fields; the outputs go to standard output, after the numbers of launches and waits. Every buffer
+// is exactly as large as it has to be, so that one byte more is an error.
 
 #include <cstdio>
 #include <cstdlib>
@@ -107,6 +107,7 @@ class Call {
 
   void reply() {
     write(&cuda_host::Device::get().launches, sizeof(int64_t));
+    write(&cuda_host::waits, sizeof(int64_t));
     for (const auto& [data, bytes] : outputs_) write(data, bytes);
     std::fflush(stdout);
   }
@@ -177,6 +178,35 @@ void run(const std::string& name, Call& call) {
     const Mixture mixture = call.mixture();
     const Bound p = call.bound();
     cem_forward(p, x, mixture, static_cast<int64_t*>(call.output()), call.context());
+  } else if (name == "kmeans") {
+    KMeans p{};
+    p.x = call.features();
+    p.mixture = call.mixture();
+    p.max_iter = call.integer();
+    p.tol = call.number();
+    p.per_dimension = call.flag();
+    p.means = call.output();
+    p.counts = call.output();
+    p.scatter = call.output();
+    p.iterations = static_cast<int64_t*>(call.output());
+    p.converged = static_cast<int64_t*>(call.output());
+    kmeans(p, call.context());
+  } else if (name == "expectation_maximization") {
+    ExpectationMaximization p{};
+    p.x = call.features();
+    p.mixture = call.mixture();
+    p.max_iter = call.integer();
+    p.tol = call.number();
+    p.reg_covar = call.number();
+    p.tiny = call.number();
+    p.means = call.output();
+    p.variances = call.output();
+    p.weights = call.output();
+    p.counts = static_cast<double*>(call.output());
+    p.bound = static_cast<double*>(call.output());
+    p.iterations = static_cast<int64_t*>(call.output());
+    p.converged = static_cast<int64_t*>(call.output());
+    expectation_maximization(p, call.context());
   } else {
     std::exit(2);
   }

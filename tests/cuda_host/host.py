@@ -90,7 +90,7 @@ class Host:
     """A running driver; its operators are called by name: ``host.cem_fwd(...)``."""
 
     def __init__(self, program: Path, **environment: str) -> None:
-        self.launches = 0
+        self.launches = self.waits = 0
         self._process = subprocess.Popen(
             [program],
             stdin=subprocess.PIPE,
@@ -128,8 +128,9 @@ class Host:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise Failure(self._process.stderr.read().decode()) from None
-        launched = struct.unpack("q", self._read(8))[0]
+        launched, waited = struct.unpack("2q", self._read(16))
         self.launches, self.last_launches = launched, launched - self.launches
+        self.waits, self.last_waits = waited, waited - self.waits
         results = tuple(
             torch.frombuffer(bytearray(self._read(o.nbytes)), dtype=o.dtype).view(o.shape)
             if o.numel()
@@ -151,7 +152,7 @@ class Launchers:
     def __init__(self, path: Path) -> None:
         torch.ops.load_library(path)
         self._names = torch.library.Library("cem_fast_cuda_host", "DEF")
-        for name in library.EVERYWHERE:
+        for name in library.ON_CUDA:
             self._names.define(name + library.SCHEMAS[name])
         self._path = path
         self._library = ctypes.CDLL(str(path))
@@ -270,7 +271,19 @@ def _cem_fwd(outputs, x, means, labels, variances, weights, *rest):
     yield _outputs(outputs[2])
 
 
+def _kmeans(outputs, x, means, labels, max_iter, tol, per_dimension):
+    yield _features(x) + _mixture(means, labels) + _integers(max_iter) + struct.pack("d", tol)
+    yield _integers(per_dimension) + _outputs(*outputs)
+
+
+def _expectation_maximization(outputs, x, means, variances, weights, labels, max_iter, tol, reg_covar):
+    yield _features(x) + _mixture(means, labels, variances, weights) + _integers(max_iter)
+    yield struct.pack("3d", tol, reg_covar, torch.finfo(means.dtype).tiny) + _outputs(*outputs)
+
+
 _PACK = {
+    "kmeans": _kmeans,
+    "expectation_maximization": _expectation_maximization,
     "mixture_log_prob_fwd": _log_prob_fwd,
     "mixture_log_prob_bwd": _log_prob_bwd,
     "mixture_moments": _moments,

@@ -22,8 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cuda_host.host import HERE, SOURCES, Failure, Host, barriers, build
-from cuda_host.problems import SHAPES, Problem, expected, problems
-from support.tolerances import RELATIVE, relative_error
+from cuda_host.problems import SHAPES, Problem, allowed, expected, problems
+from support.tolerances import relative_error
 
 SANITIZERS = {"address,undefined": ["-fno-sanitize-recover=all"], "thread": []}
 ENVIRONMENT = {
@@ -44,7 +44,7 @@ def agrees(host: Host, problem: Problem) -> bool:
     return all(
         torch.equal(found, wanted)
         if not wanted.is_floating_point()
-        else relative_error(found.nan_to_num(), wanted.nan_to_num()) <= RELATIVE[found.dtype]
+        else relative_error(found.nan_to_num(), wanted.nan_to_num()) <= allowed(problem, found)
         for found, wanted in pairs
     )
 
