@@ -8,6 +8,7 @@
 namespace cem_fast::cuda {
 
 constexpr double kLogTwoPi = 1.8378770664093454836;
+constexpr int kExpectBlocks = 3;        // of a multiprocessor: four would leave too few registers for weighted sums
 constexpr int kExpectRows = 32;         // of one block
 constexpr int64_t kJointsOfBlock = 64;  // components whose log-densities fit in shared memory
 constexpr int kStagedRows = 64;         // whose posteriors a block of the moments keeps at a time
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) prepare_kernel(int64_t K, i
 
 // Posteriors and log-likelihood of kExpectRows rows of a segment. A lane reads no log-density but its own.
 template <bool kDiagonal, class X>
-__global__ void __launch_bounds__(kThreads, kSumBlocks)
+__global__ void __launch_bounds__(kThreads, kExpectBlocks)
     expect_kernel(Features x, int64_t K, Segments groups, Classes classes, Window window,
                   MixtureState<Parameter<X>> s) {
   using T = Parameter<X>;

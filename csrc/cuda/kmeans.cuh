@@ -37,7 +37,7 @@ __device__ inline bool is_nearer(double a, int64_t k, double b, int64_t other) {
 // One block: the rows of a segment. A warp assigns kWarpRows rows at a time; then every thread adds the deviations of
 // the block's rows in its dimensions.
 template <class X>
-__global__ void __launch_bounds__(kThreads, kSumBlocks)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     assign_kernel(Features x, int64_t K, Segments groups, Classes classes, KMeansState<Parameter<X>> s) {
   using T = Parameter<X>;
   constexpr int kRows = kWarpRows<T>, kTile = kRows * kWarps, kFlight = 8;

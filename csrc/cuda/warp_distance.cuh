@@ -5,13 +5,6 @@
 
 namespace cem_fast::cuda {
 
-// Blocks of a multiprocessor whose kernels hold these sums in registers. Turing would spill some at four.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr int kSumBlocks = 3;
-#else
-constexpr int kSumBlocks = kBlocks;
-#endif
-
 constexpr int kWarpComponents = 8;   // distances of one pass over the dimensions
 constexpr int kLaneDims = 4;         // loads of a row that are in flight together
 constexpr int64_t kWarpDims = 1024;  // whose sums are widened to double

@@ -103,7 +103,7 @@ def problems(
     iterations = 2 if 2 * C * K <= N else 0
     yield Problem("kmeans", [x, means, labels, iterations, 1e-2, diag])
     # posteriors that underflow differ by type
-    wide = [x, means, variances * D, weights, labels]
+    wide = [x, means, torch.full_like(variances, D), weights, labels]
     yield Problem("expectation_maximization", [*wide, 1 if D > 500 else 2, 1e-4, 1e-1])
 
     prior = rand(C) + 0.1
