@@ -293,13 +293,14 @@ def squared_distance(x: Tensor, means: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def class_totals(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Sums of float64 values ``[N]`` by class ``[C]``, the same bits in every run.
-
-    On a GPU, a label out of range makes them NaN, because a check would wait for the device.
-    """
+    """Sums of float64 values ``[N]`` by class ``[C]``, the same bits in every run."""
     if values.is_cpu:
         return values.new_zeros(num_classes).index_add_(0, labels, values)
-    # index_add_ would add in any order, and one address after the other
+    return ordered_totals(values, labels, num_classes)
+
+
+def ordered_totals(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Class totals on a GPU, where ``index_add_`` would add in any order; NaN if a label is out of range."""
     zeros = values.new_zeros(num_classes, 1, 1)
     sums: Tensor = _STATISTICS(values.unsqueeze(1), zeros, labels, None, None, False, True)[2]
     return sums.flatten()
@@ -307,9 +308,11 @@ def class_totals(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 def running_sum(values: Tensor) -> Tensor:
     """Cumulative sum of float64 values ``[N]``, the same bits in every run."""
-    if values.is_cpu:
-        return values.cumsum(0)
-    # torch scans a long vector in an order that depends on timing, but the rows of a matrix one block each
+    return values.cumsum(0) if values.is_cpu else blocked_running_sum(values)
+
+
+def blocked_running_sum(values: Tensor) -> Tensor:
+    """Cumulative sum on a GPU: torch scans a vector in an order that depends on timing, but each row of a matrix in one block."""
     rows = torch.nn.functional.pad(values, (0, -len(values) % 1024)).view(-1, 1024).cumsum(1)
     before = torch.nn.functional.pad(rows[:-1, -1], (1, 0)).expand(2, -1).cumsum(1)[0]
     return (rows + before.unsqueeze(1)).flatten()[: len(values)]

@@ -11,10 +11,13 @@ import torch
 from support import two_ranks
 from support.blobs import blobs
 from support.definitions import draw
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cem_fast
 from cem_fast import CEMLoss, GaussianMixture
+from cem_fast.mixture import fitting
 from cem_fast.mixture.fitting import Stream, draw_sample
+from cem_fast.ops import reference, validate
 
 OPS = torch.ops.cem_fast
 
@@ -351,3 +354,64 @@ def test_a_rank_that_ends_is_reported(tmp_path):
     for process in ranks:
         process.join(30)
     assert "rank 0 of 2 cannot sum its statistics with the others: a rank has ended" in message
+
+
+@pytest.mark.parametrize("rows", [1, 1023, 1024, 5000])
+def test_sums_on_a_gpu_are_those_of_the_cpu(rows):
+    values, labels = torch.rand(rows, dtype=torch.float64), torch.randint(7, (rows,))
+    torch.testing.assert_close(fitting.blocked_running_sum(values), values.cumsum(0))
+    totals = fitting.ordered_totals(values, labels, 9)
+    torch.testing.assert_close(totals, torch.zeros(9, dtype=torch.float64).index_add_(0, labels, values))
+    labels[0] = 9
+    assert fitting.ordered_totals(values, labels, 9).isnan().any()
+
+
+class NoWait(TorchDispatchMode):
+    """Fails where the host would wait for a device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        waits = ("_local_scalar_dense", "nonzero", "bincount", "is_nonzero", "equal")
+        assert function.overloadpacket.__name__ not in waits
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("algorithm", ["kmeans", "em"])
+def test_gathering_on_a_gpu_waits_for_nothing_and_a_step_reports_labels(algorithm, monkeypatch):
+    x, labels = torch.rand(40, 3), torch.arange(40) % 2
+    mixture = GaussianMixture(num_components=2, num_classes=2, algorithm=algorithm, covariance_type="diag").fit(
+        x, labels
+    )
+    monkeypatch.setattr(validate, "is_readable", lambda value: False)
+    with NoWait():
+        mixture.gather(x, labels)
+    mixture.step()
+    monkeypatch.setattr(fitting, "_MIXTURE_STATISTICS", reference.mixture_statistics)  # as on a GPU
+    mixture.gather(x, labels + (torch.arange(40) == 7) * 2)
+    wanted = (
+        "gathered labels must lie in .0, 2.*" if algorithm == "kmeans" else "gathered rows must be finite, .* labels"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        mixture.step()
+
+
+def test_a_stream_on_a_gpu_waits_once_a_pass_and_reports_labels(monkeypatch):
+    batches = [(torch.rand(20, 3), torch.arange(20) % 2) for _ in range(3)]
+    monkeypatch.setattr(validate, "is_readable", lambda value: False)
+    monkeypatch.setattr(fitting, "class_totals", fitting.ordered_totals)
+    whole = GaussianMixture(num_components=2, num_classes=2)
+    waits = []
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            waits.append(function.overloadpacket.__name__ == "_local_scalar_dense")
+            return function(*args, **(kwargs or {}))
+
+    with Counted():
+        stream = fitting.Stream(lambda: (whole._rows(*batch, wait=False) for batch in batches))
+        _, sizes, complete = fitting.draw_sample(stream, 2, 1 << 20, None)
+    assert complete
+    assert sizes.tolist() == [30, 30]
+    assert sum(waits) == 1
+    batches[1][1][3] = 2
+    with pytest.raises(ValueError, match="labels must lie in .0, 2., got others in a batch"):
+        whole.fit_stream(batches)
