@@ -780,8 +780,7 @@ def expectation_maximization(
 ) -> Estimate:
     """EM from the given parameters. Each class stops when its own likelihood converges."""
     if rows.in_one_piece and not matrices and ("expectation_maximization", start.means.device.type) in WHOLE_FITS:
-        ((x, labels),) = rows
-        return _maximized_in_one_call(x, labels, start, max_iter, tol, reg_covar)
+        return _maximized_in_one_call(rows, start, max_iter, tol, reg_covar)
     means, variances, weights, counts = start.means, start.variances, start.weights, start.counts.double()
     active = torch.ones(len(means), dtype=torch.bool, device=means.device)
     n_iter = torch.zeros(len(means), dtype=torch.int64, device=means.device)
@@ -820,14 +819,13 @@ def expectation_maximization(
     return Estimate(means, variances, weights, counts, bound, n_iter, ~active)
 
 
-def _maximized_in_one_call(
-    x: Tensor, labels: Tensor | None, start: Estimate, max_iter: int, tol: float, reg_covar: float
-) -> Estimate:
+def _maximized_in_one_call(rows: Rows, start: Estimate, max_iter: int, tol: float, reg_covar: float) -> Estimate:
+    ((x, labels),) = rows
     means, variances, weights, counts, bound, n_iter, rests = _EXPECTATION_MAXIMIZATION(
         x, start.means, start.variances, start.weights, labels, max_iter, tol, reg_covar
     )
     # rows that are not finite end the first iteration of their class
-    require_finite(Rows([(x, labels)]), torch.where(n_iter > 1, 0.0, bound))
+    require_finite(rows, torch.where(n_iter > 1, 0.0, bound))
     return Estimate(means, variances, weights, counts, bound, n_iter, rests > 0)
 
 
