@@ -344,7 +344,7 @@ def bench(
 @_command(
     Argument("run", "folder of a saved run; left out with --verify", required=False),
     Option("folder", "where to write device.*, cloud.* and manifest.json", str, "runs/export"),
-    Option("format", "onnx, or pt2 for torch.export", str, "onnx"),
+    Option("format", "onnx, pt2 (torch.export) or executorch", str, "onnx"),
     Option(
         "noise",
         "input: the application passes standard draws in; graph: the graph draws (pt2 alone)",

@@ -22,7 +22,7 @@ from cem_fast.defenses import Composed, Defense, NoDefense
 from cem_fast.defenses.quantized import CODES, Code, message_code
 from cem_fast.deploy import draws
 from cem_fast.deploy import manifest as manifests
-from cem_fast.deploy.files import FORMATS, PACKAGES, digest, open_half, write_half
+from cem_fast.deploy.files import PACKAGES, SUFFIXES, digest, open_half, write_half
 from cem_fast.deploy.halves import Cloud, Device
 from cem_fast.deploy.manifest import Cost, Manifest, Noise, Preprocessing
 from cem_fast.deploy.verify import MESSAGES, verify
@@ -32,7 +32,7 @@ from cem_fast.models.split import SplitModel
 
 SOURCES = ("input", "graph")
 REPEATED = (
-    "noise must be input for onnx, got graph: a runtime repeats the first draws of a graph in every session, "
+    "noise must be input for {format}, got graph: a runtime repeats the first draws of a graph in every session, "
     "and the difference of two sessions' messages then has no noise"
 )
 
@@ -62,7 +62,7 @@ def export(
         defense: its defense, one of the library or your own.
         folder: where to write; created if needed.
         image_shape: ``(C, H, W)``.
-        format: ``onnx``, or ``pt2`` for torch.export.
+        format: ``onnx``, ``pt2`` for torch.export, or ``executorch`` for ExecuTorch, with batches of up to 64.
         noise: ``input`` for draws that the application passes in, from the secure generator of its platform; ``graph``, for ``pt2``
             only, for draws of torch's generator, which the application must seed with a secret.
         message: dtype of the numbers sent: ``float32``, ``float16``, or ``uint8`` over [-4 s, 1 + 4 s] for noise of standard deviation s.
@@ -90,11 +90,11 @@ def export(
         >>> manifest.random_inputs[0].name, manifest.random_inputs[0].shape, manifest.cost.message_bytes
         ('noise', (4, 4, 4), 256)
     """
-    lookup("format", format, dict.fromkeys(FORMATS))
+    suffix = lookup("format", format, SUFFIXES)
     lookup("noise", noise, dict.fromkeys(SOURCES))
     lookup("message", message, CODES)
-    if format == "onnx" and noise == "graph":
-        raise ValueError(REPEATED)
+    if format != "pt2" and noise == "graph":
+        raise ValueError(REPEATED.format(format=format))
     shape = tuple(int(side) for side in image_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"image_shape must be (C, H, W), got {image_shape!r}")
@@ -118,8 +118,8 @@ def export(
     names = ["image", *(each.name for each in taken)]
     example = (probe, *draws.neutral(taken, 2)) if noise == "input" else (probe,)
     half: nn.Module = device if noise == "input" else _Drawing(device)
-    write_half(half, example, folder / f"device.{format}", inputs=names, output="message", random=noise == "graph")
-    write_half(cloud, (sent,), folder / f"cloud.{format}", inputs=["message"], output="logits")
+    write_half(half, example, folder / f"device{suffix}", inputs=names, output="message", random=noise == "graph")
+    write_half(cloud, (sent,), folder / f"cloud{suffix}", inputs=["message"], output="logits")
     stated = getattr(defense, "noise_std", 0.0)
     stated = tuple(stated.tolist()) if isinstance(stated, Tensor) else stated
     source = noise if inputs else "none"
@@ -137,10 +137,10 @@ def export(
         noise=Noise(source, stated or variance**0.5, variance),
         random_inputs=tuple(taken),
         defense=tuple(type(part).__name__ for part in (defense.parts if isinstance(defense, Composed) else [defense])),
-        cost=_cost(model, probe, folder / f"device.{format}", example),
-        undefended=None if undefended is None else _undefended(undefended, probe, format),
+        cost=_cost(model, probe, folder / f"device{suffix}", example),
+        undefended=None if undefended is None else _undefended(undefended, probe, suffix),
         run=run,
-        digests={name: digest(folder / name) for name in (f"device.{format}", f"cloud.{format}")},
+        digests={name: digest(folder / name) for name in (f"device{suffix}", f"cloud{suffix}")},
         versions=_versions(),
     )
     found.save(folder)
@@ -233,14 +233,14 @@ def _cost(model: SplitModel, probe: Tensor, path: Path, example: tuple[Tensor, .
     return Cost(counted.parameters, counted.macs, milliseconds, sent[0].numel() * sent.element_size())
 
 
-def _undefended(model: SplitModel, probe: Tensor, format: str) -> Cost:
+def _undefended(model: SplitModel, probe: Tensor, suffix: str) -> Cost:
     device = Device(model, NoDefense(), Code())
     with tempfile.TemporaryDirectory() as place:
-        path = Path(place, f"device.{format}")
+        path = Path(place, f"device{suffix}")
         write_half(device, (probe,), path, inputs=["image"], output="message")
         return _cost(model, probe, path, (probe,))
 
 
 def _versions() -> dict[str, str]:
-    packages = ["cem_fast", "torch", *PACKAGES]
+    packages = ["cem_fast", "torch", *(name for names in PACKAGES.values() for name in names)]
     return {name: importlib.metadata.version(name) for name in packages if importlib.util.find_spec(name) is not None}

@@ -10,6 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 
 from cem_fast._support.files import write_atomically
 
-FORMATS = ("onnx", "pt2")
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "executorch": ".pte"}
+PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "pt2": (), "executorch": ("executorch",)}
+LARGEST_BATCH = 64  # of executorch, which reserves memory for it
 LIMIT = 2**31 - 2**20  # bytes of a file of protocol buffers
 
 
@@ -31,7 +33,7 @@ def write_half(
     Args:
         half: a module of one tensor, or of one tensor and several more as ``*args``.
         example: its inputs, two rows each.
-        path: the file, which ends in ``.onnx`` or ``.pt2``.
+        path: the file, which ends in ``.onnx``, ``.pt2`` or ``.pte``.
         inputs: names of the inputs.
         output: name of the output.
         random: whether the graph may draw.
@@ -51,11 +53,12 @@ def write_half(
         ...     open_half(path)(torch.tensor([[-1.0, 0.0, 2.0]]))
         tensor([[0., 0., 2.]])
     """
-    check_packages(path.suffix[1:])
+    format = _format(path)
+    check_packages(format)
     size = sum(each.numel() * each.element_size() for each in (*half.parameters(), *half.buffers()))
     if size > LIMIT:
         raise ValueError(f"{path.stem} has {size / 2**30:.1f} GB of weights, and one file holds less than 2 GB")
-    rows = {0: torch.export.Dim("batch", min=1)}
+    rows = {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH if format == "executorch" else None)}
     first, *draws = example
     shapes: tuple[object, ...] = (rows, tuple(rows for _ in draws)) if draws else (rows,)
     with _quiet():
@@ -64,11 +67,10 @@ def write_half(
             drawing = sorted({str(node.target) for node in program.graph.nodes if _draws(node.target)})
             if drawing and not random:
                 raise ValueError(f"its graph draws by {', '.join(drawing)}, and would repeat itself")
-            content = _onnx(program, inputs, output) if path.suffix == ".onnx" else _pt2(program)
+            write = {"onnx": partial(_onnx, inputs=inputs, output=output), "pt2": _pt2, "executorch": _executorch}
+            content = write[format](program)
         except Exception as error:  # the exporters' own classes differ between releases
-            raise ValueError(
-                f"the {path.stem} half cannot be exported to {path.suffix[1:]}: {_reason(error)}"
-            ) from error
+            raise ValueError(f"the {path.stem} half cannot be exported to {format}: {_reason(error)}") from error
     write_atomically(path, content)
 
 
@@ -78,7 +80,7 @@ def open_half(path: str | Path) -> Callable[..., Tensor]:
     A file of ``pt2`` is a torch program and comes with code: open one that you exported, or that you trust as you trust a package.
 
     Args:
-        path: ``.onnx`` or ``.pt2``.
+        path: ``.onnx``, ``.pt2`` or ``.pte``.
 
     Returns:
         A function of tensors, with a batch of any size.
@@ -97,9 +99,10 @@ def open_half(path: str | Path) -> Callable[..., Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(2, "no such half", str(path))
-    check_packages(path.suffix[1:])
+    format = _format(path)
+    check_packages(format)
     try:
-        return _open_onnx(path) if path.suffix == ".onnx" else _open_pt2(path)
+        return {"onnx": _open_onnx, "pt2": _open_pt2, "executorch": _open_executorch}[format](path)
     except Exception as error:  # each runtime has its own classes
         raise ValueError(f"{path} cannot be opened: {_reason(error)}") from error
 
@@ -108,7 +111,7 @@ def check_packages(format: str) -> None:
     """Fails if the packages of a format are not installed.
 
     Args:
-        format: ``onnx`` or ``pt2``.
+        format: ``onnx``, ``pt2`` or ``executorch``.
 
     Raises:
         ImportError: one is missing; the error says how to install it.
@@ -117,9 +120,9 @@ def check_packages(format: str) -> None:
         >>> from cem_fast.deploy.files import check_packages
         >>> check_packages("pt2")
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None] if format == "onnx" else []
+    missing = [name for name in PACKAGES[format] if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"the format onnx needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        raise ImportError(f"the format {format} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def digest(path: Path) -> str:
@@ -195,6 +198,33 @@ def _open_pt2(path: Path) -> Callable[..., Tensor]:
         return found
 
     return run
+
+
+def _executorch(program: torch.export.ExportedProgram) -> bytes:
+    from executorch.exir import to_edge_transform_and_lower
+
+    content: bytes = to_edge_transform_and_lower(program).to_executorch().buffer
+    return content
+
+
+def _open_executorch(path: Path) -> Callable[..., Tensor]:
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(str(path))
+    method = program.load_method("forward")
+
+    def run(*tensors: Tensor) -> Tensor:
+        parts = zip(*(tensor.split(LARGEST_BATCH) for tensor in tensors))
+        return torch.cat([method.execute([each.contiguous() for each in part])[0].clone() for part in parts])
+
+    return run
+
+
+def _format(path: Path) -> str:
+    for format, suffix in SUFFIXES.items():
+        if path.suffix == suffix:
+            return format
+    raise ValueError(f"{path} must end in {', '.join(SUFFIXES.values())}")
 
 
 def _reason(error: BaseException) -> str:

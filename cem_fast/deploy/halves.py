@@ -108,6 +108,8 @@ def frozen(module: nn.Module) -> nn.Module:
         False
     """
     module = copy.deepcopy(module).cpu().eval().requires_grad_(False)
+    for weight in module.parameters():  # runtimes on devices take the default order of dimensions alone
+        weight.data = torch.empty(weight.shape, dtype=weight.dtype).copy_(weight)
     for name, part in list(module.named_modules()):
         freeze: Any = getattr(part, "frozen", None)
         if name and callable(freeze):

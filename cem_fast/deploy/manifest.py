@@ -11,6 +11,7 @@ from typing import Any
 from cem_fast._support import typed_json
 from cem_fast._support.files import write_atomically
 from cem_fast.deploy.draws import RandomInput
+from cem_fast.deploy.files import SUFFIXES
 
 NAME = "manifest.json"
 SCHEMA = 1
@@ -92,7 +93,7 @@ class Manifest:
     """What an application needs to know of ``device.*`` and ``cloud.*``.
 
     Args:
-        format: ``onnx`` or ``pt2``.
+        format: ``onnx``, ``pt2`` or ``executorch``.
         image_shape: ``(C, H, W)``.
         message_shape: shape of one message.
         num_classes: numbers of the logits.
@@ -143,8 +144,8 @@ class Manifest:
     undefended: Cost | None = None
 
     def __post_init__(self) -> None:
-        if self.format not in ("onnx", "pt2"):
-            raise ValueError(f"format must be onnx or pt2, got {self.format!r}")
+        if self.format not in SUFFIXES:
+            raise ValueError(f"format must be {', '.join(SUFFIXES)}, got {self.format!r}")
         if self.message not in ("float32", "float16", "uint8"):
             raise ValueError(f"message must be float32, float16 or uint8, got {self.message!r}")
         for name, shape in (
@@ -168,7 +169,7 @@ class Manifest:
             half: ``device`` or ``cloud``.
 
         """
-        return f"{half}.{self.format}"
+        return half + SUFFIXES[self.format]
 
     def save(self, folder: str | Path) -> None:
         """Write ``manifest.json``."""

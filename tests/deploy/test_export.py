@@ -105,7 +105,7 @@ def test_frozen_noise_is_noticed(copied):
             lambda entries: entries.update(image_shape=[1, 2**20, 2**20]),
             "image_shape must be positive and hold at most",
         ),
-        (lambda entries: entries.update(format="exe"), "format must be onnx or pt2"),
+        (lambda entries: entries.update(format="exe"), "format must be onnx, pt2, executorch"),
         (lambda entries: entries.update(random_inputs=[]), "takes image, uniform, noise"),
         (lambda entries: entries.pop("noise"), "noise"),
     ],
@@ -151,6 +151,19 @@ def test_small_messages_keep_their_noise(tmp_path, message):
     model = network()
     with torch.no_grad():
         assert torch.allclose(cloud(sent), model(images), atol=0.02)
+
+
+def test_halves_run_on_executorch(tmp_path):
+    pytest.importorskip("executorch", exc_type=ImportError)
+    defense = defenses.build("dropout", noise_std=0.1, dropout_rate=0.3)
+    manifest = export(network(), defense, tmp_path, image_shape=SHAPE, format="executorch")
+    device, cloud = open_half(tmp_path / "device.pte"), open_half(tmp_path / "cloud.pte")
+    images = torch.rand(70, *SHAPE)
+    drawn, model = draws.seeded(manifest.random_inputs, 70, seed=1), network()
+    with torch.no_grad(), draws.Draws(drawn):
+        expected = defense.release(model.encoder(images))
+    assert torch.allclose(device(images, *drawn), expected, atol=1e-5)
+    assert torch.allclose(cloud(expected), model.decoder(expected), atol=1e-4)
 
 
 def test_noise_of_the_graph_does_not_repeat(tmp_path):
