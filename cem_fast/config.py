@@ -13,6 +13,7 @@ from cem_fast._support.lookup import lookup
 
 MAX_SEED = 2**63 - 1  # the largest seed of torch's generators
 LARGEST_IMAGE = 2048  # side in pixels
+MOST_RUNS = 10_000  # of a grid
 PRECISIONS = ("fp32", "bf16", "fp16")
 # settings that older saved runs lack, with the value in force then
 LATER: dict[str, Any] = {"accumulate": 1, "precision": "fp32", "attack_batch_size": 32, "attack_dropout": 0.3}
@@ -352,6 +353,9 @@ class GridConfig(SharedConfig):
             for defense, weight in product(self.defenses, self.cem_weights)
         ]
         cells += [{"defense": "noise", "cem_weight": 0.0, "noise_std": level} for level in self.noise_levels]
+        planned = len(self.data) * len(self.folds) * len(self.seeds) * len(cells)
+        if planned > MOST_RUNS:
+            raise ValueError(f"a grid must plan at most {MOST_RUNS:,} runs, got {planned:,}")
         runs = [
             RunConfig(**shared | cell | {"data": data, "fold": fold, "seed": seed})
             for data, fold, seed, cell in product(self.data, self.folds, self.seeds, cells)
