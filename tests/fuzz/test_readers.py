@@ -277,7 +277,7 @@ ODD_VALUES = (
         "&b {defense: *b}",
         "{defense: noise, epochs: [1]}",
         "[{defense: noise, x: 1}]",
-        f"[{', '.join(map(str, range(3000)))}]",
+        f"[{', '.join(map(str, range(200)))}]",
     ),
 )
 
