@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,7 @@ def read(path: Path) -> list[Recorded]:
     """
     _require_columns(path)
     found: list[Recorded] = []
-    with open(path, newline="") as file:
+    with _opened(path) as file:
         for line, values in enumerate(csv.DictReader(file), 2):
             try:
                 run, row = (_parsed(kind, values) for kind in (Run, Row))
@@ -249,8 +250,18 @@ def _is_time(row: Row) -> bool:
     return row.p50_ms is not None and row.p50_ms > 0
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[typing.TextIO]:
+    """Opens a table; what is no text or no table is a ValueError that names the file."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            yield file
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table of benchmarks: {error}") from None
+
+
 def _require_columns(path: Path) -> None:
-    with open(path, newline="") as file:
+    with _opened(path) as file:
         columns = next(csv.reader(file), [])
     if columns != HEADER:
         other = sorted(set(columns) ^ set(HEADER)) or ["their order"]

@@ -199,6 +199,8 @@ def _unpack(archive: Path, folder: Path) -> None:
                 file.extractall(folder, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise ValueError(f"cannot unpack {archive}: {printable(str(error))}") from error
+    except OSError as error:  # of the disk, or of an impossible offset in the archive
+        raise OSError(f"cannot unpack {archive}: {printable(str(error))}") from error
 
 
 @contextmanager

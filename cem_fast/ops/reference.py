@@ -34,7 +34,8 @@ def _classes(x: Tensor, means: Tensor, labels: Tensor | None) -> tuple[Tensor, T
 
 def _squared_distance(x: Tensor, means: Tensor, inverse_variances: Tensor | None) -> Tensor:
     """x [n, D], means [n, K, D], inverse_variances [n, K(, D)] or None -> [n, K]."""
-    square = (x.unsqueeze(1) - means).square()
+    # in one order of summation, whatever the layout: equal means must have equal distances
+    square = (x.contiguous().unsqueeze(1) - means.contiguous()).square()
     if inverse_variances is None:
         return square.sum(-1)
     if inverse_variances.dim() == 3:
