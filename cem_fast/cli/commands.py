@@ -20,7 +20,9 @@ from cem_fast.cli.parser import Argument, Command, Option, build, plain, read_gr
 from cem_fast.config import GridConfig, RunConfig, described
 
 DEMO = Path(__file__).parents[1] / "demo.yaml"
-DATA_ROOT = "CEM_FAST_DATA"  # the name in cem_fast.data.root, which imports torch
+# the names in cem_fast.data.root, which imports torch
+DATA_ROOT = "CEM_FAST_DATA"
+SKIP_CORRUPT = "CEM_FAST_SKIP_CORRUPT"
 RESETTABLE = (  # settings of a saved run that `cem-fast attack` can replace
     "attacks",
     "attack_decoder",
@@ -65,6 +67,10 @@ def _data_root() -> Option:
     return Option("data_root", text, str | None)
 
 
+def _skip_corrupt() -> Option:
+    return Option("skip_corrupt", "leave out files of a folder that cannot be read as images", bool, False)
+
+
 def _device() -> Option:
     return Option("device", "where to compute: cpu, cuda, cuda:1, ...", str, "cpu")
 
@@ -92,6 +98,7 @@ def demo(seeds: tuple[int, ...] | None, **values: Any) -> int:
     ),
     _dry_run(),
     _data_root(),
+    _skip_corrupt(),
     _device(),
 )
 def train(folder: str, resume: bool, dry_run: bool, device: str, **values: Any) -> int:
@@ -141,6 +148,7 @@ def _resettable() -> list[click.Parameter]:
     *_resettable(),
     Option("data_from", "folder of the run's images, if it has moved since the training", str | None),
     _data_root(),
+    _skip_corrupt(),
     _device(),
 )
 def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
@@ -199,6 +207,7 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
     _jobs(),
     _dry_run(),
     _data_root(),
+    _skip_corrupt(),
     _device(),
 )
 def evaluate(folder: str | None, jobs: int, dry_run: bool, device: str, command: str, **values: Any) -> int:
@@ -215,6 +224,7 @@ def evaluate(folder: str | None, jobs: int, dry_run: bool, device: str, command:
     _jobs(),
     _dry_run(),
     _data_root(),
+    _skip_corrupt(),
     _device(),
 )
 def figures(

@@ -12,7 +12,7 @@ import click
 
 from cem_fast import __version__
 from cem_fast.cli import commands, console, parser, torchrun
-from cem_fast.cli.commands import COMMANDS, DATA_ROOT
+from cem_fast.cli.commands import COMMANDS, DATA_ROOT, SKIP_CORRUPT
 from cem_fast.cli.signals import Terminated, clean_imports, heed_sigterm
 
 
@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function, values = parsed
         if values.get("data_root") is not None:
             os.environ[DATA_ROOT] = values["data_root"]  # also read by the worker processes of a grid
+        if values.get("skip_corrupt"):
+            os.environ[SKIP_CORRUPT] = "1"
         if function is not commands.train and torchrun.count() > 1:
             raise ValueError("torchrun starts cem-fast train alone; the other commands share the cores by --jobs")
         with clean_imports():

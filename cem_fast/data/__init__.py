@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from cem_fast.data import (
     folder,
     tiny_imagenet,
 )
-from cem_fast.data.root import data_root
+from cem_fast.data.root import SKIP_CORRUPT, data_root
 from cem_fast.data.splits import NUM_FOLDS, PROTOCOLS, Part, Splits, check_fold
 
 __all__ = ["NUM_FOLDS", "PROTOCOLS", "Part", "Splits", "baselines", "class_means", "data_root", "load", "names"]
@@ -50,7 +51,13 @@ def names() -> tuple[str, ...]:
 
 
 def load(
-    name_or_path: str, *, fold: int, image_size: int | None = None, seed: int = 0, root: str | Path | None = None
+    name_or_path: str,
+    *,
+    fold: int,
+    image_size: int | None = None,
+    seed: int = 0,
+    root: str | Path | None = None,
+    skip_corrupt: bool | None = None,
 ) -> Splits:
     """Loads a data set and splits it.
 
@@ -62,6 +69,8 @@ def load(
             the others 32). A folder keeps its images' size if all are equal squares of 8 to 256 pixels, otherwise 48 with a warning.
         seed: seed of the folds; must be equal in all runs that are compared.
         root: folder of downloaded data sets; None for :func:`cem_fast.data.data_root`.
+        skip_corrupt: whether to leave out files of a folder that cannot be read, with a warning that names them; None for what the
+            environment variable ``CEM_FAST_SKIP_CORRUPT`` says, which is 1 or nothing.
 
     Returns:
         The splits; the attacker's part is the training part.
@@ -83,7 +92,8 @@ def load(
     if name_or_path not in names():
         path = expanded(name_or_path)
         if path.is_dir():
-            return folder.load(path, fold=fold, image_size=image_size, seed=seed)
+            skip = os.environ.get(SKIP_CORRUPT) == "1" if skip_corrupt is None else skip_corrupt
+            return folder.load(path, fold=fold, image_size=image_size, seed=seed, skip_corrupt=skip)
         if len(path.parts) > 1:
             raise ValueError(
                 f"{path} is not a folder: expected one with a sub-folder per class, or one of {', '.join(names())}"

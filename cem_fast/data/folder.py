@@ -10,6 +10,7 @@ from torch import Tensor
 from cem_fast._support.warn import warn
 from cem_fast.data.files import files_in, folders_in
 from cem_fast.data.images import (
+    UnreadableImage,
     collected,
     is_grey,
     is_of_unknown_range,
@@ -31,7 +32,13 @@ Files = dict[str, list[Path]]  # by class
 
 
 def load(
-    path: Path, *, fold: int, image_size: int | None, seed: int, of_class: tuple[int, int] | None = None
+    path: Path,
+    *,
+    fold: int,
+    image_size: int | None,
+    seed: int,
+    of_class: tuple[int, int] | None = None,
+    skip_corrupt: bool = False,
 ) -> Splits:
     """Reads every image below ``path/<class>/``, or below ``path/train/<class>/`` and ``path/test/<class>/``.
 
@@ -46,6 +53,7 @@ def load(
             to 48 with a warning.
         seed: seed of the folds.
         of_class: training and test images that are read of each class of a folder with parts, the first by name; None for all.
+        skip_corrupt: whether to leave out files that cannot be read, with a warning that names them.
 
     Returns:
         The splits, stratified by class.
@@ -76,7 +84,15 @@ def load(
     if test is not None and of_class is not None:
         found = [{name: part[name][:most] for name in part} for part, most in zip(found, of_class)]
     files = [file for part in found for each in part.values() for file in each]
-    images = _read(path, files, image_size)
+    images, errors = _read(path, files, image_size)
+    if errors and not skip_corrupt:
+        raise_all(errors, "; --skip-corrupt leaves out such files")
+    if errors:
+        warn(f"left out {len(errors)} files that cannot be read as images: {', '.join(str(e.path) for e in errors)}")
+        unreadable = {error.path for error in errors}
+        found = [{name: [f for f in each if f not in unreadable] for name, each in part.items()} for part in found]
+        if empty := [name for part in found for name, each in part.items() if not each]:
+            raise ValueError(f"{path} holds no image that can be read of {', '.join(empty[:3])}")
     names = list(found[0])
     labels = torch.tensor([label for part in found for label, name in enumerate(names) for _ in part[name]])
     name = path.resolve().name
@@ -148,9 +164,9 @@ def _require_same_classes(train: Path, in_train: Files, test: Path, in_test: Fil
         raise ValueError(f"{train} and {test} must hold the same classes, got {' and '.join(alone)}")
 
 
-def _read(path: Path, files: list[Path], image_size: int | None) -> Tensor:
-    """The images of all files, with one size and one number of channels."""
-    errors: list[ValueError] = []
+def _read(path: Path, files: list[Path], image_size: int | None) -> tuple[Tensor, list[UnreadableImage]]:
+    """The images of all files that can be read, with one size and one number of channels, and the errors of the others."""
+    errors: list[UnreadableImage] = []
     readable: list[Path] = []
     sizes: set[tuple[int, int]] = set()
     unknown: list[bool] = []
@@ -163,9 +179,10 @@ def _read(path: Path, files: list[Path], image_size: int | None) -> Tensor:
             readable.append(file)
     side = image_size or _own_side(path, sizes)
     images, undecodable = read_some(readable, side, "L" if grey else "RGB")
-    raise_all(errors + undecodable)
-    require_bright(images[torch.tensor(unknown)], str(path))
-    return images
+    bad = {error.path for error in undecodable}
+    good = torch.tensor([file not in bad for file in readable], dtype=torch.bool)
+    require_bright(images[good & torch.tensor(unknown, dtype=torch.bool)], str(path))
+    return images[good], errors + undecodable
 
 
 def _own_side(path: Path, sizes: set[tuple[int, int]]) -> int:

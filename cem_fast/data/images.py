@@ -18,7 +18,7 @@ from cem_fast._support.files import require_regular
 
 # Named explicitly, whatever the suffix of a file: Pillow would start Ghostscript for an EPS file called image.png.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-NAMED = 3  # files of which an error gives the reason; the others are counted
+NAMED = 3  # files of which an error gives the reason
 DIM = 0.25  # brightness that some image of a data set must exceed if its file does not declare what white is
 # tags of TIFF
 BITS, PHOTOMETRIC, ORIENTATION, WHITEST, SAMPLE_FORMAT = 258, 262, 274, 281, 339
@@ -49,6 +49,27 @@ def package_folder(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+class UnreadableImage(ValueError):
+    """A file that cannot be read as an image.
+
+    Args:
+        path: the file.
+        reason: why not.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.data.images import UnreadableImage
+        >>> raise UnreadableImage(Path("cat.png"), "it is empty")
+        Traceback (most recent call last):
+        ...
+        cem_fast.data.images.UnreadableImage: cannot read cat.png as an image: it is empty
+    """
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"cannot read {path} as an image: {reason}")
+        self.path = path
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
     """Opens an image file in one of ``FORMATS``, whatever its suffix.
@@ -60,7 +81,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
         The image, not yet decoded.
 
     Raises:
-        ValueError: the file is not a regular file, or the block fails; the error names the file.
+        UnreadableImage: the file is not a regular file, or the block fails; the error names the file.
 
     Example:
         >>> import tempfile
@@ -74,68 +95,72 @@ def opened(path: Path) -> Iterator[Image.Image]:
         ...         print(image.mode, image.size)
         L (8, 6)
     """
-    require_regular(path)
     try:
+        require_regular(path)
         with warnings.catch_warnings():
             # below the limit that raises, a large photograph is no reason to warn
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(path, formats=FORMATS)
         with image:
             yield image
+    except FileNotFoundError:
+        raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"cannot read {path} as an image: it is damaged, or none of {', '.join(FORMATS)}") from error
+        raise UnreadableImage(path, f"it is damaged, or none of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"cannot read {path} as an image: {str(error).rstrip('.')}; scale it down or remove it"
-        ) from error
+        raise UnreadableImage(path, f"{str(error).rstrip('.')}; scale it down or remove it") from error
     except Exception as error:  # the decoders' errors on damaged files have no common class
-        raise ValueError(f"cannot read {path} as an image: {error or type(error).__name__}") from error
+        raise UnreadableImage(path, str(error) or type(error).__name__) from error
 
 
 @contextmanager
-def collected(errors: list[ValueError]) -> Iterator[None]:
-    """Appends a ValueError of the block to a list instead of raising it.
+def collected(errors: list[UnreadableImage]) -> Iterator[None]:
+    """Appends an UnreadableImage of the block to a list instead of raising it.
 
     Args:
         errors: the list.
 
     Example:
-        >>> from cem_fast.data.images import collected
+        >>> from pathlib import Path
+        >>> from cem_fast.data.images import UnreadableImage, collected
         >>> errors = []
         >>> with collected(errors):
-        ...     raise ValueError("no image")
-        >>> errors
-        [ValueError('no image')]
+        ...     raise UnreadableImage(Path("cat.png"), "it is empty")
+        >>> errors[0].path
+        PosixPath('cat.png')
     """
     try:
         yield
-    except ValueError as error:
+    except UnreadableImage as error:
         errors.append(error)
 
 
-def raise_all(errors: Sequence[ValueError]) -> None:
+def raise_all(errors: Sequence[UnreadableImage], remedy: str = "") -> None:
     """Raises one error for all files that cannot be read; nothing if there is none.
 
     Args:
-        errors: one error per file, each of which names its file.
+        errors: one error per file.
+        remedy: end of the message, such as what the user can do.
 
     Raises:
-        ValueError: there are errors. Its message holds the first few and the number of the others.
+        ValueError: there are errors. Its message holds the first few, and the names of the other files.
 
     Example:
-        >>> from cem_fast.data.images import raise_all
+        >>> from pathlib import Path
+        >>> from cem_fast.data.images import UnreadableImage, raise_all
         >>> raise_all([])
-        >>> raise_all([ValueError(f"cannot read {k}.png") for k in range(5)])
+        >>> raise_all([UnreadableImage(Path(name), "empty") for name in "abcde"])
         Traceback (most recent call last):
         ...
-        ValueError: 5 files are not usable: cannot read 0.png; cannot read 1.png; cannot read 2.png; and 2 more
+        ValueError: 5 files are not usable: cannot read a as an image: empty; ...; and d, e
     """
     if len(errors) == 1:
-        raise errors[0]
+        raise ValueError(f"{errors[0]}{remedy}")
     if errors:
         named = [str(error) for error in errors[:NAMED]]
-        more = [f"and {len(errors) - NAMED} more"] if len(errors) > NAMED else []
-        raise ValueError(f"{len(errors)} files are not usable: {'; '.join(named + more)}")
+        others = ", ".join(str(error.path) for error in errors[NAMED:])
+        more = [f"and {others}"] if others else []
+        raise ValueError(f"{len(errors)} files are not usable: {'; '.join(named + more)}{remedy}")
 
 
 def read_all(paths: Sequence[Path], size: int, mode: str, *, side: int | None = None) -> Tensor:
@@ -173,7 +198,7 @@ def read_all(paths: Sequence[Path], size: int, mode: str, *, side: int | None = 
 
 def read_some(
     paths: Sequence[Path], size: int, mode: str, *, side: int | None = None
-) -> tuple[Tensor, list[ValueError]]:
+) -> tuple[Tensor, list[UnreadableImage]]:
     """Reads image files as ``read_all`` does, and collects the errors.
 
     Args:
@@ -193,7 +218,7 @@ def read_some(
         (torch.Size([0, 1, 8, 8]), [])
     """
     images = torch.empty(len(paths), 3 if mode == "RGB" else 1, size, size)
-    errors: list[ValueError] = []
+    errors: list[UnreadableImage] = []
     for index, path in enumerate(paths):
         with collected(errors), opened(path) as image:
             if side is not None and image.size != (side, side):

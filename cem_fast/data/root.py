@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 VARIABLE = "CEM_FAST_DATA"
+SKIP_CORRUPT = "CEM_FAST_SKIP_CORRUPT"  # 1: folders are read without the files that cannot be read
 DEFAULT = "~/.cache/cem_fast"
 
 

@@ -10,7 +10,7 @@ from cem_fast import attacks, data, defenses, models
 from cem_fast.attacks.base import Attack
 from cem_fast.config import RunConfig
 from cem_fast.data import Splits
-from cem_fast.data.root import VARIABLE
+from cem_fast.data.root import SKIP_CORRUPT, VARIABLE
 from cem_fast.defenses import Defense
 from cem_fast.loss import CEMLoss
 from cem_fast.models.split import SplitModel
@@ -41,11 +41,11 @@ def load_data(name_or_path: str, fold: int, image_size: int | None, protocol: st
         >>> splits.image_shape, splits.num_classes, len(splits.train), len(splits.test)
         ((1, 16, 16), 40, 320, 80)
     """
-    return _loaded(name_or_path, fold, image_size, protocol, os.environ.get(VARIABLE))
+    return _loaded(name_or_path, fold, image_size, protocol, *map(os.environ.get, (VARIABLE, SKIP_CORRUPT)))
 
 
 @lru_cache(maxsize=4)
-def _loaded(name_or_path: str, fold: int, image_size: int | None, protocol: str, _root: str | None) -> Splits:
+def _loaded(name_or_path: str, fold: int, image_size: int | None, protocol: str, *_: str | None) -> Splits:
     return data.load(name_or_path, fold=fold, image_size=image_size).under(protocol)
 
 

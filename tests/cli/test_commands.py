@@ -215,3 +215,14 @@ def test_the_printed_command_of_an_attack_can_be_pasted(tiny_images, tmp_path, m
     assert status("train", "--data", str(tiny_images), *small, "--folder", name) == 0
     (line,) = [line for line in capfd.readouterr().out.splitlines() if "cem-fast attack" in line]
     assert shlex.split(line.partition("cem-fast attack ")[2]) == [name]
+
+
+def test_corrupt_images_are_left_out_on_request(tiny_images, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("CEM_FAST_SKIP_CORRUPT", "")  # restored after the test
+    folder = shutil.copytree(tiny_images, tmp_path / "images")
+    next(folder.iterdir()).joinpath("broken.png").write_bytes(b"")
+    arguments = ["train", "--data", str(folder), "--image-size", "16", "--dry-run"]
+    assert status(*arguments) == 2
+    assert "broken.png as an image: it is damaged" in capfd.readouterr().err
+    with pytest.warns(UserWarning, match="left out 1 files"):
+        assert status(*arguments, "--skip-corrupt") == 0

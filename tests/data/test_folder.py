@@ -10,6 +10,7 @@ from PIL import Image
 from support import twins
 
 from cem_fast import data
+from cem_fast.experiments import build
 
 
 def test_folder_of_grey_images(tmp_path):
@@ -167,10 +168,33 @@ def test_all_corrupt_files_are_named(tmp_path):
     (folder / "class 0" / "a.png").write_bytes(content[:10])  # no header
     for name in ("b.png", "c.png", "d.png"):
         (folder / "class 1" / name).write_bytes(content[:300])  # half an image
-    with pytest.raises(ValueError, match=r"4 files are not usable: .*a\.png.*; .*b\.png.*; .*c\.png.*; and 1 more$"):
+    with pytest.raises(
+        ValueError, match=r"4 files are not usable: .*a\.png.*; .*b\.png.*; .*c\.png.*; and .*d\.png; --skip-corrupt"
+    ):
         data.load(str(folder), fold=0, image_size=16)
     (folder / "class 1" / "d.png").unlink()
-    with pytest.raises(ValueError, match=r"3 files are not usable: .*a\.png.*; .*b\.png.*; .*c\.png[^;]*$"):
+    with pytest.raises(ValueError, match=r"3 files are not usable: .*a\.png.*; .*b\.png.*; .*c\.png[^;]*; --skip"):
+        data.load(str(folder), fold=0, image_size=16)
+
+
+def test_corrupt_files_are_left_out_on_request(tmp_path, monkeypatch):
+    folder = twins.write_images(tmp_path / "photos")
+    whole = data.load(str(folder), fold=0, image_size=16)
+    content = (folder / "class 1" / "0.png").read_bytes()
+    (folder / "class 0" / "a.png").write_bytes(b"")
+    (folder / "class 1" / "b.png").write_bytes(content[:300])
+    with pytest.warns(UserWarning, match=r"left out 2 files that cannot be read as images: .*a\.png, .*b\.png"):
+        splits = data.load(str(folder), fold=0, image_size=16, skip_corrupt=True)
+    assert splits.digest() == whole.digest()
+    monkeypatch.setenv("CEM_FAST_SKIP_CORRUPT", "1")
+    with pytest.warns(UserWarning, match="left out 2 files"):
+        assert build.load_data(str(folder), 0, 16).digest() == whole.digest()
+    for file in (folder / "class 1").iterdir():
+        file.write_bytes(b"")
+    with (
+        pytest.raises(ValueError, match="photos holds no image that can be read of class 1"),
+        pytest.warns(UserWarning),
+    ):
         data.load(str(folder), fold=0, image_size=16)
 
 
