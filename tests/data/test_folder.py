@@ -193,7 +193,7 @@ def test_corrupt_files_are_left_out_on_request(tmp_path, monkeypatch):
         file.write_bytes(b"")
     with (
         pytest.raises(ValueError, match="photos holds no image that can be read of class 1"),
-        pytest.warns(UserWarning),
+        pytest.warns(UserWarning, match="left out"),
     ):
         data.load(str(folder), fold=0, image_size=16)
 
