@@ -52,7 +52,7 @@ PRODUCT_DIMENSIONS = 32
 PRODUCT_PRECISIONS = ("tf32x3", "ieee")
 
 # Maximum rows to sort by comparing all pairs of labels. Counting them takes a second launch, but less time for more rows.
-PAIRWISE_SORT_ROWS = 8192
+PAIRWISE_SORT_ROWS = 1024
 
 # Minimum rows per counting program, and maximum counts of all programs, because each program reads all counts.
 COUNTED_ROWS = 1024
@@ -60,6 +60,9 @@ COUNTS = 1 << 16
 
 # Maximum partial results of all segments (128 MB of float32), unless multiprocessors would be idle.
 PARTIALS = 1 << 25
+
+# Maximum rows of a forward that is split by dimensions: more rows fill the multiprocessors.
+SPLIT_ROWS = 8192
 
 # Minimum dimensions per program if a forward is split by dimensions, because its segments leave multiprocessors idle.
 SPLIT_DIMENSIONS = 512

@@ -162,7 +162,7 @@ class Groups(NamedTuple):
 
     def splits(self, block_n: int, D: int, like: Tensor) -> int:
         """Parts into which a forward splits the dimensions, for two programs per multiprocessor."""
-        if self.rows > _configs.PAIRWISE_SORT_ROWS:
+        if self.rows > _configs.SPLIT_ROWS:
             return 1
         busy = self.rows // block_n + min(self.classes, self.rows)
         wanted = cdiv(2 * multiprocessors(like), max(1, busy))

@@ -466,8 +466,8 @@ def component_statistics_bwd(
         return dx
     x, means, grad_scatter = unit_stride(x), means.contiguous(), grad_scatter.contiguous()
     config = configuration("gradient", means)
-    # sharing the means of a class is faster with more rows than means, if one launch sorts the rows
-    gather = K > BLOCK_K or N < C * K or N > _configs.PAIRWISE_SORT_ROWS
+    # rows that share the means and gradients of a class read less, which pays for the sort of a few rows only
+    gather = grad_scatter.dim() == 2 or K > BLOCK_K or N < C * K or N > _configs.PAIRWISE_SORT_ROWS
     labels = labels if labels is None else labels.contiguous()
     if gather:
         groups = group(None, N, C, config.BLOCK_N, means)

@@ -12,15 +12,16 @@ from typing import NamedTuple
 # Cycles until a dependent instruction can use a result
 HBM = 700  # a load that misses the cache, on an idle memory
 L2 = 270  # a load from the second-level cache
+L1 = 40  # a load from the first-level cache or from shared memory
 SHUFFLE = 25  # between the threads of a warp
 BARRIER = 40  # of a block, with the shared memory behind it
 LOADED = 1400  # a load that misses the cache while memory is busy: what bytes in flight must bridge
 
-# Bytes that one kernel writes and the next reads without a trip to memory: half of the second-level cache
-KEPT_BYTES = 30e6
+# Bytes that one kernel reads or writes and the next reads without a trip to memory: two thirds of the second-level cache
+KEPT_BYTES = 40e6
 
 # Microseconds
-LAUNCH_US = 1.5  # from the end of a kernel to the first instruction of the next one in a stream or a graph
+LAUNCH_US = 1.0  # from the end of a kernel to the first instruction of the next one in a graph or a busy stream
 TORCH_US = 4.0  # a small torch operation: the host launches more slowly than the device works
 WAIT_US = 10.0  # the host waits for the device, and the device then for the host
 CPP_CALL_US = 2.2  # the driver's call of a launch from C++
@@ -110,6 +111,7 @@ class Work:
         requested: bytes of the streamed operand that a block requests at a time.
         pipelined: whether they are requested again before the last ones are used up.
         first: dependent loads that miss the cache before the stream begins.
+        last: cycles that the last block alone needs at the end.
     """
 
     hbm: float = 0
@@ -123,6 +125,7 @@ class Work:
     requested: float = 0
     pipelined: bool = False
     first: float = 0
+    last: float = 0
 
     @property
     def path(self) -> float:
@@ -140,10 +143,8 @@ class Work:
 
 
 def in_flight(launch: Launch, work: Work, device: Device) -> float:
-    """Bytes of the streamed operand that a multiprocessor has requested, on average while memory is busy."""
-    waits = work.hbm * LOADED
-    waiting = 1.0 if work.pipelined else waits / max(1.0, work.path - work.hbm * HBM + waits)
-    return _at_once(launch, device) * work.requested * waiting
+    """Bytes of the streamed operand that the blocks on a multiprocessor request before they wait for them."""
+    return _at_once(launch, device) * work.requested
 
 
 def _at_once(launch: Launch, device: Device) -> int:
@@ -169,13 +170,17 @@ def utilization(launch: Launch, work: Work, device: Device) -> float:
     return min(1.0, (sqrt(path * path + 4 * rising * asked) - path) / (2 * rising))
 
 
-def microseconds(launch: Launch, work: Work, device: Device) -> float:
-    """Time of a launch: the longest of its dependent steps, its instructions and its bytes of memory."""
+def microseconds(launch: Launch, work: Work, device: Device, busy: int | None = None) -> float:
+    """Time of a launch: the longest of its dependent steps, its instructions and its bytes of memory.
+
+    ``busy`` blocks have something to do; all of them by default.
+    """
     clock = device.clock_ghz * 1e3
+    launch = launch._replace(blocks=busy or launch.blocks)
     waves = ceil(launch.blocks / (device.resident(launch) * device.multiprocessors))
     warps = launch.blocks * ceil(launch.threads / 32)
     times = [waves * work.path / clock, warps * work.instructions / (4 * device.multiprocessors) / clock]
     if work.moved:
         rate = device.memory_tb_s * 1e6 * utilization(launch, work, device)
         times.append(work.moved / rate + work.first * HBM / clock)
-    return LAUNCH_US + max(times)
+    return LAUNCH_US + max(times) + work.last / clock

@@ -34,7 +34,7 @@ def readable(symbol: str) -> tuple[str, str]:
     if found is None:
         raise ValueError(f"unexpected kernel {symbol}")
     kernel, rest = found.groups()
-    arguments = re.match(r"I(.*?)E?Ev", rest)
+    arguments = re.match(r"I(.*?)Ev", rest)
     if arguments is None:
         return kernel, ""
     pattern = r"Lb([01])E|NS0_\d+([A-Za-z]+)I([fd])E|(13__nv_bfloat16|6__half)|([fd])"

@@ -8,6 +8,7 @@ import proofs
 from proofs import INTERPRETED, interpreted, is_caught
 
 
+@pytest.mark.timeout(1800)  # a minute and a half on an idle machine
 def test_kernels_in_the_interpreter():
     status, output = interpreted(str(INTERPRETED), "-m", "not long")
     assert status == 0, output

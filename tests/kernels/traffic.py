@@ -23,8 +23,9 @@ TABLE = Path(__file__).resolve().parents[2] / "benchmarks/results/traffic.csv"
 SHAPES = [(1000, 512, 10, 5), (64, 4096, 1, 5), (1024, 128, 16, 3)]
 
 # Of the least bytes that an operation can move: x read once in each direction (twice where a forward with per-dimension
-# variances is split by dimensions), dx written once, parameters read or written once in each direction.
-MOST = 1.35
+# variances is split by dimensions), dx written once, parameters read or written once in each direction. Every row of a backward
+# may read its own mean; all accesses count, also those that a cache serves.
+MOST = 1.5
 
 
 def _mixture(C: int, K: int, D: int, diag: bool) -> tuple[Tensor, Tensor, Tensor]:
