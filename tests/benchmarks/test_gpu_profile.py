@@ -27,7 +27,7 @@ def test_every_case_runs(case, monkeypatch):
     diag = gpu_profile.CASES[case].diag
     monkeypatch.setitem(gpu_profile.CASES, case, Shape(40, 8, 1 if "cem" not in case else 3, 4, diag))
     names = ("cem_fwd", "component_statistics_bwd", "mixture_log_prob_fwd", "mixture_log_prob_bwd", "kmeans")
-    operators = {name: getattr(reference, name) for name in (*names, "mixture_statistics")}
+    operators = {name: getattr(reference, name) for name in (*names, "expectation_maximization")}
     call = gpu_profile.call_of(case, operators, "cpu")
     result = call(2) if "iteration" in case else call()
     if "iteration" not in case:
