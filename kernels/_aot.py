@@ -22,6 +22,7 @@ from cem_fast.kernels.component_statistics import (
 from cem_fast.kernels.entropy_bound import entropy_bound_kernel, entropy_bound_spherical_kernel, sum_kernel
 from cem_fast.kernels.global_mixture import (
     component_terms_kernel,
+    global_floor_kernel,
     global_gradient_kernel,
     global_log_prob_kernel,
     global_moments_kernel,
@@ -39,7 +40,7 @@ DTYPES = (("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp32"), ("fp64", "fp64")
 ITEMSIZE = {"fp32": 4, "fp64": 8, "i64": 8}
 
 FEATURES = {"x_ptr", "dx_ptr"}
-INT64_POINTERS = {"index_ptr", "offsets_ptr", "sizes_ptr", "assignment_ptr", "labels_ptr", "order_ptr"}
+INT64_POINTERS = {"index_ptr", "offsets_ptr", "sizes_ptr", "assignment_ptr", "labels_ptr", "order_ptr", "ticket_ptr"}
 DOUBLE_POINTERS = {"num_samples_ptr", "noise_ptr"}
 INT64 = {"boost", "threshold", "gamma"}
 
@@ -150,6 +151,7 @@ def _products() -> Iterator[tuple[str, Kernel, dict[str, Any]]]:
     """Configuration, kernel and constants of matrix products, which exist in float32 only."""
     for diag, precision in itertools.product(_flags("DIAG"), _configs.PRODUCT_PRECISIONS):
         constants = diag | dict(PRECISION=precision)
+        yield "product", global_floor_kernel, constants
         yield "product", global_log_prob_kernel, constants
         yield "product", global_responsibilities_kernel, constants
         yield "product_gradient", global_gradient_kernel, constants

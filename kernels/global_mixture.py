@@ -1,8 +1,11 @@
 """The log-likelihood of one class with many components, and its gradients, by matrix products on tensor cores.
 
-``sum_d (x - mu)^2 / v`` is expanded about a common shift, the mean of the component means. The expansion loses accuracy for
+``sum_d (x - mu)^2 / v`` is expanded about a common shift, the mean of some component means. The expansion loses accuracy for
 components many standard deviations from the shift. If such a component contributes to a row, its distance is computed directly.
-Components are processed tile by tile, and no ``[N, K]`` matrix is stored.
+To know what contributes, a first pass over all components finds a floor of each row's highest joint density. Components are
+processed tile by tile, and no ``[N, K]`` matrix is stored.
+
+Each product is added to its sum outside of the tensor cores, which round towards zero. No operand is a sum of two products.
 """
 
 from __future__ import annotations
@@ -36,9 +39,21 @@ MATERIAL: tl.constexpr = tl.constexpr(0.25)
 ROUNDING: tl.constexpr = tl.constexpr(2.0**-19)
 
 
+# Components whose means are averaged to the shift.
+SAMPLES: tl.constexpr = tl.constexpr(16)
+
+
+@triton.jit
+def sampled_shift(means_ptr, d, inside, D, K):
+    k = (tl.arange(0, SAMPLES).to(tl.int64) * K) // SAMPLES
+    means = tl.load(means_ptr + k[:, None] * D + d[None, :], mask=inside[None, :], other=0)
+    return tl.sum(means, 0) / SAMPLES
+
+
 @kernel("means_ptr", "variances_ptr", "D")
 def component_terms_kernel(
-    shift_ptr, means_ptr, variances_ptr, weights_ptr, constant_ptr, norm_ptr, D, DIAG: tl.constexpr, BLOCK: tl.constexpr
+    shift_ptr, means_ptr, variances_ptr, weights_ptr, constant_ptr, norm_ptr, D, K, DIAG: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Joint log-density of one component at its mean, and the squared distance of its mean to the shift."""
     k = tl.program_id(0).to(tl.int64)
@@ -48,7 +63,9 @@ def component_terms_kernel(
     for start in range(0, D, BLOCK):
         d = start + tl.arange(0, BLOCK)
         inside = d < D
-        away = tl.load(means_ptr + k * D + d, mask=inside, other=0) - tl.load(shift_ptr + d, mask=inside, other=0)
+        shift = sampled_shift(means_ptr, d, inside, D, K)
+        tl.store(shift_ptr + d, shift, mask=only_if(k == 0, inside))
+        away = tl.load(means_ptr + k * D + d, mask=inside, other=0) - tl.where(inside, shift, 0.0)
         if DIAG:
             variance = tl.load(variances_ptr + k * D + d, mask=inside, other=1)
             logs += tl.where(inside, tl.log(variance) + LOG_2PI, 0.0)
@@ -64,52 +81,89 @@ def component_terms_kernel(
 
 
 @triton.jit
-def component_tile(
-    shift_ptr, means_ptr, variances_ptr, component, exists, d, inside, D, DIAG: tl.constexpr
-):  # fmt: skip
-    """Of a tile ``[BLOCK_K, BLOCK_D]``: means about the shift times precisions, and the precisions; 0 outside."""
+def component_tile(shift, means_ptr, variances_ptr, component, exists, d, inside, D, DIAG: tl.constexpr):
+    """Of a tile ``[BLOCK_K, BLOCK_D]``: means about the shift and, 1 outside, variances."""
     both = exists[:, None] & inside[None, :]
     at = component.to(tl.int64)[:, None] * D + d[None, :]
-    shift = tl.load(shift_ptr + d, mask=inside, other=0)
     away = tl.where(both, tl.load(means_ptr + at, mask=both, other=0) - shift[None, :], 0.0)
-    precision = away * 0
+    variance = away * 0 + 1
     if DIAG:
-        precision = tl.where(both, 1 / tl.load(variances_ptr + at, mask=both, other=1), 0.0)
-        away *= precision
-    return away, precision
+        variance = tl.load(variances_ptr + at, mask=both, other=1)
+    return away, variance
 
 
 @triton.jit
-def centered_tile(x_ptr, stride, shift_ptr, row, valid, d, inside, dtype: tl.constexpr):
+def centered_tile(x_ptr, stride, shift, row, valid, d, inside, dtype: tl.constexpr):
     """Rows of x about the shift; 0 outside."""
     x = load_tile(x_ptr, stride, row, valid, d, inside, dtype)
-    shift = tl.load(shift_ptr + d, mask=inside, other=0)
     return tl.where(valid[:, None] & inside[None, :], x - shift[None, :], 0.0)
 
 
 @triton.jit
 def expanded_distances(
-    x_ptr, stride, shift_ptr, means_ptr, variances_ptr, norm, row, valid, component, exists, D,
-    DIAG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, stride, shift_ptr, means_ptr, variances_ptr, weights_ptr, constant_ptr, norm_ptr, row, valid, first, last,
+    D, K, stores,
+    TERMS: tl.constexpr, DIAG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``sum_d (x - mu)^2 / v`` as ``x^2 (1/v) - 2 x (mu/v) + mu^2 / v``, ``[BLOCK_N, BLOCK_K]``."""
+    """``sum_d (x - mu)^2 / v`` as ``x^2 (1/v) - 2 x (mu/v) + mu^2 / v``, ``[BLOCK_N, BLOCK_K]``; and the terms of the components,
+    see ``component_terms_kernel``. With ``TERMS``, they are computed and, if the program ``stores``, written; else they are read.
+    """
     dtype = means_ptr.dtype.element_ty
+    component = first + tl.arange(0, BLOCK_K)
+    exists = component < last
     total = tl.zeros([BLOCK_N, BLOCK_K], dtype)
     square = tl.zeros([BLOCK_N], dtype)
+    norms = tl.zeros([BLOCK_K, BLOCK_D], dtype)
+    logs = tl.zeros([BLOCK_K, BLOCK_D], dtype)
     for start in range(0, D, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
         inside = d < D
-        x = centered_tile(x_ptr, stride, shift_ptr, row, valid, d, inside, dtype)
-        away, precision = component_tile(shift_ptr, means_ptr, variances_ptr, component, exists, d, inside, D, DIAG)
-        total = tl.dot(-2 * x, tl.trans(away), total, input_precision=PRECISION)
-        if DIAG:
-            total = tl.dot(x * x, tl.trans(precision), total, input_precision=PRECISION)
+        if TERMS:
+            shift = sampled_shift(means_ptr, d, inside, D, K)
+            tl.store(shift_ptr + d, shift, mask=only_if(stores, inside))
         else:
+            shift = tl.load(shift_ptr + d, mask=inside, other=0)
+        x = centered_tile(x_ptr, stride, shift, row, valid, d, inside, dtype)
+        away, variance = component_tile(shift, means_ptr, variances_ptr, component, exists, d, inside, D, DIAG)
+        if DIAG:
+            both = exists[:, None] & inside[None, :]
+            precision = tl.where(both, 1 / variance, 0.0)
+            if TERMS:
+                norms += away * away * precision
+                logs += tl.where(both, tl.log(variance) + LOG_2PI, 0.0)
+            mixed = tl.dot(x, tl.trans(away * precision), input_precision=PRECISION)
+            total += tl.dot(x * x, tl.trans(precision), input_precision=PRECISION) - 2 * mixed
+        else:
+            if TERMS:
+                norms += away * away
+            total -= 2 * tl.dot(x, tl.trans(away), input_precision=PRECISION)
             square += tl.sum(x * x, 1)
+    if TERMS:
+        norm = tl.sum(norms, 1)
+        determinant = tl.sum(logs, 1)
+        if not DIAG:
+            variance = tl.load(variances_ptr + component, mask=exists, other=1)
+            norm /= variance
+            determinant = (tl.log(variance) + LOG_2PI) * D.to(dtype)
+        constant = tl.log(tl.load(weights_ptr + component, mask=exists, other=1)) - 0.5 * determinant
+        tl.store(constant_ptr + component, constant, mask=only_if(stores, exists))
+        tl.store(norm_ptr + component, norm, mask=only_if(stores, exists))
+    else:
+        constant = tl.load(constant_ptr + component, mask=exists, other=0)
+        norm = tl.load(norm_ptr + component, mask=exists, other=0)
     if not DIAG:
         variance = tl.load(variances_ptr + component, mask=exists, other=1)
         total = (total + square[:, None]) / variance[None, :]
-    return total + norm[None, :]
+    return total + norm[None, :], constant, norm
+
+
+@triton.jit
+def certain_floor(total, constant, norm, exists):
+    """What each row's highest joint density reaches for certain ``[BLOCK_N]``, and the margins of a tile."""
+    margin = ROUNDING * (tl.abs(total) + 2 * norm[None, :])
+    certain = tl.where(exists[None, :], constant[None, :] - 0.5 * total - margin, float("-inf"))
+    return tl.max(tl.where(certain == certain, certain, float("-inf")), 1), margin
 
 
 @triton.jit
@@ -146,27 +200,23 @@ def next_wanted(wanted, j, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def joint_tile(
-    floor, x_ptr, stride, shift_ptr, means_ptr, variances_ptr, constant_ptr, norm_ptr, row, valid, first, last, D,
-    DIAG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    floor, x_ptr, stride, shift_ptr, means_ptr, variances_ptr, weights_ptr, constant_ptr, norm_ptr, row, valid, first,
+    last, D, K, stores,
+    TERMS: tl.constexpr, DIAG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The log joint density of a tile, -inf from component ``last`` on: from expanded distances, or from direct ones where a
-    component may reach ``floor - NEAR``.
-
-    The floor ``[BLOCK_N]`` is raised by what the tile reaches for certain.
+    component may reach ``floor - NEAR``. Each row's highest density is at least its floor ``[BLOCK_N]``.
     """
     column = tl.arange(0, BLOCK_K)
-    component = first + column
-    exists = component < last
-    constant = tl.load(constant_ptr + component, mask=exists, other=0)
-    norm = tl.load(norm_ptr + component, mask=exists, other=0)
-    total = expanded_distances(
-        x_ptr, stride, shift_ptr, means_ptr, variances_ptr, norm, row, valid, component, exists, D,
-        DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
+    exists = first + column < last
+    total, constant, norm = expanded_distances(
+        x_ptr, stride, shift_ptr, means_ptr, variances_ptr, weights_ptr, constant_ptr, norm_ptr, row, valid, first,
+        last, D, K, stores, TERMS, DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
     )  # fmt: skip
     joint = constant[None, :] - 0.5 * total
-    margin = ROUNDING * (tl.abs(total) + 2 * norm[None, :])
-    certain = tl.where(exists[None, :], joint - margin, float("-inf"))
-    floor = tl.maximum(floor, tl.max(tl.where(certain == certain, certain, float("-inf")), 1))
+    reached, margin = certain_floor(total, constant, norm, exists)
+    floor = tl.maximum(floor, reached)
     near = (joint + margin >= floor[:, None] - NEAR) & (norm[None, :] > total * MATERIAL)
     # infinite or huge values may give inf - inf where the direct distance is infinite
     near = (near | (joint != joint)) & valid[:, None] & exists[None, :]
@@ -180,16 +230,18 @@ def joint_tile(
     return tl.where(exists[None, :], constant[None, :] - 0.5 * total, float("-inf"))
 
 
-@kernel("x_ptr", "stride", "shift_ptr", "means_ptr", "variances_ptr", "D")
-def global_log_prob_kernel(
+@kernel("x_ptr", "stride", "means_ptr", "variances_ptr", "D")
+def global_floor_kernel(
     x_ptr,
     stride,
     shift_ptr,
     means_ptr,
     variances_ptr,
+    weights_ptr,
     constant_ptr,
     norm_ptr,
-    log_prob_ptr,  # [shares, N]
+    floor_ptr,  # [shares, N]
+    ticket_ptr,  # [blocks of rows]
     N,
     D,
     K,
@@ -201,34 +253,98 @@ def global_log_prob_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Online logsumexp of a block of rows over the tiles of one share of the components."""
+    """A floor of the highest joint density of each row in one share of the components, without any direct distance.
+
+    The programs of the first rows store the terms of the components, those of the first share clear the tickets.
+    """
+    share = tl.program_id(0) % shares
+    block = tl.program_id(0) // shares
+    row = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    valid = row < N
+    floor = tl.full([BLOCK_N], float("-inf"), means_ptr.dtype.element_ty)
+    last = tl.minimum((share + 1) * share_size, K)
+    for first in range(share * share_size, last, BLOCK_K):
+        total, constant, norm = expanded_distances(
+            x_ptr, stride, shift_ptr, means_ptr, variances_ptr, weights_ptr, constant_ptr, norm_ptr, row, valid, first,
+            last, D, K, block == 0, True, DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
+        )  # fmt: skip
+        reached, _ = certain_floor(total, constant, norm, first + tl.arange(0, BLOCK_K) < last)
+        floor = tl.maximum(floor, reached)
+    tl.store(floor_ptr + share * N.to(tl.int64) + row, floor, mask=valid)
+    if share == 0:
+        tl.store(ticket_ptr + block, 0)
+
+
+@kernel("x_ptr", "stride", "shift_ptr", "means_ptr", "variances_ptr", "D")
+def global_log_prob_kernel(
+    x_ptr,
+    stride,
+    shift_ptr,
+    means_ptr,
+    variances_ptr,
+    constant_ptr,
+    norm_ptr,
+    floor_ptr,  # [shares, N]
+    partial_ptr,  # [shares, N]
+    ticket_ptr,  # [blocks of rows]
+    log_prob_ptr,
+    N,
+    D,
+    K,
+    shares,
+    share_size,  # a multiple of BLOCK_K
+    DIAG: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Online logsumexp of a block of rows over the tiles of one share of the components; the last share adds up all, in order."""
     dtype = means_ptr.dtype.element_ty
     share = tl.program_id(0) % shares
-    row = (tl.program_id(0) // shares) * BLOCK_N + tl.arange(0, BLOCK_N)
+    block = tl.program_id(0) // shares
+    row = block * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = row < N
+    floor = tl.full([BLOCK_N], float("-inf"), dtype)
+    for s in range(0, shares):
+        floor = tl.maximum(floor, tl.load(floor_ptr + s * N.to(tl.int64) + row, mask=valid, other=0))
     highest = tl.full([BLOCK_N], float("-inf"), dtype)
     mass = tl.zeros([BLOCK_N], dtype)
     last = tl.minimum((share + 1) * share_size, K)
     for first in range(share * share_size, last, BLOCK_K):
         joint = joint_tile(
-            highest, x_ptr, stride, shift_ptr, means_ptr, variances_ptr, constant_ptr, norm_ptr, row, valid, first, last,
-            D, DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
+            floor, x_ptr, stride, shift_ptr, means_ptr, variances_ptr, means_ptr, constant_ptr, norm_ptr, row, valid,
+            first, last, D, K, False, False, DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
         )  # fmt: skip
         new = tl.maximum(highest, tl.max(tl.where(joint == joint, joint, float("-inf")), 1))
         anchor = tl.where(new == float("-inf"), 0.0, new)
         mass = mass * tl.exp(highest - anchor) + tl.sum(tl.exp(joint - anchor[:, None]), 1)
         highest = new
     log_prob = tl.where(highest == float("-inf"), 0.0, highest) + tl.log(mass)
-    tl.store(log_prob_ptr + share * N.to(tl.int64) + row, log_prob, mask=valid)
+    tl.store(partial_ptr + share * N.to(tl.int64) + row, log_prob, mask=valid)
+    tl.debug_barrier()
+    if tl.atomic_add(ticket_ptr + block, 1) == shares - 1:
+        highest = tl.full([BLOCK_N], float("-inf"), dtype)
+        mass = tl.zeros([BLOCK_N], dtype)
+        for s in range(0, shares):
+            part = tl.load(partial_ptr + s * N.to(tl.int64) + row, mask=valid, other=0, cache_modifier=".cg")
+            new = tl.maximum(highest, tl.where(part == part, part, float("-inf")))
+            # an infinite maximum is the answer itself
+            anchor = tl.where(tl.abs(new) == float("inf"), 0.0, new)
+            mass = mass * tl.exp(highest - anchor) + tl.exp(part - anchor)
+            highest = new
+        log_prob = tl.where(tl.abs(highest) == float("inf"), 0.0, highest) + tl.log(mass)
+        tl.store(log_prob_ptr + row, log_prob, mask=valid)
 
 
-@kernel("x_ptr", "stride", "shift_ptr", "means_ptr", "variances_ptr", "D")
+@kernel("x_ptr", "stride", "means_ptr", "variances_ptr", "D")
 def global_responsibilities_kernel(
     x_ptr,
     stride,
     shift_ptr,
     means_ptr,
     variances_ptr,
+    weights_ptr,
     constant_ptr,
     norm_ptr,
     log_prob_ptr,
@@ -243,14 +359,14 @@ def global_responsibilities_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``r_nk = exp(joint_nk - log p(x_n))`` of one tile."""
+    """``r_nk = exp(joint_nk - log p(x_n))`` of one tile; the programs of the first rows store the terms of the components."""
     first = (tl.program_id(0) % tiles) * BLOCK_K
     row = (tl.program_id(0) // tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = row < N
     log_prob = tl.load(log_prob_ptr + row, mask=valid, other=0)
     joint = joint_tile(
-        log_prob, x_ptr, stride, shift_ptr, means_ptr, variances_ptr, constant_ptr, norm_ptr, row, valid, first, K,
-        D, DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
+        log_prob, x_ptr, stride, shift_ptr, means_ptr, variances_ptr, weights_ptr, constant_ptr, norm_ptr, row, valid,
+        first, K, D, K, tl.program_id(0) < tiles, True, DIAG, BLOCK_N, BLOCK_K, BLOCK_D, PRECISION,
     )  # fmt: skip
     component = first + tl.arange(0, BLOCK_K)
     at = row.to(tl.int64)[:, None] * K + component[None, :]
@@ -294,15 +410,18 @@ def global_gradient_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``dx = g sum_k r_k (mu_k - x) / v_k`` of one tile, as ``r (mu/v) - x (r (1/v))``, or directly."""
+    """``dx = g sum_k r_k (mu_k - x) / v_k`` of one tile, as ``r (mu/v) - x (r (1/v))``, or directly. Each row's r are divided by
+    their sum, so that they sum to 1 whatever the rounding of the log-likelihood."""
     dtype = means_ptr.dtype.element_ty
     d = (tl.program_id(0) % d_programs) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = d < D
     row = (tl.program_id(0) // d_programs) * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = row < N
+    shift = tl.load(shift_ptr + d, mask=inside, other=0)
+    x = centered_tile(x_ptr, stride, shift, row, valid, d, inside, dtype)
     pull = tl.zeros([BLOCK_N, BLOCK_D], dtype)
-    push = tl.zeros([BLOCK_N, BLOCK_D], dtype)
-    scalar_push = tl.zeros([BLOCK_N], dtype)
+    push = tl.zeros([BLOCK_N], dtype)
+    mass = tl.zeros([BLOCK_N], dtype)
     column = tl.arange(0, BLOCK_K)
     for first in range(0, K, BLOCK_K):
         component = first + column
@@ -310,15 +429,18 @@ def global_gradient_kernel(
         r, direct = responsibility_tile(
             responsibilities_ptr, log_prob_ptr, constant_ptr, norm_ptr, row, valid, component, exists, K
         )  # fmt: skip
+        mass += tl.sum(r, 1)
         if not DIAG:
             r /= tl.load(variances_ptr + component, mask=exists, other=1)[None, :]
         far = tl.where(direct, 0.0, r)
-        away, precision = component_tile(shift_ptr, means_ptr, variances_ptr, component, exists, d, inside, D, DIAG)
-        pull = tl.dot(far, away, pull, input_precision=PRECISION)
+        away, variance = component_tile(shift, means_ptr, variances_ptr, component, exists, d, inside, D, DIAG)
         if DIAG:
-            push = tl.dot(far, precision, push, input_precision=PRECISION)
+            precision = tl.where(exists[:, None] & inside[None, :], 1 / variance, 0.0)
+            pushed = x * tl.dot(far, precision, input_precision=PRECISION)
+            pull += tl.dot(far, away * precision, input_precision=PRECISION) - pushed
         else:
-            scalar_push += tl.sum(far, 1)
+            pull -= tl.dot(-far, away, input_precision=PRECISION)
+            push += tl.sum(far, 1)
         j = next_wanted(direct, -1, BLOCK_K)
         while j < BLOCK_K:
             at = (first + j).to(tl.int64) * D + d
@@ -329,11 +451,8 @@ def global_gradient_kernel(
                 deviation *= (1 / tl.load(variances_ptr + at, mask=inside, other=1))[None, :]
             pull += own[:, None] * deviation
             j = next_wanted(direct, j, BLOCK_K)
-    grad = tl.load(grad_ptr + row, mask=valid, other=0)
-    x = centered_tile(x_ptr, stride, shift_ptr, row, valid, d, inside, dtype)
-    if not DIAG:
-        push += scalar_push[:, None]
-    dx = grad[:, None] * (pull - x * push)
+    grad = tl.load(grad_ptr + row, mask=valid, other=0) / mass
+    dx = grad[:, None] * (pull - x * push[:, None])
     at = row.to(tl.int64)[:, None] * D + d[None, :]
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=valid[:, None] & inside[None, :])
 
@@ -373,6 +492,7 @@ def global_moments_kernel(
     exists = component < K
     both = exists[:, None] & inside[None, :]
     at = component.to(tl.int64)[:, None] * D + d[None, :]
+    shift = tl.load(shift_ptr + d, mask=inside, other=0)
     mass = tl.zeros([BLOCK_K], dtype)
     first = tl.zeros([BLOCK_K, BLOCK_D], dtype)
     second = tl.zeros([BLOCK_K, BLOCK_D], dtype)
@@ -385,13 +505,13 @@ def global_moments_kernel(
         a = tl.load(row_weights_ptr + row, mask=valid, other=0)[:, None] * r
         mass += tl.sum(a, 0)
         far = tl.where(direct, 0.0, a)
-        x = centered_tile(x_ptr, stride, shift_ptr, row, valid, d, inside, dtype)
-        away, _ = component_tile(shift_ptr, means_ptr, means_ptr, component, exists, d, inside, D, False)
+        x = centered_tile(x_ptr, stride, shift, row, valid, d, inside, dtype)
+        away, _ = component_tile(shift, means_ptr, means_ptr, component, exists, d, inside, D, False)
         far_mass = tl.sum(far, 0)[:, None]
         sums = tl.dot(tl.trans(far), x, input_precision=PRECISION)
         first += sums - away * far_mass
-        second = tl.dot(tl.trans(far), x * x, second, input_precision=PRECISION)
-        second += away * (away * far_mass - 2 * sums)
+        squares = tl.dot(tl.trans(far), x * x, input_precision=PRECISION)
+        second += (squares - 2 * away * sums) + away * away * far_mass
         j = next_wanted(direct, -1, BLOCK_K)
         while j < BLOCK_K:
             own = tl.sum(tl.where(direct & (column == j)[None, :], a, 0.0), 1)
@@ -415,24 +535,28 @@ class Products:
     """The operations on rows of one mixture without labels; tensors are contiguous, but rows of x may lie apart."""
 
     def __init__(self, x: Tensor, means: Tensor, variances: Tensor, weights: Tensor):
-        self.x, self.means, self.variances = x, means, variances
+        self.x, self.means, self.variances, self.weights = x, means, variances, weights
         _, self.K, self.D = means.shape
-        self.shift = means[0].mean(0)
+        self.shift = means.new_empty(self.D)
         self.constant, self.norm = torch.empty_like(weights), torch.empty_like(weights)
         self.diag = variances.dim() == 3
-        config = configuration("entropy", means)
+
+    def _terms(self) -> None:
+        """Terms of the components, where no kernel has stored them that computes joint densities."""
+        config = configuration("entropy", self.means)
         launch(
             component_terms_kernel,
             self.K,
             config,
-            means,
+            self.means,
             shift_ptr=self.shift,
-            means_ptr=means,
-            variances_ptr=variances,
-            weights_ptr=weights,
+            means_ptr=self.means,
+            variances_ptr=self.variances,
+            weights_ptr=self.weights,
             constant_ptr=self.constant,
             norm_ptr=self.norm,
             D=self.D,
+            K=self.K,
             DIAG=self.diag,
             BLOCK=config.BLOCK_D,
         )
@@ -464,21 +588,26 @@ class Products:
         shares = min(cdiv(2 * multiprocessors(self.means), blocks), cdiv(K, config.BLOCK_K))
         size = cdiv(cdiv(K, shares), config.BLOCK_K) * config.BLOCK_K
         shares = cdiv(K, size)
-        partial = self.means.new_empty(shares, N)
+        floor, partial = self.means.new_empty(2, shares, N).unbind()
+        ticket = torch.empty(blocks, dtype=torch.int64, device=self.means.device)
+        log_prob = self.means.new_empty(N)
+        common = self._arguments(self.x, config) | dict(
+            variances_ptr=self.variances, floor_ptr=floor, ticket_ptr=ticket, shares=shares, share_size=size
+        )
+        launch(global_floor_kernel, blocks * shares, config, self.means, weights_ptr=self.weights, **common)
         launch(
             global_log_prob_kernel,
             blocks * shares,
             config,
             self.means,
-            variances_ptr=self.variances,
-            log_prob_ptr=partial,
-            shares=shares,
-            share_size=size,
-            **self._arguments(self.x, config),
+            partial_ptr=partial,
+            log_prob_ptr=log_prob,
+            **common,
         )
-        return torch.logsumexp(partial, 0)
+        return log_prob
 
     def responsibilities(self, rows: slice, log_prob: Tensor) -> Tensor:
+        """Responsibilities whose sum may differ from 1 by the rounding of the log-likelihood."""
         x = self.x[rows]
         r = self.means.new_empty(x.shape[0], self.K)
         config = configuration("product", self.means)
@@ -489,17 +618,22 @@ class Products:
             config,
             self.means,
             variances_ptr=self.variances,
+            weights_ptr=self.weights,
             log_prob_ptr=log_prob[rows],
             responsibilities_ptr=r,
             tiles=tiles,
             **self._arguments(x, config),
         )
-        # rows sum to exactly 1, whatever the rounding of the log-likelihood
+        return r
+
+    @staticmethod
+    def normalized(r: Tensor) -> Tensor:
         return r.div_(r.sum(1, keepdim=True))
 
     def _windows(self, log_prob: Tensor, kept: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows and their responsibilities: all rows if the forward kept them, else windows of recomputed ones."""
         if kept.shape[1]:
+            self._terms()
             yield slice(0, self.x.shape[0]), kept
             return
         for rows in row_windows(self.x.shape[0], self.K):
@@ -531,6 +665,7 @@ class Products:
             torch.zeros_like(self.variances),
         )
         for rows, r in self._windows(log_prob, kept):
+            r = r if kept.shape[1] else self.normalized(r)
             parts = self._moments(self.x[rows], row_weights[rows], log_prob[rows], r)
             for total, part in zip((mass, first, second), parts):
                 total += part

@@ -227,7 +227,7 @@ def mixture_log_prob_fwd(
         products = global_mixture.Products(x, means, variances, weights)
         log_prob = products.log_prob()
         if with_responsibilities:
-            responsibilities = products.responsibilities(slice(0, N), log_prob)
+            responsibilities = products.normalized(products.responsibilities(slice(0, N), log_prob))
         return log_prob, responsibilities
     config = configuration("distance", means)
     groups = group(labels, N, C, config.BLOCK_N, means)

@@ -63,7 +63,7 @@ def test_forward(place, diag, multiprocessors, monkeypatch):
     arguments = problem(place, diag)
     with watching() as seen:
         within_budget("mixture_log_prob_fwd", [*arguments, False])
-    assert seen.launches == {"component_terms_kernel": 1, "global_log_prob_kernel": 1}
+    assert seen.launches == {"global_floor_kernel": 1, "global_log_prob_kernel": 1}
 
 
 @pytest.mark.parametrize("place, diag", HARD)
