@@ -86,7 +86,10 @@ class Launch:
             signature = {name: self._type(name, constants) for name in fn.arg_names}
             attrs = {(fn.arg_names.index(name),): [["tt.divisibility", 16]] for name in kernel.wide if aligned}
             # one variance a component leaves the bound nothing to read by dimension
-            streams = bool(attrs) and not (kernel is entropy_bound_kernel and not constants["DIAG"])
+            narrow = kernel is entropy_bound_kernel and not constants["DIAG"]
+            # AMD's warps of 64 threads share one tile of means, which is too small for wide access
+            narrow |= kernel is global_floor_kernel and self.features in ("bf16", "fp16")
+            streams = bool(attrs) and not narrow
             precision = constants.get("PRECISION")
             yield Case(
                 kernel.name,

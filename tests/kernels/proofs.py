@@ -92,6 +92,16 @@ MUTANTS = {
         "test_global_mixture.py",
         "forward and offset",
     ),
+    "a floor that is not read": Mutant(
+        "global_mixture.py",
+        "floor = tl.maximum(floor, tl.load(floor_ptr",
+        "floor = tl.minimum(floor, tl.load(floor_ptr",
+        "test_global_mixture.py",
+        "few_components",
+    ),
+    "shares of components added up too early": Mutant(
+        "global_mixture.py", "1) == shares - 1", "1) == 0", "test_global_mixture.py", "forward and offset and many"
+    ),
     "rows of a class sorted in any order": Mutant(
         "_grouping.py", "i[None, :] < i[:, None]", "i[None, :] > i[:, None]", "test_operators.py", "counting_sorts"
     ),

@@ -66,6 +66,17 @@ def test_forward(place, diag, multiprocessors, monkeypatch):
     assert seen.launches == {"global_floor_kernel": 1, "global_log_prob_kernel": 1}
 
 
+def test_few_components_are_taken_directly():
+    """A component far below a row's highest density is not, though the component of the row comes last."""
+    N, D, _, K = SHAPE
+    means, variances = torch.rand(1, K, D), torch.full((1, K, D), 1e-3)
+    x = means[0, -N:] + 1e-2 * torch.randn(N, D)
+    with watching() as seen:
+        OPS.mixture_log_prob_fwd(x, means, variances, torch.full((1, K), 1 / K), None, False)
+    tiles = -(-K // _configs.config("product", 4).BLOCK_K)
+    assert seen.loaded["x_ptr"] <= (2 * tiles + N) * x.nbytes  # two passes, and a column for every row
+
+
 @pytest.mark.parametrize("place, diag", HARD)
 def test_backward(place, diag):
     arguments = problem(place, diag)
