@@ -46,11 +46,12 @@ gpu: $(READY) ## check, test and time this machine's GPU (about 8 minutes)
 	@$(PY) benchmarks/gpu_profile.py --save build/gpu/profile.txt
 
 check: $(READY) ## run the long proofs: kills, sanitizers, wrong kernels, compiled kernels, the wheel and the sources (also with OTHER_TORCH, the oldest torch); 2 hours, or half an hour with SHARE=0.05
-	@$(PY) -m pytest -q -m long tests --ignore=tests/kernels
+	@SHARE=$(SHARE) $(PY) -m pytest -q -m long tests --ignore=tests/kernels
 	@$(PY) tests/sanitizers/run.py
 	@$(PY) tests/cuda_host/run.py
 	@if $(PY) -c 'import triton' 2>/dev/null; \
 	  then $(PY) tests/kernels/proofs.py --share $(SHARE) \
+	    && SHARE=$(SHARE) TRITON_INTERPRET=1 CEM_FAST_BACKEND=triton $(PY) -m pytest -q -m long tests/fuzz/test_operations.py \
 	    && $(PY) benchmarks/tune_kernels.py --check \
 	    && $(PY) tests/aot/collect.py --compiler triton --check --share $(SHARE); \
 	  else echo "triton is not installed: its kernels were neither interpreted nor compiled"; fi

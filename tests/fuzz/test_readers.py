@@ -37,6 +37,7 @@ from cem_fast.cli import parser
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import Part, Splits, cifar, fashion_mnist, fetch
 from cem_fast.data.images import read_all
+from cem_fast.deploy import manifest
 from cem_fast.experiments import results, saved_run
 from cem_fast.experiments.records import Baseline, Results
 from cem_fast.experiments.run import run
@@ -121,7 +122,7 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
     kept = Results("cem-fast evaluate", None, {"torch": "2"}, {"tiny": Baseline(0.1, 0.1)}, (record,), (), ())
     (root / "grid" / "results.json").write_text(json.dumps(kept.to_json()))
     shutil.copytree(root / "grid" / "runs" / "one", root / "run")
-    for folder in ("mixture", "training", "settings", "images", "archives", "idx", "pickle", "table"):
+    for folder in ("mixture", "training", "settings", "images", "archives", "idx", "pickle", "table", "manifest"):
         (root / folder).mkdir()
     GaussianMixture(num_components=2).fit(torch.rand(9, 3)).save(root / "mixture" / "m.safetensors")
     Snapshot(root / "training", {"epochs": 2}).save({"history": [1, {"a": torch.ones(2)}], "rates": None})
@@ -143,6 +144,23 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
 
     (root / "idx" / "i.gz").write_bytes(gzip.compress(bytes((0, 0, 8, 1)) + (9).to_bytes(4, "big") + bytes(9)))
     (root / "pickle" / "p").write_bytes(pickle.dumps({"data": np.zeros((2, 3), np.uint8), "labels": [3, 1]}))
+    manifest.Manifest(
+        format="onnx",
+        image_shape=(1, 16, 16),
+        message_shape=(4, 4, 4),
+        num_classes=2,
+        classes=("a", "b"),
+        message="uint8",
+        message_range=(0.0, 1.0),
+        preprocessing=manifest.Preprocessing(),
+        noise=manifest.Noise("input", 0.1, 0.01),
+        random_inputs=(),
+        defense=("GaussianNoise",),
+        cost=manifest.Cost(1, 1, 1.0, 64),
+        run="",
+        digests={"device.onnx": "00"},
+        versions={},
+    ).save(root / "manifest")
     fields = {field: "" for field in table.Run.__dataclass_fields__}
     table.append(root / "table", table.Run(**fields), [table.Row("operations", "cem_paper", "cem_fast", p50_ms=1.5)])
 
@@ -164,6 +182,7 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
         "zip": Reader(root / "archives", "a.zip", unpack("a.zip")),
         "idx": Reader(root / "idx", "i.gz", lambda f: fashion_mnist.read_idx(f / "i.gz", 1)),
         "pickle": Reader(root / "pickle", "p", read_pickle),
+        "manifest": Reader(root / "manifest", manifest.NAME, manifest.read),
         "table": Reader(root / "table", table.FILE, lambda f: table.read(f / table.FILE)),
     }
     for path in (root / "images").iterdir():
@@ -181,6 +200,7 @@ DAMAGED = (
     "idx",
     "pickle",
     "table",
+    "manifest",
     "run.json",
     "results.json",
     *IMAGES,
@@ -199,7 +219,7 @@ def damage(readers: dict[str, Reader], data: st.DataObject) -> None:
 
 def edit(readers: dict[str, Reader], data: st.DataObject) -> None:
     reader = readers[
-        data.draw(st.sampled_from(("run.json", "run.json", "results.json", "results.json", "results.json", "report")))
+        data.draw(st.sampled_from(("run.json", "run.json", "manifest", "results.json", "results.json", "report")))
     ]
     outcome_of(reader, data.draw(mutations.documents(json.loads(reader.content))))
 
@@ -277,7 +297,7 @@ ODD_VALUES = (
         "&b {defense: *b}",
         "{defense: noise, epochs: [1]}",
         "[{defense: noise, x: 1}]",
-        f"[{', '.join(map(str, range(200)))}]",
+        f"[{', '.join(map(str, range(20)))}]",
     ),
 )
 

@@ -156,3 +156,10 @@ def test_every_setting_is_in_one_table():
     assert sorted(shown) == sorted(
         [("RunConfig", "run"), ("GridConfig", "grid"), *(("RunConfig", group) for group in shared)]
     )
+
+
+def test_tests_that_are_named_exist():
+    text = (ROOT / "docs" / "internals" / "testing.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)`: `(test_\w+)`", text)
+    assert len(named) > 50
+    assert [each for each in named if f"def {each[1]}(" not in (ROOT / each[0]).read_text()] == []

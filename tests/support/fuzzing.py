@@ -41,7 +41,7 @@ def quick(examples: int) -> settings:
 
 def thorough(examples: int) -> settings:
     """Other examples in every run, for `make check`; a failing one is printed with the line that repeats it."""
-    share = SHARE / 100 if INTERPRETED else SHARE  # the interpreter takes seconds an example
+    share = SHARE / 50 if INTERPRETED else SHARE  # the interpreter takes seconds an example
     return settings(max_examples=max(1, round(share * examples)), print_blob=True, **_COMMON)
 
 
