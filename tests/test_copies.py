@@ -119,3 +119,17 @@ def test_the_noise_of_the_constructor_stays_when_a_checkpoint_has_another():
 def test_the_noise_is_in_the_repr():
     assert "noise_std=0.05" in repr(CEMLoss(num_classes=1, noise_std=0.05))
     assert "noise_std=0.1 to 0.3" in repr(CEMLoss(num_classes=1, noise_std=torch.tensor([0.1, 0.2, 0.3])))
+
+
+def test_a_loss_shares_memory_and_takes_memory_later():
+    features, labels = rows()
+    loss = CEMLoss(num_classes=2, num_components=2).fit(features, labels)
+    before = loss(features, labels)
+    assert loss.share_memory().mixture.means.is_shared()
+    assert torch.equal(loss(features, labels), before)
+    saved = copy.deepcopy(loss.state_dict())
+    empty = loss.to("meta").to_empty(device="cpu")
+    assert empty.num_samples.dtype == torch.float64
+    empty.noise_variance.copy_(saved["noise_variance"])
+    empty.load_state_dict(saved)
+    assert torch.equal(empty(features, labels), before)

@@ -37,7 +37,9 @@ class Follower(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if name.endswith("_") and not name.endswith("__"):  # in place; torch._foreach_lerp_ takes lists
+        if (
+            name.endswith("_") and not name.endswith("__") and len(args) > 1
+        ):  # in place; torch._foreach_lerp_ takes lists
             lists = (part if isinstance(part, (list, tuple)) else [part] for part in args[:2])
             for written, read in zip(*lists):
                 if isinstance(written, Follower) and isinstance(read, Follower):
@@ -114,7 +116,7 @@ class FittedModule(nn.Module):
                 if old.is_floating_point() and (
                     name in self.always_double or new.dtype not in (torch.float32, torch.float64)
                 ):
-                    self._buffers[name] = old.to(device=new.device)
+                    self._buffers[name] = new.to(old.dtype) if old.is_meta else old.to(device=new.device)
         return self
 
     def _save_to_state_dict(self, *args: Any) -> None:
