@@ -397,6 +397,35 @@ def serve(folder: str, port: int, **_: object) -> int:
     return 0
 
 
+@_command(
+    *settings(RunConfig),
+    Option("max_accuracy_loss", "accuracy that may be lost against the best level of plain noise", float, 0.01),
+    Option("min_mse", "least error of the strongest attack", float, 0.0),
+    Option("max_bytes", "most bytes of a message", int | None, at_least=1),
+    Option("max_device_macs", "most multiplications of the device for an image", int | None, at_least=1),
+    Option("trials", "number of trials", int, 60, at_least=1),
+    _folder("runs/tune", "where to save the runs, tune.json, pareto.png and best.yaml"),
+    _jobs(),
+    _data_root(),
+    _device(),
+)
+def tune(folder: str, trials: int, jobs: int, device: str, command: str, **values: Any) -> int:
+    """Search settings for a target; the same command continues an interrupted search."""
+    from dataclasses import fields
+
+    from cem_fast import tune as tuning
+    from cem_fast.experiments import workers
+
+    place, console = devices.find(device), consoles.make()
+    targets = tuning.Targets(**{each.name: values.pop(each.name) for each in fields(tuning.Targets)})
+    jobs = jobs or (workers.num_cores() if place.type == "cpu" else 1)
+    config: RunConfig = build(RunConfig, values)
+    with consoles.watch(console) as watch:
+        tuned = tuning.tune(config, folder, targets, trials=trials, device=place, jobs=jobs, watch=watch)
+    consoles.show_tuned(console, tuned, folder)
+    return 0 if tuned.best is not None else 1
+
+
 def _run_grid(
     grid: GridConfig,
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cem_fast.deploy import Manifest
     from cem_fast.experiments.records import FrontierEntry, Pair, Results
     from cem_fast.experiments.results import Measured, Row
+    from cem_fast.tune import Tuned
 
 LONGEST_ERROR = 2000  # characters
 
@@ -190,3 +192,38 @@ def _show_gains(console: Console, results: Results, rows: dict[Any, Row]) -> Non
             f"at equal accuracy ({lead.accuracy:.1%}) on {lead.data}: {lead.name or lead.defense} changes the strongest attack's MSE by "
             f"{lead.gain:+.0%} over plain noise (95% interval {low:+.0%} to {high:+.0%})",
         )
+
+
+def show_tuned(console: Console, tuned: Tuned, folder: str) -> None:
+    """Print the confirmed trials of a search next to plain noise, and where the best one is.
+
+    Args:
+        console: where to.
+        tuned: result of the search.
+        folder: where its files are.
+    """
+    from rich import box
+    from rich.table import Table
+
+    from cem_fast.experiments.results import differing
+
+    shown = [*tuned.confirmed_plain, *tuned.confirmed]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("confirmed", "accuracy, %", "attack MSE", "bytes", "multiplications"):
+        table.add_column(column, justify="left" if column == "confirmed" else "right")
+    for trial in shown:
+        if trial.accuracy is not None and trial.mse is not None:
+            alike = [each.config for each in shown if each.config.label == trial.config.label]
+            words = ", ".join([trial.config.label, *differing(trial.config, alike)])
+            table.add_row(
+                words,
+                f"{100 * trial.accuracy:.1f}",
+                f"{trial.mse:.5f}",
+                f"{trial.message_bytes:,}",
+                f"{trial.device_macs:,}",
+            )
+    console.print(table)
+    if tuned.best is None:
+        fail("no confirmed trial meets the targets: allow a larger loss of accuracy or more trials")
+    else:
+        say(console, f"best: {folder}/best.yaml; train it with cem-fast train --config {shlex.quote(folder)}/best.yaml")

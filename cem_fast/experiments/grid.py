@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from cem_fast import attacks, defenses
 from cem_fast._support.files import check_target, write_atomically
 from cem_fast._support.lookup import lookup
-from cem_fast.config import LATER, GridConfig, RunConfig
+from cem_fast.config import LATER, RunConfig
 from cem_fast.experiments import gains, provenance, saved_run, workers
 from cem_fast.experiments.build import build_attack, build_parts, load_data
 from cem_fast.experiments.records import Baseline, Failure, Identity, Results
@@ -25,6 +25,21 @@ from cem_fast.experiments.run import run_cell
 from cem_fast.experiments.watch import Watch
 
 RUNS = "runs"
+
+
+class Plan(Protocol):
+    """Planned runs, such as a :class:`cem_fast.config.GridConfig`.
+
+    Example:
+        >>> from cem_fast.config import GridConfig
+        >>> from cem_fast.experiments import grid
+        >>> plan: grid.Plan = GridConfig(seeds=(0,))
+        >>> len(plan.runs())
+        3
+    """
+
+    def runs(self) -> list[RunConfig]:
+        """The planned runs without duplicates."""
 
 
 class MadeWith(NamedTuple):
@@ -115,7 +130,7 @@ def check_folder(folder: str | Path, plan: list[RunConfig]) -> None:
 
 
 def evaluate(
-    grid: GridConfig,
+    grid: Plan,
     folder: str | Path,
     *,
     device: str | torch.device = "cpu",

@@ -125,7 +125,7 @@ class Record:
 
     @property
     def plain(self) -> bool:
-        """Whether this is plain noise, or none, on the paper's bottleneck of 8 channels: what every other cell has to beat."""
+        """Whether this is plain noise, or none, on the paper's bottleneck of 8 channels, which every other cell has to beat."""
         shape = Bottleneck.parse(self.config.bottleneck)
         return self.config.defense in ("noise", "bottleneck") and not self.cem and shape == PAPER
 

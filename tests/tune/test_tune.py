@@ -1,0 +1,102 @@
+"""A search for settings: budgets, confirmation on another fold, settings to train with, and interruptions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cem_fast import tune
+from cem_fast.cli import main as cli
+from cem_fast.config import RunConfig
+from cem_fast.experiments import grid
+from cem_fast.tune import Targets, Trial, search
+
+pytest.importorskip("optuna")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Two levels of plain noise, and the cheapest attack."""
+    monkeypatch.setattr(search, "LEVELS", (0.0, 0.1))
+    monkeypatch.setattr(search, "CHEAP", ("nearest",))
+
+
+def settings(images: Path) -> RunConfig:
+    return RunConfig(data=str(images), image_size=16, epochs=1, batch_size=8, attacks=("ridge",), noise_draws=2)
+
+
+def test_a_search_is_confirmed_on_another_fold_and_continues_after_an_interruption(
+    quick, tiny_images, tmp_path, monkeypatch, capfd
+):
+    config, targets, folder = settings(tiny_images), Targets(max_accuracy_loss=1.0, max_bytes=200), tmp_path / "tune"
+    real, done = grid.run_cell, []
+
+    def run_cell(config, *args, **kwargs):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(config)
+        return real(config, *args, **kwargs)
+
+    monkeypatch.setattr(grid, "run_cell", run_cell)
+    with pytest.raises(KeyboardInterrupt):
+        tune.tune(config, folder, targets, trials=6)
+    assert json.loads((folder / search.TUNED).read_text())["best"] is None
+    monkeypatch.setattr(
+        grid, "run_cell", lambda each, *args, **kwargs: done.append(each) or real(each, *args, **kwargs)
+    )
+    tuned = tune.tune(config, folder, targets, trials=6)
+    assert len(done) == len(set(done))  # nothing was trained twice
+    assert {each.fold for each in done} == {search.SEARCHED, search.CONFIRMED}
+    assert len(tuned.trials) == 6
+    assert tuned.trials[0].config.bottleneck == "D64"
+    assert all(each.state == "over budget" for each in tuned.trials if (each.message_bytes or 0) > 200)
+    assert all(each.message_bytes <= 200 for each in tuned.confirmed)
+    document = json.loads((folder / search.TUNED).read_text())
+    assert document == json.loads(json.dumps(tuned.to_json()))
+    if tuned.best is not None:
+        best = tuned.confirmed[tuned.best]
+        assert best.mse == max(each.mse for each in tuned.confirmed)
+        arguments = ["--config", str(folder / search.BEST), "--dry-run", "--folder", str(tmp_path / "run")]
+        assert cli.main(["train", *arguments]) == 0
+        assert f"bottleneck: {best.config.bottleneck}" in capfd.readouterr().out
+    with pytest.raises(ValueError, match="holds a search of other settings"):
+        tune.tune(replace(config, epochs=2), folder, targets, trials=6)
+
+
+def trial(accuracy: float, mse: float, **own) -> Trial:
+    return Trial(RunConfig(**own), "done", 256, 1000, accuracy, mse)
+
+
+def test_the_best_meets_the_targets_on_the_fold_of_the_confirmation():
+    plain = [trial(0.95, 0.01), trial(0.90, 0.02)]
+    trials = [trial(0.945, 0.03), trial(0.93, 0.09), trial(0.96, 0.02)]
+    assert search._best(plain, trials, Targets(max_accuracy_loss=0.01)) == 0
+    assert search._best(plain, trials, Targets(max_accuracy_loss=0.03)) == 1
+    assert search._best(plain, trials, Targets(max_accuracy_loss=0.0)) == 2
+    assert search._best(plain, trials, Targets(max_accuracy_loss=0.01, min_mse=0.05)) is None
+
+
+def test_the_pareto_set_has_the_accurate_trials_first():
+    plain = [trial(0.95, 0.01)]
+    trials = [trial(0.99 - 0.02 * i, mse, noise_std=0.1 + 0.01 * i) for i, mse in enumerate((0.01, 0.03, 0.02, 0.05))]
+    found = search._pareto(plain, trials, Targets(max_accuracy_loss=0.01))
+    assert [each.mse for each in found] == [0.03, 0.01, 0.05]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--trials", "0"], "trials must be an integer of at least 1, got 0"),
+        (["--max-accuracy-loss", "2"], r"max_accuracy_loss must be in \[0, 1\], got 2"),
+        (["--max-bytes", "0"], "max_bytes must be .*at least 1, got 0"),
+        (["--min-mse", "-1"], "min_mse must be at least 0, got -1"),
+    ],
+)
+def test_bad_targets_are_refused_in_one_line(arguments, message, capfd, tmp_path):
+    import re
+
+    assert cli.main(["tune", *arguments, "--folder", str(tmp_path)]) == 2
+    assert re.search(message, capfd.readouterr().err)
