@@ -18,7 +18,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 # settings that older saved runs lack, with the value in force then
 LATER: dict[str, Any] = {"accumulate": 1, "precision": "fp32", "attack_batch_size": 32, "attack_dropout": 0.3}
 # settings that files have only where they differ from these, so that files of earlier versions keep their bytes
-UNWRITTEN: dict[str, Any] = {"train_noise_std": None}
+UNWRITTEN: dict[str, Any] = {"train_noise_std": None, "attack_budget": "standard", "attack_releases": 1}
 _KINDS: dict[type, dict[str, Any]] = {}  # types of the settings of each class
 # groups of the shared settings, by the first setting of each
 GROUPS = {
@@ -67,7 +67,7 @@ class SharedConfig:
         precision: floating-point format of the network in training where it is safe: ``fp32``, ``bf16`` or ``fp16``.
         learning_rate: peak learning rate of the training, positive.
         attacks: attacks on the trained model: ``decoder``, ``ridge``, ``nearest``, ``ensemble``, ``optimization``, ``gan``,
-            ``kernel_ridge``.
+            ``kernel_ridge``, ``inversion``.
         attack_decoder: network of the decoder attack: ``slim``, ``res_norm``, ``conv_norm`` or ``plain``.
         attack_dropout: dropout rate of the decoder network ``slim`` in training, at least 0 and below 1.
         attack_loss: loss of the decoder attack: ``mse``, ``ssim`` or ``l1``.
@@ -75,6 +75,8 @@ class SharedConfig:
         attack_batch_size: images per step of the decoder attack and the GAN attack, at least 2.
         attack_gan_epochs: further passes of the GAN attack after the decoder attack, at least 1.
         attack_steps: steps of the optimization attack, at least 1.
+        attack_budget: computation of the attacks without settings of their own here: ``quick``, ``standard`` or ``thorough``.
+        attack_releases: messages of each image, with independent noise, that an attack uses jointly, at least 1.
         noise_draws: noise draws per test image that the accuracy is averaged over, at least 1.
     """
 
@@ -115,6 +117,8 @@ class SharedConfig:
     attack_batch_size: int = 32
     attack_gan_epochs: int = 20
     attack_steps: int = 120
+    attack_budget: str = "standard"
+    attack_releases: int = 1
     noise_draws: int = 20
 
     def __post_init__(self) -> None:
@@ -131,6 +135,7 @@ class SharedConfig:
             "cem_gradient": ("unbiased", "literal"),
             "cem_schedule": schedule.KINDS,
             "precision": PRECISIONS,
+            "attack_budget": ("quick", "standard", "thorough"),
         }
         for key, options in choices.items():
             lookup(key, getattr(self, key), dict.fromkeys(options))
@@ -143,6 +148,7 @@ class SharedConfig:
             "attack_epochs",
             "attack_gan_epochs",
             "attack_steps",
+            "attack_releases",
             "noise_draws",
         ):
             _require(key, getattr(self, key), at_least=1)

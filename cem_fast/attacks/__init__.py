@@ -15,6 +15,7 @@ from cem_fast.attacks.budgets import budget_names, budgeted
 from cem_fast.attacks.decoder import DECODERS, LOSSES, Decoder
 from cem_fast.attacks.ensemble import Ensemble
 from cem_fast.attacks.gan import Gan
+from cem_fast.attacks.inversion import Inversion
 from cem_fast.attacks.joint import Joint
 from cem_fast.attacks.kernel_ridge import KernelRidge
 from cem_fast.attacks.nearest import Nearest
@@ -27,6 +28,7 @@ __all__ = [
     "Decoder",
     "Ensemble",
     "Gan",
+    "Inversion",
     "Joint",
     "KernelRidge",
     "Nearest",
@@ -40,7 +42,7 @@ __all__ = [
     "names",
 ]
 
-_NAMES = tuple(cls.name for cls in (Decoder, Ridge, Nearest, Ensemble, Optimization, Gan, KernelRidge))
+_NAMES = tuple(cls.name for cls in (Decoder, Ridge, Nearest, Ensemble, Optimization, Gan, KernelRidge, Inversion))
 
 
 def names() -> tuple[str, ...]:
@@ -49,7 +51,7 @@ def names() -> tuple[str, ...]:
     Example:
         >>> from cem_fast import attacks
         >>> attacks.names()
-        ('decoder', 'ridge', 'nearest', 'ensemble', 'optimization', 'gan', 'kernel_ridge')
+        ('decoder', 'ridge', 'nearest', 'ensemble', 'optimization', 'gan', 'kernel_ridge', 'inversion')
     """
     return _NAMES
 
@@ -153,6 +155,15 @@ def build(
     }
     # attacks that use several messages by themselves
     of_many: dict[str, Callable[[], Attack]] = {
+        Inversion.name: lambda: Inversion(
+            **{
+                key: amounts[key]
+                for key in ("decoder_steps", "corrector_steps", "map_steps", "stages")
+                if key in amounts
+            },
+            releases=releases,
+            **common,
+        ),
         Optimization.name: lambda: Optimization(decoder=start(), steps=amounts["steps"], releases=releases, **common),
     }
     attack = lookup("attack", name, {key: (of_one | of_many)[key] for key in _NAMES})()

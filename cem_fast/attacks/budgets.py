@@ -12,16 +12,28 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "epochs": 40,
         "gan_epochs": 5,
         "steps": 30,
+        "decoder_steps": 300,
+        "corrector_steps": 100,
+        "map_steps": 30,
+        "stages": 3,
     },
     "standard": {
         "epochs": 160,
         "gan_epochs": 20,
         "steps": 120,
+        "decoder_steps": 1200,
+        "corrector_steps": 300,
+        "map_steps": 60,
+        "stages": 3,
     },
     "thorough": {
         "epochs": 320,
         "gan_epochs": 40,
         "steps": 240,
+        "decoder_steps": 3000,
+        "corrector_steps": 600,
+        "map_steps": 120,
+        "stages": 3,
     },
 }
 
@@ -49,7 +61,7 @@ def budgeted(budget: str, settings: dict[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> from cem_fast.attacks.budgets import budgeted
-        >>> budgeted("quick", {"steps": 7})
-        {'epochs': 40, 'gan_epochs': 5, 'steps': 7}
+        >>> budgeted("quick", {"steps": 7})["steps"]
+        7
     """
     return lookup("budget", budget, BUDGETS) | settings

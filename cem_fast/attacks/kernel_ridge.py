@@ -21,9 +21,9 @@ from cem_fast.attacks.base import (
 from cem_fast.attacks.warps import are_mirrored, warped
 
 WIDTHS = (0.1, 0.3, 1.0, 3.0)  # squared width of the kernel, in units of the mean squared distance
-PENALTIES = (0.001, 0.01, 0.1, 0.3)
-JUDGES = 400  # maximum number of held-out images on which settings are chosen
-TRIAL = 1500  # rows, at most, on which settings are chosen
+PENALTIES = (0.001, 0.01, 0.1)
+JUDGES = 300  # maximum number of held-out images on which settings are chosen
+TRIAL = 1000  # rows, at most, on which settings are chosen
 CENTERS = 2048  # of the Nystrom approximation
 CHUNK = 4096  # rows of a kernel matrix computed together
 

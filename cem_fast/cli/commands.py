@@ -32,6 +32,8 @@ RESETTABLE = (  # settings of a saved run that `cem-fast attack` can replace
     "attack_batch_size",
     "attack_gan_epochs",
     "attack_steps",
+    "attack_budget",
+    "attack_releases",
     "seed",
 )
 COMMANDS: dict[str, Command] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -67,11 +67,16 @@ def attack_model(
     full = build_attack(name, config, splits)
     half = full.half_budget()
     on_stage(f"attack: {name}", 0, 3)
-    rebuilt = _invert(full, observe, splits, model.device, seed=config.seed)
+    for each in filter(None, (full, half)):
+        each.on_step = partial(on_stage, f"attack: {name}")
+    rebuilt = _invert(full, observe, splits, model.device, seed=config.seed, releases=config.attack_releases)
     on_stage(f"attack: {name}", 2, 3)
     at_half = None
     if half is not None:
-        at_half = _mean(metrics.mse(_invert(half, observe, splits, model.device, seed=config.seed), truth))
+        rebuilt_at_half = _invert(
+            half, observe, splits, model.device, seed=config.seed, releases=config.attack_releases
+        )
+        at_half = _mean(metrics.mse(rebuilt_at_half, truth))
     on_stage(f"attack: {name}", 3, 3)
     errors = metrics.mse(rebuilt, truth)
     outcome = Outcome(
@@ -140,12 +145,15 @@ def recognizer(splits: Splits) -> recognition.Recognizer:
     return recognition.Recognizer(splits.attacker.images, splits.attacker.labels)
 
 
-def _invert(attack: Attack, observe: Observe, splits: Splits, device: torch.device, *, seed: int) -> Tensor:
-    """Reconstructions of the victims, each observed once with one draw of the noise."""
+def _invert(
+    attack: Attack, observe: Observe, splits: Splits, device: torch.device, *, seed: int, releases: int
+) -> Tensor:
+    """Reconstructions of the victims, each observed as often as the attack was built for, with independent noise."""
     known, secret = splits.attacker, splits.victims.images.to(device)
     with seeded(seed):
         attack.fit(observe, known.images.to(device), known.labels.to(device))
-        return attack.reconstruct(observe(secret)).detach().cpu()
+        seen = [observe(secret) for _ in range(releases)]
+        return attack.reconstruct(seen[0] if releases == 1 else torch.stack(seen)).detach().cpu()
 
 
 def _mean(values: Tensor) -> float:

@@ -180,4 +180,6 @@ def build_attack(name: str, config: RunConfig, splits: Splits) -> Attack:
         batch_size=config.attack_batch_size,
         gan_epochs=config.attack_gan_epochs,
         steps=config.attack_steps,
+        budget=config.attack_budget,
+        releases=config.attack_releases,
     )

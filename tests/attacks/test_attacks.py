@@ -14,11 +14,20 @@ from cem_fast.attacks.ridge import Ridge
 from cem_fast.config import RunConfig
 from cem_fast.experiments.build import build_attack
 
-OF_ANY_SHAPE = ("ridge", "nearest", "kernel_ridge")  # attacks on maps, tokens and vectors alike
+OF_ANY_SHAPE = ("ridge", "nearest", "kernel_ridge", "inversion")  # attacks on maps, tokens and vectors alike
 
 
 def test_names():
-    assert attacks.names() == ("decoder", "ridge", "nearest", "ensemble", "optimization", "gan", "kernel_ridge")
+    assert attacks.names() == (
+        "decoder",
+        "ridge",
+        "nearest",
+        "ensemble",
+        "optimization",
+        "gan",
+        "kernel_ridge",
+        "inversion",
+    )
     assert attacks.decoder_names() == ("slim", "res_norm", "conv_norm", "plain")
     assert attacks.loss_names() == ("mse", "ssim", "l1")
 
@@ -31,7 +40,7 @@ def test_overview_names_knowledge_and_budget(name):
     assert ("123 epochs of the network 'plain'" in attack.budget) == (name not in OF_ANY_SHAPE)
     assert ("67 steps" in attack.budget) == (name == "optimization")
     assert ("45 epochs" in attack.budget) == (name == "gan")
-    assert ("differentiates" in attack.knowledge) == (name == "optimization")
+    assert ("differentiates" in attack.knowledge) == (name in ("optimization", "inversion"))
 
 
 def test_settings_reach_the_attacks(small_faces):
@@ -111,7 +120,7 @@ def test_half_the_budget():
         assert (getattr(half, key), half.seed, half.decoder) == (4, 5, full.decoder)
         assert getattr(half.half_budget().half_budget(), key) == 1
     for name in attacks.names():  # closed form, or one step or epoch
-        assert build(name, images.shape[1:], steps=1, gan_epochs=1, epochs=1).half_budget() is None
+        assert build(name, images.shape[1:], steps=1, gan_epochs=1, epochs=1, map_steps=1).half_budget() is None
 
 
 @pytest.mark.parametrize("name", ["optimization", "gan"])
@@ -159,6 +168,7 @@ def test_bad_requests(call, message):
     [
         ("ridge", 5),
         ("kernel_ridge", 5),
+        ("inversion", 6),
         ("decoder", 2),
         ("gan", 2),
         ("nearest", 1),

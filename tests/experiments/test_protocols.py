@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cem_fast import attacks, data, training
+from cem_fast.attacks.budgets import BUDGETS
 from cem_fast.config import RunConfig
 from cem_fast.data import Part, Splits
 from cem_fast.experiments import saved_run
@@ -126,21 +127,18 @@ def test_no_attack_is_fitted_to_its_victims_or_to_test_images(faces, tmp_path, m
 
         monkeypatch.setattr(cls, "fit", spied)
 
-    for cls in (attacks.Decoder, attacks.Ridge, attacks.Nearest, attacks.Ensemble, attacks.Optimization, attacks.Gan):
-        spy_on_fits(cls)
-    make = training.observer
+    for name in ALL:
+        spy_on_fits(type(attacks.build(name, image_shape=(1, 8, 8))))
+    seen: set[bytes] = set()
 
-    def spied_observer(model, defense):
-        observe = make(model, defense)
+    class Spied(training.Observer):
+        def features(self, images):
+            if inside:
+                seen.update(prints(Part(images.detach(), images, images)))
+            return super().features(images)
 
-        def spied(images):
-            if inside and not images.requires_grad:  # pixels under optimization belong to no data set
-                learned["observed"] = learned.get("observed", set()) | prints(Part(images, images, images))
-            return observe(images)
-
-        return spied
-
-    monkeypatch.setattr(training, "observer", spied_observer)
+    monkeypatch.setattr(training, "observer", Spied)
+    monkeypatch.setitem(BUDGETS, "quick", dict.fromkeys(BUDGETS["quick"], 2) | {"stages": 3})
     build = recognition.Recognizer.__init__
 
     def spied_recognizer(self, images, labels):
@@ -150,12 +148,14 @@ def test_no_attack_is_fitted_to_its_victims_or_to_test_images(faces, tmp_path, m
     monkeypatch.setattr(recognition.Recognizer, "__init__", spied_recognizer)
     config = RunConfig(
         image_size=16, epochs=1, attack_epochs=1, attack_gan_epochs=1, attack_steps=1, attacks=ALL, noise_draws=1,
-        protocol=protocol, fold=0, cem_components=2,
+        attack_budget="quick", protocol=protocol, fold=0, cem_components=2,
     )  # fmt: skip
     record = run(config, tmp_path, splits=faces)
     assert record.config.protocol == protocol
-    assert set(learned) == {*ALL, "observed", "recognizer"}
+    assert set(learned) == {*ALL, "recognizer"}
     forbidden = prints(split.victims) | prints(split.test)
+    assert seen & prints(split.attacker)
+    assert not seen & forbidden  # others are warped, or pixels under optimization
     for who, images in learned.items():
         assert images <= prints(split.attacker), who
         assert not images & forbidden, who

@@ -10,10 +10,12 @@ from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import Attack, Observe
 from cem_fast.data import Splits
 
+OF_INVERSION = {"decoder_steps": 60, "corrector_steps": 20, "map_steps": 20}
+
 
 def build(name: str, image_shape: Sequence[int], **changes: Any) -> Any:
     """An attack with a budget of seconds."""
-    settings = {"epochs": 15, "decoder": "slim", "seed": 0, "gan_epochs": 3, "steps": 30, **changes}
+    settings = {"epochs": 15, "decoder": "slim", "seed": 0, "gan_epochs": 3, "steps": 30, **OF_INVERSION, **changes}
     return attacks.build(name, image_shape=tuple(image_shape), **settings)
 
 

@@ -1,0 +1,5 @@
+"""The inversion attack, one stage a file."""
+
+from cem_fast.attacks.inversion.attack import Inversion
+
+__all__ = ["Inversion"]

@@ -1,0 +1,91 @@
+"""The last stage: the most probable image, given messages and a Gaussian about the reconstruction so far."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cem_fast._support.learning_rate import falling
+from cem_fast.attacks.view import View
+
+RANK = 512  # directions of the covariance, at most; isotropic in the others
+FLOOR = 0.02  # variance of the isotropic part, in units of the mean variance
+
+
+class Errors:
+    """The distribution of a reconstruction's errors: a Gaussian of low rank plus isotropic.
+
+    Args:
+        errors: errors on held-out images ``[N, C, H, W]``.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.inversion.prior import Errors
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch...>
+        >>> errors = torch.randn(4000, 1, 2, 2) * torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 2, 2)
+        >>> colored = Errors(errors).colored(torch.randn(4000, 1, 2, 2))
+        >>> colored.std(0).round().flatten()
+        tensor([1., 2., 3., 4.])
+    """
+
+    def __init__(self, errors: Tensor):
+        flat = errors.flatten(1)
+        total = float(flat.square().mean()) + 1e-12
+        _, values, axes = torch.linalg.svd(flat / len(flat) ** 0.5, full_matrices=False)
+        self.axes = axes[:RANK]  # [r, P]
+        self.base = (FLOOR * total) ** 0.5
+        self.gains = (values[:RANK].square() + FLOOR * total).sqrt() - self.base
+
+    def colored(self, white: Tensor) -> Tensor:
+        """Returns errors of this distribution from independent standard normal numbers.
+
+        Args:
+            white: ``[N, C, H, W]``.
+        """
+        flat = white.flatten(1)
+        return (self.base * flat + (flat @ self.axes.T * self.gains) @ self.axes).view_as(white)
+
+
+@torch.enable_grad()
+def most_probable(
+    view: View, messages: Tensor, start: Tensor, errors: Errors, *, weights: Tensor, steps: int, step_size: float = 0.15
+) -> Tensor:
+    """Minimizes ``-log p(messages | start + S u) + weight / 2 ||u||^2`` over u by Adam, with ``S S^T`` the covariance of errors.
+
+    Args:
+        view: the network under attack, differentiable.
+        messages: ``[R, N, ...]``.
+        start: reconstructions so far, ``[N, C, H, W]``.
+        errors: the distribution of their errors.
+        weights: weight of the prior for every image ``[N]``; 1 is that of Bayes' rule.
+        steps: steps of Adam.
+        step_size: size of the first steps, in standard deviations of the prior.
+
+    Returns:
+        Images ``[N, C, H, W]``.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.inversion.prior import Errors, most_probable
+        >>> from cem_fast.attacks.view import View
+        >>> images = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        >>> view = View(lambda x: x + 0.01 * torch.randn(x.shape), images)
+        >>> start = torch.full_like(images, 0.5)
+        >>> found = most_probable(
+        ...     view, view.messages(images), start, Errors(images - start), weights=torch.ones(50), steps=100
+        ... )
+        >>> bool((found - images).square().mean() < 0.02)
+        True
+    """
+    white = torch.zeros_like(start, memory_format=torch.contiguous_format).requires_grad_()
+    optimizer = torch.optim.Adam([white], lr=step_size, betas=(0.9, 0.95))
+    rates = falling(optimizer, steps=steps)
+    for _ in range(steps):
+        images = start + errors.colored(white)
+        objective = 0.5 * (weights * white.square().flatten(1).sum(1)).sum()
+        objective = objective - view.log_density(messages, view.features(images)).sum()
+        (white.grad,) = torch.autograd.grad(objective, white)
+        optimizer.step()
+        rates.step()
+    return (start + errors.colored(white)).detach()
