@@ -12,7 +12,7 @@ from cem_fast.attacks.base import Observe, as_messages
 
 DRAWS = 8  # calls of a plain callable that estimate its noise, and the features before it
 PROBES = 256  # images, at most, on which noise and gradients are tried
-QUIET = 1e-3  # standard deviation that stands for no noise, in units of the features' own
+QUIET = 1e-2  # standard deviation that stands for no noise, in units of the features' own
 
 
 @runtime_checkable
@@ -90,7 +90,8 @@ class View:
         self.scale = float(deviation.square().mean().sqrt()) + 1e-12
         self._estimate_noise(looks.float())
         self.simple = not self.exact or (isinstance(observe, Known) and observe.only_adds_noise(features))
-        self.information = float(self.score(looks[:1], features).square().mean())
+        slopes = self.score(looks[:1], features) if self.exact else 1 / self.noise_std
+        self.information = float(slopes.square().mean())
         self.differentiable = self._has_gradient(probe[:2])
 
     def messages(self, images: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def test_test_images_among_the_attackers_would_show(small_faces, under_noise):
     victims, labels = small_faces.test.images[:40], torch.zeros(40).long()
     errors = []
     for images in (small_faces.attacker.images[:40], victims):
-        built = attacks.build("inversion", image_shape=small_faces.image_shape, stages=1, decoder_steps=100)
+        built = attacks.build("inversion", image_shape=small_faces.image_shape, stages=1, decoder_steps=60)
         built.fit(under_noise, images, labels)
         torch.manual_seed(0)
         errors.append(error(built.reconstruct(under_noise(victims)), victims))
@@ -92,7 +92,7 @@ def test_tokens_and_vectors_are_inverted(shape):
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 16, bias=False), nn.Tanh(), nn.Unflatten(1, shape))
     encoder[1].weight.data = mix.T.contiguous()
     observe = training.observer(SplitModel(encoder, nn.Flatten()), defenses.GaussianNoise(noise_std=0.05))
-    built = Inversion(image_shape=(1, 8, 8), **SMALL)
+    built = Inversion(image_shape=(1, 8, 8), decoder_steps=60, corrector_steps=20, map_steps=30)
     built.fit(observe, images[:100], torch.zeros(100).long())
     assert error(built.reconstruct(observe(images[100:])), images[100:]) < 0.3 * float(images.var())
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cem_fast import attacks, data, training
+from cem_fast.attacks import kernel_ridge
 from cem_fast.attacks.budgets import BUDGETS
 from cem_fast.config import RunConfig
 from cem_fast.data import Part, Splits
@@ -138,6 +139,7 @@ def test_no_attack_is_fitted_to_its_victims_or_to_test_images(faces, tmp_path, m
             return super().features(images)
 
     monkeypatch.setattr(training, "observer", Spied)
+    monkeypatch.setattr(kernel_ridge, "TRIAL", 60)
     monkeypatch.setitem(BUDGETS, "quick", dict.fromkeys(BUDGETS["quick"], 2) | {"stages": 3})
     build = recognition.Recognizer.__init__
 
