@@ -41,8 +41,9 @@ class GroupedLinear(nn.Module):
         )
 
     def forward(self, values: Tensor) -> Tensor:
-        rows = values.reshape(len(values), len(self.weight), -1).transpose(0, 1)
-        found = torch.bmm(rows, self.weight.mT).transpose(0, 1).reshape(len(values), -1)
+        count, groups = values.shape[0], self.weight.shape[0]  # len() would fix the batch in an export
+        rows = values.reshape(count, groups, -1).transpose(0, 1)
+        found = torch.bmm(rows, self.weight.mT).transpose(0, 1).reshape(count, -1)
         return found if self.bias is None else found + self.bias
 
 

@@ -378,3 +378,13 @@ def test_a_dense_bottleneck_in_a_users_network():
     assert model(torch.rand(5, 1, 12, 12)).shape == (5, 3)
     with pytest.raises(ValueError, match="image_shape must be given for a dense bottleneck, .*got None"):
         SplitModel.from_sequential(own_network(), cut=2, bottleneck="D16")
+
+
+@pytest.mark.parametrize("text", ["D8", "D8R2G4"])
+def test_a_dense_bottleneck_is_exported_for_any_batch(text):
+    model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck=text).eval()
+    shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    exported = torch.export.export(model, (torch.rand(2, 1, 16, 16),), dynamic_shapes=shapes).module()
+    images = torch.rand(5, 1, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images), model(images))
