@@ -54,7 +54,7 @@ struct Classes {
 __device__ inline bool is_last_block(int32_t* ticket, int64_t blocks) {
   __shared__ bool last;
   __threadfence();
-  __syncthreads();  // all threads have written, and have read the `last` of the call before
+  __syncthreads();  // for other blocks: all threads have written
   if (threadIdx.x == 0) {
     last = atomicAdd(ticket, 1) == static_cast<int32_t>(blocks - 1);
     if (last) *ticket = 0;

@@ -75,10 +75,13 @@ def _compiler() -> str:
 
 
 def barriers() -> Iterator[str]:
-    """Every barrier of the kernels, as ``CUDA_HOST_SKIP`` names it."""
+    """Barriers of the kernels, as ``CUDA_HOST_SKIP`` names them.
+
+    A barrier "for other blocks" is left out: blocks run one after the other here, so that nothing can show that it is missing.
+    """
     for source in sorted(SOURCES.glob("*.cuh")):
         for number, line in enumerate(source.read_text().splitlines(), 1):
-            if "__syncthreads();" in line:
+            if "__syncthreads();" in line and "for other blocks" not in line:
                 yield f"{source.name}:{number}"
 
 
