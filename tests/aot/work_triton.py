@@ -199,23 +199,35 @@ def component_terms(shape: Shape, of: Numbers) -> Work:
     return Work(hbm=2, shuffles=10, cycles=300, read=2 * shape.means)
 
 
-# Of all columns, those that some row of a tile takes directly: before the maximum is known, and with log p known. Counted by
-# simulation on uniform rows, means and variances, 4,096 x 128 and 1,000 components.
-DIRECT_FORWARD, DIRECT_BACKWARD = 0.94, 0.06
+# Of all columns, those that some row of a tile takes directly: with a floor of the maximum known and, in version 0.1, with the
+# maximum of the columns so far. Counted by simulation on uniform rows, means and variances, 4,096 x 128 and 1,000 components.
+DIRECT, DIRECT_BEFORE = 0.06, 0.94
 
 
-def global_log_prob(shape: Shape, of: Numbers) -> Work:
+def _share_of_products(shape: Shape, of: Numbers, direct: float) -> Work:
     """Tiles of components: products over the dimensions, then one column after the other directly."""
     turns = ceil(shape.D / of["BLOCK_D"])
-    columns = of["share_size"] * DIRECT_FORWARD
+    columns = of["share_size"] * direct
     tiles = of["share_size"] / of["BLOCK_K"]
     own = Work(l2=columns * turns + tiles * turns, cycles=80 * columns * turns + 500 * tiles * turns)
     return _added(own, read=shape.features + 2 * shape.means, requested=4 * of["BLOCK_N"] * of["BLOCK_D"])
 
 
+def global_floor(shape: Shape, of: Numbers) -> Work:
+    return _share_of_products(shape, of, 0)
+
+
+def global_log_prob(shape: Shape, of: Numbers) -> Work:
+    return _share_of_products(shape, of, DIRECT)
+
+
+def global_log_prob_before(shape: Shape, of: Numbers) -> Work:
+    return _share_of_products(shape, of, DIRECT_BEFORE)
+
+
 def global_responsibilities(shape: Shape, of: Numbers) -> Work:
     turns = ceil(shape.D / of["BLOCK_D"])
-    columns = of["BLOCK_K"] * DIRECT_BACKWARD
+    columns = of["BLOCK_K"] * DIRECT
     own = Work(hbm=1, l2=(1 + columns) * turns, cycles=(600 + 80 * columns) * turns + 1000)
     return _added(own, read=shape.features + 2 * shape.means, written=spilled(4 * shape.N * shape.K))
 
@@ -223,7 +235,7 @@ def global_responsibilities(shape: Shape, of: Numbers) -> Work:
 def global_gradient(shape: Shape, of: Numbers) -> Work:
     """For every tile of components its responsibilities and means, two products, and what is taken directly."""
     tiles = ceil(shape.K / of["BLOCK_K"])
-    columns = of["BLOCK_K"] * DIRECT_BACKWARD
+    columns = of["BLOCK_K"] * DIRECT
     own = Work(l2=tiles * (2 + 2 * columns), barriers=tiles * 12, cycles=tiles * (1300 + 500 * columns))
     return _added(own, read=shape.features + 2 * shape.means + spilled(4 * shape.N * shape.K), written=shape.features)
 
@@ -245,7 +257,9 @@ _KERNELS: dict[str, Callable[[Shape, Numbers], Work]] = {
     "mixture_log_prob_bwd_kernel": log_prob_backward,
     "mixture_moments_kernel": moments,
     "component_terms_kernel": component_terms,
+    "global_floor_kernel": global_floor,
     "global_log_prob_kernel": global_log_prob,
+    "global_log_prob_kernel of version 0.1": global_log_prob_before,
     "global_responsibilities_kernel": global_responsibilities,
     "global_gradient_kernel": global_gradient,
 }
