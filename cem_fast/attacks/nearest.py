@@ -8,6 +8,8 @@ from torch import Tensor
 from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import QUERIES, ClosedForm, Observe, Standardizer, require_fitted, require_images
 
+CHUNK = 1024  # messages whose distances to all images are in memory together
+
 
 class Nearest(ClosedForm):
     """Returns the image ``argmin_i E || (z - z_i) / sigma ||^2``, with the expectation over the noise of the attacker's own features.
@@ -57,7 +59,21 @@ class Nearest(ClosedForm):
         self.norms = observations.square().sum(2).mean(0)  # [N], E ||z_i||^2
 
     def reconstruct(self, features: Tensor) -> Tensor:
+        return self.images[self.lookup(features)]
+
+    def lookup(self, features: Tensor) -> Tensor:
+        """Returns the index of the attacker's image with the nearest features, ``[N]`` int64.
+
+        Args:
+            features: released features ``[N, ...]``.
+
+        Raises:
+            RuntimeError: ``fit`` was not called.
+        """
         require_fitted(self, "images")
-        # || z - z_i ||^2 without || z ||^2, which does not depend on i
-        distances = self.norms - 2 * self.standardize(features.flatten(1)) @ self.centers.T
-        return self.images[distances.argmin(1)]
+        found = []
+        for part in features.split(CHUNK):
+            # || z - z_i ||^2 without || z ||^2, which does not depend on i
+            distances = self.norms - 2 * self.standardize(part.flatten(1)) @ self.centers.T
+            found.append(distances.argmin(1))
+        return torch.cat(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -161,7 +162,7 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
     from cem_fast._support.lookup import lookup
     from cem_fast.cli.progress import describe
     from cem_fast.experiments import saved_run
-    from cem_fast.experiments.attack import attack_model
+    from cem_fast.experiments.attack import attack_model, infer
     from cem_fast.experiments.build import build_attack
 
     loaded = saved_run.load_run(run, device=devices.find(device), data_from=data_from)
@@ -174,11 +175,12 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
     for name in config.attacks:
         say(console, build_attack(name, config, loaded.data).overview())
     table = Table(title=f"{describe(config)}: {len(loaded.data.victims)} images under attack", title_justify="left")
-    for column in ("attack", "MSE", "half the budget", "PSNR, dB", "SSIM", "recognized", "when trained"):
+    for column in ("attack", "MSE", "half the budget", "PSNR, dB", "SSIM", "recognized", "when trained", "seconds"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     observe = training.observer(loaded.model, loaded.defense)
     with consoles.watch(console) as watch:
         for name in config.attacks:
+            start = time.perf_counter()
             outcome, _, _ = attack_model(
                 name,
                 loaded.model,
@@ -197,8 +199,19 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
                 f"{outcome.ssim:.3f}",
                 f"{outcome.recognized:.0%}",
                 "-" if before is None else f"{before.mse:.5f}",
+                f"{time.perf_counter() - start:.1f}",
             )
+        inferred = infer(
+            loaded.model,
+            loaded.defense,
+            loaded.data,
+            seed=config.seed,
+            observe=observe,
+            on_stage=partial(watch.stage, 0),
+        )
     console.print(table)
+    for name, rate in inferred.items():
+        console.print(f"{name} read from the features: {rate.share:.1%} right (by chance {rate.chance:.1%})")
     console.print(f"class mean {baseline.class_mean_mse:.5f}, mean image {baseline.mean_image_mse:.5f}")
     return 0
 

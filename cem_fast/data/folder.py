@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cem_fast._support.warn import warn
+from cem_fast.data import attributes
 from cem_fast.data.files import files_in, folders_in
 from cem_fast.data.images import (
     UnreadableImage,
@@ -44,7 +46,8 @@ def load(
 
     The images are grey if all files are, otherwise in color. A folder whose sub-folders are ``train`` and ``test`` (or ``val``, ``valid``,
     ``validation``) keeps these parts: the first trains, the other tests, whatever the fold. Hidden files and folders, ``__MACOSX``,
-    ``lost+found`` and dangling links are left out.
+    ``lost+found`` and dangling links are left out. A file ``attributes.csv`` in the folder gives further columns; see
+    :func:`cem_fast.data.attributes.read`.
 
     Args:
         path: the folder.
@@ -60,7 +63,7 @@ def load(
 
     Raises:
         ValueError: there are too few classes or images, a class is empty, the parts hold different classes, or files are corrupt. The
-            error names these classes and files.
+            error names these classes and files. Or ``attributes.csv`` lacks an image.
 
     Example:
         >>> import tempfile
@@ -98,7 +101,7 @@ def load(
     name = path.resolve().name
     credit = f"images of the folder {name}"
     if test is None:
-        return by_fold(
+        splits = by_fold(
             name,
             images,
             labels,
@@ -109,9 +112,23 @@ def load(
             unit="images",
             mirrored=False,
         )
-    count = sum(map(len, found[0].values()))
-    parts = (images[:count], labels[:count]), (images[count:], labels[count:])
-    return published(name, *parts, class_names=names, credit=credit, mirrored=False)
+    else:
+        count = sum(map(len, found[0].values()))
+        parts = (images[:count], labels[:count]), (images[count:], labels[count:])
+        splits = published(name, *parts, class_names=names, credit=credit, mirrored=False)
+    kept = [file for part in found for each in part.values() for file in each]
+    return _with_attributes(splits, attributes.read(path, kept))
+
+
+def _with_attributes(splits: Splits, columns: dict[str, Tensor]) -> Splits:
+    """The splits with the columns of every file, whose index is the group of its image."""
+    if not columns:
+        return splits
+    train, test = (
+        replace(part, attributes={name: values[part.groups] for name, values in columns.items()})
+        for part in (splits.train, splits.test)
+    )
+    return replace(splits, train=train, test=test, attacker=train)
 
 
 def _parts(path: Path) -> tuple[Path, Path | None]:

@@ -47,6 +47,7 @@ class Part:
         images: ``[N, C, H, W]`` float32 in [0, 1].
         labels: ``[N]`` int64.
         groups: ``[N]`` int64, the units of resampling: images of one group, such as photographs of one person, are not independent.
+        attributes: further categories by name, ``[N]`` int64 each, that an attacker may want to know.
 
     Raises:
         ValueError: the images are not floating point of shape ``[N, C, H, W]``, or the lengths differ.
@@ -62,6 +63,7 @@ class Part:
     images: Tensor
     labels: Tensor
     groups: Tensor
+    attributes: dict[str, Tensor] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or not self.images.is_floating_point():
@@ -70,17 +72,18 @@ class Part:
                 f"{tuple(self.images.shape)}"
             )
         _require_channels_first(self.images.shape[1:], "images of a part")
-        for name in ("labels", "groups"):
-            if len(getattr(self, name)) != len(self.images):
+        for name, values in {"labels": self.labels, "groups": self.groups, **self.attributes}.items():
+            if len(values) != len(self.images):
                 raise ValueError(
-                    f"{name} of a part must hold one value for each of the {len(self.images)} images, got {len(getattr(self, name))}"
+                    f"{name} of a part must hold one value for each of the {len(self.images)} images, got {len(values)}"
                 )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: Tensor) -> Part:
-        return Part(self.images[index], self.labels[index], self.groups[index])
+        attributes = {name: values[index] for name, values in self.attributes.items()}
+        return Part(self.images[index], self.labels[index], self.groups[index], attributes)
 
     def fingerprints(self) -> list[bytes]:
         """One digest per image, equal for equal images.

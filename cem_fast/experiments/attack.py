@@ -10,16 +10,19 @@ from torch import Tensor
 from cem_fast import metrics, training
 from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import Attack, Observe
+from cem_fast.attacks.inference import FeatureClassifier
+from cem_fast.attacks.nearest import Nearest
 from cem_fast.config import RunConfig
 from cem_fast.data import Part, Splits
 from cem_fast.defenses import Defense
 from cem_fast.experiments.build import build_attack
-from cem_fast.experiments.records import Outcome
+from cem_fast.experiments.records import Outcome, Rate
 from cem_fast.experiments.watch import Watcher, ignore
 from cem_fast.metrics import recognition
 from cem_fast.models.split import SplitModel
 
 NUM_PICTURES = 6
+STEPS = 60  # of the progress of an attack, a third for half its budget
 
 
 def attack_model(
@@ -66,18 +69,16 @@ def attack_model(
     truth = splits.victims.images
     full = build_attack(name, config, splits)
     half = full.half_budget()
-    on_stage(f"attack: {name}", 0, 3)
-    for each in filter(None, (full, half)):
-        each.on_step = partial(on_stage, f"attack: {name}")
-    rebuilt = _invert(full, observe, splits, model.device, seed=config.seed, releases=config.attack_releases)
-    on_stage(f"attack: {name}", 2, 3)
+    stage = f"attack: {name}"
+    invert = partial(_invert, observe=observe, splits=splits, device=model.device, seed=config.seed)
+    on_stage(stage, 0, STEPS)
+    full.on_step = lambda done, total: on_stage(stage, 2 * STEPS * done // (3 * total), STEPS)
+    rebuilt = invert(full, releases=config.attack_releases)
+    on_stage(stage, 2 * STEPS // 3, STEPS)
     at_half = None
     if half is not None:
-        rebuilt_at_half = _invert(
-            half, observe, splits, model.device, seed=config.seed, releases=config.attack_releases
-        )
-        at_half = _mean(metrics.mse(rebuilt_at_half, truth))
-    on_stage(f"attack: {name}", 3, 3)
+        at_half = _mean(metrics.mse(invert(half, releases=config.attack_releases), truth))
+    on_stage(stage, STEPS, STEPS)
     errors = metrics.mse(rebuilt, truth)
     outcome = Outcome(
         mse=_mean(errors),
@@ -90,6 +91,68 @@ def attack_model(
         budget=full.budget,
     )
     return outcome, errors, rebuilt
+
+
+def infer(
+    model: SplitModel,
+    defense: Defense,
+    splits: Splits,
+    *,
+    seed: int,
+    observe: Observe | None = None,
+    on_stage: Watcher = ignore,
+) -> dict[str, Rate]:
+    """What an attacker reads from released features apart from pixels, each victim observed once.
+
+    ``label`` and ``attribute NAME`` are read by a classifier of features, trained on the attacker's images. ``identity`` is the person on
+    the attacker's image with the nearest features, for images of people.
+
+    Args:
+        model: trained network, in eval mode.
+        defense: its defense, in eval mode.
+        splits: the images; the attacker learns from ``splits.attacker`` and is measured on ``splits.victims``.
+        seed: seed of the noise and of the classifiers.
+        observe: observer of the network.
+        on_stage: called with the stage, the steps done and the steps in total.
+
+    Returns:
+        Share of the victims by what is read.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.data import Part, Splits
+        >>> from cem_fast.experiments import attack, build
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8), {"glasses": torch.arange(8) % 2})
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> model, defense, _ = build.build_parts(RunConfig(), image_shape=(1, 16, 16), num_classes=2)
+        >>> list(attack.infer(model.eval(), defense.eval(), splits, seed=0))
+        ['label', 'attribute glasses']
+    """
+    observe = observe or training.observer(model, defense)
+    known, victims, device = splits.attacker, splits.victims, model.device
+    asked = {"label": (known.labels, victims.labels)}
+    asked |= {f"attribute {name}": (known.attributes[name], values) for name, values in victims.attributes.items()}
+    found, total = {}, len(asked) + 1
+    images = known.images.to(device)
+    with seeded(seed):
+        released = observe(victims.images.to(device)).detach()
+    for done, (name, (own, truth)) in enumerate(asked.items()):
+        on_stage("inference from features", done, total)
+        classifier = FeatureClassifier(seed=seed)
+        classifier.fit(observe, images, own.to(device))
+        found[name] = _rate(classifier.read(released).cpu(), truth)
+    on_stage("inference from features", total - 1, total)
+    if splits.unit == "people" and torch.isin(victims.groups, known.groups).all():
+        nearest = Nearest(image_shape=splits.image_shape, seed=seed)
+        nearest.fit(observe, images, known.labels.to(device))
+        found["identity"] = _rate(known.groups[nearest.lookup(released).cpu()], victims.groups)
+    on_stage("inference from features", total, total)
+    return found
+
+
+def _rate(read: Tensor, truth: Tensor) -> Rate:
+    return Rate(_mean(read == truth), recognition.chance(truth))
 
 
 def choose_pictures(part: Part, count: int = NUM_PICTURES) -> Tensor:

@@ -52,6 +52,24 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Rate:
+    """Share of victims of which the attacker reads something right from their released features.
+
+    Attributes:
+        share: the share.
+        chance: share that naming the most frequent answer for all would get right.
+
+    Example:
+        >>> from cem_fast.experiments.records import Rate
+        >>> Rate(share=0.9, chance=0.1).share
+        0.9
+    """
+
+    share: float
+    chance: float
+
+
+@dataclass(frozen=True)
 class Leakage:
     """Estimates of the information in released features; None without noise, since no bound is finite then.
 
@@ -93,6 +111,8 @@ class Record:
         attacks: outcome of every attack by name; empty for a run that was not attacked.
         leakage: estimates of the information in the released features.
         seconds: time per stage, and their ``total``.
+        inferred: what else the attacker reads from features: ``label``, ``identity``, and ``attribute NAME`` of every attribute; empty in
+            runs of earlier versions and for a run that was not attacked.
 
     Raises:
         ValueError: ``seconds`` has no ``total``.
@@ -113,6 +133,7 @@ class Record:
     attacks: dict[str, Outcome]
     leakage: Leakage
     seconds: dict[str, float]
+    inferred: dict[str, Rate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if "total" not in self.seconds:
@@ -185,7 +206,7 @@ class Record:
             "attacks": typed_json.write(self.attacks),
             "leakage": typed_json.write(self.leakage),
             "seconds": self.seconds,
-        }
+        } | ({"inferred": typed_json.write(self.inferred)} if self.inferred else {})
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,23 @@ class Row:
         outcomes = [run.record.attacks.get(name) for run in self.runs]
         return _spread_of(None if each is None else getattr(each, figure) for each in outcomes)
 
+    def seconds(self, name: str) -> Spread | None:
+        """Seconds of one attack, with its repetition at half the budget; None if a run does not have it.
+
+        Args:
+            name: the attack.
+        """
+        return _spread_of(run.record.seconds.get(f"attack_{name}") for run in self.runs)
+
+    def inferred(self, name: str) -> Spread | None:
+        """Share of the victims of which an attacker reads something right from the features; None if a run does not have it.
+
+        Args:
+            name: what is read, such as ``label``.
+        """
+        rates = [run.record.inferred.get(name) for run in self.runs]
+        return _spread_of(None if rate is None else rate.share for rate in rates)
+
     def leakage(self, figure: str) -> Spread | None:
         """A figure of the leakage; None without Gaussian noise.
 

@@ -19,9 +19,19 @@ from cem_fast.config import LATER, UNWRITTEN, RunConfig
 from cem_fast.data import Splits
 from cem_fast.defenses import Defense
 from cem_fast.experiments import leakage, provenance, saved_run
-from cem_fast.experiments.attack import attack_model, choose_pictures, recognizer
+from cem_fast.experiments.attack import attack_model, choose_pictures, infer, recognizer
 from cem_fast.experiments.build import build_loss, build_parts, load_data
-from cem_fast.experiments.records import Baseline, Description, Images, Leakage, Outcome, Point, Recognition, Record
+from cem_fast.experiments.records import (
+    Baseline,
+    Description,
+    Images,
+    Leakage,
+    Outcome,
+    Point,
+    Rate,
+    Recognition,
+    Record,
+)
 from cem_fast.experiments.watch import Watcher, ignore
 from cem_fast.loss import CEMLoss
 from cem_fast.metrics import recognition
@@ -119,10 +129,13 @@ def run(
     defense.eval()
     loss, measured, correct = _measure(config, model, defense, splits, clock, on_stage)
     attacked: dict[str, Outcome] = {}
+    inferred: dict[str, Rate] = {}
     measurements = {"correct": correct, "correct.groups": splits.test.groups.clone(), "groups": splits.victims.groups}
     if attack:
         attacked, found = _attack(config, model, defense, splits, clock, on_stage)
         measurements |= found
+        with clock.timed("inference"):
+            inferred = infer(model, defense, splits, seed=config.seed, on_stage=on_stage)
     record = Record(
         data=splits.name,
         config=config,
@@ -131,6 +144,7 @@ def run(
         attacks=attacked,
         leakage=measured,
         seconds=clock.rounded(),
+        inferred=inferred,
     )
     saved_run.save_run(
         folder,

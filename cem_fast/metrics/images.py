@@ -157,6 +157,7 @@ def lpips(reconstructed: Tensor, images: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ, there is no image, or the number of channels is neither 1 nor 3.
         ImportError: the package ``lpips`` or one of its dependencies is not installed.
+        RuntimeError: the weights are not there and cannot be downloaded.
 
     Source:
         Zhang et al., "The unreasonable effectiveness of deep features as a perceptual metric", CVPR 2018.
@@ -173,7 +174,13 @@ def lpips(reconstructed: Tensor, images: Tensor) -> Tensor:
     if images.shape[1] not in (1, 3):
         raise ValueError(f"LPIPS needs images of 1 or 3 channels, got {images.shape[1]}")
     package = optional.load("lpips", "LPIPS", "lpips")
-    distance = package.LPIPS(net="alex", verbose=False).to(images.device)
+    try:
+        distance = package.LPIPS(net="alex", verbose=False).to(images.device)
+    except OSError as error:
+        raise RuntimeError(
+            f"the weights of LPIPS cannot be downloaded ({error}): run it once with a network, or copy alexnet-owt-7be5be79.pth to "
+            f"{torch.hub.get_dir()}/checkpoints"
+        ) from error
     colors = (batch.float().expand(-1, 3, -1, -1) for batch in (reconstructed, images))
     with torch.no_grad():
         distances: Tensor = distance(*colors, normalize=True).flatten()

@@ -30,7 +30,8 @@ def tables(results: Results) -> str:
         ''
     """
     return "\n\n".join(
-        f"### {data}\n\n" + "\n\n".join(part(results, data) for part in (frontier, sweep, same_noise, attacks))
+        f"### {data}\n\n"
+        + "\n\n".join(filter(None, (part(results, data) for part in (frontier, sweep, same_noise, attacks, inferred))))
         for data in results.baseline
     )
 
@@ -202,6 +203,40 @@ def attacks(results: Results, data: str) -> str:
         rows.append([attack, f"{error:.5f}", f"{strongest.count(attack)} of {len(runs)}", *cost])
     heads = ["attack", "MSE", "strongest of its run", "half the budget: error, mean", "at worst"]
     return "The attacks, over all runs with noise:\n\n" + _table(heads, rows)
+
+
+def inferred(results: Results, data: str) -> str:
+    """What an attacker reads from the features apart from pixels, one row per cell; empty for results of earlier versions.
+
+    Args:
+        results: content of a results.json.
+        data: name of a data set.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.records import Baseline, Leakage, Outcome, Rate, Record, Results
+        >>> from cem_fast.report import markdown
+        >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
+        >>> rest = 0.9, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0}
+        >>> run = Record("faces", RunConfig(), *rest, {"label": Rate(share=0.75, chance=0.1)}).at(None)
+        >>> print(markdown.inferred(Results("", None, {}, {"faces": Baseline(0.02, 0.01)}, (run,), (), ()), "faces"))
+        What an attacker reads from the features:
+        <BLANKLINE>
+        | defense | noise | label (by chance 10.0%) |
+        | --- | ---: | ---: |
+        | noise | 0.1 | 75.0% |
+    """
+    grouped = _cells(results, data)
+    chances = {name: rate.chance for cell in grouped for run in cell for name, rate in run.inferred.items()}
+    if not chances:
+        return ""
+    rows = []
+    for cell in grouped:
+        shares = [[run.inferred[name].share for run in cell if name in run.inferred] for name in chances]
+        figures = [f"{mean(found):.1%}" if found else "-" for found in shares]
+        rows.append([cell[0].label, f"{cell[0].config.noise_std:g}", *figures])
+    heads = ["defense", "noise", *(f"{name} (by chance {chance:.1%})" for name, chance in chances.items())]
+    return "What an attacker reads from the features:\n\n" + _table(heads, rows)
 
 
 def accuracy(cell: Sequence[Record]) -> float:

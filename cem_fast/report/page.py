@@ -205,6 +205,8 @@ def _section(
         "name": name,
         "rows": rows,
         "attacks": list(record.attacks),
+        "seconds": {attack: _most_seconds(rows, attack) for attack in record.attacks},
+        "inferred": {name: rate.chance for name, rate in record.inferred.items()},
         "half_budget": half_budget,
         "unhalved": {attack: outcome.budget for attack, outcome in record.attacks.items() if attack not in half_budget},
         "recognition": description.recognition,
@@ -275,6 +277,12 @@ def _bounds(rows: Sequence[Row], dimension: int) -> list[dict[str, Any]]:
             estimates["capacity"] = row.leakage("capacity_nats")
             found.append({"row": row, **estimates, "floor": floor})
     return found
+
+
+def _most_seconds(rows: Sequence[Row], attack: str) -> float | None:
+    """Most seconds that an attack took on a network; None if a run does not have them."""
+    spreads = [row.seconds(attack) for row in rows]
+    return max((spread.mean for spread in spreads if spread), default=None)
 
 
 def _half_budget(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:

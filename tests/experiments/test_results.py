@@ -20,7 +20,7 @@ from cem_fast.experiments.results import RESULTS, load_runs, make_rows, read
 KEPT = Path(__file__).parents[2] / "benchmarks" / "results"
 RUN_KEYS = {
     "data", "protocol", "model", "cut", "defense", "cem", "config", "seed", "fold", "accuracy", "num_test", "attacks",
-    "leakage", "seconds", "checkpoint",
+    "leakage", "seconds", "inferred", "checkpoint",
 }  # fmt: skip
 
 
@@ -46,6 +46,8 @@ def test_results_have_the_documented_schema(finished):
                 "mse", "psnr", "ssim", "ssim_paper", "recognized", "mse_half_budget", "knowledge", "budget",
             }  # fmt: skip
             assert (attack["mse_half_budget"] is None) == (name == "ridge")
+        assert set(record["inferred"]) == {"label"}  # the images are of no people and have no attributes
+        assert set(record["inferred"]["label"]) == {"share", "chance"}
         noiseless = record["config"]["noise_std"] == 0
         estimates = {"plugin_nats", "heldout_nats", "heldout_se"}
         assert set(record["leakage"]) == (estimates if noiseless else {*estimates, "capacity_nats"})

@@ -106,6 +106,15 @@ def test_lpips_without_its_package(monkeypatch):
         metrics.lpips(torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8))
 
 
+def test_lpips_without_its_weights(monkeypatch):
+    def offline(**settings):
+        raise OSError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=offline))
+    with pytest.raises(RuntimeError, match=r"weights of LPIPS cannot be downloaded \(no route to host\).*checkpoints"):
+        metrics.lpips(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+
+
 def test_lpips_gives_its_package_three_channels_in_zero_to_one(monkeypatch):
     class LPIPS(torch.nn.Module):
         def __init__(self, net, verbose):
