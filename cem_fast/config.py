@@ -67,7 +67,7 @@ class SharedConfig:
         precision: floating-point format of the network in training where it is safe: ``fp32``, ``bf16`` or ``fp16``.
         learning_rate: peak learning rate of the training, positive.
         attacks: attacks on the trained model: ``decoder``, ``ridge``, ``nearest``, ``ensemble``, ``optimization``, ``gan``,
-            ``kernel_ridge``, ``inversion``.
+            ``kernel_ridge``, ``inversion``, ``flow``.
         attack_decoder: network of the decoder attack: ``slim``, ``res_norm``, ``conv_norm`` or ``plain``.
         attack_dropout: dropout rate of the decoder network ``slim`` in training, at least 0 and below 1.
         attack_loss: loss of the decoder attack: ``mse``, ``ssim`` or ``l1``.

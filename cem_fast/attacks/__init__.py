@@ -14,6 +14,7 @@ from cem_fast.attacks.base import Attack
 from cem_fast.attacks.budgets import budget_names, budgeted
 from cem_fast.attacks.decoder import DECODERS, LOSSES, Decoder
 from cem_fast.attacks.ensemble import Ensemble
+from cem_fast.attacks.flow import Flow, Prior
 from cem_fast.attacks.gan import Gan
 from cem_fast.attacks.inversion import Inversion
 from cem_fast.attacks.joint import Joint
@@ -27,12 +28,14 @@ __all__ = [
     "Attack",
     "Decoder",
     "Ensemble",
+    "Flow",
     "Gan",
     "Inversion",
     "Joint",
     "KernelRidge",
     "Nearest",
     "Optimization",
+    "Prior",
     "Ridge",
     "View",
     "budget_names",
@@ -42,7 +45,7 @@ __all__ = [
     "names",
 ]
 
-_NAMES = tuple(cls.name for cls in (Decoder, Ridge, Nearest, Ensemble, Optimization, Gan, KernelRidge, Inversion))
+_NAMES = tuple(cls.name for cls in (Decoder, Ridge, Nearest, Ensemble, Optimization, Gan, KernelRidge, Inversion, Flow))
 
 
 def names() -> tuple[str, ...]:
@@ -51,7 +54,7 @@ def names() -> tuple[str, ...]:
     Example:
         >>> from cem_fast import attacks
         >>> attacks.names()
-        ('decoder', 'ridge', 'nearest', 'ensemble', 'optimization', 'gan', 'kernel_ridge', 'inversion')
+        ('decoder', 'ridge', 'nearest', 'ensemble', 'optimization', 'gan', 'kernel_ridge', 'inversion', 'flow')
     """
     return _NAMES
 
@@ -89,6 +92,7 @@ def build(
     dropout: float = 0.3,
     loss: str = "mse",
     batch_size: int = 32,
+    prior: Prior | None = None,
     **settings: int,
 ) -> Attack:
     """Builds an attack by name.
@@ -104,9 +108,10 @@ def build(
         dropout: fraction of the hidden features that the network ``slim`` drops in training.
         loss: loss of the decoder attack, one of :func:`cem_fast.attacks.loss_names`.
         batch_size: images per step of the decoder attack and of the gan attack.
+        prior: flow model of images that the flow attack uses instead of training one.
         **settings: single settings in place of the budget's. ``epochs``: passes of the decoder attack over the attacker's images, also if
-            another attack starts from it. ``gan_epochs``: passes of the gan attack. ``steps``: steps of the optimization attack. Those
-            that the attack does not use are ignored.
+            another attack starts from it. ``gan_epochs``: passes of the gan attack. ``steps``: steps of the optimization attack.
+            ``flow_steps``: training steps of the flow attack. Those that the attack does not use are ignored.
 
     Returns:
         The attack, not yet fitted.
@@ -165,6 +170,7 @@ def build(
             **common,
         ),
         Optimization.name: lambda: Optimization(decoder=start(), steps=amounts["steps"], releases=releases, **common),
+        Flow.name: lambda: Flow(decoder=start(), steps=amounts["flow_steps"], prior=prior, releases=releases, **common),
     }
     attack = lookup("attack", name, {key: (of_one | of_many)[key] for key in _NAMES})()
     return attack if releases == 1 or name in of_many else Joint(attack=attack, releases=releases)

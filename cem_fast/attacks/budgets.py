@@ -16,6 +16,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "corrector_steps": 100,
         "map_steps": 30,
         "stages": 3,
+        "flow_steps": 100,
     },
     "standard": {
         "epochs": 160,
@@ -25,6 +26,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "corrector_steps": 300,
         "map_steps": 60,
         "stages": 3,
+        "flow_steps": 800,
     },
     "thorough": {
         "epochs": 320,
@@ -34,6 +36,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "corrector_steps": 600,
         "map_steps": 120,
         "stages": 3,
+        "flow_steps": 1600,
     },
 }
 

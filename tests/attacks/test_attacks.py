@@ -14,7 +14,7 @@ from cem_fast.attacks.ridge import Ridge
 from cem_fast.config import RunConfig
 from cem_fast.experiments.build import build_attack
 
-OF_ANY_SHAPE = ("ridge", "nearest", "kernel_ridge", "inversion")  # attacks on maps, tokens and vectors alike
+OF_ANY_SHAPE = ("ridge", "nearest", "kernel_ridge", "inversion", "flow")  # attacks on maps, tokens and vectors alike
 
 
 def test_names():
@@ -27,6 +27,7 @@ def test_names():
         "gan",
         "kernel_ridge",
         "inversion",
+        "flow",
     )
     assert attacks.decoder_names() == ("slim", "res_norm", "conv_norm", "plain")
     assert attacks.loss_names() == ("mse", "ssim", "l1")
@@ -34,13 +35,15 @@ def test_names():
 
 @pytest.mark.parametrize("name", attacks.names())
 def test_overview_names_knowledge_and_budget(name):
-    attack = attacks.build(name, image_shape=(1, 8, 8), epochs=123, decoder="plain", seed=0, gan_epochs=45, steps=67)
+    settings = {"epochs": 123, "gan_epochs": 45, "steps": 67, "flow_steps": 89}
+    attack = attacks.build(name, image_shape=(1, 8, 8), decoder="plain", seed=0, **settings)
     assert attack.name == name
     assert attack.overview() == f"{name}\n  the attacker {attack.knowledge}\n  budget: {attack.budget}"
-    assert ("123 epochs of the network 'plain'" in attack.budget) == (name not in OF_ANY_SHAPE)
+    assert ("123 epochs of the network 'plain'" in attack.budget) == (name == "flow" or name not in OF_ANY_SHAPE)
     assert ("67 steps" in attack.budget) == (name == "optimization")
+    assert ("89 training steps" in attack.budget) == (name == "flow")
     assert ("45 epochs" in attack.budget) == (name == "gan")
-    assert ("differentiates" in attack.knowledge) == (name in ("optimization", "inversion"))
+    assert ("differentiates" in attack.knowledge) == (name in ("optimization", "inversion", "flow"))
 
 
 def test_settings_reach_the_attacks(small_faces):
@@ -114,13 +117,17 @@ def test_half_the_budget():
     assert vars(half) == {**vars(full), "epochs": 4}
     assert (half.loss, half.seed, half.decoder, half.batch_size) == ("l1", 5, "slim", full.batch_size)
     assert not hasattr(half, "network")
-    for name, key in (("optimization", "steps"), ("gan", "epochs")):
-        full = build(name, images.shape[1:], steps=9, gan_epochs=9, epochs=7, seed=5)
+    for name, key in (("optimization", "steps"), ("gan", "epochs"), ("flow", "steps")):
+        full = build(name, images.shape[1:], steps=9, gan_epochs=9, flow_steps=9, epochs=7, seed=5)
         half = full.half_budget()
-        assert (getattr(half, key), half.seed, half.decoder) == (4, 5, full.decoder)
+        assert (getattr(half, key), half.seed) == (4, 5)
+        assert name == "flow" or half.decoder == full.decoder
         assert getattr(half.half_budget().half_budget(), key) == 1
     for name in attacks.names():  # closed form, or one step or epoch
-        assert build(name, images.shape[1:], steps=1, gan_epochs=1, epochs=1, map_steps=1).half_budget() is None
+        assert (
+            build(name, images.shape[1:], steps=1, gan_epochs=1, epochs=1, map_steps=1, flow_steps=1).half_budget()
+            is None
+        )
 
 
 @pytest.mark.parametrize("name", ["optimization", "gan"])
@@ -169,6 +176,7 @@ def test_bad_requests(call, message):
         ("ridge", 5),
         ("kernel_ridge", 5),
         ("inversion", 6),
+        ("flow", 6),
         ("decoder", 2),
         ("gan", 2),
         ("nearest", 1),

@@ -15,13 +15,24 @@ OF_INVERSION = {"decoder_steps": 60, "corrector_steps": 20, "map_steps": 20}
 
 def build(name: str, image_shape: Sequence[int], **changes: Any) -> Any:
     """An attack with a budget of seconds."""
-    settings = {"epochs": 15, "decoder": "slim", "seed": 0, "gan_epochs": 3, "steps": 30, **OF_INVERSION, **changes}
+    settings = {
+        "epochs": 15,
+        "decoder": "slim",
+        "seed": 0,
+        "gan_epochs": 3,
+        "steps": 30,
+        "flow_steps": 60,
+        **OF_INVERSION,
+        **changes,
+    }
     return attacks.build(name, image_shape=tuple(image_shape), **settings)
 
 
 def fitted(name: str, splits: Splits, observe: Observe, **changes: Any) -> Any:
     """An attack with twice that budget, fitted to the attacker's part."""
-    attack = build(name, splits.image_shape, **{"epochs": 30, "gan_epochs": 4, "steps": 60, **changes})
+    attack = build(
+        name, splits.image_shape, **{"epochs": 30, "gan_epochs": 4, "steps": 60, "flow_steps": 120, **changes}
+    )
     attack.fit(observe, splits.attacker.images, splits.attacker.labels)
     return attack
 
