@@ -16,9 +16,10 @@ from cem_fast.config import RunConfig
 from cem_fast.data import Part, Splits
 from cem_fast.defenses import Defense
 from cem_fast.experiments.build import build_attack
-from cem_fast.experiments.records import Outcome, Rate
+from cem_fast.experiments.records import Outcome
 from cem_fast.experiments.watch import Watcher, ignore
 from cem_fast.metrics import recognition
+from cem_fast.metrics.recognition import Rate
 from cem_fast.models.split import SplitModel
 
 NUM_PICTURES = 6

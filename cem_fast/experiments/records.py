@@ -13,6 +13,7 @@ from typing import Any
 from cem_fast._support import typed_json
 from cem_fast._support.bottleneck import Bottleneck
 from cem_fast.config import LARGEST_IMAGE, RunConfig
+from cem_fast.metrics.recognition import Rate
 from cem_fast.training import Epoch
 
 SCHEMA = 1
@@ -49,24 +50,6 @@ class Outcome:
     mse_half_budget: float | None
     knowledge: str
     budget: str
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Share of victims of which the attacker reads something right from their released features.
-
-    Attributes:
-        share: the share.
-        chance: share that naming the most frequent answer for all would get right.
-
-    Example:
-        >>> from cem_fast.experiments.records import Rate
-        >>> Rate(share=0.9, chance=0.1).share
-        0.9
-    """
-
-    share: float
-    chance: float
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,13 @@ from cem_fast.experiments.records import (
     Leakage,
     Outcome,
     Point,
-    Rate,
     Recognition,
     Record,
 )
 from cem_fast.experiments.watch import Watcher, ignore
 from cem_fast.loss import CEMLoss
 from cem_fast.metrics import recognition
+from cem_fast.metrics.recognition import Rate
 from cem_fast.models.split import SplitModel
 from cem_fast.schedule import CEMSchedule
 from cem_fast.training.resume import Snapshot, difference

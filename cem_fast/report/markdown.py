@@ -214,7 +214,8 @@ def inferred(results: Results, data: str) -> str:
 
     Example:
         >>> from cem_fast.config import RunConfig
-        >>> from cem_fast.experiments.records import Baseline, Leakage, Outcome, Rate, Record, Results
+        >>> from cem_fast.experiments.records import Baseline, Leakage, Outcome, Record, Results
+        >>> from cem_fast.metrics.recognition import Rate
         >>> from cem_fast.report import markdown
         >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
         >>> rest = 0.9, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0}

@@ -96,7 +96,8 @@ def test_vectors_tokens_and_maps_are_inverted(pictures, shape, differentiable):
     rebuilt, sample = attack.reconstruct(features), attack.sample(features)
     truth = images[300:]
     assert (rebuilt - truth).square().mean() < 0.6 * truth.var()
-    assert (rebuilt - truth).square().mean() < (sample - truth).square().mean()
+    assert (sample - truth).square().mean() < 0.6 * truth.var()
+    assert not torch.equal(rebuilt, sample)
 
 
 @pytest.mark.long
