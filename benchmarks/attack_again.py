@@ -42,8 +42,9 @@ class Entry:
         mse: mean squared error over the victims, pixels in [0, 1].
         psnr: peak signal-to-noise ratio per image in dB, averaged.
         ssim: structural similarity.
-        seconds: time of the attack.
+        seconds: time of the attack, which other programs on the machine prolong.
         threads: threads that it ran on.
+        cpu_seconds: processor time of the attack; None if it was not measured.
     """
 
     run: str
@@ -55,6 +56,7 @@ class Entry:
     ssim: float
     seconds: float
     threads: int
+    cpu_seconds: float | None = None
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -70,15 +72,14 @@ def read(folder: Path) -> list[Entry]:
     return list(typed_json.read(tuple[Entry, ...], json.loads(path.read_bytes()), path))
 
 
-def attack(run: Run, name: str, *, budget: str, seed: int, device: torch.device) -> tuple[Tensor, float]:
-    """Reconstructions of the victims of a run, and the seconds that they took."""
+def attack(run: Run, name: str, *, budget: str, seed: int, device: torch.device) -> Tensor:
+    """Reconstructions of the victims of a run."""
     known, victims = run.data.attacker, run.data.victims
-    observe, start = training.observer(run.model, run.defense), time.perf_counter()
+    observe = training.observer(run.model, run.defense)
     built = attacks.build(name, image_shape=run.data.image_shape, budget=budget, seed=seed)
     with seeded(seed):
         built.fit(observe, known.images.to(device), known.labels.to(device))
-        rebuilt = built.reconstruct(observe(victims.images.to(device))).detach().cpu()
-    return rebuilt, time.perf_counter() - start
+        return built.reconstruct(observe(victims.images.to(device))).detach().cpu()
 
 
 def attack_all(folder: Path, names: list[str], *, budget: str, seed: int, only: str, device: torch.device) -> None:
@@ -93,13 +94,20 @@ def attack_all(folder: Path, names: list[str], *, budget: str, seed: int, only: 
             if key in {entry.key for entry in read(folder)}:
                 continue
             run = load_run(path, device=device)
-            rebuilt, seconds = attack(run, name, budget=budget, seed=seed, device=device)
+            start, busy = time.perf_counter(), time.process_time()
+            rebuilt = attack(run, name, budget=budget, seed=seed, device=device)
+            seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - busy
             truth = run.data.victims.images
             found = {
                 measure.__name__: _mean(measure(rebuilt, truth))
                 for measure in (metrics.mse, metrics.psnr, metrics.ssim)
             }
-            entry = Entry(*key, **found, seconds=round(seconds, 1), threads=torch.get_num_threads())
+            figures = {
+                "seconds": round(seconds, 1),
+                "threads": torch.get_num_threads(),
+                "cpu_seconds": round(cpu_seconds, 1),
+            }
+            entry = Entry(*key, **found, **figures)
             # read again: another process may attack other runs of the same folder
             entries = sorted([*read(folder), entry], key=lambda each: each.key)
             document = json.dumps(typed_json.write(entries), indent=1) + "\n"
@@ -141,22 +149,23 @@ def _gains(runs: dict[str, Description], found: dict[str, dict[str, float]]) -> 
         if not on.record.cem:
             continue
         for other, off in runs.items():
+            everything = {*NEW} <= found[run].keys() & found[other].keys()
             alike = off.record.without_cem == on.record.without_cem and off.record.repeat == on.record.repeat
-            if alike and not off.record.cem and found[other].keys() == found[run].keys():
+            if alike and everything and not off.record.cem:
                 before = _before(on) / _before(off) - 1
                 now = min(_before(on), *found[run].values()) / min(_before(off), *found[other].values()) - 1
                 rows.append([*_named(on)[:3], f"{before:+.0%}", f"{now:+.0%}"])
-    title = "What CEM gains at the same noise, by the strongest attack before and by the strongest of all:"
+    title = "What CEM gains at the same noise, by the strongest attack before and by the strongest of all, where all three were run:"
     return title + "\n\n" + _table(["data", "defense", "noise", "gain before", "gain now"], rows)
 
 
 def _seconds(entries: list[Entry]) -> str:
     rows = []
     for name in NEW:
-        took = [entry.seconds for entry in entries if entry.attack == name]
+        took = [entry.cpu_seconds for entry in entries if entry.attack == name and entry.cpu_seconds is not None]
         if took:
             rows.append([name, str(len(took)), f"{sum(took) / len(took):.0f}", f"{max(took):.0f}"])
-    return "Seconds per network, on shared cores:\n\n" + _table(["attack", "networks", "mean", "most"], rows)
+    return "Processor seconds per network:\n\n" + _table(["attack", "networks", "mean", "most"], rows)
 
 
 def _budgets(runs: dict[str, Description], found: dict[str, dict[str, float]], more: list[Entry]) -> str:
