@@ -5,6 +5,19 @@
 
 #include <cstdint>
 
+#ifndef DYNAMIC_SHARED  // the host has its own
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+#ifdef __CUDACC__
+#define UNROLL _Pragma("unroll")
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL_BY(count) PRAGMA(unroll count)
+#else
+#define UNROLL
+#define UNROLL_BY(count)
+#endif
+
 namespace cem_fast::cuda {
 
 constexpr int kThreads = 128;
@@ -13,11 +26,18 @@ constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// Sum over the warp, returned to each of its lanes.
+template <class T>
+__device__ T warp_sum(T value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+
 // Sum over the block, returned to each of its threads.
 template <class T>
 __device__ T block_sum(T value) {
   __shared__ T of_warp[kWarps];
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  value = warp_sum(value);
   __syncthreads();  // the sums of the call before have been read
   if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;
   __syncthreads();

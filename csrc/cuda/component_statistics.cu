@@ -1,73 +1,146 @@
 #include "component_statistics.cuh"
 
+#include <algorithm>
+
+#include "scatter_gradient.cuh"
+
 namespace cem_fast::cuda {
 
 namespace {
 
+#ifdef CEM_FAST_SMALL_PARTS  // so that small problems are sorted, too
+constexpr int64_t kSearchedRows = 64;
+#else
+constexpr int64_t kSearchedRows = kSearched;
+#endif
+constexpr int64_t kSearchedClasses = 4096;  // because every block searches all rows
+constexpr int64_t kRowsOfPart = kRows * kWarps;
+constexpr int64_t kPartials = 1 << 24;      // maximum partial results of all runs, but for one of every class
+constexpr int64_t kStaticShared = 6 << 10;  // bytes
+
+// Whether there are kernels for aligned rows; doubles are for tests.
 template <class X>
-void statistics_of(const StatisticsForward& p, Queue& queue) {
+constexpr bool kAlignable = sizeof(X) < 8;
+
+// Where a block keeps its sums.
+struct Place {
+  bool aligned;
+  bool staged;
+  bool together;
+  int64_t pitch;
+  int64_t shared;  // bytes
+};
+
+template <class X>
+Place place_of(const Statistics<Parameter<X>>& p, bool weighted) {
   using T = Parameter<X>;
-  const int64_t K = p.mixture.components, D = p.x.dimension;
-  const StatisticsPartials<T> s =
-      partial_statistics<X>(queue, p.x, p.mixture, p.per_dimension, p.sums != nullptr, p.assignment);
-  reduce(queue, s.groups, s.counts, K, 1, false, static_cast<T*>(p.counts));
-  if (p.per_dimension) {
-    reduce(queue, s.groups, s.scatter, K, D, false, static_cast<T*>(p.scatter));
-  } else {
-    reduce(queue, s.groups, s.distance, K, 1, false, static_cast<T*>(p.scatter));
+  const int64_t K = p.mixture.components, D = p.x.dimension, room = Machine::current().shared - kStaticShared;
+  constexpr auto kSize = static_cast<int64_t>(sizeof(X));
+  const bool aligned = kAlignable<X> && is_aligned(p.x.data, p.x.stride * kSize, D * kSize) &&
+                       is_aligned(p.mixture.means, 0, D * static_cast<int64_t>(sizeof(T)));
+  const int64_t span = aligned ? RowPiece<X, true>::kSpan : RowPiece<X, false>::kSpan;
+  const int64_t pitch = divide_up(D, span) * span;
+  if (!weighted) {
+    // a warp a row; else all warps, with one copy of the sums
+    const int64_t apart = Own<T>::bytes(K, kWarps, p.planes(), pitch);
+    if (D <= (aligned ? RowPiece<X, true>::kDims : RowPiece<X, false>::kDims) && apart <= room / 2)
+      return {aligned, true, false, pitch, apart};
+    const int64_t together = Own<T>::bytes(K, 1, p.planes(), pitch);
+    if (together <= room) return {aligned, true, true, pitch, together};
   }
-  if (p.sums == nullptr) return;
-  T* sums = static_cast<T*>(p.sums);
-  const int64_t size = p.mixture.classes * K * D;
-  reduce(queue, s.groups, s.sums, K, D, false, sums);
-  queue.launch(add_means_kernel<T>, divide_up(size, kThreads), size, D, static_cast<const T*>(p.counts),
-               static_cast<const T*>(p.mixture.means), sums);
+  return {false, false, true, D, 0};
+}
+
+// Most rows of a run: as many runs as the device holds blocks at once.
+int64_t run_size(const Features& x, const Mixture& mixture, int64_t planes, const Place& place) {
+  const Machine& machine = Machine::current();
+  const int64_t fit = place.shared == 0 ? kStatisticsBlocks : machine.shared / (place.shared + kStaticShared);
+  const int64_t blocks = machine.multiprocessors * std::clamp<int64_t>(fit, 1, kStatisticsBlocks);
+  // half a run of every class is a rest
+  const int64_t most = kPartials / std::max<int64_t>(planes * mixture.components * x.dimension, 1);
+  const int64_t runs = std::max<int64_t>(1, std::min(std::max(blocks - mixture.classes / 2, blocks / 2), most));
+  return std::max(kRowsOfPart, divide_up(divide_up(x.rows, runs), kRowsOfPart) * kRowsOfPart);
+}
+
+// Assigns the rows of every class to blocks; returns the number of blocks.
+template <class T>
+int64_t share_out(Queue& queue, const Place& place, Statistics<T>& p) {
+  const int64_t N = p.x.rows, C = p.mixture.classes, size = run_size(p.x, p.mixture, p.planes(), place);
+  const bool searched = p.mixture.labels != nullptr && N <= kSearchedRows && C <= kSearchedClasses;
+  if (p.mixture.labels != nullptr && !searched) {
+    p.groups = group_every_class(queue, p.x, p.mixture, size);
+    p.tickets = {p.groups.tickets, 0};
+    return p.groups.segments;
+  }
+  p.tickets = take_tickets(queue);
+  p.parts = searched ? (C < kTickets ? std::max<int64_t>(1, divide_up(N, C * kRowsOfPart)) : 1)
+                     : std::max<int64_t>(1, divide_up(N, size));
+  return C * p.parts;
+}
+
+template <class X, class T>
+auto kernel_of(const Place& place, bool wide) -> void (*)(Statistics<T>) {
+  if (!place.staged) return statistics_kernel<X, false, true, false>;
+  if constexpr (kAlignable<X>) {
+    if (place.aligned) return wide ? statistics_kernel<X, true, true, true> : statistics_kernel<X, true, false, true>;
+  }
+  return statistics_kernel<X, false, true, true>;
+}
+
+template <class X>
+void statistics_of(Queue& queue, Statistics<Parameter<X>>& p) {
+  using T = Parameter<X>;
+  const int64_t C = p.mixture.classes, K = p.mixture.components;
+  const bool posterior = p.mixture.variances != nullptr, weighted = posterior && p.mixture.diagonal;
+  const Place place = place_of<X>(p, weighted);
+  p.pitch = static_cast<int32_t>(place.pitch);
+  p.together = place.together;
+  p.normalizers = posterior ? log_normalizers(queue, p.x, p.mixture) : nullptr;
+  const int64_t blocks = share_out(queue, place, p);
+  p.run_totals = queue.allocate<double>(blocks * K);
+  p.run_counts = queue.allocate<int32_t>(blocks * K);
+  p.run_planes = queue.allocate<T>(blocks * p.planes() * K * p.x.dimension);
+  p.room = place.staged ? nullptr : queue.allocate<double>(C * 2 * kWarps * K);
+  if (p.bounded) p.terms = queue.allocate<double>(C * K);
+  if (p.bounded && p.bound.official) {
+    p.class_counts = queue.allocate<double>(C * K);
+    p.class_totals = queue.allocate<double>(C * K);
+  }
+  queue.launch_with(place.shared, kernel_of<X, T>(place, p.planes() > 0), blocks, p);
 }
 
 }  // namespace
 
-template <class X>
-StatisticsPartials<Parameter<X>> partial_statistics(Queue& queue, const Features& x, const Mixture& mixture,
-                                                    bool per_dimension, bool sums, int64_t* assignment) {
-  using T = Parameter<X>;
-  const int64_t K = mixture.components, D = x.dimension;
-  const bool posterior = mixture.variances != nullptr, weighted = posterior && mixture.diagonal;
-  const Groups groups = group_rows(queue, x, mixture, (per_dimension + sums) * K * D);
-  const double* normalizers = posterior ? log_normalizers(queue, x, mixture) : nullptr;
-  double* distance = queue.allocate<double>(x.rows);
-  Slabs(queue, x, mixture, groups).for_each(weighted, [&](const Slab& slab) {
-    queue.launch(choose_kernel<T>, divide_up(slab.slots, kThreads), mixture, groups, slab, normalizers, assignment,
-                 distance);
+void statistics_forward(const StatisticsForward& call, const Context& context) {
+  Queue queue(context);
+  for_element(call.x.element, [&]<class X>(const X*) {
+    using T = Parameter<X>;
+    Statistics<T> p{};
+    p.x = call.x;
+    p.mixture = call.mixture;
+    p.assignment = call.assignment;
+    p.scatter = call.per_dimension;
+    p.sums = call.sums != nullptr;
+    p.counts = static_cast<T*>(call.counts);
+    p.totals = static_cast<T*>(call.scatter);
+    p.sum = static_cast<T*>(call.sums);
+    statistics_of<X>(queue, p);
   });
-  if (weighted && !per_dimension) {
-    queue.launch(own_distance_kernel<X>, x.rows, x, mixture, groups, assignment, distance);
-  }
-  const int64_t segments = groups.segments * K;
-  const StatisticsPartials<T> partials{groups,
-                                       K,
-                                       D,
-                                       queue.allocate<T>(segments),
-                                       queue.allocate<double>(segments),
-                                       per_dimension ? queue.allocate<T>(segments * D) : nullptr,
-                                       sums ? queue.allocate<T>(segments * D) : nullptr};
-  const int64_t columns = per_dimension || sums ? divide_up(D, kThreads) : 0;
-  queue.launch(partial_statistics_kernel<X>, groups.segments * (columns + 1), x, mixture, assignment, distance, columns,
-               partials);
-  return partials;
 }
 
-template StatisticsPartials<float> partial_statistics<float>(Queue&, const Features&, const Mixture&, bool, bool,
-                                                             int64_t*);
-template StatisticsPartials<double> partial_statistics<double>(Queue&, const Features&, const Mixture&, bool, bool,
-                                                               int64_t*);
-template StatisticsPartials<float> partial_statistics<__half>(Queue&, const Features&, const Mixture&, bool, bool,
-                                                              int64_t*);
-template StatisticsPartials<float> partial_statistics<__nv_bfloat16>(Queue&, const Features&, const Mixture&, bool,
-                                                                     bool, int64_t*);
-
-void statistics_forward(const StatisticsForward& p, const Context& context) {
+void cem_forward(const Bound& bound, const Features& x, const Mixture& mixture, int64_t* assignment,
+                 const Context& context) {
   Queue queue(context);
-  for_element(p.x.element, [&]<class X>(const X*) { statistics_of<X>(p, queue); });
+  for_element(x.element, [&]<class X>(const X*) {
+    Statistics<Parameter<X>> p{};
+    p.x = x;
+    p.mixture = mixture;
+    p.assignment = assignment;
+    p.scatter = bound.diagonal;
+    p.bounded = true;
+    p.bound = bound;
+    statistics_of<X>(queue, p);
+  });
 }
 
 void scatter_gradient(const ScatterGradient& p, const Context& context) {

@@ -11,38 +11,55 @@ namespace {
 #ifdef CEM_FAST_SMALL_PARTS  // so that small problems have several
 constexpr int64_t kRowsOfBlock = kThreads;
 constexpr int64_t kSegments = 2;
+constexpr int64_t kSharedGroups = 8;
 #else
 constexpr int64_t kRowsOfBlock = 1024;
 constexpr int64_t kSegments = 512;  // enough to fill a large device
+constexpr int64_t kSharedGroups = 8192;
 #endif
 constexpr int64_t kCounts = 1 << 16;    // maximum, because every block reads all counts
 constexpr int64_t kPartials = 1 << 23;  // maximum partial results of all segments
 constexpr int64_t kSegmentRows = 1 << 16;
 
-}  // namespace
-
-Groups group_rows(Queue& queue, const Features& x, const Mixture& mixture, int64_t partials) {
+Groups group(Queue& queue, const Features& x, const Mixture& mixture, int64_t size, bool every_class) {
   const int64_t N = x.rows, C = mixture.classes;
-  int64_t size = kTileRows;
-  while (size < kSegmentRows && (N / size > kSegments || N / size > kPartials / std::max<int64_t>(partials, 1))) {
-    size *= 2;
-  }
   const int64_t blocks = std::clamp<int64_t>(kCounts / (C + 1), 1, std::max<int64_t>(1, divide_up(N, kRowsOfBlock)));
+  const int64_t runs = N / size + (every_class ? C + 1 : std::min(C + 1, N));
+  const bool in_shared = C + 1 <= kSharedGroups;
   Sort s{};
   s.labels = mixture.labels;
   s.rows = N;
   s.classes = C;
   s.blocks = blocks;
   s.rows_of_block = divide_up(divide_up(N, blocks), kThreads) * kThreads;
-  s.segment_size = size;
-  s.counts = queue.allocate<int64_t>(blocks * (C + 1));
-  s.next = queue.allocate<int64_t>(blocks * (C + 1));
+  s.run_size = size;
+  s.every_class = every_class;
+  s.counts = queue.allocate<int32_t>(blocks * (C + 1));
+  s.next = in_shared ? nullptr : queue.allocate<int32_t>(blocks * (C + 1));
   s.order = queue.allocate<int32_t>(N);
   s.offsets = queue.allocate<int64_t>(C + 2);
-  s.first_segment = queue.allocate<int64_t>(C + 2);
-  queue.launch(count_kernel, blocks, s);
-  queue.launch(place_kernel, blocks, s);
-  return {N, C, size, N / size + std::min(C + 1, N), s.order, s.offsets, s.first_segment};
+  s.first_run = queue.allocate<int64_t>(C + 2);
+  s.runs = queue.allocate<Run>(runs);
+  s.tickets = every_class ? queue.allocate<unsigned>(C + 1) : nullptr;
+  const int64_t shared = in_shared ? (C + 1) * static_cast<int64_t>(sizeof(int32_t)) : 0;
+  queue.launch_with(shared, count_kernel, blocks, s);
+  queue.launch_with(shared, place_kernel, blocks, s);
+  return {N, C, size, runs, s.order, s.offsets, s.first_run, s.runs, s.tickets};
+}
+
+}  // namespace
+
+Groups group_rows(Queue& queue, const Features& x, const Mixture& mixture, int64_t partials) {
+  int64_t size = kTileRows;
+  while (size < kSegmentRows &&
+         (x.rows / size > kSegments || x.rows / size > kPartials / std::max<int64_t>(partials, 1))) {
+    size *= 2;
+  }
+  return group(queue, x, mixture, size, false);
+}
+
+Groups group_every_class(Queue& queue, const Features& x, const Mixture& mixture, int64_t size) {
+  return group(queue, x, mixture, size, true);
 }
 
 }  // namespace cem_fast::cuda

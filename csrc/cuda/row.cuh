@@ -7,17 +7,13 @@
 #include "block.cuh"
 #include "element.cuh"
 
-#ifdef __CUDACC__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL
-#endif
-
 namespace cem_fast::cuda {
 
-// kLoads loads of consecutive elements of a row by every lane, from one dimension on. Dimensions past the last are 0.
-template <class X, bool kAligned, int kLoads>
+// kCount loads of consecutive elements of a row by every lane, from one dimension on. Dimensions past the last are 0.
+template <class X, bool kAligned, int kCount>
 struct Piece {
+  using Element = X;
+  static constexpr int kLoads = kCount;
   static constexpr int kVector = kAligned ? 16 / static_cast<int>(sizeof(X)) : 1;  // elements of one load
   static constexpr int kSpan = kWarp * kVector;                                    // dimensions of one load of a warp
   static constexpr int kDims = kLoads * kSpan;
@@ -54,6 +50,19 @@ __device__ void read_vector(const T* from, T (&out)[kCount]) {
   } else {
     UNROLL
     for (int i = 0; i < kCount; ++i) out[i] = from[i];
+  }
+}
+
+template <bool kAligned, int kCount, class T>
+__device__ void write_vector(const T (&from)[kCount], T* to) {
+  if constexpr (kAligned) {
+    static_assert(kCount * sizeof(T) == sizeof(uint4));
+    uint4 bits;
+    memcpy(&bits, from, sizeof bits);
+    *reinterpret_cast<uint4*>(to) = bits;
+  } else {
+    UNROLL
+    for (int i = 0; i < kCount; ++i) to[i] = from[i];
   }
 }
 

@@ -221,6 +221,8 @@ inline int multiprocessors = 3;
 #endif
 inline bool capturing = false;
 
+inline int64_t fills = 0;
+
 }  // namespace cuda_host
 
 template <class T>
@@ -266,6 +268,7 @@ T atomicAdd(T* at, T value) {
 }
 
 inline void __threadfence() {}  // blocks run one after the other
+inline void __threadfence_block() {}
 
 template <class T>
 T __ldcg(const T* at) {
@@ -296,6 +299,7 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* 
 
 inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t stream) {
   if (stream != cuda_host::current_stream) return cudaErrorInvalidResourceHandle;
+  ++cuda_host::fills;
   std::memset(at, value, bytes);
   return cudaSuccess;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -166,6 +167,19 @@ class Launchers:
     def fail_after(self, launches: int) -> None:
         """Lets the launch after so many others fail."""
         self._library.cuda_host_fail_after(ctypes.c_int64(launches))
+
+    @contextlib.contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Lets launches become nodes of a graph."""
+        self._library.cuda_host_capture(True)
+        try:
+            yield
+        finally:
+            self._library.cuda_host_capture(False)
+
+    def fills(self) -> int:
+        """Fills of memory since the last call: nodes of a graph that are no kernels."""
+        return self._library.cuda_host_fills()
 
     def launches(self) -> list[tuple[str, int, int, int]]:
         """Launches since the last call, of a library built with ``CUDA_HOST_IDLE``, which runs none of them.

@@ -14,7 +14,8 @@ from torch import Tensor
 from cem_fast.ops import library, reference
 
 # N, D, C, K: one of each; a second tile; long segments; a chunk and a bit; shares of the dimensions; more classes than rows;
-# many components; rows of 16 bytes and their multiples, short and long; none
+# many components; rows of 16 bytes and their multiples, short and long; more classes than
+# fit shared memory; none
 SHAPES = [
     (1, 1, 1, 1),
     (37, 3, 4, 5),
@@ -23,8 +24,9 @@ SHAPES = [
     (5, 70, 11, 2),
     (7, 31, 1, 34),
     (600, 5, 1, 2),
-    (45, 64, 3, 5),
+    (75, 64, 3, 5),
     (34, 648, 2, 3),
+    (90, 6, 12, 2),
     (0, 5, 2, 3),
 ]
 

@@ -62,7 +62,7 @@ def notices(program: Path, barrier: str) -> bool:
     try:
         # several tiles of dimensions and of components; segments that are longer than a block
         with Host(program, CUDA_HOST_SKIP=barrier, **ENVIRONMENT) as host:
-            for shape in ((40, 70, 2, 9), (600, 5, 1, 34)):
+            for shape in ((40, 70, 2, 9), (20, 300, 2, 3), (600, 5, 1, 34)):
                 for diag in (True, False):
                     for problem in problems(shape, torch.float32, diag):
                         agrees(host, problem)
@@ -81,9 +81,9 @@ LAUNCHERS = {
     "the device's guard": Mutant("register.cpp", "torch::stable::accelerator::DeviceGuard guard_", "int32_t guard_"),
     "the current stream": Mutant("queue.cuh", "static_cast<cudaStream_t>(context_.stream)", "nullptr"),
     "the check of a launch": Mutant("queue.cuh", "if (status != cudaSuccess) throw", "if (false) throw"),
-    "64 bits of an offset": Mutant(
-        "distance.cuh", "groups.order[position] * x.stride;", "int(groups.order[position] * x.stride);"
-    ),
+    "64 bits of an offset": Mutant("component_statistics.cuh", "row[r] * x_.stride", "int(row[r] * x_.stride)"),
+    "counters that are ready again": Mutant("ticket.cuh", "if (last) *ticket = 0;", ""),
+    "counters of a graph": Mutant("ticket.cuh", "queue.is_captured()", "false"),
     "neighbors made of what lies apart": Mutant(
         "../common/arguments.h", "keep(t.is_contiguous() ? t : ", "keep(true ? t : "
     ),

@@ -130,6 +130,19 @@ def test_a_mixture_that_the_kernels_fit(launchers, algorithm, covariance_type, m
         fitted()
 
 
+def test_a_graph_has_counters_of_its_own(launchers):
+    """It may run at any time, next to calls that count in shared places."""
+    for problem in problems((20, 5, 2, 2), torch.float32, False):
+        launchers.fills()
+        eager = run(launchers, problem)
+        assert launchers.fills() == 0
+        with launchers.capturing():
+            captured = run(launchers, problem)
+        counts = problem.name in ("cem_fwd", "component_statistics_fwd", "entropy_bound")
+        assert launchers.fills() == int(counts), problem.name
+        assert all(torch.equal(one, other) for one, other in zip(eager, captured, strict=True))
+
+
 X, MEANS, LABELS = torch.rand(9, 4), torch.rand(2, 3, 4), torch.arange(9) % 2
 
 
@@ -152,7 +165,8 @@ def test_what_would_read_out_of_bounds_is_refused(launchers, x, means, labels, m
 
 @pytest.mark.parametrize("launches", [0, 2])
 def test_a_launch_that_fails_is_an_error(launchers, launches):
+    many = [torch.rand(90, 4), MEANS, torch.arange(90) % 2, None, None, False, False]
     launchers.fail_after(launches)
     with pytest.raises(RuntimeError, match="CUDA: unspecified launch failure"):
-        launchers.component_statistics_fwd(X, MEANS, LABELS, None, None, False, False)
-    launchers.component_statistics_fwd(X, MEANS, LABELS, None, None, False, False)
+        launchers.component_statistics_fwd(*many)
+    launchers.component_statistics_fwd(*many)

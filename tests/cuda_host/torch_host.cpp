@@ -5,6 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include <utility>
+
 namespace {
 
 int stream;
@@ -34,6 +36,12 @@ AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** current) {
 __attribute__((visibility("default"))) void cuda_host_fail_after(int64_t launches) {
   cuda_host::launches_left = launches;
 }
+
+// Whether launches become nodes of a graph.
+__attribute__((visibility("default"))) void cuda_host_capture(bool capturing) { cuda_host::capturing = capturing; }
+
+// Fills with 0 since the last call.
+__attribute__((visibility("default"))) int64_t cuda_host_fills() { return std::exchange(cuda_host::fills, 0); }
 
 // Calls found(kernel, blocks, threads, bytes of dynamic shared memory) for every launch since the last call.
 __attribute__((visibility("default"))) void cuda_host_launches(void (*found)(const void*, int64_t, int64_t, int64_t)) {
