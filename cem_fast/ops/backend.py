@@ -113,27 +113,27 @@ def _triton_launcher(name: str) -> Callable[..., Any]:
     return launcher
 
 
-def _once_it_agrees(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Kernel of an operator, replaced by the reference on devices where the two disagree.
+def _once_it_agrees(name: str, kernel: Callable[..., Any], *others: Callable[..., Any]) -> Callable[..., Any]:
+    """Kernel of an operator, replaced by the next one, and last by the reference, on devices where it is wrong.
 
-    The first call with features of a type on a device compares them, which waits for the device. Calls during the capture of a
-    CUDA graph cannot compare and use the kernel, which must have run before with the same shapes: a capture cannot load kernels.
+    The first call with features of a type on a device compares, which waits for the device. Calls during the capture of a CUDA
+    graph cannot compare and use the kernel, which must have run before with the same shapes: a capture cannot load kernels.
     """
-    agrees: dict[tuple[torch.device, torch.dtype], bool] = {}
+    chosen: dict[tuple[torch.device, torch.dtype], Callable[..., Any]] = {}
     arguments = [text.split()[-1] for text in library.SCHEMAS[name].strip("(").split(",")]
     place = arguments.index("x" if "x" in arguments else "counts")
 
     def serve(*args: Any) -> Any:
         features = args[place]
         case = features.device, features.dtype
-        agreed = agrees.get(case)
-        if agreed is None:
+        serving = chosen.get(case)
+        if serving is None:
             if case[0].type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return kernel(*args)
-            agreed = _agrees(name, kernel, *case)
-            if agreed is not None:
-                agrees[case] = agreed
-        return kernel(*args) if agreed else getattr(reference, name)(*args)
+            serving, final = _first_that_agrees(name, (kernel, *others), *case)
+            if final:
+                chosen[case] = serving
+        return serving(*args)
 
     return serve
 
@@ -153,7 +153,22 @@ def _is_transient(failure: BaseException) -> bool:
     return cause is not None and _is_transient(cause)
 
 
-def _agrees(name: str, kernel: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> bool | None:
+def _first_that_agrees(
+    name: str, kernels: tuple[Callable[..., Any], ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Callable[..., Any], bool]:
+    """The first kernel that agrees with the reference, else the reference, and whether that is final."""
+    for left, kernel in zip(reversed(range(len(kernels))), kernels):
+        agreed = _agrees(name, kernel, device, dtype, is_last=left == 0)
+        if agreed is None:
+            return getattr(reference, name), False
+        if agreed:
+            return kernel, True
+    return getattr(reference, name), True
+
+
+def _agrees(
+    name: str, kernel: Callable[..., Any], device: torch.device, dtype: torch.dtype, *, is_last: bool
+) -> bool | None:
     """Whether a kernel agrees with the reference; None if they could not be compared now."""
     fault, agreed = None, False
     try:
@@ -171,15 +186,16 @@ def _agrees(name: str, kernel: Callable[..., Any], device: torch.device, dtype: 
             return None
         fault = f"failed ({what}) on {device} and is not used there"
     if fault is not None:
+        instead = "plain torch is slower" if is_last else "another kernel is tried"
         warnings.warn(
-            f"the kernel of {name} {fault}; plain torch is slower: see cem-fast doctor --device {device.type} --check",
+            f"the kernel of {name} {fault}; {instead}: see cem-fast doctor --device {device.type} --check",
             stacklevel=2,
         )
     return agreed
 
 
-def _load_triton(requested: str) -> tuple[str | None, str]:
-    """Registers the Triton launchers; returns their dispatch key, or None, and the reason."""
+def _find_triton(requested: str) -> tuple[str | None, str]:
+    """Dispatch key of the Triton launchers, or None, and the reason."""
     if requested not in ("auto", "triton"):
         return None, f"CEM_FAST_BACKEND={requested}"
     interpreting = os.environ.get("TRITON_INTERPRET") == "1"
@@ -196,13 +212,7 @@ def _load_triton(requested: str) -> tuple[str | None, str]:
         if requested == "triton":
             raise RuntimeError(f"CEM_FAST_BACKEND=triton: {reason}")
         return None, reason
-    key = "CPU" if interpreting else "CUDA"
-    for name in library.EVERYWHERE:
-        launcher = _triton_launcher(name)
-        library.register(name, _once_it_agrees(name, launcher) if requested == "auto" else launcher, key)
-    if interpreting:
-        return key, "TRITON_INTERPRET=1"
-    return key, "compiled at first use" + (", and compared with the reference then" if requested == "auto" else "")
+    return "CPU" if interpreting else "CUDA", "TRITON_INTERPRET=1" if interpreting else "compiled at first use"
 
 
 @functools.cache
@@ -236,28 +246,33 @@ def cuda_operators() -> dict[str, torch._ops.OpOverload]:
     return {name: getattr(torch.ops.cem_fast_cuda, name).default for name in library.ON_CUDA}
 
 
-def _load_cuda(requested: str) -> tuple[bool, str]:
-    """Registers the compiled CUDA kernels for CUDA tensors; where Triton handles those, only whole fits.
-
-    Returns:
-        Whether they serve all operations, and the reason.
-    """
+def _load_cuda(requested: str) -> tuple[dict[str, torch._ops.OpOverload], str]:
+    """Compiled CUDA kernels by operator, none if they are not used, and the reason."""
     if requested not in ("auto", "cuda"):
-        return False, f"CEM_FAST_BACKEND={requested}"
+        return {}, f"CEM_FAST_BACKEND={requested}"
     try:
-        operators = cuda_operators()
+        return cuda_operators(), "CEM_FAST_BACKEND=cuda" if requested == "cuda" else "built for this package"
     except OSError as error:
         if requested == "cuda":
             raise RuntimeError(f"CEM_FAST_BACKEND=cuda: {error}") from error
-        return False, str(error)
-    behind_triton = requested == "auto" and TRITON is not None
-    for name in library.FITS["cuda"] if behind_triton else operators:
-        operator = operators[name]
-        library.register(name, _once_it_agrees(name, operator) if requested == "auto" else operator, "CUDA")
-        library.WHOLE_FITS.add((name, "cuda"))
-    if behind_triton:
-        return False, "Triton's kernels serve"
-    return True, "CEM_FAST_BACKEND=cuda" if requested == "cuda" else "compared with the reference at first use"
+        return {}, str(error)
+
+
+# Operators whose compiled CUDA kernels need fewer launches and less of the host's time than Triton's.
+COMPILED_FIRST = ("component_statistics_fwd", "component_statistics_bwd", "entropy_bound", "cem_fwd")
+
+
+def _register_gpu_kernels() -> None:
+    """Registers Triton's and the compiled CUDA kernels; ``auto`` prefers one of them for each operator."""
+    for name in library.ON_CUDA:
+        triton = [_triton_launcher(name)] if TRITON and name in library.EVERYWHERE else []
+        compiled = [CUDA[name]] if CUDA else []
+        kernels = compiled + triton if name in COMPILED_FIRST else triton + compiled
+        if kernels:
+            kernel = _once_it_agrees(name, *kernels) if REQUESTED == "auto" else kernels[0]
+            library.register(name, kernel, TRITON or "CUDA")
+        if compiled and name in library.FITS["cuda"]:
+            library.WHOLE_FITS.add((name, "cuda"))
 
 
 def _warn_of_another_package() -> None:
@@ -312,8 +327,21 @@ def choose() -> tuple[str, CpuLibrary | None, str]:
 
 
 REQUESTED, CPU, _CPU_REASON = choose()
-TRITON, _TRITON_REASON = _load_triton(REQUESTED)
+TRITON, _TRITON_REASON = _find_triton(REQUESTED)
 CUDA, _CUDA_REASON = _load_cuda(REQUESTED)
+_register_gpu_kernels()
+
+
+def _on_cuda() -> str:
+    """Implementation in use for CUDA tensors, and the reason."""
+    compared = "; compared with the reference at first use" if REQUESTED == "auto" else ""
+    if TRITON == "CUDA" and CUDA:
+        return f"compiled for {', '.join(COMPILED_FIRST)}, which is faster there; triton for the rest{compared}"
+    if TRITON == "CUDA":
+        return f"triton: {_TRITON_REASON}{compared}; cuda {_CUDA_REASON}"
+    if CUDA:
+        return f"compiled: {_CUDA_REASON}{compared}; triton {_TRITON_REASON}"
+    return f"reference: triton {_TRITON_REASON}; cuda {_CUDA_REASON}"
 
 
 def describe() -> dict[str, Any]:
@@ -333,15 +361,9 @@ def describe() -> dict[str, Any]:
     except ImportError:
         build = None
     on_cpu = "triton (interpreted)" if TRITON == "CPU" else f"compiled ({CPU.capability})" if CPU else "reference"
-    if TRITON == "CUDA":
-        on_cuda = f"triton: {_TRITON_REASON}"
-    elif CUDA:
-        on_cuda = f"compiled: {_CUDA_REASON}"
-    else:
-        on_cuda = f"reference: triton {_TRITON_REASON}; cuda {_CUDA_REASON}"
     return {
         "backend asked for": REQUESTED,
         "on CPU tensors": f"{on_cpu}: {_CPU_REASON}",
-        "on CUDA tensors": on_cuda,
+        "on CUDA tensors": _on_cuda(),
         "build": build,
     }

@@ -127,7 +127,6 @@ def test_asking_for_what_is_not_there_names_the_reason(version, record, message,
     monkeypatch.setattr(backend, "PACKAGE", tmp_path)
     monkeypatch.setattr(torch.version, "cuda", version)
     monkeypatch.setattr(backend, "cuda_operators", backend.cuda_operators.__wrapped__)
-    monkeypatch.setattr(backend, "TRITON", None)
     if record is not None:
         (tmp_path / "_not_built_cuda.txt").write_text(record + "\n")
     with pytest.raises(RuntimeError, match=message):
@@ -148,7 +147,7 @@ def test_cpu_tensors_are_refused():
 
 @needs_library
 @pytest.mark.parametrize("triton", [True, False])
-def test_left_to_itself_it_takes_triton_or_else_the_compiled_kernels(triton):
+def test_left_to_itself_it_takes_the_fastest_that_is_there(triton):
     code = (
         "import sys, torch\n"
         f"if not {triton}: sys.modules['triton'] = None\n"
@@ -161,7 +160,11 @@ def test_left_to_itself_it_takes_triton_or_else_the_compiled_kernels(triton):
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CEM_FAST_", "TRITON_"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.startswith("True triton: compiled at first use" if triton else "True compiled: compared with")
+    wanted = "compiled for component_statistics_fwd, component_statistics_bwd, entropy_bound, cem_fwd, which is faster there; "
+    wanted += "triton for the rest; compared with the reference at first use"
+    assert done.stdout.startswith(
+        f"True {wanted}" if triton else "True compiled: built for this package; compared with"
+    )
 
 
 X = (torch.rand(9, 4), torch.rand(2, 3, 4), torch.arange(9) % 2)
@@ -187,6 +190,24 @@ def test_a_kernel_that_disagrees_with_the_reference_is_not_used(fault):
         assert torch.equal(a, b)
     serve(*X, None, None, False, False)
     assert len(calls) == compared
+
+
+def test_a_second_kernel_serves_where_the_first_is_wrong():
+    def absent(*args):
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    calls = []
+
+    def right(*args):
+        calls.append(args)
+        return reference.component_statistics_fwd(*args)
+
+    serve = backend._once_it_agrees("component_statistics_fwd", absent, right)
+    with pytest.warns(UserWarning, match="no kernel image .* is not used there; another kernel is tried"):
+        serve(*X, None, None, False, False)
+    compared = len(calls)
+    serve(*X, None, None, False, False)
+    assert len(calls) == compared + 1 > 2
 
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
