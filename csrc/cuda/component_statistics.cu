@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "scatter_gradient.cuh"
-
 namespace cem_fast::cuda {
 
 namespace {
@@ -51,15 +49,17 @@ Place place_of(const Statistics<Parameter<X>>& p, bool weighted) {
   return {false, false, true, D, 0};
 }
 
-// Most rows of a run: as many runs as the device holds blocks at once.
+// Most rows of a run: a device should hold the blocks of all runs at once, or
+// else each class is one.
 int64_t run_size(const Features& x, const Mixture& mixture, int64_t planes, const Place& place) {
   const Machine& machine = Machine::current();
   const int64_t fit = place.shared == 0 ? kStatisticsBlocks : machine.shared / (place.shared + kStaticShared);
   const int64_t blocks = machine.multiprocessors * std::clamp<int64_t>(fit, 1, kStatisticsBlocks);
-  // half a run of every class is a rest
   const int64_t most = kPartials / std::max<int64_t>(planes * mixture.components * x.dimension, 1);
-  const int64_t runs = std::max<int64_t>(1, std::min(std::max(blocks - mixture.classes / 2, blocks / 2), most));
-  return std::max(kRowsOfPart, divide_up(divide_up(x.rows, runs), kRowsOfPart) * kRowsOfPart);
+  const int64_t of_classes = std::max<int64_t>(1, blocks / mixture.classes) * mixture.classes;
+  const int64_t runs = std::max<int64_t>(1, std::min(of_classes, most));
+  // an eighth more, because classes differ in size
+  return std::max<int64_t>(1, divide_up(divide_up(x.rows * 9, runs * 8), kRowsOfPart)) * kRowsOfPart;
 }
 
 // Assigns the rows of every class to blocks; returns the number of blocks.
@@ -97,15 +97,11 @@ void statistics_of(Queue& queue, Statistics<Parameter<X>>& p) {
   p.together = place.together;
   p.normalizers = posterior ? log_normalizers(queue, p.x, p.mixture) : nullptr;
   const int64_t blocks = share_out(queue, place, p);
-  p.run_totals = queue.allocate<double>(blocks * K);
-  p.run_counts = queue.allocate<int32_t>(blocks * K);
-  p.run_planes = queue.allocate<T>(blocks * p.planes() * K * p.x.dimension);
-  p.room = place.staged ? nullptr : queue.allocate<double>(C * 2 * kWarps * K);
-  if (p.bounded) p.terms = queue.allocate<double>(C * K);
-  if (p.bounded && p.bound.official) {
-    p.class_counts = queue.allocate<double>(C * K);
-    p.class_totals = queue.allocate<double>(C * K);
-  }
+  const bool alone = place.staged && p.groups.order == nullptr && p.parts == 1;  // no class has several runs
+  const int64_t runs = alone ? 0 : blocks, hinge = p.bounded && p.bound.official ? C * K : 0;
+  queue.allocate_all(p.run_totals, runs * K, p.room, place.staged ? 0 : C * 2 * kWarps * K, p.terms,
+                     p.bounded ? C * K : 0, p.class_counts, hinge, p.class_totals, hinge, p.run_planes,
+                     runs * p.planes() * K * p.x.dimension, p.run_counts, runs * K);
   queue.launch_with(place.shared, kernel_of<X, T>(place, p.planes() > 0), blocks, p);
 }
 
@@ -140,20 +136,6 @@ void cem_forward(const Bound& bound, const Features& x, const Mixture& mixture, 
     p.bounded = true;
     p.bound = bound;
     statistics_of<X>(queue, p);
-  });
-}
-
-void scatter_gradient(const ScatterGradient& p, const Context& context) {
-  Queue queue(context);
-  for_element(p.x.element, [&]<class X>(const X*) {
-    constexpr auto kSize = static_cast<int64_t>(sizeof(X)), kParameter = static_cast<int64_t>(sizeof(Parameter<X>));
-    const int64_t D = p.x.dimension;
-    const bool aligned = is_aligned(p.x.data, p.x.stride * kSize, D * kSize) && is_aligned(p.dx, 0, 0) &&
-                         is_aligned(p.mixture.means, 0, D * kParameter) &&
-                         (!p.mixture.diagonal || is_aligned(p.grad_scatter, 0, 0));
-    const int64_t pieces = divide_up(D, aligned ? Piece<X, true, 4>::kDims : Piece<X, false, 4>::kDims);
-    queue.launch(aligned ? scatter_gradient_kernel<X, true> : scatter_gradient_kernel<X, false>,
-                 divide_up(p.x.rows * pieces, kWarps), p, pieces);
   });
 }
 

@@ -34,13 +34,11 @@ Groups group(Queue& queue, const Features& x, const Mixture& mixture, int64_t si
   s.rows_of_block = divide_up(divide_up(N, blocks), kThreads) * kThreads;
   s.run_size = size;
   s.every_class = every_class;
-  s.counts = queue.allocate<int32_t>(blocks * (C + 1));
-  s.next = in_shared ? nullptr : queue.allocate<int32_t>(blocks * (C + 1));
-  s.order = queue.allocate<int32_t>(N);
-  s.offsets = queue.allocate<int64_t>(C + 2);
-  s.first_run = queue.allocate<int64_t>(C + 2);
-  s.runs = queue.allocate<Run>(runs);
-  s.tickets = every_class ? queue.allocate<unsigned>(C + 1) : nullptr;
+  const int64_t groups = C + 1;
+  queue.allocate_all(s.offsets, groups + 1, s.first_run, groups + 1, s.counts, blocks * groups, s.next,
+                     in_shared ? 0 : blocks * groups, s.order, N, s.runs, runs, s.tickets, every_class ? groups : 0);
+  if (in_shared) s.next = nullptr;
+  if (!every_class) s.tickets = nullptr;
   const int64_t shared = in_shared ? (C + 1) * static_cast<int64_t>(sizeof(int32_t)) : 0;
   queue.launch_with(shared, count_kernel, blocks, s);
   queue.launch_with(shared, place_kernel, blocks, s);

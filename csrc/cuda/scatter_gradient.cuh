@@ -12,10 +12,11 @@ constexpr int kGradientBlocks = 8;
 #else
 constexpr int kGradientBlocks = 12;
 #endif
+constexpr int kHalfGradientBlocks = 8;  // of half types, whose loads hold more elements
 
 // dx = 2 scale g (x - mu) with the row's own component; one warp for a piece of a row.
 template <class X, bool kAligned>
-__global__ void __launch_bounds__(kThreads, kGradientBlocks)
+__global__ void __launch_bounds__(kThreads, sizeof(X) == 2 ? kHalfGradientBlocks : kGradientBlocks)
     scatter_gradient_kernel(ScatterGradient p, int64_t pieces) {
   using T = Parameter<X>;
   using Row = Piece<X, kAligned, 4>;
