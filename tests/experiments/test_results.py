@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from support import tampered
+from support import made_up, tampered
 from support.made_up import measured
 
 from cem_fast.config import RunConfig
 from cem_fast.experiments import results, saved_run
+from cem_fast.experiments.records import Baseline, FrontierEntry, Results
 from cem_fast.experiments.results import RESULTS, load_runs, make_rows, read
 
 KEPT = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -183,3 +184,18 @@ def test_a_command_of_a_stranger_is_printed_as_one_command(finished):
     lost = replace(made, runs=tuple(replace(run, checkpoint=None) for run in made.runs))
     with pytest.raises(FileNotFoundError, match=r"to have them again: cem-fast 'demo;' rm -r '\*\\x1b\[2J'$"):
         load_runs(finished.folder, lost)
+
+
+def test_the_first_cell_of_noise_in_the_order_of_the_grid_leads():
+    configs = [RunConfig(defense="dropout"), RunConfig(bottleneck="D64"), RunConfig(bottleneck="D32")]
+    runs = tuple(made_up.record(config) for config in configs)
+    entries = tuple(
+        FrontierEntry("faces", config.defense, 0.1, 0.0, run=index, accuracy=0.9, gain=index, interval=(0.0, 3.0))
+        for index, config in enumerate(configs)
+    )
+    made = Results("", None, {}, {"faces": Baseline(0.02, 0.01)}, runs, (), entries)
+    assert made.lead("faces") == entries[1]
+    assert replace(made, frontier=entries[:1]).lead("faces") == entries[0]
+    assert made.lead("digits") is None
+    with pytest.raises(ValueError, match="frontier.0.baseline must be indices of 3 runs, got 3 among them"):
+        replace(made, frontier=(replace(entries[0], baseline=(0, 3)),))

@@ -11,10 +11,11 @@ import shutil
 from html.parser import HTMLParser
 
 import pytest
+from support.made_up import measured
 
 from cem_fast.experiments.grid import RUNS, evaluate
-from cem_fast.experiments.results import RESULTS
-from cem_fast.report.page import MARK, PAGE, write
+from cem_fast.experiments.results import RESULTS, make_rows
+from cem_fast.report.page import MARK, PAGE, Gain, _averaged, write
 
 
 class Links(HTMLParser):
@@ -165,3 +166,11 @@ def test_printed_commands_can_be_pasted(finished, tmp_path):
     assert "cem-fast 'evaluate;' touch pwned" in page
     (load,) = [line for line in page.splitlines() if "load_run(" in line]
     assert f"path/to/{name}/runs/" in ast.literal_eval(load.partition("load_run(")[2].rpartition(")")[0])
+
+
+def test_a_mean_over_settings_of_one_defense_is_not_called_one_over_defenses():
+    runs = [measured("noise", 0.1, weight, 0.9, 0.01) for weight in (0.1, 0.5)]
+    runs.append(measured("dropout", 0.1, 0.5, 0.9, 0.01))
+    gains = [Gain(row, None, gain=0.1, low=0.0, high=0.2) for row in make_rows(runs)]
+    assert _averaged(gains) == "3 settings"
+    assert _averaged(gains[1:]) == "2 defenses"
