@@ -28,6 +28,8 @@ GROUPS = {
     "epochs": "training",
     "attacks": "attacks and evaluation",
 }
+POSITIVE = ("cut", "cem_components", "epochs", "batch_size", "accumulate", "attack_epochs", "attack_gan_epochs")
+POSITIVE += ("attack_steps", "attack_releases", "noise_draws")  # counts of at least 1
 
 
 @dataclass(frozen=True)
@@ -139,18 +141,7 @@ class SharedConfig:
         }
         for key, options in choices.items():
             lookup(key, getattr(self, key), dict.fromkeys(options))
-        for key in (
-            "cut",
-            "cem_components",
-            "epochs",
-            "batch_size",
-            "accumulate",
-            "attack_epochs",
-            "attack_gan_epochs",
-            "attack_steps",
-            "attack_releases",
-            "noise_draws",
-        ):
+        for key in POSITIVE:
             _require(key, getattr(self, key), at_least=1)
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must be at most batch_size {self.batch_size}, got {self.accumulate}")
