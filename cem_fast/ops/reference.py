@@ -35,17 +35,16 @@ def _classes(x: Tensor, means: Tensor, labels: Tensor | None) -> tuple[Tensor, T
 def _squared_distance(x: Tensor, means: Tensor, inverse_variances: Tensor | None) -> Tensor:
     """x [n, D], means [n, K, D], inverse_variances [n, K(, D)] or None -> [n, K]."""
     # in one order of summation, whatever the layout: equal means must have equal distances
-    square = (x.contiguous().unsqueeze(1) - means.contiguous()).square()
+    deviation = x.contiguous().unsqueeze(1) - means.contiguous()
     if inverse_variances is None:
-        return square.sum(-1)
-    if inverse_variances.dim() == 3:
-        return (square * inverse_variances).sum(-1)
-    return square.sum(-1) * inverse_variances
+        return deviation.square().sum(-1)
+    inverse = inverse_variances if inverse_variances.dim() == 3 else inverse_variances.unsqueeze(-1)
+    return (deviation * inverse * deviation).sum(-1)  # the square alone may overflow
 
 
 def _log_joint(x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, classes: Tensor) -> Tensor:
     """log(w_ck N(x_n; mu_ck, v_ck)) of each row's own class, [n, K]."""
-    log_2pi_v = torch.log(2 * math.pi * variances)
+    log_2pi_v = math.log(2 * math.pi) + torch.log(variances)  # 2 pi v alone may overflow
     log_det = log_2pi_v.sum(-1) if variances.dim() == 3 else means.shape[2] * log_2pi_v
     constant = torch.log(weights) - 0.5 * log_det
     return constant[classes] - 0.5 * _squared_distance(x, means[classes], variances[classes].reciprocal())
