@@ -91,6 +91,8 @@ template <class X>
 void statistics_of(Queue& queue, Statistics<Parameter<X>>& p) {
   using T = Parameter<X>;
   const int64_t C = p.mixture.classes, K = p.mixture.components;
+  // no labels at all have no address, but there are classes; nothing is read from this one
+  if (p.x.rows == 0) p.mixture.labels = static_cast<const int64_t*>(p.mixture.means);
   const bool posterior = p.mixture.variances != nullptr, weighted = posterior && p.mixture.diagonal;
   const Place place = place_of<X>(p, weighted);
   p.pitch = static_cast<int32_t>(place.pitch);
