@@ -56,7 +56,8 @@ check: $(READY) ## run the long proofs: kills, sanitizers, wrong kernels, compil
 	    && $(PY) tests/aot/collect.py --compiler triton --check --share $(SHARE); \
 	  else echo "triton is not installed: its kernels were neither interpreted nor compiled"; fi
 	@if ! command -v nvcc >/dev/null; then echo "nvcc is not installed: the CUDA kernels were not compiled"; \
-	  elif $(PY) -c 'import triton' 2>/dev/null; then $(PY) tests/aot/collect.py --compiler nvcc --check; fi
+	  elif $(PY) -c 'import triton' 2>/dev/null; then \
+    $(PY) tests/aot/collect.py --compiler nvcc --check && $(PY) tests/aot/gpu_model.py --check; fi
 	@$(PY) tests/wheel.py $(if $(OTHER_TORCH),--torch "$(OTHER_TORCH)")
 
 lint: $(READY) ## check style, types and layers, without changing anything
