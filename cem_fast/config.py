@@ -28,8 +28,10 @@ GROUPS = {
     "epochs": "training",
     "attacks": "attacks and evaluation",
 }
-POSITIVE = ("cut", "cem_components", "epochs", "batch_size", "accumulate", "attack_epochs", "attack_gan_epochs")
-POSITIVE += ("attack_steps", "attack_releases", "noise_draws")  # counts of at least 1
+POSITIVE = (  # counts of at least 1
+    *("cut", "cem_components", "epochs", "batch_size", "accumulate", "noise_draws"),
+    *("attack_epochs", "attack_gan_epochs", "attack_steps", "attack_releases"),
+)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,11 @@ def write_half(
             drawing = sorted({str(node.target) for node in program.graph.nodes if _draws(node.target)})
             if drawing and not random:
                 raise ValueError(f"its graph draws by {', '.join(drawing)}, and would repeat itself")
-            write = {"onnx": partial(_onnx, inputs=inputs, output=output), "pt2": _pt2, "executorch": _executorch}
+            write: dict[str, Callable[[torch.export.ExportedProgram], bytes]] = {
+                "onnx": partial(_onnx, inputs=inputs, output=output),
+                "pt2": _pt2,
+                "executorch": _executorch,
+            }
             content = write[format](program)
         except Exception as error:  # the exporters' own classes differ between releases
             raise ValueError(f"the {path.stem} half cannot be exported to {format}: {_reason(error)}") from error

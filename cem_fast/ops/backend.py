@@ -265,8 +265,8 @@ COMPILED_FIRST = ("component_statistics_fwd", "component_statistics_bwd", "entro
 def _register_gpu_kernels() -> None:
     """Registers Triton's and the compiled CUDA kernels; ``auto`` prefers one of them for each operator."""
     for name in library.ON_CUDA:
-        triton = [_triton_launcher(name)] if TRITON and name in library.EVERYWHERE else []
-        compiled = [CUDA[name]] if CUDA else []
+        triton: list[Callable[..., Any]] = [_triton_launcher(name)] if TRITON and name in library.EVERYWHERE else []
+        compiled: list[Callable[..., Any]] = [CUDA[name]] if CUDA else []
         kernels = compiled + triton if name in COMPILED_FIRST else triton + compiled
         if kernels:
             kernel = _once_it_agrees(name, *kernels) if REQUESTED == "auto" else kernels[0]
