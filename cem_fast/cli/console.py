@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from cem_fast.cli.progress import Lines
     from cem_fast.config import RunConfig
     from cem_fast.deploy import Manifest
-    from cem_fast.experiments.records import FrontierEntry, Pair, Results
+    from cem_fast.experiments.gain_records import FrontierEntry, Pair
+    from cem_fast.experiments.records import Results
     from cem_fast.experiments.results import Measured, Row
     from cem_fast.tune import Tuned
 

@@ -12,7 +12,8 @@ from typing import Any, get_args, get_origin
 import click
 import yaml
 
-from cem_fast.config import GridConfig, SharedConfig, described, from_yaml, is_of, type_name
+from cem_fast._support.setting_types import from_yaml, is_of, type_name
+from cem_fast.config import GridConfig, SharedConfig, described
 
 CONFIG, PRINT = "config", "print_config"
 MAX_BYTES = 200_000  # of a YAML file

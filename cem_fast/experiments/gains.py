@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cem_fast import metrics
-from cem_fast.experiments.records import FrontierEntry, Pair
+from cem_fast.experiments.gain_records import FrontierEntry, Pair
 from cem_fast.experiments.results import Measured, cells, name
 
 NUM_RESAMPLES = 2000

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cem_fast.config import RunConfig
-from cem_fast.experiments.records import FrontierEntry, GridRecord, Pair, Record, Results
+from cem_fast.experiments.gain_records import FrontierEntry, Pair
+from cem_fast.experiments.records import GridRecord, Record, Results
 from cem_fast.experiments.results import cells, differing, name, read_file
 
 
@@ -304,7 +305,8 @@ def compared(results: Results, pair: Pair) -> tuple[list[GridRecord], list[GridR
 
     Example:
         >>> from cem_fast.config import RunConfig
-        >>> from cem_fast.experiments.records import Baseline, Leakage, Outcome, Pair, Record, Results
+        >>> from cem_fast.experiments.gain_records import Pair
+        >>> from cem_fast.experiments.records import Baseline, Leakage, Outcome, Record, Results
         >>> from cem_fast.report import markdown
         >>> outcome = Outcome(0.01, 20.0, 0.5, 0.6, 0.9, None, knowledge="its own images", budget="a closed form")
         >>> rest = 0.9, 80, {"ridge": outcome}, Leakage(None, None, None), {"total": 1.0}

@@ -17,7 +17,8 @@ from cem_fast._support.files import check_target, write_atomically
 from cem_fast._support.text import shell_line
 from cem_fast.config import UNWRITTEN
 from cem_fast.experiments import gains
-from cem_fast.experiments.records import Baseline, FrontierEntry, Pair, Point, Record, Results
+from cem_fast.experiments.gain_records import FrontierEntry, Pair
+from cem_fast.experiments.records import Baseline, Point, Record, Results
 from cem_fast.experiments.results import RESULTS, Measured, Row, load_runs, make_rows, read
 from cem_fast.experiments.saved_run import read_description
 from cem_fast.report import charts

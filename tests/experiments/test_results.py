@@ -15,7 +15,8 @@ from support.made_up import measured
 
 from cem_fast.config import RunConfig
 from cem_fast.experiments import results, saved_run
-from cem_fast.experiments.records import Baseline, FrontierEntry, Results
+from cem_fast.experiments.gain_records import FrontierEntry
+from cem_fast.experiments.records import Baseline, Results
 from cem_fast.experiments.results import RESULTS, load_runs, make_rows, read
 
 KEPT = Path(__file__).parents[2] / "benchmarks" / "results"
