@@ -7,7 +7,12 @@ CXX = c++
 endif
 SHARE ?= 1
 # the oldest release of torch that pyproject.toml promises
-OTHER_TORCH ?= torch==2.11.0
+OTHER_TORCH ?= $(if $(filter 1,$(SHARE)),torch==2.11.0)
+# the environment is for this machine alone: its GPUs, or one architecture without any; `pip install .` builds for all
+ifndef TORCH_CUDA_ARCH_LIST
+GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';')
+export TORCH_CUDA_ARCH_LIST := $(or $(GPUS),9.0)
+endif
 
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check --quiet
@@ -45,7 +50,7 @@ gpu: $(READY) ## check, test and time this machine's GPU (about 8 minutes)
 	@$(PY) -m cem_fast bench --device cuda --quick --save build/gpu
 	@$(PY) benchmarks/gpu_profile.py --save build/gpu/profile.txt
 
-check: $(READY) ## run the long proofs: kills, sanitizers, wrong kernels, compiled kernels, the wheel and the sources (also with OTHER_TORCH, the oldest torch); 2 hours, or half an hour with SHARE=0.05
+check: $(READY) ## run the long proofs: kills, sanitizers, wrong kernels, compiled kernels, the wheel and the sources (with SHARE=1 also under OTHER_TORCH, the oldest torch); 2 hours, or half an hour with SHARE=0.05
 	@SHARE=$(SHARE) $(PY) -m pytest -q -m long tests --ignore=tests/kernels
 	@$(PY) tests/sanitizers/run.py
 	@$(PY) tests/cuda_host/run.py
