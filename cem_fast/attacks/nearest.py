@@ -59,7 +59,8 @@ class Nearest(ClosedForm):
         self.norms = observations.square().sum(2).mean(0)  # [N], E ||z_i||^2
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        return self.images[self.lookup(features)]
+        found = self.lookup(features)  # refuses an attack that is not fitted
+        return self.images[found]
 
     def lookup(self, features: Tensor) -> Tensor:
         """Returns the index of the attacker's image with the nearest features, ``[N]`` int64.

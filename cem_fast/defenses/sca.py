@@ -88,7 +88,7 @@ class SparseCoding(nn.Module):
             >>> import torch
             >>> from cem_fast.defenses.sca import SparseCoding
             >>> layer, features = SparseCoding(4, threshold=0.5), torch.rand(2, 4, 8, 8)
-            >>> torch.equal(layer.frozen()(features), layer(features))
+            >>> torch.allclose(layer.frozen()(features), layer(features), atol=1e-5)
             True
         """
         return _FrozenSparseCoding(self)

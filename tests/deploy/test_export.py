@@ -206,7 +206,7 @@ class Deciding(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("layer", "message"), [(Drawing(), "bernoulli"), (Deciding(), "device half cannot be exported")]
+    ("layer", "message"), [(Drawing(), "draw by torch's functions"), (Deciding(), "device half cannot be exported")]
 )
 def test_what_cannot_be_exported_is_named(tmp_path, layer, message):
     model = network()
