@@ -180,7 +180,9 @@ class Served:
         faked.install()
         # results stay uninitialized: nothing may look at them
         validate.is_readable = lambda value: False
-        self.compiled = Launchers(build_library(folder, "-O1", "-DCUDA_HOST_IDLE", "-UCEM_FAST_SMALL_PARTS"))
+        self.compiled = Launchers(
+            build_library(folder, "-O1", "-DCUDA_HOST_FIBERS", "-DCUDA_HOST_IDLE", "-UCEM_FAST_SMALL_PARTS")
+        )
         of_cuda = {name: getattr(self.compiled, name) for name in library.ON_CUDA}
         self.backends = {"Triton": dict(OPERATORS), "CUDA C++": of_cuda}
         self.now: dict[str, Callable[..., Any]] = {}

@@ -130,6 +130,7 @@ def test_half_the_budget():
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["optimization", "gan"])
 def test_half_of_the_default_budget_converges(small_faces, untrained, name):
     usual = RunConfig()

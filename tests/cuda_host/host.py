@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import os
 import struct
@@ -30,16 +31,16 @@ ELEMENTS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 def build(folder: Path, *flags: str) -> Path:
     """Compiles the driver with every kernel; returns the program."""
     program = folder / "driver"
-    sources = [*sorted(SOURCES.glob("*.cu")), HERE / "driver.cpp"]
-    _link(program, _compile(folder, sources, flags), *flags)
+    objects = [*_kernels(folder, flags), *_compile(folder, [HERE / "driver.cpp"], flags)]
+    _link(program, objects, *flags)
     return program
 
 
 def build_library(folder: Path, *flags: str) -> Path:
     """Compiles the launchers of torch's tensors with every kernel; returns the library."""
     library = folder / "launchers.so"
-    flags = ("-fPIC", "-DCUDA_HOST_FIBERS", *flags)
-    kernels = _compile(folder, sorted(SOURCES.glob("*.cu")), flags)
+    flags = ("-fPIC", *flags)
+    kernels = _kernels(folder, flags)
     headers = [argument for path in include_paths() for argument in ("-isystem", path)]
     for_torch = [
         *flags,
@@ -55,8 +56,20 @@ def build_library(folder: Path, *flags: str) -> Path:
     return library
 
 
+def _kernels(folder: Path, flags: Sequence[str]) -> list[Path]:
+    """Objects of all kernels, compiled once for the program and the library of a folder, also by two processes."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sources, done = sorted(SOURCES.glob("*.cu")), folder / "kernels are compiled"
+        objects = [folder / f"{source.name}.o" for source in sources]
+        if not done.exists():
+            _compile(folder, sources, (*flags, "-fPIC"))
+            done.touch()
+    return objects
+
+
 def _compile(folder: Path, sources: list[Path], flags: Sequence[str]) -> list[Path]:
-    objects = [folder / f"{source.name}{'.pic' * ('-fPIC' in flags)}.o" for source in sources]
+    objects = [folder / f"{source.name}.o" for source in sources]
 
     def compile_one(source: Path, target: Path) -> None:
         command = [_compiler(), *FLAGS, *flags, f"-I{SOURCES}", "-x", "c++", "-c", str(source), "-o", str(target)]

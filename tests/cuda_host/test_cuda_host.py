@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("cuda_host"), "-O1", "-DCUDA_HOST_FIBERS")
+def program(objects):
+    return build(objects, "-O1", "-DCUDA_HOST_FIBERS")
 
 
 @pytest.fixture(scope="module")

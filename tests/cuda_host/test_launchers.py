@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def launchers(tmp_path_factory):
-    return Launchers(build_library(tmp_path_factory.mktemp("launchers"), "-O1"))
+def launchers(objects):
+    return Launchers(build_library(objects, "-O1", "-DCUDA_HOST_FIBERS"))
 
 
 def run(launchers, problem):
@@ -101,7 +101,11 @@ def test_rows_that_lie_further_apart_than_32_bits_reach(launchers, operator, mon
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("dtype", list(agreement.TOLERANCE), ids=str)
+OTHERS = [torch.float64, torch.float16, torch.bfloat16]  # minutes; test_every_type_of_features is quicker
+COMPARED = [torch.float32, *(pytest.param(dtype, marks=pytest.mark.long) for dtype in OTHERS)]
+
+
+@pytest.mark.parametrize("dtype", COMPARED, ids=str)
 def test_what_is_compared_on_a_users_device(launchers, dtype):
     for name in library.ON_CUDA:
         error = agreement.error(name, getattr(launchers, name), dtype, torch.device("cpu"))

@@ -10,7 +10,7 @@ from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import Attack, Observe
 from cem_fast.data import Splits
 
-OF_INVERSION = {"decoder_steps": 40, "corrector_steps": 10, "map_steps": 15}
+OF_INVERSION = {"decoder_steps": 20, "corrector_steps": 5, "map_steps": 5}
 
 
 def build(name: str, image_shape: Sequence[int], **changes: Any) -> Any:
