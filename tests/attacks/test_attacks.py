@@ -60,7 +60,10 @@ def test_settings_reach_the_attacks(small_faces):
     assert [part.p for part in decoder.network.modules() if isinstance(part, torch.nn.Dropout)] == [0.6]
 
 
-@pytest.mark.parametrize("name", attacks.names())
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name in ("inversion", "flow") else ()) for name in attacks.names()],
+)
 def test_an_undefended_encoder_is_inverted_far_below_the_class_mean(small_faces, untrained, name):
     attack = build(name, small_faces.image_shape)
     attack.fit(untrained, small_faces.attacker.images, small_faces.attacker.labels)

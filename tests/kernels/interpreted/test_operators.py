@@ -274,7 +274,7 @@ def test_counting_sorts_stably(N, C, monkeypatch):
     assert torch.equal(groups.offsets, torch.searchsorted(placed, torch.arange(C + 2)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=long)], ids=str)
 @pytest.mark.parametrize("rows", [0, 20])
 @pytest.mark.parametrize("noise_per_dimension", [False, True])
 @pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
@@ -310,7 +310,9 @@ def bounds(x, means, labels, variances, weights, samples, noise):
 SPREADS = list(itertools.product([False, True], [False, True]))
 
 
-@pytest.mark.parametrize("rows, fitted", [(25, 7), (25, 14), (38, 21), (42, 27)])
+@pytest.mark.parametrize(
+    "rows, fitted", [(25, 7), pytest.param(25, 14, marks=long), pytest.param(38, 21, marks=long), (42, 27)]
+)
 @pytest.mark.parametrize("diag, noise_per_dimension", SPREADS)
 def test_fewer_samples_than_rows_and_classes_without_rows(rows, fitted, diag, noise_per_dimension):
     """The rounding of ``num_samples - b rows`` must not make the weight of an unseen component negative."""
