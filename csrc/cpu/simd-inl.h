@@ -224,8 +224,8 @@ CEM_FAST_INLINE void store_last(X* p, int n, V value) {
   for (int i = 0; i < n; ++i) narrow(value[lanes - n + i], p + i);
 }
 
-// a * b + c with one rounding where the processor has such an instruction. Left to the compiler, the choice could depend
-// on the size of a tile, and equal distances would differ.
+// a * b + c with one rounding where the processor has such an instruction. Left to the compiler, the choice could
+// depend on the size of a tile, and equal distances would differ.
 CEM_FAST_INLINE Vector<float> multiply_add(Vector<float> a, Vector<float> b, Vector<float> c) {
 #if CEM_FAST_WIDTH == 64
   return (Vector<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
