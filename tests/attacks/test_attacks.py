@@ -14,6 +14,7 @@ from cem_fast.attacks.ridge import Ridge
 from cem_fast.config import RunConfig
 from cem_fast.experiments.build import build_attack
 
+FEW_STEPS = {"flow_steps": 5, "steps": 5, "decoder_steps": 5, "corrector_steps": 2, "map_steps": 2}
 OF_ANY_SHAPE = ("ridge", "nearest", "kernel_ridge", "inversion", "flow")  # attacks on maps, tokens and vectors alike
 
 
@@ -81,7 +82,7 @@ def test_an_attack_depends_on_its_seed_alone(name):
     rebuilt = []
     for seed, stir in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(stir)
-        attack = build(name, images.shape[1:], seed=seed, epochs=2)
+        attack = build(name, images.shape[1:], seed=seed, epochs=2, **FEW_STEPS)
         before = torch.get_rng_state()
         attack.fit(noisy, images, torch.zeros(20, dtype=torch.int64))
         assert torch.equal(torch.get_rng_state(), before)
@@ -108,7 +109,7 @@ def test_a_constant_feature_does_no_harm():
     torch.manual_seed(0)
     images = torch.rand(40, 1, 8, 8)
     for name in attacks.names():
-        attack = build(name, images.shape[1:], epochs=3)
+        attack = build(name, images.shape[1:], epochs=3, **FEW_STEPS)
         attack.fit(lambda x: F.pad(F.avg_pool2d(x, 2), (0, 0, 0, 0, 0, 1)), images, torch.zeros(40).long())
         assert attack.reconstruct(F.pad(F.avg_pool2d(images, 2), (0, 0, 0, 0, 0, 1))).isfinite().all()
 
@@ -192,7 +193,7 @@ def test_too_few_images(name, least):
     images = torch.rand(least, 1, 8, 8)
     with pytest.raises(ValueError, match=f"at least {least} images, got {least - 1}"):
         build(name, images.shape[1:]).fit(torch.clone, images[1:], torch.zeros(least - 1, dtype=torch.int64))
-    attack = build(name, images.shape[1:], epochs=1)
+    attack = build(name, images.shape[1:], epochs=1, **FEW_STEPS)
     attack.fit(torch.clone, images, torch.zeros(least, dtype=torch.int64))
     assert attack.reconstruct(images).isfinite().all()
 
@@ -206,7 +207,7 @@ def test_reconstruct_before_fit_is_refused(name):
 @pytest.mark.parametrize("name", attacks.names())
 def test_attacks_with_a_network_refuse_flat_features(name):
     images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
-    attack = build(name, images.shape[1:])
+    attack = build(name, images.shape[1:], **FEW_STEPS)
     if name in OF_ANY_SHAPE:
         attack.fit(lambda x: x.flatten(1), images, labels)
         assert attack.reconstruct(images.flatten(1)).shape == images.shape
