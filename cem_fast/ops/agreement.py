@@ -99,7 +99,9 @@ def _labeled(
             x, means, labels, None, None, diagonal, False
         )
         yield "kmeans", [x, means, labels, 3, 1e-4, diagonal]
-        yield "expectation_maximization", [*mixture, 2, 1e-4, 1e-3]
+        wide = variances.clone()  # posteriors that underflow would differ by type
+        wide[:-1] += D**0.5  # but of the class without rows, which keeps them: they would hide errors of smaller ones
+        yield "expectation_maximization", [x, means, wide, weights, labels, 2, 1e-4, 1e-3]
         yield "component_statistics_bwd", [uniform(*scatter.shape).to(dtype), None, x, means, labels, assignment]
         priors = [variances, weights, prior, num_samples, noise_variance]
         for official in (False, True)[: 1 if diagonal else 2]:

@@ -57,7 +57,8 @@ def test_every_type_of_features(launchers, dtype):
         gradient = problem.name.endswith("_bwd")
         parameter = torch.promote_types(dtype, torch.float32)
         kinds = {t.dtype for t in run(launchers, problem) if t.is_floating_point()}
-        assert kinds == {dtype if gradient else parameter}
+        sums = {torch.float64} if problem.name == "expectation_maximization" else set()  # rows and log-likelihoods
+        assert kinds == {dtype if gradient else parameter} | sums
 
 
 def scattered(argument):
@@ -137,6 +138,8 @@ def test_a_mixture_that_the_kernels_fit(launchers, algorithm, covariance_type, m
 def test_a_graph_has_counters_of_its_own(launchers):
     """It may run at any time, next to calls that count in shared places."""
     for problem in problems((20, 5, 2, 2), torch.float32, False):
+        if problem.name in library.FITS["cuda"]:  # never captured: the host reads how many classes still move
+            continue
         launchers.fills()
         eager = run(launchers, problem)
         assert launchers.fills() == 0
