@@ -51,7 +51,7 @@ gpu: $(READY) ## check, test and time this machine's GPU (about 8 minutes)
 	@$(PY) benchmarks/gpu_profile.py --save build/gpu/profile.txt
 
 check: $(READY) ## run the long proofs: kills, sanitizers, wrong kernels, compiled kernels, the wheel and the sources (with SHARE=1 also under OTHER_TORCH, the oldest torch); 2 hours, or half an hour with SHARE=0.05
-	@SHARE=$(SHARE) $(PY) -m pytest -q -m long tests --ignore=tests/kernels
+	@SHARE=$(SHARE) $(PY) -m pytest -q -m long --share $(SHARE) tests --ignore=tests/kernels
 	@$(PY) tests/sanitizers/run.py
 	@$(PY) tests/cuda_host/run.py
 	@if $(PY) -c 'import triton' 2>/dev/null; \
@@ -61,8 +61,9 @@ check: $(READY) ## run the long proofs: kills, sanitizers, wrong kernels, compil
 	    && $(PY) tests/aot/collect.py --compiler triton --check --share $(SHARE); \
 	  else echo "triton is not installed: its kernels were neither interpreted nor compiled"; fi
 	@if ! command -v nvcc >/dev/null; then echo "nvcc is not installed: the CUDA kernels were not compiled"; \
+	  elif [ "$(SHARE)" != 1 ]; then echo "SHARE=$(SHARE): the CUDA kernels were not compiled for every architecture"; \
 	  elif $(PY) -c 'import triton' 2>/dev/null; then \
-    $(PY) tests/aot/collect.py --compiler nvcc --check && $(PY) tests/aot/gpu_model.py --check; fi
+	    $(PY) tests/aot/collect.py --compiler nvcc --check && $(PY) tests/aot/gpu_model.py --check; fi
 	@$(PY) tests/wheel.py $(if $(OTHER_TORCH),--torch "$(OTHER_TORCH)")
 
 lint: $(READY) ## check style, types and layers, without changing anything
