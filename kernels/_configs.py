@@ -38,7 +38,7 @@ TABLE: dict[str, dict[str, dict[int, Config]]] = {
     # matrix products: rows by components over dimensions, rows by dimensions over components, components by dimensions over rows
     "product": {"*": {4: Config(64, 16, 4, BLOCK_K=32)}},
     "product_gradient": {"*": {4: Config(64, 32, 8, BLOCK_K=16)}},
-    "product_moments": {"*": {4: Config(16, 32, 4, BLOCK_K=64)}},
+    "product_moments": {"*": {4: Config(16, 16, 4, BLOCK_K=64)}},
 }
 
 # Registers per thread on NVIDIA, the maximum for eight warps. Without it, ptxas spills in order to fit a second program.
