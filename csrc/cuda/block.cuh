@@ -66,4 +66,19 @@ __device__ inline int64_t block_scan(int64_t value, int64_t* total) {
   return before;
 }
 
+// Whether this is the last of `blocks` blocks to get here. It then sees what all of them have written. The counter is 0
+// before, and again after the last block.
+__device__ inline bool is_last(unsigned* ticket, int64_t blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();  // for other blocks: all threads have written
+  if (threadIdx.x == 0) {
+    last = atomicAdd(ticket, 1u) + 1 == static_cast<unsigned>(blocks);
+    if (last) *ticket = 0;
+  }
+  __syncthreads();  // `last` is known
+  __threadfence();
+  return last;
+}
+
 }  // namespace cem_fast::cuda

@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     s.moved[blockIdx.x] = moved;
     if (block == 0) s.counts[ck] = mass;
   }
-  if (!is_last_block(classes.ticket + c, K * s.columns)) return;
+  if (!is_last(classes.ticket + c, K * s.columns)) return;
   double rows = 0, likelihood = 0;
   for (int64_t i = c * K + threadIdx.x; i < (c + 1) * K; i += kThreads) rows += s.counts[i];
   rows = block_sum(rows);

@@ -19,7 +19,8 @@ Fit::Fit(Queue& queue, const Features& x, const Mixture& mixture, int64_t wanted
   const Groups by_class = group_rows(queue, x, mixture, 0);
   int64_t* first = queue.allocate<int64_t>(C + 1);
   groups = {N, C, size, N / size + std::min(C, N), by_class.order, by_class.offsets, first};
-  classes = {queue.allocate<int32_t>(C), queue.allocate<int32_t>(1), queue.allocate<int32_t>(C), iterations, converged};
+  classes = {queue.allocate<int32_t>(C), queue.allocate<int32_t>(1), queue.allocate<unsigned>(C), iterations,
+             converged};
   queue.launch(begin_fit_kernel, 1, groups, first, classes);
   shares.shares = groups.segments / std::max<int64_t>(C, 1) >= kShareSegments ? 4 : 1;
 }

@@ -45,24 +45,10 @@ __device__ inline Segment segment_at(const Segments& g, int64_t index) {
 struct Classes {
   int32_t* active;      // [classes]: 1 while the class moves
   int32_t* remaining;   // [1]: number of active classes
-  int32_t* ticket;      // [classes]: blocks of a kernel that have finished; 0 between kernels
+  unsigned* ticket;     // [classes]: blocks of a kernel that have finished; 0 between kernels
   int64_t* iterations;  // [classes]
   int64_t* converged;   // [classes]
 };
-
-// Whether this is the last of `blocks` blocks of a class to get here. It then sees what all of them have written.
-__device__ inline bool is_last_block(int32_t* ticket, int64_t blocks) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();  // for other blocks: all threads have written
-  if (threadIdx.x == 0) {
-    last = atomicAdd(ticket, 1) == static_cast<int32_t>(blocks - 1);
-    if (last) *ticket = 0;
-  }
-  __syncthreads();  // `last` is known
-  __threadfence();
-  return last;
-}
 
 // Ends an iteration of a class, in one thread.
 __device__ inline void finish_iteration(const Classes& s, int64_t c, bool moves) {

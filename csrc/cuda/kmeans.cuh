@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     s.shift[blockIdx.x] = shift;
     if (blockIdx.x % s.columns == 0) s.rows[ck] = rows;
   }
-  if (!is_last_block(classes.ticket + c, K * s.columns)) return;
+  if (!is_last(classes.ticket + c, K * s.columns)) return;
   double empty = 0;
   shift = 0;
   for (int64_t i = threadIdx.x; i < K * s.columns; i += kThreads) shift += s.shift[c * K * s.columns + i];
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     s.at[blockIdx.x] = at;
   }
   const int64_t first = groups.first_segment[c], last = groups.first_segment[c + 1];
-  if (!is_last_block(classes.ticket + c, last - first)) return;
+  if (!is_last(classes.ticket + c, last - first)) return;
   most = 0, at = -1;
   for (int64_t i = first; i < last; ++i) {
     if (s.farthest[i] > most) most = s.farthest[i], at = s.at[i];

@@ -33,18 +33,4 @@ inline Tickets take_tickets(Queue& queue) {
   return {nullptr, static_cast<int>(calls++ % kCalls)};
 }
 
-// Whether this block is the last of some; it then sees what the others have written.
-__device__ inline bool is_last(unsigned* ticket, int64_t blocks) {
-  __shared__ bool last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(ticket, 1u) + 1 == static_cast<unsigned>(blocks);
-    if (last) *ticket = 0;
-  }
-  __syncthreads();
-  __threadfence();
-  return last;
-}
-
 }  // namespace cem_fast::cuda

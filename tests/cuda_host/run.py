@@ -82,7 +82,7 @@ LAUNCHERS = {
     "the current stream": Mutant("queue.cuh", "static_cast<cudaStream_t>(context_.stream)", "nullptr"),
     "the check of a launch": Mutant("queue.cuh", "if (status != cudaSuccess) throw", "if (false) throw"),
     "64 bits of an offset": Mutant("component_statistics.cuh", "row[r] * x_.stride", "int(row[r] * x_.stride)"),
-    "counters that are ready again": Mutant("ticket.cuh", "if (last) *ticket = 0;", ""),
+    "counters that are ready again": Mutant("block.cuh", "if (last) *ticket = 0;", ""),
     "counters of a graph": Mutant("ticket.cuh", "queue.is_captured()", "false"),
     "neighbors made of what lies apart": Mutant(
         "../common/arguments.h", "keep(t.is_contiguous() ? t : ", "keep(true ? t : "
