@@ -119,13 +119,13 @@ class DenseCompress(nn.Sequential):
             self.append(ACTIVATIONS[features]())
         self.append(nn.Unflatten(1, (numbers, 1, 1)))
 
-    def folded(self) -> nn.Sequential:
+    def frozen(self) -> nn.Sequential:
         """The same map for use, with the normalization folded into A and a bias; a copy.
 
         Example:
             >>> from cem_fast.models import DenseBottleneck
             >>> from cem_fast.models.dense import DenseCompress
-            >>> [type(layer).__name__ for layer in DenseCompress((4, 2, 2), DenseBottleneck(numbers=8)).folded()]
+            >>> [type(layer).__name__ for layer in DenseCompress((4, 2, 2), DenseBottleneck(numbers=8)).frozen()]
             ['Flatten', 'Linear', 'Sigmoid', 'Unflatten']
         """
         layers = list(copy.deepcopy(self).eval())

@@ -113,6 +113,16 @@ def test_the_network_without_noise_is_that_of_training():
         assert torch.allclose(message, model.encoder((images - 0.5) / 0.25), atol=1e-6)
 
 
+def test_a_dense_bottleneck_is_sent_without_its_normalization():
+    model = models.build("slim", image_shape=(1, 16, 16), num_classes=3, cut=2, bottleneck="D64")
+    model(torch.rand(8, 1, 16, 16))
+    model.eval()
+    device, images = Device(model, defenses.NoDefense(), Code()), torch.rand(3, 1, 16, 16)
+    assert not any(isinstance(layer, torch.nn.BatchNorm1d) for layer in device.modules())
+    with torch.no_grad():
+        assert torch.allclose(device(images), model.encoder(images), atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
 def test_codes_lose_at_most_half_a_step(dtype):
     code = Code(dtype, low=-0.4, high=1.4)

@@ -290,8 +290,8 @@ def test_normalization_folds_into_the_weights_for_use(text):
         device(torch.rand(20, 3, 8, 8, dtype=torch.float64))
     nn.init.normal_(next(m for m in device if isinstance(m, nn.BatchNorm1d)).weight)
     maps = torch.rand(5, 3, 8, 8, dtype=torch.float64)
-    before = device.folded()(maps)
-    assert not any(isinstance(layer, nn.BatchNorm1d) for layer in device.folded())
+    before = device.frozen()(maps)
+    assert not any(isinstance(layer, nn.BatchNorm1d) for layer in device.frozen())
     torch.testing.assert_close(before, device.eval()(maps))
 
 
