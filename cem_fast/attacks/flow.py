@@ -29,7 +29,7 @@ from cem_fast.attacks.base import (
 from cem_fast.attacks.decoder import Decoder
 from cem_fast.attacks.flow_network import FlowNetwork
 from cem_fast.attacks.kernel_ridge import KernelRidge
-from cem_fast.attacks.view import Averaged, View
+from cem_fast.attacks.view import View
 from cem_fast.attacks.warps import are_mirrored, warped
 
 BATCH = 32  # images per training step
@@ -155,13 +155,12 @@ class Flow(Attack):
                         "a prior needs features that are differentiable with respect to the images, got some without a gradient"
                     )
                 return
-            once = observe if self.releases == 1 else Averaged(observe, self.releases)
             self.standardize = Standardizer(self.view.pooled(self.view.messages(images)))
             ridge = KernelRidge(image_shape=self.image_shape, seed=self.seed)
             of_maps = [replace(self.decoder)] if self.standardize.mean.dim() == 3 else []
             self.starts: list[Attack] = [*of_maps, ridge]
             for start in self.starts:
-                start.fit(once, images, labels)
+                start.fit(self.view.averaged, images, labels)
             held_out, rest = hold_out(images, seed=self.seed)
             mirror = are_mirrored(images, held_out=held_out, rest=rest)
             self._train(images, fresh=partial(warped, mirror=mirror) if ridge.warp else torch.clone)
@@ -258,9 +257,8 @@ class Flow(Attack):
             t = float(time[0])
             with torch.no_grad():
                 expected = noisy + (1 - t) * prior(noisy, time)
-            left = (
-                variance * (1 - t) ** 2 / ((1 - t) ** 2 + variance * t**2)
-            )  # variance of an image given the noisy one
+            # variance of an image given the noisy one
+            left = variance * (1 - t) ** 2 / ((1 - t) ** 2 + variance * t**2)
             return self._moved(expected, left**0.5, messages)
 
         start = torch.randn(messages.shape[1], *self.image_shape, device=messages.device)
@@ -268,9 +266,8 @@ class Flow(Attack):
 
     def _moved(self, start: Tensor, deviation: float, messages: Tensor) -> Tensor:
         """``start``, in [-1, 1], moved to the most probable place given the messages, if it is Gaussian with this deviation."""
-        moves = torch.zeros_like(
-            start
-        ).requires_grad_()  # in units of the deviation, to which Adam's step sizes are suited
+        # in units of the deviation, to which Adam's step sizes are suited
+        moves = torch.zeros_like(start).requires_grad_()
         optimizer = torch.optim.Adam([moves], lr=0.3, betas=(0.8, 0.95))
         rates = falling(optimizer, steps=self.corrections)
         with torch.enable_grad():

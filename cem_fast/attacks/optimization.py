@@ -21,7 +21,7 @@ from cem_fast.attacks.base import (
     require_positive,
 )
 from cem_fast.attacks.decoder import Decoder
-from cem_fast.attacks.view import Averaged, View
+from cem_fast.attacks.view import View
 from cem_fast.functional import mixture_log_prob
 from cem_fast.mixture import GaussianMixture
 
@@ -137,7 +137,7 @@ class Optimization(Attack):
         require_images(self, images, LEAST)
         with seeded(self.seed, "optimization attack's view"):
             self.view = View(observe, images, releases=self.releases)
-        observe = self.observe = observe if self.releases == 1 else Averaged(observe, self.releases)
+        observe = self.observe = self.view.averaged
         held_out, rest = hold_out(images, seed=self.seed)
         with seeded(self.seed, "optimization attack"):
             self._look(observe, images[rest])

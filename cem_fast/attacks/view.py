@@ -54,6 +54,7 @@ class View:
         releases: messages of one image, used jointly.
 
     Attributes:
+        averaged: function from images to the mean of the messages of each, for attacks that learn from one.
         differentiable: whether features have a gradient with respect to the images.
         exact: whether the likelihood is the defense's own.
         simple: whether the noise is Gaussian and added last, or estimated as such.
@@ -76,6 +77,7 @@ class View:
 
     def __init__(self, observe: Observe, images: Tensor, *, releases: int = 1):
         self.observe, self.releases = observe, releases
+        self.averaged = observe if releases == 1 else Averaged(observe, releases)
         probe = images[:PROBES].detach()
         with torch.no_grad():
             looks = torch.stack([observe(probe) for _ in range(DRAWS)])

@@ -25,7 +25,7 @@ from cem_fast.attacks.base import (
 from cem_fast.attacks.inversion.prior import Errors, most_probable
 from cem_fast.attacks.inversion.training import Lessons, Scene, train
 from cem_fast.attacks.kernel_ridge import KernelRidge
-from cem_fast.attacks.view import Averaged, View
+from cem_fast.attacks.view import View
 from cem_fast.attacks.warps import are_mirrored, warped
 
 LEAST = 6  # images, two of which are held out for the choices of the last stage
@@ -141,11 +141,11 @@ class Inversion(Attack):
             self._total = self._steps(1 + REFIT)
             self._done = 0
             self._train(images[rest], 1.0)
-            self.kernel = self._kernel(observe, images[rest], labels[rest])
+            self.kernel = self._kernel(images[rest], labels[rest])
             self._choose(images[held_out])
             self.scene.learn_from(images)
             self._train(images, REFIT)
-            self.kernel = self._kernel(observe, images, labels)
+            self.kernel = self._kernel(images, labels)
 
     def reconstruct(self, features: Tensor) -> Tensor:
         require_fitted(self, "scene")
@@ -173,9 +173,9 @@ class Inversion(Attack):
         """Reconstructions by kernel ridge regression."""
         return self.kernel.reconstruct(self.view.pooled(messages))
 
-    def _kernel(self, observe: Observe, images: Tensor, labels: Tensor) -> KernelRidge:
+    def _kernel(self, images: Tensor, labels: Tensor) -> KernelRidge:
         kernel = KernelRidge(image_shape=self.image_shape, seed=self.seed)
-        kernel.fit(observe if self.releases == 1 else Averaged(observe, self.releases), images, labels)
+        kernel.fit(self.view.averaged, images, labels)
         return kernel
 
     def _steps(self, share: float) -> int:
