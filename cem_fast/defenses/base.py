@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from cem_fast._support.ranks import Ranks
 from cem_fast.models.split import SplitModel
 
+COPIES = 32  # of a row, in which a random defense shows
+
 
 class Defense(nn.Module):
     """A defense that changes nothing; subclasses override what they need.
@@ -97,6 +99,15 @@ class Defense(nn.Module):
         """
         return self.release(features)
 
+    def only_adds_noise(self, features: Tensor) -> bool:
+        """Whether ``release`` is not random but for the Gaussian noise that it adds last: copies of one row stay equal before it.
+
+        Args:
+            features: output of the encoder, ``[N, ...]``, at least one row.
+        """
+        copies = self.before_noise(features[:1].detach().repeat(COPIES, *[1] * (features.dim() - 1)))
+        return torch.equal(copies, copies[:1].expand_as(copies))
+
     def log_likelihood(self, released: Tensor, features: Tensor, *, noise_std: float = 0.0) -> Tensor:
         """Returns ``log p(released | features)``, the density of one release: what an attacker knows of the noise.
 
@@ -122,8 +133,7 @@ class Defense(nn.Module):
             >>> defense.log_likelihood(torch.zeros(1, 3), torch.zeros(1, 3))  # -3 log(0.5 sqrt(2 pi))
             tensor([-0.6774])
         """
-        first = features[:1]
-        if not torch.equal(self.before_noise(first), self.before_noise(first)):
+        if not self.only_adds_noise(features):
             raise NotImplementedError(
                 f"the defense {type(self).__name__} releases features at random: its likelihood needs a log_likelihood of its own"
             )

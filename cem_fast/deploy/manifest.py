@@ -10,6 +10,7 @@ from typing import Any
 
 from cem_fast._support import typed_json
 from cem_fast._support.files import write_atomically
+from cem_fast.defenses.quantized import CODES
 from cem_fast.deploy.draws import RandomInput
 from cem_fast.deploy.files import SUFFIXES
 
@@ -146,8 +147,8 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.format not in SUFFIXES:
             raise ValueError(f"format must be {', '.join(SUFFIXES)}, got {self.format!r}")
-        if self.message not in ("float32", "float16", "uint8"):
-            raise ValueError(f"message must be float32, float16 or uint8, got {self.message!r}")
+        if self.message not in CODES:
+            raise ValueError(f"message must be {', '.join(CODES)}, got {self.message!r}")
         for name, shape in (
             ("image_shape", self.image_shape),
             ("message_shape", self.message_shape),
