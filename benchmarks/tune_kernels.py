@@ -52,7 +52,7 @@ CANDIDATES: dict[str, list[tuple[int, ...]]] = {
     "count": [(64, 32), (128, 32), (128, 64)],
     "product": [(64, 16, 32), (64, 32, 32), (64, 16, 64), (128, 16, 32)],
     "product_gradient": [(64, 32, 16), (64, 64, 16), (128, 32, 16)],
-    "product_moments": [(16, 32, 64), (32, 32, 64), (16, 64, 64)],
+    "product_moments": [(16, 16, 64), (16, 32, 64), (32, 32, 64), (16, 64, 64)],
 }
 WARPS = (4, 8)
 STAGES = (2, 3)  # of the fastest tile size; the others have one
