@@ -88,13 +88,16 @@ def settings() -> tuple[str, ...]:
     return tuple(dict.fromkeys(key for _, wanted in _DEFENSES.values() for key in wanted))
 
 
-def build(name: str, *, noise_std: float, train_noise_std: float | None = None, **values: Any) -> Defense:
+def build(
+    name: str, *, noise_std: float, train_noise_std: float | None = None, secure: bool = False, **values: Any
+) -> Defense:
     """Builds a defense by name.
 
     Args:
         name: one of :func:`cem_fast.defenses.names`.
         noise_std: standard deviation of the Gaussian noise that every defense adds last to the features it releases; 0 for none.
         train_noise_std: standard deviation of that noise in training mode; None for ``noise_std``.
+        secure: whether the defense draws from the operating system's secure generator; not for evaluations.
         **values: the other :func:`cem_fast.defenses.settings`; those that this defense does not use may be left out.
 
     Returns:
@@ -121,6 +124,7 @@ def build(name: str, *, noise_std: float, train_noise_std: float | None = None, 
     if missing := [key for key in wanted if key not in values]:
         raise TypeError(f"the defense {name} needs the settings {', '.join(missing)}")
     defense = cls(**{key: values[key] for key in wanted})
-    if noise_std == 0 or "noise_std" in wanted:
-        return defense
-    return Composed(defense, GaussianNoise(noise_std=noise_std, train_noise_std=train_noise_std))
+    if noise_std != 0 and "noise_std" not in wanted:
+        defense = Composed(defense, GaussianNoise(noise_std=noise_std, train_noise_std=train_noise_std))
+    defense.secure = secure
+    return defense

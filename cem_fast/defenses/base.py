@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cem_fast._support.ranks import Ranks
+from cem_fast._support.seeding import seeded
+from cem_fast.defenses import secure
 from cem_fast.models.split import SplitModel
 
 COPIES = 32  # of a row, in which a random defense shows
@@ -27,6 +30,8 @@ class Defense(nn.Module):
         uses_bottleneck: whether the network is built with a bottleneck at the cut, as for all defenses of the paper's tables.
         keeps_range: whether ``before_noise`` maps features in [0, 1] to [0, 1], so that their capacity is known.
         noise_std: standard deviation of the Gaussian noise that ``release`` adds last, to the result of ``before_noise``.
+        secure: whether draws come from the operating system's secure generator; assignable at any time. Evaluations refuse it, since
+            they repeat their draws from a seed.
         ranks: the processes that train together; each gives ``penalty`` and ``after_step`` its share of a batch.
 
     Example:
@@ -42,6 +47,7 @@ class Defense(nn.Module):
     uses_bottleneck: bool = True
     keeps_range: bool = False
     noise_std: float = 0.0
+    secure: bool = False
     ranks: Ranks = Ranks()
 
     def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
@@ -80,16 +86,56 @@ class Defense(nn.Module):
             epochs: number of epochs.
         """
 
-    def release(self, features: Tensor) -> Tensor:
+    def release(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Returns the features that leave the device, and so reach the cloud and an attacker.
+
+        A subclass may leave ``generator`` out.
 
         Args:
             features: output of the encoder, ``[N, ...]``.
+            generator: generator of the draws, on the device of the features; None for torch's own.
 
         Returns:
             Features of the same shape.
+
+        Raises:
+            ValueError: a generator is given to a defense with ``secure``.
         """
         return features
+
+    def normal_like(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Returns standard normal draws of the shape of features, for ``release``: secure ones where ``secure`` is set.
+
+        Args:
+            features: any shape.
+            generator: as for ``release``.
+        """
+        if self.is_secure(generator):
+            return secure.normal(features.shape).to(features)
+        if generator is None:
+            return torch.randn_like(features)
+        return torch.empty_like(features).normal_(generator=generator)
+
+    def uniform_like(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Returns uniform draws on [0, 1) of the shape of features, likewise.
+
+        Args:
+            features: any shape.
+            generator: as for ``release``.
+        """
+        if self.is_secure(generator):
+            return secure.uniform(features.shape).to(features).clamp(max=1 - torch.finfo(features.dtype).eps / 2)
+        return torch.empty_like(features).uniform_(generator=generator)
+
+    def is_secure(self, generator: torch.Generator | None) -> bool:
+        """Whether draws are secure; refuses a generator for them.
+
+        Args:
+            generator: as for ``release``.
+        """
+        if self.secure and generator is not None:
+            raise ValueError("generator must be None where secure is set: secure draws have no seed")
+        return self.secure
 
     def before_noise(self, features: Tensor) -> Tensor:
         """Returns the features before the Gaussian noise that ``release`` adds last.
@@ -183,6 +229,55 @@ class Defense(nn.Module):
         finally:
             for part in parts:
                 del part.ranks
+
+
+def released(defense: Defense, features: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Returns ``defense.release(features, generator)``; a ``release`` of features alone draws from a seed of the generator.
+
+    Args:
+        defense: the defense.
+        features: ``[N, ...]``.
+        generator: as for :meth:`cem_fast.defenses.Defense.release`.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import defenses
+        >>> from cem_fast.defenses.base import released
+        >>> noise = defenses.GaussianNoise(noise_std=0.1)
+        >>> one, two = (released(noise, torch.zeros(1, 3), torch.Generator().manual_seed(0)) for _ in range(2))
+        >>> torch.equal(one, two)
+        True
+    """
+    if generator is None:
+        return defense.release(features)
+    if "generator" in inspect.signature(defense.release).parameters:
+        return defense.release(features, generator)
+    seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+    with seeded(int(seed)):
+        return defense.release(features)
+
+
+def require_seeded(defense: Defense) -> None:
+    """Fails for a defense with secure draws, which no seed repeats.
+
+    Args:
+        defense: the defense to evaluate.
+
+    Raises:
+        ValueError: ``secure`` is set for it or one of its parts.
+
+    Example:
+        >>> from cem_fast import defenses
+        >>> from cem_fast.defenses.base import require_seeded
+        >>> require_seeded(defenses.GaussianNoise(noise_std=0.1, secure=True))
+        Traceback (most recent call last):
+        ValueError: secure must be False in evaluations, whose draws repeat from a seed: GaussianNoise
+    """
+    for part in defense.modules():
+        if isinstance(part, Defense) and part.secure:
+            raise ValueError(
+                f"secure must be False in evaluations, whose draws repeat from a seed: {type(part).__name__}"
+            )
 
 
 def gaussian_log_density(deviations: Tensor, std: float) -> Tensor:

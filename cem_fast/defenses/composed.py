@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cem_fast.defenses.base import Defense
+from cem_fast.defenses.base import Defense, released
 from cem_fast.defenses.noise import GaussianNoise
 from cem_fast.models.split import SplitModel
 
@@ -47,6 +47,15 @@ class Composed(Defense):
     def noise_std(self) -> float:  # type: ignore[override]  # that of the last part, read-only
         return self._members()[-1].noise_std
 
+    @property
+    def secure(self) -> bool:
+        return any(part.secure for part in self._members())
+
+    @secure.setter
+    def secure(self, value: bool) -> None:
+        for part in self._members():
+            part.secure = value
+
     def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
         for part in self._members():
             part.attach(model, image_shape)
@@ -63,9 +72,9 @@ class Composed(Defense):
         for part in self._members():
             part.before_epoch(model, images, labels, epoch=epoch, epochs=epochs)
 
-    def release(self, features: Tensor) -> Tensor:
+    def release(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
         for part in self._members():
-            features = part.release(features)
+            features = released(part, features, generator)
         return features
 
     def before_noise(self, features: Tensor) -> Tensor:

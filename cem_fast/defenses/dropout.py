@@ -19,6 +19,7 @@ class FeatureDropout(Defense):
 
     Args:
         dropout_rate: expected share of the dropped features, between 0 and 1.
+        secure: whether the operating system's secure generator chooses the features; not for evaluations.
 
     Raises:
         ValueError: ``dropout_rate`` is not between 0 and 1.
@@ -34,14 +35,17 @@ class FeatureDropout(Defense):
         tensor([0., 2.])
     """
 
-    def __init__(self, *, dropout_rate: float):
+    def __init__(self, *, dropout_rate: float, secure: bool = False):
         super().__init__()
         if not 0 < dropout_rate < 1:
             raise ValueError(f"dropout_rate must be between 0 and 1, got {dropout_rate}")
-        self.dropout_rate = dropout_rate
+        self.dropout_rate, self.secure = dropout_rate, secure
 
-    def release(self, features: Tensor) -> Tensor:
-        return F.dropout(features, self.dropout_rate, training=True)
+    def release(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if generator is None and not self.secure:
+            return F.dropout(features, self.dropout_rate, training=True)
+        kept = self.uniform_like(features, generator) >= self.dropout_rate
+        return torch.where(kept, features / (1 - self.dropout_rate), 0.0)
 
     def log_likelihood(self, released: Tensor, features: Tensor, *, noise_std: float = 0.0) -> Tensor:
         """Returns ``sum log[(1 - p) N(z; f / (1 - p), s**2) + p N(z; 0, s**2)]`` with s the noise added afterwards.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cem_fast._support.lookup import lookup
+from cem_fast.defenses import secure
 from cem_fast.defenses.base import Defense, gaussian_log_density
 
 NORMS = {"gaussian": 2, "laplace": 1}  # order of the norm in which each mechanism measures sensitivity
@@ -64,13 +65,15 @@ class LocalDP(Defense):
 
     The budget holds for one release of an image, in exact arithmetic, and with perfect noise. Every further release of the same image
     spends it again; the mean of ``n`` releases has noise of ``scale / sqrt(n)``. The noise comes from torch's generator, which is seedable
-    and not cryptographic: it serves experiments. A device that relies on the guarantee needs a secure generator.
+    and not cryptographic: it serves experiments. ``secure`` takes the operating system's secure generator instead: a sum of four draws for
+    Gaussian noise, and exact sums on a grid for Laplace noise (:func:`cem_fast.defenses.secure.laplace`).
 
     Args:
         privacy_mechanism: ``gaussian`` or ``laplace``.
         privacy_epsilon: epsilon; smaller is more private.
         privacy_delta: delta, for ``gaussian`` only.
         privacy_clip: greatest norm of an image's features.
+        secure: whether the noise comes from the operating system's secure generator; not for evaluations.
 
     Attributes:
         scale: standard deviation of the Gaussian noise, or mean magnitude of the Laplace noise.
@@ -94,7 +97,15 @@ class LocalDP(Defense):
         torch.Size([2, 8, 4, 4])
     """
 
-    def __init__(self, *, privacy_mechanism: str, privacy_epsilon: float, privacy_delta: float, privacy_clip: float):
+    def __init__(
+        self,
+        *,
+        privacy_mechanism: str,
+        privacy_epsilon: float,
+        privacy_delta: float,
+        privacy_clip: float,
+        secure: bool = False,
+    ):
         super().__init__()
         self.norm = lookup("privacy_mechanism", privacy_mechanism, NORMS)
         for key, value in (("privacy_epsilon", privacy_epsilon), ("privacy_clip", privacy_clip)):
@@ -102,7 +113,7 @@ class LocalDP(Defense):
                 raise ValueError(f"{key} must be positive and finite, got {value}")
         if privacy_mechanism == "gaussian" and not 0 < privacy_delta < 1:
             raise ValueError(f"privacy_delta must be between 0 and 1, got {privacy_delta}")
-        self.clip, self.mechanism = privacy_clip, privacy_mechanism
+        self.clip, self.mechanism, self.secure = privacy_clip, privacy_mechanism, secure
         if privacy_mechanism == "gaussian":
             self.scale = gaussian_scale(epsilon=privacy_epsilon, delta=privacy_delta, sensitivity=2 * privacy_clip)
         else:
@@ -125,12 +136,14 @@ class LocalDP(Defense):
         norms = torch.linalg.vector_norm(features.flatten(1), ord=self.norm, dim=1)
         return features * (self.clip / norms.clamp_min(self.clip)).view(-1, *[1] * (features.dim() - 1))
 
-    def release(self, features: Tensor) -> Tensor:
+    def release(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        clipped = self.clipped(features)
         if self.mechanism == "gaussian":
-            noise = torch.randn_like(features)
-        else:  # the difference of two exponential variables
-            noise = torch.empty_like(features).exponential_() - torch.empty_like(features).exponential_()
-        return self.clipped(features) + self.scale * noise
+            return clipped + self.scale * self.normal_like(features, generator)
+        if self.is_secure(generator):
+            return secure.laplace(clipped, self.scale)
+        first, second = (torch.empty_like(features).exponential_(generator=generator) for _ in range(2))
+        return clipped + self.scale * (first - second)
 
     def log_likelihood(self, released: Tensor, features: Tensor, *, noise_std: float = 0.0) -> Tensor:
         """Returns the log-density of the mechanism's noise, and of later Gaussian noise, about the clipped features.

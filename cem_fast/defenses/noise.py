@@ -13,12 +13,14 @@ class GaussianNoise(Defense):
 
     The mean of ``n`` releases of one image has noise of ``noise_std / sqrt(n)``: the stated level holds for one release.
 
-    The noise comes from torch's generator, which is seedable and not cryptographic. Noise of a known seed can be subtracted: a device
-    needs a secret seed, and a secure generator against a strong adversary.
+    The noise comes from torch's generator, which is seedable and not cryptographic. Noise of a known seed can be subtracted. ``secure``
+    takes the operating system's secure generator instead, with a sum of four draws for each number
+    (:func:`cem_fast.defenses.secure.normal`).
 
     Args:
         noise_std: standard deviation of the noise, positive, in the unit of the features.
         train_noise_std: standard deviation of the noise in training mode; None for ``noise_std``.
+        secure: whether the noise comes from the operating system's secure generator; not for evaluations.
 
     Raises:
         ValueError: ``noise_std`` is not positive, or ``train_noise_std`` is negative.
@@ -40,7 +42,7 @@ class GaussianNoise(Defense):
 
     keeps_range = True
 
-    def __init__(self, *, noise_std: float, train_noise_std: float | None = None):
+    def __init__(self, *, noise_std: float, train_noise_std: float | None = None, secure: bool = False):
         super().__init__()
         if not noise_std > 0:
             raise ValueError(f"noise_std must be positive, got {noise_std}")
@@ -48,9 +50,11 @@ class GaussianNoise(Defense):
             raise ValueError(f"train_noise_std must be at least 0 or None, got {train_noise_std}")
         self.noise_std = noise_std
         self.train_noise_std = noise_std if train_noise_std is None else train_noise_std
+        self.secure = secure
 
-    def release(self, features: Tensor) -> Tensor:
-        return features + (self.train_noise_std if self.training else self.noise_std) * torch.randn_like(features)
+    def release(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        std = self.train_noise_std if self.training else self.noise_std
+        return features + std * self.normal_like(features, generator)
 
     def before_noise(self, features: Tensor) -> Tensor:
         return features

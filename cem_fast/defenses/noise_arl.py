@@ -15,6 +15,7 @@ class NoiseARL(Composed):
         noise_std: standard deviation of the noise, positive, in the unit of the features.
         train_noise_std: standard deviation of the noise in training mode; None for ``noise_std``.
         seed: seed of the proxy's initial weights.
+        secure: as for :class:`cem_fast.defenses.GaussianNoise`.
 
     Source:
         Xia et al., CVPR 2025 (Noise_ARL), of :class:`cem_fast.defenses.GaussianNoise` and
@@ -30,9 +31,16 @@ class NoiseARL(Composed):
     """
 
     def __init__(
-        self, *, adversary_weight: float, noise_std: float, train_noise_std: float | None = None, seed: int = 0
+        self,
+        *,
+        adversary_weight: float,
+        noise_std: float,
+        train_noise_std: float | None = None,
+        seed: int = 0,
+        secure: bool = False,
     ):
         super().__init__(
             AdversarialRepresentation(adversary_weight=adversary_weight, seed=seed),
             GaussianNoise(noise_std=noise_std, train_noise_std=train_noise_std),
         )
+        self.secure = secure

@@ -14,6 +14,7 @@ class NoiseNoPeek(Composed):
         nopeek_weight: weight of the penalty, positive.
         noise_std: standard deviation of the noise, positive, in the unit of the features.
         train_noise_std: standard deviation of the noise in training mode; None for ``noise_std``.
+        secure: as for :class:`cem_fast.defenses.GaussianNoise`.
 
     Source:
         Titcombe et al., "Practical defences against model inversion attacks for split neural networks", ICLR workshop 2021, of
@@ -28,8 +29,11 @@ class NoiseNoPeek(Composed):
         0.1
     """
 
-    def __init__(self, *, nopeek_weight: float, noise_std: float, train_noise_std: float | None = None):
+    def __init__(
+        self, *, nopeek_weight: float, noise_std: float, train_noise_std: float | None = None, secure: bool = False
+    ):
         super().__init__(
             DistanceCorrelation(nopeek_weight=nopeek_weight),
             GaussianNoise(noise_std=noise_std, train_noise_std=train_noise_std),
         )
+        self.secure = secure

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cem_fast.defenses.base import Defense
+from cem_fast.defenses.base import Defense, released
 from cem_fast.models.split import SplitModel
 
 CODES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
@@ -124,14 +124,22 @@ class Quantized(Defense):
         self.uses_bottleneck = defense.uses_bottleneck
         self.noise_std = defense.noise_std
 
+    @property
+    def secure(self) -> bool:
+        return self.defense.secure
+
+    @secure.setter
+    def secure(self, value: bool) -> None:
+        self.defense.secure = value
+
     def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
         self.defense.attach(model, image_shape)
 
     def reshape(self, model: SplitModel, shapes: Mapping[str, torch.Size]) -> None:
         self.defense.reshape(model, shapes)
 
-    def release(self, features: Tensor) -> Tensor:
-        return self.code.decode(self.code.encode(self.defense.release(features)))
+    def release(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return self.code.decode(self.code.encode(released(self.defense, features, generator)))
 
     def before_noise(self, features: Tensor) -> Tensor:
         return self.defense.before_noise(features)

@@ -36,7 +36,7 @@ class TopKPruning(Defense):
             raise ValueError(f"pruned_share must be between 0 and 1, got {pruned_share}")
         self.pruned_share = pruned_share
 
-    def release(self, features: Tensor) -> Tensor:
+    def release(self, features: Tensor, generator: torch.Generator | None = None) -> Tensor:
         rows = features.flatten(1)
         kept = max(1, round((1 - self.pruned_share) * rows.shape[1]))
         mask = torch.zeros_like(rows).scatter(1, rows.abs().topk(kept, dim=1).indices, 1.0)

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from cem_fast.deploy import draws
 from cem_fast.deploy import manifest as manifests
-from cem_fast.deploy import secure
 from cem_fast.deploy.files import open_half
 
 LONGEST = 2**24  # bytes of an answer that are read
@@ -81,7 +81,7 @@ class DeviceClient:
             raise ValueError(
                 f"images must be float32 [N, {', '.join(map(str, shape))}], got {images.dtype} {list(images.shape)}"
             )
-        return self._device(images, *secure.draw(self.manifest.random_inputs, len(images)))
+        return self._device(images, *draws.secure(self.manifest.random_inputs, len(images)))
 
     def classify(self, images: Tensor) -> Tensor:
         """Sends the messages of images to the server and returns its logits ``[N, num_classes]``.

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from cem_fast.defenses.secure import normal, uniform
+
 NORMAL, UNIFORM = "normal", "uniform"
 NEUTRAL = {NORMAL: 0.0, UNIFORM: 0.5}  # the value at which a draw has no effect, or the median one
 
@@ -267,6 +269,25 @@ def seeded(inputs: Sequence[RandomInput], count: int, seed: int) -> list[Tensor]
     generator = torch.Generator().manual_seed(seed)
     make = {NORMAL: torch.randn, UNIFORM: torch.rand}
     return [make[each.distribution]((count, *each.shape), generator=generator) for each in inputs]
+
+
+def secure(inputs: Sequence[RandomInput], count: int) -> list[Tensor]:
+    """Returns standard draws of the system's secure generator, for messages of a user.
+
+    Args:
+        inputs: the random inputs of the manifest.
+        count: messages in the batch.
+
+    Returns:
+        float32 ``[count, *shape]`` each.
+
+    Example:
+        >>> from cem_fast.deploy import draws
+        >>> draws.secure([draws.RandomInput("noise", "normal", (4,))], 2)[0].shape
+        torch.Size([2, 4])
+    """
+    make = {NORMAL: normal, UNIFORM: lambda shape: uniform(shape).clamp(max=1 - 2.0**-24)}  # below 1 in float32
+    return [make[each.distribution]((count, *each.shape)).float() for each in inputs]
 
 
 def variance(messages: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import statistics
 import tempfile
 import time
@@ -95,6 +96,8 @@ def export(
     lookup("message", message, CODES)
     if format != "pt2" and noise == "graph":
         raise ValueError(REPEATED.format(format=format))
+    if defense.secure and noise == "graph":
+        raise ValueError("noise must be input for a defense with secure draws: a graph draws from torch's generator")
     shape = tuple(int(side) for side in image_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"image_shape must be (C, H, W), got {image_shape!r}")
@@ -120,8 +123,6 @@ def export(
     half: nn.Module = device if noise == "input" else _Drawing(device)
     write_half(half, example, folder / f"device{suffix}", inputs=names, output="message", random=noise == "graph")
     write_half(cloud, (sent,), folder / f"cloud{suffix}", inputs=["message"], output="logits")
-    stated = getattr(defense, "noise_std", 0.0)
-    stated = tuple(stated.tolist()) if isinstance(stated, Tensor) else stated
     source = noise if inputs else "none"
     found = Manifest(
         format=format,
@@ -134,7 +135,7 @@ def export(
         preprocessing=Preprocessing(
             mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std)
         ),
-        noise=Noise(source, stated or variance**0.5, variance),
+        noise=Noise(source, _std(defense, inputs, variance), variance),
         random_inputs=tuple(taken),
         defense=tuple(type(part).__name__ for part in (defense.parts if isinstance(defense, Composed) else [defense])),
         cost=_cost(model, probe, folder / f"device{suffix}", example),
@@ -218,6 +219,16 @@ def _measured(
         alone = [*still[:index], drawn[index], *still[index + 1 :]]
         found.append(replace(each, variance=draws.variance(device.code.decode(device(probe, *alone)))))
     return found, draws.variance(device.code.decode(device(probe, *drawn)))
+
+
+def _std(defense: Defense, inputs: Sequence[draws.RandomInput], variance: float) -> float | tuple[float, ...]:
+    """Standard deviation of the noise: the defense's own where it is the only normal draw, the measured one otherwise."""
+    normal = [each.variance for each in inputs if each.distribution == draws.NORMAL]
+    stated = torch.as_tensor(defense.noise_std, dtype=torch.float64)
+    if len(normal) == 1 and stated.any():
+        found: float | tuple[float, ...] = stated.item() if stated.dim() == 0 else tuple(stated.tolist())
+        return found
+    return math.sqrt(sum(normal) or variance)
 
 
 def _cost(model: SplitModel, probe: Tensor, path: Path, example: tuple[Tensor, ...]) -> Cost:

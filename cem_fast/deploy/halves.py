@@ -48,6 +48,7 @@ class Device(nn.Module):
         super().__init__()
         self.encoder = frozen(model.encoder)
         self.defense = cast("Defense", frozen(defense))
+        self.defense.secure = False  # the application passes secure draws in
         self.code = code
         self.mean: Tensor | None
         self.std: Tensor | None

@@ -8,7 +8,7 @@ from torch import Tensor
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.seeding import seeded
 from cem_fast.data.splits import Part
-from cem_fast.defenses.base import Defense
+from cem_fast.defenses.base import Defense, require_seeded
 from cem_fast.models.split import SplitModel
 
 CHUNK = 256  # images per pass
@@ -60,7 +60,7 @@ def correctness(model: SplitModel, defense: Defense, part: Part, *, draws: int, 
         ``[N]`` float64, in [0, 1].
 
     Raises:
-        ValueError: ``draws`` is not positive, or there is no image.
+        ValueError: ``draws`` is not positive, there is no image, or the defense draws securely, which no seed repeats.
 
     Example:
         >>> import torch
@@ -74,6 +74,7 @@ def correctness(model: SplitModel, defense: Defense, part: Part, *, draws: int, 
         raise ValueError(f"draws must be at least 1, got {draws}")
     if not len(part):
         raise ValueError("part must hold at least one image, got none")
+    require_seeded(defense)
     features, labels = clean_features(model, part.images), part.labels.to(model.device)
     hits = torch.zeros(len(part), dtype=torch.float64, device=model.device)
     with in_eval_mode(model, defense), seeded(seed, "accuracy"):
@@ -98,7 +99,7 @@ def evaluate_accuracy(model: SplitModel, defense: Defense, part: Part, *, draws:
         A number in [0, 1].
 
     Raises:
-        ValueError: ``draws`` is not positive, or there is no image.
+        ValueError: ``draws`` is not positive, there is no image, or the defense draws securely, which no seed repeats.
 
     Example:
         >>> import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cem_fast.defenses.base import Defense
+from cem_fast.defenses.base import Defense, require_seeded
 from cem_fast.models.split import SplitModel
 from cem_fast.training.measure import clean_features, encoded
 
@@ -37,6 +37,7 @@ class Observer:
     """
 
     def __init__(self, model: SplitModel, defense: Defense):
+        require_seeded(defense)
         self.model, self.defense = model, defense
         self._last: tuple[Tensor, int, Tensor] | None = None  # images, their version, and their features
 
