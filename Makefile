@@ -35,9 +35,9 @@ demo: $(READY) ## train, attack and report on real faces (about 4 minutes on 2 c
 	@$(PY) -m cem_fast demo
 
 test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
-	@$(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long" --doctest-modules tests cem_fast
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long" --doctest-modules tests cem_fast
 	@echo "the operations once more, on the plain torch reference"
-	@CEM_FAST_BACKEND=reference $(PY) -m pytest -q -n 2 --dist loadfile tests/ops tests/test_loss.py tests/mixture/test_model.py
+	@OMP_NUM_THREADS=1 CEM_FAST_BACKEND=reference $(PY) -m pytest -q -n 2 --dist loadfile tests/ops tests/test_loss.py tests/mixture/test_model.py
 
 bench: $(READY) ## compare speed with other libraries and update docs/results/benchmarks.md (about 13 minutes; BENCH=--quick for 2)
 	@$(PY) -c "$$PEERS" | xargs $(PIP) install || echo "make: not every library could be installed: the others are listed as missing"

@@ -23,7 +23,6 @@ def test_a_proof_that_fails_on_the_right_kernels_notices_nothing(monkeypatch):
     assert "numpy is too new" in output
 
 
-@pytest.mark.parametrize("wrong", ["gradient with the wrong sign", "x read twice"])
-def test_wrong_kernels_are_noticed(wrong):
-    caught, output = is_caught(wrong)
+def test_a_wrong_kernel_is_noticed():  # proofs.py tries the others
+    caught, output = is_caught("gradient with the wrong sign")
     assert caught, output
