@@ -8,9 +8,10 @@ from functools import partial
 from cem_fast._support.bottleneck import Bottleneck, DenseBottleneck
 from cem_fast._support.lookup import lookup
 from cem_fast.models import mobilenet, resnet, vgg
+from cem_fast.models.cutting import Cut, cuts
 from cem_fast.models.split import SplitModel
 
-__all__ = ["Bottleneck", "DenseBottleneck", "build", "names"]
+__all__ = ["Bottleneck", "Cut", "DenseBottleneck", "build", "cuts", "names"]
 
 _VGG11 = partial(vgg.build, widths=(64, 128, 256, 256, 512, 512, 512, 512), pools=(1, 2, 4, 6, 8), hidden=(512, 512))
 _VGG13 = partial(

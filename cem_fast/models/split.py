@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cem_fast._support.bottleneck import Bottleneck
+from cem_fast.models.cutting import divide
 from cem_fast.models.halves import halves
 
 
@@ -97,6 +98,52 @@ class SplitModel(nn.Module):
             encoder.append(compress)
             decoder.insert(0, expand)
         return cls(nn.Sequential(*encoder), nn.Sequential(*decoder))
+
+    @classmethod
+    def from_module(cls, network: nn.Module, cut: str, example: Tensor, bottleneck: int | str = 0) -> SplitModel:
+        """Splits any network behind a module; parameters are shared, not copied.
+
+        The network is traced by torch.fx, or by torch.export. Where neither can, hooks stop it at the cut and continue it from there;
+        both halves then hold the whole network. Functional dropout is traced in eval mode, and stays off.
+
+        Args:
+            network: a network from images to logits.
+            cut: name of the module whose result leaves the device, such as ``layer1`` or ``features.4``; see
+                :func:`cem_fast.models.cuts`.
+            example: images ``[N, C, H, W]``, on the device and with the dtype that the network takes.
+            bottleneck: channels of the released features, or a notation such as ``K5C8S2`` or ``D64``, see
+                :meth:`cem_fast.models.Bottleneck.parse`; 0 for no bottleneck.
+
+        Returns:
+            The split network, which computes what the network does, apart from a bottleneck.
+
+        Raises:
+            ValueError: there is no such module, its result is no batch of numbers, or further values cross the cut, such as a skip
+                connection. Or there is a bottleneck, and the features are no maps.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from cem_fast import SplitModel
+            >>> class Network(nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.first, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+            ...
+            ...     def forward(self, images):
+            ...         return self.last(torch.relu(self.first(images)).mean((2, 3)))
+            >>> network, images = Network(), torch.rand(2, 1, 8, 8)
+            >>> model = SplitModel.from_module(network, cut="first", example=images)
+            >>> model.encoder(images).shape, torch.allclose(model(images), network(images))
+            (torch.Size([2, 4, 6, 6]), True)
+        """
+        encoder, decoder, shape = divide(network, cut, example)
+        if parsed := Bottleneck.parse(bottleneck):
+            if len(shape) != 3:
+                raise ValueError(f"a bottleneck needs feature maps [N, C, H, W] at the cut, got {('N', *shape)}")
+            compress, expand = halves(parsed, nn.Identity(), shape[0], (shape[0], shape[1], shape[2]))
+            encoder, decoder = nn.Sequential(encoder, compress), nn.Sequential(expand, decoder)
+        return cls(encoder, decoder)
 
 
 def _channels(encoder: Sequence[nn.Module]) -> int:

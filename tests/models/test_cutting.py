@@ -1,0 +1,170 @@
+"""Networks of any kind, cut at a named module."""
+
+import pytest
+import torch
+from torch import nn
+
+from cem_fast import SplitModel, models
+
+IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.relu = nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        out = self.relu(self.norm(self.one(x)))
+        out = self.two(out)
+        out += x
+        return self.relu(out)
+
+
+class Residual(nn.Module):
+    """Residual blocks, arithmetic and sizes in ``forward``."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.layer1, self.layer2 = nn.Conv2d(3, 4, 3, padding=1), Block(), Block()
+        self.head = nn.Linear(4 * 64, 5)
+
+    def forward(self, x):
+        count, _, height, width = x.shape
+        assert_ = torch._assert
+        assert_(height == 8, "images must be 8 pixels high")
+        x = self.layer2(self.layer1(torch.relu(self.stem((x - 0.5) / 0.25))))
+        return self.head(x.reshape(count, 4 * height * width))
+
+
+class Branching(Residual):
+    """Control flow that depends on the pixels, which torch.fx cannot trace."""
+
+    def forward(self, x):
+        if x.mean() > 2:
+            x = x / 255
+        return super().forward(x)
+
+
+class Sized(Residual):
+    """Control flow that depends on the size, which torch.export can trace."""
+
+    def forward(self, x):
+        for _ in range(x.shape[2] // 4):
+            x = x * 0.9
+        return super().forward(x)
+
+
+class Tokens(nn.Module):
+    """A transformer with a class token."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.first = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.second = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        return {"logits": self.head(self.second(self.first(x))[:, 0])}
+
+
+def seeded(kind):
+    torch.manual_seed(0)
+    return kind().eval()
+
+
+@pytest.mark.parametrize(
+    "kind, cut, shape",
+    [
+        (Residual, "layer1", (4, 8, 8)),
+        (Residual, "layer1.one", None),
+        (Sized, "layer2", (4, 8, 8)),
+        (Branching, "layer1", (4, 8, 8)),
+        (Tokens, "first", (5, 8)),
+        (Tokens, "embed", (8, 2, 2)),
+    ],
+)
+def test_the_halves_compute_what_the_network_does(kind, cut, shape):
+    network = seeded(kind)
+    if shape is None:
+        with pytest.raises(ValueError, match=r"skip connection from .* passes by 'layer1.one'; cut at 'layer1'"):
+            SplitModel.from_module(network, cut=cut, example=IMAGES)
+        return
+    model = SplitModel.from_module(network, cut=cut, example=IMAGES[:2])
+    wanted = network(IMAGES)
+    wanted = wanted["logits"] if isinstance(wanted, dict) else wanted
+    assert tuple(model.encoder(IMAGES).shape) == (4, *shape)
+    torch.testing.assert_close(model(IMAGES), wanted)
+    torch.testing.assert_close(model(IMAGES[:1]), wanted[:1])
+    own = {id(p) for p in network.parameters()}
+    assert {id(p) for p in model.parameters()} <= own
+
+
+def test_a_skip_connection_is_named_where_nothing_can_be_traced():
+    with pytest.raises(ValueError, match="skip connection passes by 'layer1.one'"):
+        SplitModel.from_module(seeded(Branching), cut="layer1.one", example=IMAGES)
+
+
+def test_an_unknown_cut_names_the_nearest():
+    with pytest.raises(ValueError, match="unknown cut 'layer3'.*the nearest is 'layer[12]'"):
+        SplitModel.from_module(seeded(Residual), cut="layer3", example=IMAGES)
+
+
+def test_half_networks_train_and_take_a_bottleneck():
+    model = SplitModel.from_module(seeded(Residual), cut="layer1", example=IMAGES, bottleneck=2).train()
+    assert model.encoder(IMAGES).shape == (4, 2, 8, 8)
+    model(IMAGES).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    with pytest.raises(ValueError, match="needs feature maps"):
+        SplitModel.from_module(seeded(Tokens), cut="first", example=IMAGES, bottleneck=2)
+
+
+def test_cuts_count_parameters_multiplications_and_bytes():
+    network = seeded(Residual)
+    found = {cut.name: cut for cut in models.cuts(network, IMAGES[:2])}
+    assert list(found) == ["stem", "layer1", "layer2"]
+    first = found["layer1"]
+    assert first.shape == (4, 8, 8)
+    assert first.bytes == 4 * 64 * 4
+    assert first.parameters == sum(p.numel() for m in (network.stem, network.layer1) for p in m.parameters())
+    assert first.multiplications == 64 * 9 * (3 * 4 + 2 * 4 * 4)
+
+
+def test_cuts_are_listed_where_nothing_can_be_traced():
+    names = [cut.name for cut in models.cuts(seeded(Branching), IMAGES)]
+    assert {"stem", "layer1", "layer2"} <= set(names)
+
+
+@pytest.mark.parametrize(
+    "name, cut", [("resnet18", "layer1"), ("vgg11", "features.4"), ("mobilenet_v3_small", "features.2")]
+)
+def test_networks_of_torchvision(name, cut):
+    torchvision = pytest.importorskip("torchvision")
+    network, images = getattr(torchvision.models, name)(num_classes=7).eval(), torch.rand(2, 3, 64, 64)
+    model = SplitModel.from_module(network, cut=cut, example=images)
+    torch.testing.assert_close(model(images), network(images))
+    assert cut in {each.name for each in models.cuts(network, images)}
+
+
+@pytest.mark.parametrize("library, name, cut", [("torchvision", "vit_b_16", "encoder.layers.encoder_layer_1")])
+def test_a_vision_transformer_of_torchvision(library, name, cut):
+    network = getattr(pytest.importorskip(library).models, name)(num_classes=7).eval()
+    images = torch.rand(2, 3, 224, 224)
+    model = SplitModel.from_module(network, cut=cut, example=images)
+    assert model.encoder(images).shape == (2, 197, 768)
+    torch.testing.assert_close(model(images), network(images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, cut", [("resnet18", "layer1"), ("convnext_atto", "stages.0"), ("vit_tiny_patch16_224", "blocks.1")]
+)
+def test_networks_of_timm(name, cut):
+    timm = pytest.importorskip("timm")
+    network, images = timm.create_model(name, pretrained=False, num_classes=7).eval(), torch.rand(2, 3, 224, 224)
+    model = SplitModel.from_module(network, cut=cut, example=images)
+    torch.testing.assert_close(model(images), network(images), rtol=1e-3, atol=1e-3)
