@@ -15,6 +15,7 @@ Observe = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in total."""
 
+FURTHER_TOKENS = 5  # of a transformer apart from its patches: a class token, a distillation token, registers
 HELD_OUT = 0.2  # fraction of the attacker's images on which settings are chosen
 QUERIES = (
     "holds images of its own and their labels, and sends them through the encoder and the defense as often as it likes; "
@@ -145,6 +146,64 @@ class Standardizer:
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.scale
+
+
+class MapStandardizer(Standardizer):
+    """Standardizes features of any shape and arranges them as maps ``[N, C, H, W]``.
+
+    Tokens ``[N, T, D]`` of a grid of patches become maps of D channels; up to five further tokens, such as a class token, are repeated at
+    every place. Vectors, and tokens without a grid, become maps of one pixel.
+
+    Args:
+        features: observations ``[N, ...]``.
+        image_shape: ``(channels, height, width)`` of the images; the grid has their aspect ratio.
+
+    Source:
+        Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021 (the grid, and a class token in front).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.base import MapStandardizer
+        >>> for shape in ((8, 4, 4), (16, 8), (17, 8), (9,)):
+        ...     print(tuple(MapStandardizer(torch.rand(2, *shape), (3, 32, 32)).mean.shape))
+        (8, 4, 4)
+        (8, 4, 4)
+        (16, 4, 4)
+        (9, 1, 1)
+    """
+
+    def __init__(self, features: Tensor, image_shape: tuple[int, int, int]):
+        self.image_shape = image_shape
+        super().__init__(self.arranged(features))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return super().__call__(self.arranged(features))
+
+    def arranged(self, features: Tensor) -> Tensor:
+        """Returns features as maps ``[N, C, H, W]``.
+
+        Args:
+            features: ``[N, ...]``.
+        """
+        if features.dim() == 4:
+            return features
+        if features.dim() == 3 and (grid := _grid(features.shape[1], self.image_shape)):
+            rows, columns = grid
+            further, places = features.tensor_split([features.shape[1] - rows * columns], dim=1)
+            maps = places.transpose(1, 2).unflatten(2, grid)
+            everywhere = further.flatten(1)[:, :, None, None].expand(-1, -1, rows, columns)
+            return torch.cat([maps, everywhere], 1)
+        return features.flatten(1)[:, :, None, None]
+
+
+def _grid(tokens: int, image_shape: tuple[int, int, int]) -> tuple[int, int] | None:
+    """Rows and columns of a grid of patches with the aspect ratio of the images, behind at most five further tokens."""
+    _, height, width = image_shape
+    for rows in range(height, 1, -1):
+        columns, rest = divmod(rows * width, height)
+        if not rest and 0 <= tokens - rows * columns <= FURTHER_TOKENS:
+            return rows, columns
+    return None
 
 
 def hold_out(images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:

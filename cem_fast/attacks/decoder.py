@@ -17,8 +17,8 @@ from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import (
     QUERIES,
     Attack,
+    MapStandardizer,
     Observe,
-    Standardizer,
     counted,
     require_fitted,
     require_images,
@@ -46,8 +46,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "ssi
 class Decoder(Attack):
     """Trains a network from released features to images, with fresh noise in every epoch.
 
-    Features are standardized by their mean and standard deviation over the attacker's own observations. Adam's learning rate rises over the
-    first tenth of the steps and falls along a cosine to zero. The last network is used, without early stopping.
+    Features are standardized by their mean and standard deviation over the attacker's own observations. Tokens and vectors are arranged as
+    maps; see :class:`cem_fast.attacks.base.MapStandardizer`. Adam's learning rate rises over the first tenth of the steps and falls along a
+    cosine to zero. The last network is used, without early stopping.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
@@ -109,17 +110,12 @@ class Decoder(Attack):
         """Trains the decoder; see :meth:`cem_fast.attacks.Attack.fit`.
 
         Raises:
-            ValueError: there are fewer than 2 images, too few for batch normalization, or the features are not maps ``[N, C, H, W]``.
+            ValueError: there are fewer than 2 images, too few for batch normalization.
         """
         require_images(self, images, 2)
         with seeded(self.seed, "decoder attack"):
             observed = observe(images)
-            if observed.dim() != 4:
-                raise ValueError(
-                    f"the {self.name} attack needs features that are maps [N, C, H, W], got [N, "
-                    f"{', '.join(map(str, observed.shape[1:]))}]: cut the network before it flattens them, or attack it with ridge"
-                )
-            self.standardize = Standardizer(observed)
+            self.standardize = MapStandardizer(observed, self.image_shape)
             train = partial(self._train, observe, images)
             self.network = cached_decoder(observe, asdict(self), images, observed, train=train)
 

@@ -72,7 +72,7 @@ class Ensemble(Attack):
         """Fits both attacks and their weights; see :meth:`cem_fast.attacks.Attack.fit`.
 
         Raises:
-            ValueError: there are fewer than 6 images, or the features are not maps ``[N, C, H, W]``.
+            ValueError: there are fewer than 6 images.
         """
         require_images(self, images, LEAST)
         held_out, rest = hold_out(images, seed=self.seed)

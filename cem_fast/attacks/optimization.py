@@ -132,7 +132,7 @@ class Optimization(Attack):
         """Chooses the recipe and trains the decoder; see :meth:`cem_fast.attacks.Attack.fit`.
 
         Raises:
-            ValueError: there are fewer than 6 images, the features are not maps ``[N, C, H, W]``, or they have no gradient.
+            ValueError: there are fewer than 6 images, or the features have no gradient.
         """
         require_images(self, images, LEAST)
         with seeded(self.seed, "optimization attack's view"):

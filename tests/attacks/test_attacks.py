@@ -15,7 +15,7 @@ from cem_fast.config import RunConfig
 from cem_fast.experiments.build import build_attack
 
 FEW_STEPS = {"flow_steps": 5, "steps": 5, "decoder_steps": 5, "corrector_steps": 2, "map_steps": 2}
-OF_ANY_SHAPE = ("ridge", "nearest", "kernel_ridge", "inversion", "flow")  # attacks on maps, tokens and vectors alike
+WITHOUT_DECODER = ("ridge", "nearest", "kernel_ridge", "inversion")
 
 
 def test_names():
@@ -40,7 +40,7 @@ def test_overview_names_knowledge_and_budget(name):
     attack = attacks.build(name, image_shape=(1, 8, 8), decoder="plain", seed=0, **settings)
     assert attack.name == name
     assert attack.overview() == f"{name}\n  the attacker {attack.knowledge}\n  budget: {attack.budget}"
-    assert ("123 epochs of the network 'plain'" in attack.budget) == (name == "flow" or name not in OF_ANY_SHAPE)
+    assert ("123 epochs of the network 'plain'" in attack.budget) == (name not in WITHOUT_DECODER)
     assert ("67 steps" in attack.budget) == (name == "optimization")
     assert ("89 training steps" in attack.budget) == (name == "flow")
     assert ("45 epochs" in attack.budget) == (name == "gan")
@@ -205,12 +205,14 @@ def test_reconstruct_before_fit_is_refused(name):
 
 
 @pytest.mark.parametrize("name", attacks.names())
-def test_attacks_with_a_network_refuse_flat_features(name):
+@pytest.mark.parametrize("shape", [(64,), (4, 16), (5, 16)], ids=["vectors", "tokens", "tokens with a class token"])
+def test_attacks_take_tokens_and_vectors(name, shape):
     images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
-    attack = build(name, images.shape[1:], **FEW_STEPS)
-    if name in OF_ANY_SHAPE:
-        attack.fit(lambda x: x.flatten(1), images, labels)
-        assert attack.reconstruct(images.flatten(1)).shape == images.shape
-        return
-    with pytest.raises(ValueError, match=r"needs features that are maps \[N, C, H, W\], got \[N, 64\]: cut .* ridge"):
-        attack.fit(lambda x: x.flatten(1), images, labels)
+    attack = build(name, images.shape[1:], epochs=1, **FEW_STEPS)
+
+    def observe(images):
+        flat = images.flatten(1)
+        return (flat if len(shape) == 1 or shape[0] == 4 else torch.cat([flat, flat[:, :16]], 1)).unflatten(1, shape)
+
+    attack.fit(observe, images, labels)
+    assert attack.reconstruct(observe(images)).shape == images.shape

@@ -35,6 +35,19 @@ def test_published_decoders_learn(small_faces, untrained, network):
     assert error < 0.6 * few.images.var(0).mean()
 
 
+@pytest.mark.parametrize("kind", ["tokens", "vectors"])
+@pytest.mark.parametrize("network", ["slim", "plain"])
+def test_decoders_learn_from_tokens_and_vectors(small_faces, kind, network):
+    few = small_faces.attacker[torch.arange(0, 320, 10)]
+    patches = torch.nn.functional.unfold(few.images, 4, stride=4).transpose(1, 2)
+    mixed = patches @ torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
+    features = mixed if kind == "tokens" else mixed.flatten(1)
+    attack = Decoder(image_shape=small_faces.image_shape, decoder=network, dropout=0.0, epochs=30, batch_size=8)
+    attack.fit(lambda images: features, few.images, few.labels)
+    error = metrics.mse(attack.reconstruct(features), few.images).mean()
+    assert error < 0.6 * few.images.var(0).mean()
+
+
 def test_each_loss_minimizes_its_own_measure(small_faces, untrained):
     rebuilt = {}
     for loss in attacks.loss_names():
