@@ -14,7 +14,7 @@ from cuda_host.problems import SHAPES, expected
 from cuda_host.problems import problems as problems_on
 from support.tolerances import RELATIVE, relative_error
 
-from cem_fast.ops import backend
+from cem_fast.ops import backend, library
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 ON_GPU = DEVICE == "cuda"
@@ -36,18 +36,22 @@ def operators(request):
     if request.param == "triton":
         if importlib.util.find_spec("triton") is None:
             pytest.skip("triton is not installed")
-        return importlib.import_module("cem_fast.kernels.operators").OPERATORS
+        triton = importlib.import_module("cem_fast.kernels.operators").OPERATORS
+        assert set(triton) == set(library.EVERYWHERE)
+        return triton
     if not ON_GPU:
         pytest.skip("only Triton's kernels are interpreted")
     try:
-        return backend.cuda_operators()
+        compiled = backend.cuda_operators()
     except OSError as error:
         pytest.skip(str(error))
+    assert set(compiled) == set(library.ON_CUDA)
+    return compiled
 
 
-def problems(*arguments, **options):
-    """Problems on the device, whose references take seconds there instead of minutes."""
-    return problems_on(*arguments, device=DEVICE, **options)
+def problems(operators, *arguments, **options):
+    """Problems for these operators on the device, where their references take seconds instead of minutes."""
+    return [p for p in problems_on(*arguments, device=DEVICE, **options) if p.name in operators]
 
 
 def run(operators, problem):
@@ -79,26 +83,26 @@ def agree(operators, problem, shape=None):
 @pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
 @pytest.mark.parametrize("shape", LABELED, ids=str)
 def test_every_operator(operators, shape, diag, dtype):
-    for problem in problems(shape, dtype, diag):
+    for problem in problems(operators, shape, dtype, diag):
         agree(operators, problem, shape)
 
 
 @pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
 def test_labels_out_of_range(operators, diag):
-    for problem in problems(SHAPES[1], torch.float32, diag, bad_labels=True):
+    for problem in problems(operators, SHAPES[1], torch.float32, diag, bad_labels=True):
         agree(operators, problem)
 
 
 @pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
 @pytest.mark.parametrize("shape", GLOBAL, ids=str)
 def test_one_class_without_labels(operators, shape, diag):
-    for problem in problems(shape, torch.float32, diag, labeled=False):
+    for problem in problems(operators, shape, torch.float32, diag, labeled=False):
         agree(operators, problem)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="there is no CUDA device")
 def test_a_step_of_the_loss_in_a_cuda_graph(operators):
-    step = next(p for p in problems((130, 33, 3, 3), torch.float32, True) if p.name == "cem_fwd")
+    step = of(operators, "cem_fwd")
     arguments = [a.cuda() if isinstance(a, torch.Tensor) else a for a in step.arguments]
     x, means, labels = arguments[:3]
 
@@ -119,14 +123,14 @@ def test_a_step_of_the_loss_in_a_cuda_graph(operators):
     assert all(torch.equal(a, b) for a, b in zip(captured, run_step()))
 
 
-def of(name, shape=(130, 33, 3, 3)):
-    return next(p for p in problems(shape, torch.float32, True) if p.name == name)
+def of(operators, name):
+    return next(p for p in problems(operators, (130, 33, 3, 3), torch.float32, True) if p.name == name)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="there is no CUDA device")
 def test_on_the_current_stream(operators):
     """The features arrive late, on a stream of their own; on any other, the kernels would not wait for them."""
-    problem = of("component_statistics_fwd")
+    problem = of(operators, "component_statistics_fwd")
     x, *rest = [a.cuda() if isinstance(a, torch.Tensor) else a for a in problem.arguments]
     operators[problem.name](x, *rest)
     late = torch.full_like(x, torch.nan)
@@ -142,7 +146,7 @@ def test_on_the_current_stream(operators):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
 def test_on_a_device_that_is_not_the_current_one(operators):
-    for problem in problems(SHAPES[2], torch.float32, True):
+    for problem in problems(operators, SHAPES[2], torch.float32, True):
         arguments = [a.to("cuda:1") if isinstance(a, torch.Tensor) else a for a in problem.arguments]
         with torch.cuda.device(0):
             results = operators[problem.name](*arguments)
@@ -154,7 +158,7 @@ def test_on_a_device_that_is_not_the_current_one(operators):
 
 @pytest.mark.skipif(not ON_GPU, reason="there is no CUDA device")
 def test_a_step_of_the_loss_never_waits_for_the_device(operators):
-    step = of("cem_fwd")
+    step = of(operators, "cem_fwd")
     arguments = [a.cuda() if isinstance(a, torch.Tensor) else a for a in step.arguments]
     operators["cem_fwd"](*arguments)  # compiled
     before = torch.cuda.get_sync_debug_mode()
@@ -175,7 +179,7 @@ def test_rows_that_lie_further_apart_than_32_bits_reach(operators, name, monkeyp
     if torch.cuda.mem_get_info()[0] < 6 * 2**30:
         pytest.skip("6 GiB of memory are not free on the device")
     apart = 2**30
-    problem = next(p for p in problems((3, 5, 1, 2), torch.bfloat16, True) if p.name == name)
+    problem = next(p for p in problems(operators, (3, 5, 1, 2), torch.bfloat16, True) if p.name == name)
     place = next(
         i for i, a in enumerate(problem.arguments) if isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16
     )
