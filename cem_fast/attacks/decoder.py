@@ -47,7 +47,7 @@ class Decoder(Attack):
     """Trains a network from released features to images, with fresh noise in every epoch.
 
     Features are standardized by their mean and standard deviation over the attacker's own observations. Tokens and vectors are arranged as
-    maps; see :class:`cem_fast.attacks.base.MapStandardizer`. Adam's learning rate rises over the first tenth of the steps and falls along a
+    maps: a grid of patches, or a map of one pixel. Adam's learning rate rises over the first tenth of the steps and falls along a
     cosine to zero. The last network is used, without early stopping.
 
     Args:

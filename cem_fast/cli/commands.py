@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from cem_fast._support.text import printable
+from cem_fast.cli import audit as audits
 from cem_fast.cli import console as consoles
 from cem_fast.cli import device as devices
 from cem_fast.cli import torchrun
@@ -439,6 +440,14 @@ def tune(folder: str, trials: int, jobs: int, device: str, command: str, **value
         tuned = tuning.tune(config, folder, targets, trials=trials, device=place, jobs=jobs, watch=watch)
     consoles.show_tuned(console, tuned, folder)
     return 0 if tuned.best is not None else 1
+
+
+@_command(
+    *audits.flags(), _folder("runs/audit", "where to write audit.json and report.html"), _data_root(), _skip_corrupt()
+)
+def audit(**values: Any) -> int:
+    """Audit an encoder: what could be rebuilt from what it sends, and is that within limits?"""
+    return audits.run(**values)
 
 
 def _run_grid(

@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the arguments after ``cem-fast``; None for those of this process.
 
     Returns:
-        The exit status: 0; 1 for an error while running; 2 for a bad setting or bad input; 130 after Ctrl-C and 143 after
-        SIGTERM, with finished runs kept.
+        The exit status: 0; 1 for an error while running; 2 for a bad setting or bad input; 3 for a limit of an audit that fails;
+        130 after Ctrl-C and 143 after SIGTERM, with finished runs kept.
 
     Example:
         >>> from cem_fast.cli.main import main

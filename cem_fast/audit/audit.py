@@ -1,0 +1,306 @@
+"""The audit: attacks, readings and estimates on one encoder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cem_fast import attacks, bounds, data, metrics, training
+from cem_fast._support.eval_mode import in_eval_mode
+from cem_fast._support.lookup import lookup
+from cem_fast.attacks.budgets import budgeted
+from cem_fast.audit.limits import OF_LABELS, Limit, judge
+from cem_fast.audit.records import Audit, Tried
+from cem_fast.audit.targets import Normalization, Pairs, Target, as_images
+from cem_fast.config import RunConfig
+from cem_fast.data.splits import Part, Splits, by_fold
+from cem_fast.defenses import Defense, GaussianNoise, NoDefense
+from cem_fast.experiments.attack import attack_model, choose_pictures, infer, recognizer
+from cem_fast.experiments.provenance import versions
+from cem_fast.experiments.watch import Watcher, ignore
+from cem_fast.mixture import GaussianMixture
+from cem_fast.models.split import SplitModel
+
+ATTACKS = {"quick": ("ridge", "decoder"), "standard": ("ridge", "decoder", "optimization")}
+ATTACKS["thorough"] = (*ATTACKS["standard"], "inversion", "flow")
+VICTIMS = 1000
+COMPONENTS = 5  # of a class, in the mixture that information is estimated with
+
+
+def audit(
+    encoder: Callable[[Tensor], Any] | nn.Module | Tensor,
+    images: Tensor | Splits,
+    labels: Tensor | None = None,
+    *,
+    decoder: nn.Module | None = None,
+    noise_std: float = 0.0,
+    defense: Defense | None = None,
+    releases: int = 1,
+    attacks: Sequence[str] | None = None,
+    limits: Sequence[str] = (),
+    budget: str = "standard",
+    victims: int = VICTIMS,
+    normalize: Normalization | None = None,
+    seed: int = 0,
+    name: str = "encoder",
+    digest: str = "",
+    on_stage: Watcher = ignore,
+) -> Audit:
+    """Audits an encoder.
+
+    Each attack learns from the attacker's images and rebuilds the victims, four fifths and one fifth of the images, unless splits are
+    given. The encoder runs in eval mode, in its own dtype and on its own device. Errors are those of pixels in [0, 1].
+
+    Args:
+        encoder: a module or any function from images to features of any shape; or the features ``[N, ...]`` of the images, as they were
+            released, which only attacks that learn from pairs can use.
+        images: ``[N, C, H, W]``, uint8 or float in [0, 1]; or splits.
+        labels: classes ``[N]``; None if there are none.
+        decoder: the rest of the network, for the accuracy; None if it is not there.
+        noise_std: standard deviation of the Gaussian noise added to the features; 0 for none.
+        defense: a defense in place of the noise.
+        releases: messages of each image, with independent noise, that the attacker uses jointly.
+        attacks: names of attacks; None for those of the budget.
+        limits: limits such as ``mse >= 0.01``.
+        budget: ``quick``, ``standard`` or ``thorough``.
+        victims: images under attack, at most, drawn by ``seed``.
+        normalize: mean and standard deviation of the channels; None for the encoder's own preprocessing.
+        seed: seed of all random choices.
+        name: name of the encoder in the result.
+        digest: digest of its file.
+        on_stage: called with the stage, the steps done and the steps in total.
+
+    Returns:
+        The result; ``passed`` says whether all limits hold.
+
+    Raises:
+        ValueError: an argument is out of range, a limit needs labels, or an attack fails.
+
+    Source:
+        OWASP, "AI Security Verification Standard", 8.4.1 (an audit as a regression gate).
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.audit import audit
+        >>> images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> result = audit(torch.nn.AvgPool2d(2), images, attacks=["ridge"], limits=["mse >= 0.5"])
+        >>> result.passed, result.limits[0].attack, result.data["num_victims"]
+        (False, 'ridge', 8)
+    """
+    wanted = [Limit.parse(limit) for limit in limits]
+    lookup("budget", budget, ATTACKS)
+    chosen = tuple(dict.fromkeys(ATTACKS[budget] if attacks is None else attacks))
+    known = dict.fromkeys(_attacks())
+    for each in chosen:
+        lookup("attack", each, known)
+    if not chosen:
+        raise ValueError("attacks must name at least one attack, got none")
+    if not 0 <= noise_std < float("inf") or releases < 1 or victims < 2:
+        raise ValueError(
+            f"noise_std must be at least 0, releases 1 and victims 2, got {noise_std}, {releases} and {victims}"
+        )
+    splits = images if isinstance(images, Splits) else split(images, labels, seed=seed)
+    labeled = splits.num_classes > 1
+    needing = [limit.text for limit in wanted if limit.metric in OF_LABELS and not labeled]
+    if needing:
+        raise ValueError(f"the limit {needing[0]!r} needs labels of at least 2 classes, got none")
+    splits = _fewer(splits, victims, seed)
+    if isinstance(encoder, Tensor):
+        if isinstance(images, Splits) or len(encoder) != len(images):
+            raise ValueError(f"features must be one for each image, got {len(encoder)}")
+        encoder = Pairs(as_images(images, "images"), encoder)
+    target = Target(encoder, normalize)
+    model = SplitModel(target, decoder or nn.Identity())
+    defense = defense or (GaussianNoise(noise_std=noise_std) if noise_std else NoDefense())
+    measures: dict[str, dict[str, Tensor]] = {limit.metric: {} for limit in wanted}
+    with in_eval_mode(model, defense):
+        _check(model, splits)
+        observe = training.observer(model, defense)
+        config = _config(budget, releases, seed)
+        tried, pictures = {}, {"original": splits.victims.images[choose_pictures(splits.victims)]}
+        for each in chosen:
+            tried[each], rebuilt, measured = _attacked(
+                each, model, defense, splits, config, observe, [*measures], on_stage, labeled
+            )
+            pictures[each] = rebuilt[choose_pictures(splits.victims)]
+            for metric, values in measured.items():
+                measures[metric][each] = values
+        label = None
+        if labeled:
+            rate = infer(model, defense, splits, seed=seed, observe=_averaged(observe, releases), on_stage=on_stage)[
+                "label"
+            ]
+            label = {"share": rate.share, "chance": rate.chance}
+            if "label" in measures:
+                right = round(rate.share * len(splits.victims))
+                measures["label"]["label"] = (torch.arange(len(splits.victims)) < right).double()
+        accuracy = None
+        if labeled and decoder is not None:
+            accuracy = training.evaluate_accuracy(model, defense, splits.victims, draws=5, seed=seed)
+        information = _information(model, splits, noise_std, releases, seed) if noise_std else None
+    verdicts = tuple(judge(limit, measures[limit.metric], seed=seed) for limit in wanted)
+    return Audit(
+        passed=all(each.holds for each in verdicts),
+        limits=verdicts,
+        attacks=tried,
+        not_tried=tuple(each for each in known if each not in chosen),
+        baseline=data.baselines(splits),
+        label=label,
+        information=information,
+        data={
+            "name": splits.name,
+            "num_classes": splits.num_classes if labeled else 0,
+            "num_attacker": len(splits.attacker),
+            "num_victims": len(splits.victims),
+            "image_shape": list(splits.image_shape),
+            "digest": splits.digest(),
+        },
+        target={"name": name, "digest": digest or target.digest()},
+        accuracy=accuracy,
+        noise_std=noise_std,
+        releases=releases,
+        seed=seed,
+        versions=versions(),
+        pictures=pictures,
+    )
+
+
+def split(images: Tensor, labels: Tensor | None, *, seed: int) -> Splits:
+    """Divides images: four fifths of each class to the attacker, one fifth as victims; equal images stay together.
+
+    Args:
+        images: ``[N, C, H, W]``, uint8 or float in [0, 1].
+        labels: classes ``[N]``; None if there are none.
+        seed: seed of the division.
+
+    Raises:
+        ValueError: shapes or values are others.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.audit.audit import split
+        >>> splits = split(torch.rand(20, 1, 8, 8), None, seed=0)
+        >>> len(splits.attacker), len(splits.victims)
+        (16, 4)
+    """
+    images = as_images(images, "images")
+    if labels is None:
+        labels = torch.zeros(len(images), dtype=torch.int64)
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or (len(labels) and int(labels.min()) < 0):
+        raise ValueError(f"labels must be {len(images)} integers of at least 0, got shape {tuple(labels.shape)}")
+    classes, labels = labels.unique(return_inverse=True)
+    names = [str(int(each)) for each in classes]
+    return by_fold(
+        "images", images, labels, fold=0, seed=seed, class_names=names, credit="", unit="images", mirrored=False
+    )
+
+
+def _attacks() -> tuple[str, ...]:
+    return attacks.names()
+
+
+def _config(budget: str, releases: int, seed: int) -> RunConfig:
+    amounts = budgeted(budget, {})
+    return RunConfig(
+        attack_budget=budget,
+        attack_epochs=amounts["epochs"],
+        attack_gan_epochs=amounts["gan_epochs"],
+        attack_steps=amounts["steps"],
+        attack_releases=releases,
+        seed=seed,
+    )
+
+
+def _fewer(splits: Splits, most: int, seed: int) -> Splits:
+    if len(splits.victims) <= most or splits.protocol == "train":
+        return splits
+    chosen = torch.randperm(len(splits.test), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    return replace(splits, test=splits.test[chosen])
+
+
+def _check(model: SplitModel, splits: Splits) -> None:
+    """Requires finite features with one row an image."""
+    probe = splits.victims.images[:2]
+    try:
+        with torch.no_grad():
+            features = model.encoder(probe)
+    except Exception as error:  # the user's network
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the encoder fails on images of shape {tuple(probe.shape)}: {reason}") from error
+    if features.dim() < 2 or len(features) != len(probe) or not bool(features.isfinite().all()):
+        raise ValueError(f"the encoder must give finite features [{len(probe)}, ...], got {tuple(features.shape)}")
+
+
+def _attacked(
+    name: str,
+    model: SplitModel,
+    defense: Defense,
+    splits: Splits,
+    config: RunConfig,
+    observe: Callable[[Tensor], Tensor],
+    wanted: Sequence[str],
+    on_stage: Watcher,
+    labeled: bool,
+) -> tuple[Tried, Tensor, dict[str, Tensor]]:
+    """The outcome of an attack, its reconstructions, and the wanted metrics of every victim."""
+    start = time.perf_counter()
+    try:
+        found, errors, rebuilt = attack_model(name, model, defense, splits, config, observe=observe, on_stage=on_stage)
+    except (ValueError, RuntimeError, ArithmeticError, NotImplementedError) as error:
+        raise ValueError(f"the attack {name} fails: {error}") from error
+    if not bool(errors.isfinite().all()):
+        raise ValueError(f"the attack {name} fails: its reconstructions are not finite")
+    truth = splits.victims
+    of: Mapping[str, Callable[[], Tensor]] = {
+        "mse": lambda: errors,
+        "psnr": lambda: metrics.psnr(rebuilt, truth.images),
+        "ssim": lambda: metrics.ssim(rebuilt, truth.images),
+        "lpips": lambda: metrics.lpips(rebuilt, truth.images),
+        "recognized": lambda: (recognizer(splits).names(rebuilt).cpu() == truth.labels).double(),
+    }
+    measured = {metric: of[metric]() for metric in wanted if metric in of}
+    tried = Tried(
+        mse=found.mse,
+        psnr=found.psnr,
+        ssim=found.ssim,
+        recognized=found.recognized if labeled else None,
+        mse_half_budget=found.mse_half_budget,
+        knowledge=found.knowledge,
+        budget=found.budget,
+        seconds=time.perf_counter() - start,
+        lpips=float(measured["lpips"].double().mean()) if "lpips" in measured else None,
+    )
+    return tried, rebuilt, measured
+
+
+def _averaged(observe: Callable[[Tensor], Tensor], releases: int) -> Callable[[Tensor], Tensor]:
+    return observe if releases == 1 else attacks.view.Averaged(observe, releases)
+
+
+def _information(model: SplitModel, splits: Splits, noise_std: float, releases: int, seed: int) -> dict[str, float]:
+    """Estimates of the information in the messages about an image, for all releases together."""
+    own, secret = splits.attacker, splits.victims
+    fewest = int(torch.bincount(own.labels, minlength=splits.num_classes).min())
+    mixture = GaussianMixture(
+        num_components=max(1, min(COMPONENTS, fewest)),
+        num_classes=splits.num_classes,
+        covariance_type="spherical",
+        algorithm="kmeans",
+        generator=torch.Generator().manual_seed(seed),
+    )
+    features, held_out = (_features(model, part) for part in (own, secret))
+    mixture.fit(features, own.labels if splits.num_classes > 1 else None)
+    noise = noise_std / releases**0.5
+    generator = torch.Generator().manual_seed(seed)
+    nats, error = bounds.heldout_information(mixture, held_out, noise, generator=generator)
+    plugin = bounds.plugin_information(mixture, noise)
+    return {"heldout_nats": float(nats), "heldout_se": float(error), "plugin_nats": float(plugin)}
+
+
+def _features(model: SplitModel, part: Part) -> Tensor:
+    return training.clean_features(model, part.images).flatten(1).cpu()

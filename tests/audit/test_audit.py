@@ -1,0 +1,164 @@
+"""Audits from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cem_fast.audit import Audit, Judged, Limit, audit, find_noise
+from cem_fast.audit.limits import judge
+from cem_fast.audit.targets import normalization
+from cem_fast.cli.main import main
+
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES, LABELS = torch.rand(60, 3, 8, 8, generator=GENERATOR), torch.arange(60) % 2
+MINE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        assert not self.training
+        return self.head(torch.relu(self.norm(self.stem(x))).mean((2, 3)))
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+def pair():
+    return nn.AvgPool2d(2), nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+
+def broken():
+    raise OSError("no weights")
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    for index, image in enumerate(IMAGES):
+        part = "test" if index % 3 == 0 else "train"
+        path = tmp_path / "photos" / part / str(int(LABELS[index])) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((255 * image).byte().permute(1, 2, 0).numpy()).save(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_status_and_files_follow_the_limits(place, capsys):
+    base = ["audit", "mine.py:net", "--cut", "stem", "--data", "photos", "--noise-std", "0.1", "--attacks", "ridge"]
+    assert main([*base, "--limit", "mse >= 0.5", "--limit", "psnr <= 90", "--folder", "one"]) == 3
+    found = json.loads((place / "one/audit.json").read_text())
+    assert not found["passed"]
+    assert {each["limit"]: each["holds"] for each in found["limits"]} == {"mse >= 0.5": False, "psnr <= 90": True}
+    assert (found["data"]["num_attacker"], found["data"]["num_victims"], found["data"]["num_classes"]) == (40, 20, 2)
+    assert 0 <= found["accuracy"] <= 1
+    assert found["information"]["heldout_se"] > 0
+    assert "the limit mse >= 0.5 fails" in capsys.readouterr().err
+    assert "Not all limits hold" in (place / "one/report.html").read_text()
+    holds = ["--limit", "mse >= 1e-9", "--limit", "label <= 1.0", "--limit", "recognized <= 1"]
+    assert main([*base, *holds, "--releases", "2", "--folder", "two"]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["mine.py:nett"], "nearest is 'net'"),
+        (["mine.py:net", "--cut", "stemm"], "nearest is 'stem'"),
+        (["mine.py:net", "--limit", "msee >= 1"], "nearest is 'mse'"),
+        (["mine.py:net", "--limit", "mse > 1"], "limit must be a metric"),
+        (["mine.py:net", "--attacks", "ridg"], "nearest is 'ridge'"),
+        (["mine.py:broken"], "OSError: no weights"),
+        (["nowhere.py:net"], "nowhere.py"),
+        (["mine.py"], "target must be"),
+        (["mine.py:net", "--normalize", "1,0"], "positive STD"),
+        (["mine.py:net", "--noise-std", "1", "--find-noise", "mse >= 1"], "noise_std must be left out"),
+    ],
+)
+def test_bad_input_is_status_2(place, capsys, arguments, message):
+    assert main(["audit", *arguments, "--data", "photos"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_pairs_of_arrays_need_no_target(place, capsys):
+    np.save("images.npy", IMAGES.numpy())
+    np.save("features.npy", nn.functional.avg_pool2d(IMAGES, 2).flatten(1).numpy())
+    pairs = ["audit", "--images", "images.npy", "--features", "features.npy", "--attacks", "ridge,nearest"]
+    assert main(pairs) == 0
+    found = json.loads((place / "runs/audit/audit.json").read_text())
+    assert set(found["attacks"]) == {"ridge", "nearest"}
+    assert found["label"] is None
+    assert main([*pairs, "--limit", "label <= 0.5"]) == 2
+    assert "needs labels" in capsys.readouterr().err
+    np.save("features.npy", np.array([object()] * 60), allow_pickle=True)
+    assert main(pairs) == 2
+
+
+def test_exported_programs_are_targets(place):
+    exported = torch.export.export(
+        nn.Conv2d(3, 2, 3).eval(), (IMAGES[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+    torch.export.save(exported, "mine.pt2")
+    assert main(["audit", "mine.pt2", "--data", "photos", "--attacks", "ridge", "--folder", "pt2"]) == 0
+
+
+def test_onnx_is_a_black_box(place, capsys):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    helper, shape = onnx.helper, ["batch", 3, 8, 8]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "mine", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), "mine.onnx")
+    base = ["audit", "mine.onnx", "--data", "photos", "--folder", "onnx"]
+    assert main([*base, "--attacks", "ridge"]) == 0
+    assert main([*base, "--attacks", "optimization"]) == 2
+    assert "the attack optimization fails" in capsys.readouterr().err
+
+
+def test_the_least_noise_keeps_the_limit(place):
+    arguments = ["mine.py:pair", "--data", "photos", "--attacks", "ridge", "--find-noise", "mse >= 0.08"]
+    assert main(["audit", *arguments, "--folder", "noise"]) == 0
+    found = json.loads((place / "noise/audit.json").read_text())
+    assert found["noise_std"] > 0
+    assert 0.08 <= found["limits"][0]["interval"][0] < 0.082
+
+
+def test_no_noise_where_none_is_needed():
+    empty = Audit(
+        True, (Judged("mse >= 0", True, 1.0, (1.0, 1.0), "ridge"),), {}, (), {}, None, None, {}, {}, None, 0, 1, 0, {}
+    )
+    levels = []
+    find_noise(lambda noise, every: (levels.append(noise), empty)[1], "mse >= 0", start=1.0)
+    assert levels[-1] == 0
+
+
+def test_a_limit_is_judged_at_the_unsafe_end_of_the_worst_attack():
+    values = {"strong": torch.tensor([0.0, 0.4] * 50), "weak": torch.full((100,), 0.3)}
+    verdict = judge(Limit.parse("mse >= 0.19"), values, seed=0)
+    assert (verdict.attack, verdict.holds) == ("strong", False)
+    assert verdict.interval[0] < 0.19 < verdict.value < verdict.interval[1]
+    assert judge(Limit.parse("mse <= 0.35"), values, seed=0).attack == "weak"
+
+
+def test_the_target_keeps_its_mode_dtype_and_preprocessing():
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()).double()
+    network.train()
+    result = audit(network, IMAGES, LABELS, attacks=["ridge"], normalize=normalization("imagenet"))
+    assert network.training
+    assert network[0].num_batches_tracked == 0
+    assert result.attacks["ridge"].mse < result.baseline["mean_image_mse"]
+    assert result.target["digest"]
+
+
+def test_features_that_say_nothing_leave_the_mean_image():
+    result = audit(lambda x: torch.ones(len(x), 8), IMAGES, LABELS, attacks=["ridge", "decoder"], budget="quick")
+    assert min(each.mse for each in result.attacks.values()) > 0.9 * result.baseline["mean_image_mse"]
