@@ -104,6 +104,8 @@ def audit(
         raise ValueError(
             f"noise_std must be at least 0, releases 1 and victims 2, got {noise_std}, {releases} and {victims}"
         )
+    if defense is not None and noise_std:
+        raise ValueError(f"noise_std must be 0 with a defense, which has its own noise, got {noise_std}")
     splits = images if isinstance(images, Splits) else split(images, labels, seed=seed)
     labeled = splits.num_classes > 1
     needing = [limit.text for limit in wanted if limit.metric in OF_LABELS and not labeled]
@@ -162,7 +164,7 @@ def audit(
         },
         target={"name": name, "digest": digest or target.digest()},
         accuracy=accuracy,
-        noise_std=noise_std,
+        noise_std=defense.noise_std,
         releases=releases,
         seed=seed,
         versions=versions(),

@@ -14,6 +14,7 @@ from cem_fast.audit import Audit, Judged, Limit, audit, find_noise
 from cem_fast.audit.limits import judge
 from cem_fast.audit.targets import normalization
 from cem_fast.cli.main import main
+from cem_fast.defenses import GaussianNoise
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES, LABELS = torch.rand(60, 3, 8, 8, generator=GENERATOR), torch.arange(60) % 2
@@ -162,3 +163,10 @@ def test_the_target_keeps_its_mode_dtype_and_preprocessing():
 def test_features_that_say_nothing_leave_the_mean_image():
     result = audit(lambda x: torch.ones(len(x), 8), IMAGES, LABELS, attacks=["ridge", "decoder"], budget="quick")
     assert min(each.mse for each in result.attacks.values()) > 0.9 * result.baseline["mean_image_mse"]
+
+
+def test_a_defense_brings_its_own_noise():
+    settings = {"defense": GaussianNoise(noise_std=0.25), "attacks": ["ridge"]}
+    assert audit(nn.AvgPool2d(2), IMAGES, LABELS, **settings).noise_std == 0.25
+    with pytest.raises(ValueError, match="noise_std must be 0 with a defense"):
+        audit(nn.AvgPool2d(2), IMAGES, LABELS, noise_std=0.1, **settings)
