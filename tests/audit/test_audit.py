@@ -70,6 +70,22 @@ def test_status_and_files_follow_the_limits(place, capsys):
     assert main([*base, *holds, "--releases", "2", "--folder", "two"]) == 0
 
 
+def test_weights_next_to_an_onnx_file_are_read_and_others_are_not(place, capsys):
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 3, 8, 8]) for name in "xy"]
+    scale = onnx.numpy_helper.from_array(np.full((1, 3, 8, 8), 0.5, np.float32), "scale")
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "scale"], ["y"])], "mine", ends[:1], ends[1:], [scale])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, "mine.onnx", save_as_external_data=True, location="mine.data", size_threshold=0)
+    command = ["audit", "mine.onnx", "--data", "photos", "--attacks", "ridge", "--folder", "onnx"]
+    assert main(command) == 0
+    content = (place / "mine.onnx").read_bytes()
+    (place / "mine.onnx").write_bytes(content.replace(b"mine.data", b"../e.data"))
+    assert main(command) == 2
+    assert "not in a file next to it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -125,6 +141,7 @@ def test_onnx_is_a_black_box(place, capsys):
     assert "the attack optimization fails" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_least_noise_keeps_the_limit(place):
     arguments = ["mine.py:pair", "--data", "photos", "--attacks", "ridge", "--find-noise", "mse >= 0.08"]
     assert main(["audit", *arguments, "--folder", "noise"]) == 0
