@@ -214,6 +214,8 @@ def find(function: Callable[[Tensor], Tensor], images: Tensor) -> list[RandomInp
         found.append(RandomInput(name, distribution, shape[1:]))
     with torch.no_grad(), Draws(neutral(found, len(images))):
         first = function(images)
+    if not first.isfinite().all():
+        raise ValueError("messages must be finite, got NaN or infinity for the probe image")
     with torch.no_grad(), Draws(neutral(found, len(images))):
         if not torch.equal(first, function(images)):
             raise ValueError(
@@ -236,6 +238,20 @@ def probes(shape: Sequence[int], count: int) -> Tensor:
     """
     image = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0))
     return image.expand(count, *shape).contiguous()
+
+
+def copies(shape: Sequence[int]) -> int:
+    """Number of messages of the probe image that a measurement takes: fewer for large images, whose messages are long.
+
+    Args:
+        shape: ``(C, H, W)``.
+
+    Example:
+        >>> from cem_fast.deploy.draws import copies
+        >>> copies((3, 48, 48)), copies((3, 224, 224))
+        (65, 27)
+    """
+    return max(9, min(65, 2**22 // math.prod(shape)))
 
 
 def neutral(inputs: Sequence[RandomInput], count: int) -> list[Tensor]:
@@ -305,16 +321,21 @@ def variance(messages: Tensor) -> float:
     return float(messages.double().flatten(1).var(0).mean())
 
 
-def spread(numbers: int, messages: int) -> float:
-    """Relative standard error of :func:`variance` for Gaussian noise, ``sqrt(2 / (numbers (messages - 1)))``.
+def spread(messages: Tensor) -> float:
+    """Relative standard error of :func:`variance`: that of Gaussian noise, ``sqrt(2 / (numbers (R - 1)))``, or the observed one if greater.
+
+    Heavy tails, such as those of Laplace noise or of dropped features, make it greater.
 
     Args:
-        numbers: numbers in a message.
-        messages: R.
+        messages: ``[R, ...]``, R messages of one image, R at least 2.
 
     Example:
+        >>> import torch
         >>> from cem_fast.deploy.draws import spread
-        >>> round(spread(512, 65), 4)
-        0.0078
+        >>> round(spread(torch.randn(65, 512, generator=torch.Generator().manual_seed(0))), 3)
+        0.008
     """
-    return math.sqrt(2 / (numbers * (messages - 1)))
+    rows = messages.double().flatten(1)
+    squares = (rows - rows.mean(0)).square().mean(1)
+    observed = float(squares.std() / (squares.mean().clamp_min(1e-300) * math.sqrt(len(rows))))
+    return max(observed, math.sqrt(2 / (rows.shape[1] * (len(rows) - 1))))

@@ -26,7 +26,7 @@ from cem_fast.deploy import manifest as manifests
 from cem_fast.deploy.files import PACKAGES, SUFFIXES, digest, open_half, write_half
 from cem_fast.deploy.halves import Cloud, Device
 from cem_fast.deploy.manifest import Cost, Manifest, Noise, Preprocessing
-from cem_fast.deploy.verify import MESSAGES, verify
+from cem_fast.deploy.verify import verify
 from cem_fast.experiments.build import build_parts
 from cem_fast.experiments.saved_run import DESCRIPTION, load_run
 from cem_fast.models.split import SplitModel
@@ -212,8 +212,8 @@ def _measured(
     device: Device, inputs: Sequence[draws.RandomInput], shape: Sequence[int]
 ) -> tuple[list[draws.RandomInput], float]:
     """The random inputs with the variance that each alone causes, and the variance that all cause together."""
-    probe = draws.probes(shape, MESSAGES)
-    drawn, still = draws.seeded(inputs, MESSAGES, seed=0), draws.neutral(inputs, MESSAGES)
+    count = draws.copies(shape)
+    probe, drawn, still = draws.probes(shape, count), draws.seeded(inputs, count, seed=0), draws.neutral(inputs, count)
     found = []
     for index, each in enumerate(inputs):
         alone = [*still[:index], drawn[index], *still[index + 1 :]]

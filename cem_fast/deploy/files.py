@@ -187,7 +187,10 @@ def _open_onnx(path: Path) -> Callable[..., Tensor]:
         if len(tensors) != len(names):
             raise ValueError(f"{path.name} takes {', '.join(names)}, got {len(tensors)} tensors")
         feed: dict[str, Any] = {name: tensor.numpy() for name, tensor in zip(names, tensors)}
-        return torch.from_numpy(session.run(None, feed)[0])
+        try:
+            return torch.from_numpy(session.run(None, feed)[0])
+        except Exception as error:  # the runtime's own classes
+            raise ValueError(f"{path.name} does not run: {_reason(error)}") from error
 
     return run
 

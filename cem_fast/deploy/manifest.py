@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from cem_fast._support import typed_json
 from cem_fast._support.files import write_atomically
@@ -17,8 +16,7 @@ from cem_fast.deploy.files import SUFFIXES
 NAME = "manifest.json"
 SCHEMA = 1
 MARK = f'{{\n "schema": {SCHEMA},\n "made_by": "cem_fast'.encode()
-LONGEST = 10 * 2**20  # bytes of a manifest that is read
-MOST = 2**28  # numbers in an image, a message or the logits
+MOST = 2**24  # numbers in an image, a message or the logits
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,9 @@ class Noise:
     def __post_init__(self) -> None:
         if self.source not in ("input", "graph", "none"):
             raise ValueError(f"source must be input, graph or none, got {self.source!r}")
+        least = min(self.std, default=0.0) if isinstance(self.std, tuple) else self.std
+        if not (least >= 0 and self.variance >= 0):
+            raise ValueError(f"std and variance must be at least 0, got {least} and {self.variance}")
 
 
 @dataclass(frozen=True)
@@ -197,14 +198,5 @@ def read(folder: str | Path) -> Manifest:
     path = Path(folder) / NAME
     if not path.is_file():
         raise FileNotFoundError(2, "no exported halves there", str(path))
-    with open(path, "rb") as file:
-        content = file.read(LONGEST + 1)
-    try:
-        if len(content) > LONGEST:
-            raise ValueError(f"longer than {LONGEST} bytes")
-        entries: Any = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(entries, dict) or entries.get("schema") != SCHEMA:
-        raise ValueError(f"{path} must have the schema {SCHEMA}")
+    entries = typed_json.load_document(path, f"exported halves of schema {SCHEMA}", SCHEMA)
     return typed_json.read(Manifest, entries, path)

@@ -20,6 +20,7 @@ from cem_fast.experiments.build import build_parts
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 SHAPE = (1, 16, 16)
+PRIVACY = {"privacy_epsilon": 200.0, "privacy_clip": 10.0}
 
 
 def network() -> SplitModel:
@@ -96,6 +97,12 @@ def test_frozen_noise_is_noticed(copied):
     ("change", "message"),
     [
         (lambda entries: entries["noise"].update(std=0.2), "the noise has a standard deviation of 0"),
+        (lambda entries: entries["noise"].update(std=0.0), "the noise has a standard deviation of 0"),
+        (lambda entries: entries["noise"].update(std=-0.1), "std and variance must be at least 0"),
+        (lambda entries: entries["noise"].update(variance=float("nan")), "noise.variance must be finite"),
+        (lambda entries: entries.update(image_shape=[1, 4096, 4096]), r"device\.onnx"),
+        (lambda entries: entries["random_inputs"][1].update(shape=[2**24]), r"device\.onnx"),
+        (lambda entries: entries.update(message="float16"), "messages must have the dtype torch.float16"),
         (lambda entries: entries["noise"].update(variance=0.5), "the noise of the messages has a variance"),
         (lambda entries: entries["random_inputs"][0].update(variance=0.5), "the noise of the input uniform"),
         (lambda entries: entries["random_inputs"][1].update(variance=0.02), "the noise of the input noise"),
@@ -114,6 +121,38 @@ def test_a_manifest_that_does_not_fit_is_refused(copied, change, message):
     tamper(copied, change)
     with pytest.raises(ValueError, match=message):
         verify(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dropout", {"dropout_rate": 0.97}),
+        ("local_dp", {**PRIVACY, "privacy_mechanism": "laplace", "privacy_delta": 0.0}),
+        ("local_dp", {**PRIVACY, "privacy_mechanism": "gaussian", "privacy_delta": 1e-4}),
+    ],
+)
+def test_noise_of_heavy_tails_and_two_noises_are_verified(tmp_path, name, settings):
+    defense = defenses.build(name, noise_std=0.1, **settings)
+    manifest = export(network(), defense, tmp_path, image_shape=SHAPE, format="pt2")
+    normal = [each.variance for each in manifest.random_inputs if each.distribution == "normal"]
+    assert manifest.noise.std == pytest.approx(sum(normal) ** 0.5, rel=0.1)
+    for _ in range(5):
+        verify(tmp_path)
+
+
+def test_numbers_that_are_not_finite_are_noticed(tmp_path):
+    model = network()
+    next(model.encoder.parameters()).data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="messages must be finite"):
+        export(model, defenses.GaussianNoise(noise_std=0.1), tmp_path, image_shape=SHAPE, format="pt2")
+
+
+def test_a_graph_of_a_secure_defense_is_refused(tmp_path):
+    defense = defenses.GaussianNoise(noise_std=0.1, secure=True)
+    with pytest.raises(ValueError, match="noise must be input for a defense with secure draws"):
+        export(network(), defense, tmp_path, image_shape=SHAPE, format="pt2", noise="graph")
+    manifest = export(network(), defense, tmp_path, image_shape=SHAPE, format="pt2")
+    assert [each.name for each in manifest.random_inputs] == ["noise"]
 
 
 def test_a_changed_file_is_noticed(copied):
