@@ -111,7 +111,8 @@ def build(
         prior: flow model of images that the flow attack uses instead of training one.
         **settings: single settings in place of the budget's. ``epochs``: passes of the decoder attack over the attacker's images, also if
             another attack starts from it. ``gan_epochs``: passes of the gan attack. ``steps``: steps of the optimization attack.
-            ``flow_steps``: training steps of the flow attack. Those that the attack does not use are ignored.
+            ``flow_steps``: training steps of the flow attack. ``draws``: observations of each of the attacker's images, for ridge,
+            kernel_ridge and nearest. Those that the attack does not use are ignored.
 
     Returns:
         The attack, not yet fitted.
@@ -152,9 +153,9 @@ def build(
     # attacks that learn from one message, given the mean of several
     of_one: dict[str, Callable[[], Attack]] = {
         Decoder.name: start,
-        Ridge.name: lambda: Ridge(**common),
-        KernelRidge.name: lambda: KernelRidge(**common),
-        Nearest.name: lambda: Nearest(**common),
+        Ridge.name: lambda: Ridge(draws=amounts["draws"], **common),
+        KernelRidge.name: lambda: KernelRidge(draws=amounts["draws"], **common),
+        Nearest.name: lambda: Nearest(draws=amounts["draws"], **common),
         Ensemble.name: lambda: Ensemble(decoder=start(), **common),
         Gan.name: lambda: Gan(decoder=start(), epochs=amounts["gan_epochs"], **common),
     }

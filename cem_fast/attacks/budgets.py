@@ -9,6 +9,7 @@ from cem_fast._support.lookup import lookup
 # Settings of the attacks by budget. "standard" is the budget of the published results.
 BUDGETS: dict[str, dict[str, Any]] = {
     "quick": {
+        "draws": 2,
         "epochs": 40,
         "gan_epochs": 5,
         "steps": 30,
@@ -19,6 +20,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "flow_steps": 100,
     },
     "standard": {
+        "draws": 8,
         "epochs": 160,
         "gan_epochs": 20,
         "steps": 120,
@@ -29,6 +31,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "flow_steps": 800,
     },
     "thorough": {
+        "draws": 8,
         "epochs": 320,
         "gan_epochs": 40,
         "steps": 240,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,8 @@ class Ridge(ClosedForm):
     """Reconstructs ``x = mean + W (z - mu) / sigma`` with ``W`` the ridge solution, in closed form.
 
     The penalty minimizes the error on a held-out fifth of the attacker's images; ``W`` is then solved on all of them. Several observations
-    of each image make the solution robust to the noise. The smaller of the two Gram matrices is decomposed: of features, or of observations
-    if there are fewer of them.
+    of each image make the solution robust to the noise. The smaller of two Gram matrices is solved: that of features, or that of
+    observations where features outnumber them.
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
@@ -71,14 +73,10 @@ class Ridge(ClosedForm):
         stacked = self.standardize(stacked)
         pixels = images.flatten(1).double()
 
-        solution = _Path(stacked[:, training], pixels[training])
-        errors = [
-            (solution.predict(stacked[0, validation], penalty) - pixels[validation]).square().mean()
-            for penalty in PENALTIES
-        ]
-        self.penalty = float(PENALTIES[int(torch.stack(errors).argmin())])
-        solution = _Path(stacked, pixels)
-        self.weights, self.intercept = solution.weights(self.penalty), solution.intercept
+        dual = len(stacked) * len(training) < stacked.shape[2]
+        self.weights, self.intercept, self.penalty = (_by_observations if dual else _by_features)(
+            stacked, pixels, validation, training
+        )
 
     def reconstruct(self, features: Tensor) -> Tensor:
         require_fitted(self, "weights")
@@ -86,24 +84,68 @@ class Ridge(ClosedForm):
         return pixels.float().clamp(0, 1).unflatten(1, self.image_shape)
 
 
+def _by_features(
+    features: Tensor, pixels: Tensor, validation: Tensor, training: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    """``W [D, P]``, the intercept and the penalty, from features ``[draws, N, D]``, centered over all images, and pixels ``[N, P]``."""
+    path = _Path(features[:, training], pixels[training])
+    penalty = _best(lambda penalty: path.predict(features[0, validation], penalty), pixels[validation])
+    path = _Path(features, pixels)
+    return path.weights(penalty), path.intercept, penalty
+
+
+def _by_observations(
+    features: Tensor, pixels: Tensor, validation: Tensor, training: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    """As :func:`_by_features`, for more features than observations: ``W = Z' (Z Z' + penalty)^-1 Y``, one Gram matrix for all solves."""
+    draws, count, dimensions = features.shape
+    flat = features.flatten(0, 1)
+    gram = flat @ flat.T
+    rows = (torch.arange(draws, device=flat.device)[:, None] * count + training).flatten()
+    known, seen = gram[rows][:, rows], gram[validation][:, rows]
+    intercept = pixels[training].mean(0)
+
+    def predict(penalty: float) -> Tensor:
+        # All draws share their targets: sum the coefficients instead of repeating the targets.
+        coefficients = torch.cholesky_solve(seen.T, _factor(known, penalty)).T
+        return intercept + coefficients.unflatten(1, (draws, -1)).sum(1) @ (pixels[training] - intercept)
+
+    penalty = _best(predict, pixels[validation])
+    if len(flat) >= dimensions:  # features outnumber observations only where a fifth is held out
+        path = _Path(features, pixels)
+        return path.weights(penalty), path.intercept, penalty
+    intercept = pixels.mean(0)
+    coefficients = torch.cholesky_solve((pixels - intercept).repeat(draws, 1), _factor(gram, penalty))
+    return flat.T @ coefficients, intercept, penalty
+
+
+def _factor(gram: Tensor, penalty: float) -> Tensor:
+    """Cholesky factor of ``gram`` plus the penalty, in units of the mean eigenvalue."""
+    unit = float(gram.trace()) / len(gram) + 1e-300
+    penalized = gram.clone()
+    penalized.diagonal().add_(penalty * unit)
+    return torch.linalg.cholesky(penalized)
+
+
+def _best(predict: Callable[[float], Tensor], pixels: Tensor) -> float:
+    """The penalty whose predictions have the least error."""
+    errors = [(predict(penalty) - pixels).square().mean() for penalty in PENALTIES]
+    return float(PENALTIES[int(torch.stack(errors).argmin())])
+
+
 class _Path:
-    """Ridge solutions of one regression for all penalties, from one eigendecomposition."""
+    """Ridge solutions of one regression for all penalties, from one eigendecomposition of the features' Gram matrix."""
 
     def __init__(self, features: Tensor, targets: Tensor):
         """Takes ``features [draws, N, D]``, centered over all images, and ``targets [N, P]``."""
-        draws, _, dimensions = features.shape
         flat = features.flatten(0, 1)
         self.intercept = targets.mean(0)
         centered = targets - self.intercept
-        self.dual = len(flat) < dimensions
-        gram = flat @ flat.T if self.dual else flat.T @ flat
-        values, vectors = torch.linalg.eigh(gram)
+        values, self.basis = torch.linalg.eigh(flat.T @ flat)
         self.values = values.clamp_min(0)
         self.unit = float(self.values.sum()) / len(values) + 1e-300  # penalties are in units of the mean eigenvalue
-        self.basis = flat.T @ vectors if self.dual else vectors  # [D, R]
         # All draws share their targets: sum the features instead of repeating the targets.
-        shared = centered.repeat(draws, 1) if self.dual else features.sum(0).T @ centered
-        self.coordinates = vectors.T @ shared  # [R, P]
+        self.coordinates = self.basis.T @ (features.sum(0).T @ centered)  # [D, P]
 
     def _shrunk(self, penalty: float) -> Tensor:
         return self.coordinates / (self.values + penalty * self.unit)[:, None]

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from cem_fast import metrics
+from cem_fast.attacks import ridge
 from cem_fast.attacks.ridge import PENALTIES, Ridge
 
 
@@ -42,6 +43,29 @@ def test_ridge_is_the_direct_solution(count):
     )
     torch.testing.assert_close(attack.weights, direct, rtol=1e-6, atol=1e-9)
     assert attack.penalty in PENALTIES.tolist()
+
+
+def test_more_features_than_observations_give_the_weights_and_the_penalty_of_the_full_solve():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(20, 16, generator=generator, dtype=torch.float64)
+    mixing = torch.randn(16, 90, generator=generator, dtype=torch.float64)
+    features = pixels @ mixing + torch.randn(3, 20, 90, generator=generator, dtype=torch.float64)
+    features = features - features.mean((0, 1))
+    validation, training = torch.arange(4), torch.arange(4, 20)
+
+    def solved(own: torch.Tensor, penalty: float) -> tuple[torch.Tensor, torch.Tensor]:
+        z, y = features[:, own].flatten(0, 1), pixels[own].repeat(3, 1)
+        shrinkage = penalty * z.square().sum() / len(z) * torch.eye(90, dtype=torch.float64)
+        return torch.linalg.solve(z.T @ z + shrinkage, z.T @ (y - y.mean(0))), y.mean(0)
+
+    errors = []
+    for penalty in PENALTIES:
+        w, mean = solved(training, float(penalty))
+        errors.append(float((mean + features[0, validation] @ w - pixels[validation]).square().mean()))
+    best = float(PENALTIES[errors.index(min(errors))])
+    weights, intercept, penalty = ridge._by_observations(features, pixels, validation, training)
+    assert penalty == best
+    torch.testing.assert_close((weights, intercept), solved(torch.arange(20), best), rtol=1e-7, atol=1e-9)
 
 
 def test_ridge_penalty_grows_with_the_noise():
