@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from cem_fast.benchmarks import quantization
 from support.command_line import status
 from torch import nn
 
@@ -303,6 +304,20 @@ def test_wrong_arguments_of_the_command_are_one_line(arguments, message, capsys)
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_cost_of_smaller_messages_is_printed(finished, monkeypatch, capsys):
+    run = finished.run(cem=True)
+    monkeypatch.setattr("sys.argv", ["quantization", str(run), "--attacks", "ridge"])
+    quantization.main()
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["float32", "float16", "uint8"]
+    sizes = [int(row[1].replace(",", "")) for row in rows]
+    assert sizes == [4 * sizes[2], 2 * sizes[2], sizes[2]]
+    errors = [float(row[3]) for row in rows]
+    assert errors[1] == pytest.approx(errors[0], rel=0.02)
+    assert errors[2] == pytest.approx(errors[0], rel=0.2)
+    assert errors[2] != errors[0]
 
 
 @pytest.mark.long
