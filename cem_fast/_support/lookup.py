@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
 Option = TypeVar("Option")
@@ -20,7 +20,7 @@ def lookup(kind: str, name: str, options: Mapping[str, Option]) -> Option:
     Raises:
         ValueError: the name is unknown; the error lists all options and the nearest one.
     """
-    if name in options:
+    if isinstance(name, Hashable) and name in options:
         return options[name]
     nearest = difflib.get_close_matches(str(name), options, n=1, cutoff=0.0)
     raise ValueError(f"unknown {kind} {name!r}: expected one of {', '.join(options)}; the nearest is {nearest[0]!r}")

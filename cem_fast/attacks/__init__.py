@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cem_fast._support.counts import require_count
 from cem_fast._support.lookup import lookup
 from cem_fast.attacks.base import Attack
 from cem_fast.attacks.budgets import budget_names, budgeted
@@ -133,6 +134,7 @@ def build(
         >>> attack.budget
         "2 epochs of the network 'slim' on its images, minimizing mse"
     """
+    require_count("releases", releases)
     known = budgeted(budget, {})
     for key in settings:
         lookup("setting", key, known)

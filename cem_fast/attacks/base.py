@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cem_fast._support.counts import require_count
 from cem_fast._support.seeding import seeded
 
 Observe = Callable[[Tensor], Tensor]
@@ -284,13 +285,14 @@ def counted(count: int, noun: str) -> str:
 
 
 def require_positive(attack: Attack, *settings: str) -> None:
-    """Raises unless the named settings of an attack are at least 1.
+    """Raises unless the named settings of an attack are integers of at least 1.
 
     Args:
         attack: the attack.
         settings: names of its attributes.
 
     Raises:
+        TypeError: a setting is no integer.
         ValueError: a setting is below 1.
 
     Example:
@@ -299,8 +301,7 @@ def require_positive(attack: Attack, *settings: str) -> None:
         >>> require_positive(Ridge(image_shape=(1, 8, 8)), "draws")
     """
     for key in settings:
-        if getattr(attack, key) < 1:
-            raise ValueError(f"{key} must be at least 1, got {getattr(attack, key)}")
+        require_count(key, getattr(attack, key))
 
 
 def require_fitted(attack: Attack, attribute: str) -> None:

@@ -24,7 +24,7 @@ DECIDES = (  # results depend on these: a finished run is not reused after a cha
     *("_support", "attacks", "bounds", "config", "data", "defenses", "experiments", "functional", "kernels", "loss"),
     *("metrics", "mixture", "models", "ops", "schedule", "training"),
 )
-SHOWS = ("__init__", "__main__", "benchmarks", "cli", "cost", "deploy", "report", "tune")
+SHOWS = ("__init__", "__main__", "audit", "benchmarks", "cli", "cost", "deploy", "report", "tune")
 
 
 def versions() -> dict[str, str | None]:

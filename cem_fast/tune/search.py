@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from cem_fast import cost
 from cem_fast._support import typed_json
+from cem_fast._support.counts import require_count
 from cem_fast._support.files import check_target, write_atomically
 from cem_fast.config import RunConfig
 from cem_fast.experiments import grid, results
@@ -48,6 +50,7 @@ class Targets:
         max_device_macs: most multiplications of the device for an image; None for any.
 
     Raises:
+        TypeError: a value is no number, or no integer.
         ValueError: a value is out of range.
 
     Example:
@@ -62,14 +65,16 @@ class Targets:
     max_device_macs: int | None = None
 
     def __post_init__(self) -> None:
+        for key in ("max_accuracy_loss", "min_mse"):
+            if not isinstance(getattr(self, key), Real):
+                raise TypeError(f"{key} must be a number, got {getattr(self, key)!r}")
         if not 0 <= self.max_accuracy_loss <= 1:
             raise ValueError(f"max_accuracy_loss must be in [0, 1], got {self.max_accuracy_loss}")
         if not 0 <= self.min_mse < math.inf:
             raise ValueError(f"min_mse must be at least 0, got {self.min_mse}")
         for key in ("max_bytes", "max_device_macs"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key} must be at least 1, got {value}")
+            if getattr(self, key) is not None:
+                require_count(key, getattr(self, key))
 
 
 @dataclass(frozen=True)
@@ -178,8 +183,7 @@ def tune(
         Traceback (most recent call last):
         ValueError: trials must be at least 1, got 0
     """
-    if trials < 1:
-        raise ValueError(f"trials must be at least 1, got {trials}")
+    require_count("trials", trials)
     splits = load_data(config.data, SEARCHED, config.image_size, config.protocol)
     if splits.fixed:
         raise ValueError(

@@ -216,3 +216,14 @@ def test_attacks_take_tokens_and_vectors(name, shape):
 
     attack.fit(observe, images, labels)
     assert attack.reconstruct(observe(images)).shape == images.shape
+
+
+@pytest.mark.parametrize("releases", [1.5, True, "2", None, float("nan")])
+def test_a_count_that_is_no_integer_is_named(releases):
+    with pytest.raises(TypeError, match="releases must be an integer of at least 1, got"):
+        attacks.build("ridge", image_shape=(1, 8, 8), releases=releases)
+
+
+def test_a_budget_of_another_type_is_named():
+    with pytest.raises(ValueError, match="unknown budget"):
+        attacks.build("ridge", image_shape=(1, 8, 8), budget=["quick"])

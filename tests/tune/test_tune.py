@@ -100,3 +100,18 @@ def test_bad_targets_are_refused_in_one_line(arguments, message, capfd, tmp_path
 
     assert cli.main(["tune", *arguments, "--folder", str(tmp_path)]) == 2
     assert re.search(message, capfd.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"max_bytes": 1.5},
+        {"max_bytes": True},
+        {"max_device_macs": float("nan")},
+        {"min_mse": None},
+        {"max_accuracy_loss": "a"},
+    ],
+)
+def test_a_target_of_another_type_is_named(target):
+    with pytest.raises(TypeError, match=next(iter(target))):
+        tune.Targets(**target)
