@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from cem_fast._support.counts import require_count
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.seeding import seeded
 from cem_fast.loss import CEMLoss
@@ -70,8 +71,7 @@ def measure(model: SplitModel, images: Tensor, *, passes: int = 100) -> dict[str
     """
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
-    if passes < 1:
-        raise ValueError(f"passes must be at least 1, got {passes}")
+    require_count("passes", passes)
     with torch.no_grad(), in_eval_mode(model):
         features = model.encoder(images)
         return {
@@ -146,8 +146,7 @@ def measure_training(
     """
     if not len(images):
         raise ValueError("images must hold at least one image, got none")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    require_count("steps", steps)
     known = labels if cem.mixture.num_classes > 1 else None
     noise_std = cem.noise_variance.sqrt().to(images)
     networks = {with_cem: copy.deepcopy(model).train() for with_cem in (False, True)}

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cem_fast._support import optional
+from cem_fast._support.counts import require_count
 
 CHUNK = 256  # images at a time, where a measure needs many times their memory
 
@@ -248,8 +249,7 @@ def paired_bootstrap(
         raise ValueError(
             f"values_off, values_on and groups must be [N] with N > 0, got {tuple(off.shape)}, {tuple(on.shape)} and {tuple(groups.shape)}"
         )
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
+    require_count("num_resamples", num_resamples)
     if not math.isfinite(float(off.sum())) or float(off.sum()) <= 0:
         raise ValueError(f"values_off must have a positive, finite sum, got {float(off.sum())}")
     _, index = torch.unique(groups, return_inverse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cem_fast._support.counts import require_count
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.seeding import seeded
 from cem_fast.data.splits import Part
@@ -70,8 +71,7 @@ def correctness(model: SplitModel, defense: Defense, part: Part, *, draws: int, 
         >>> training.correctness(model, defenses.GaussianNoise(noise_std=0.1), part, draws=20, seed=0).shape
         torch.Size([5])
     """
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
+    require_count("draws", draws)
     if not len(part):
         raise ValueError("part must hold at least one image, got none")
     require_seeded(defense)
