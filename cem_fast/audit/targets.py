@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cem_fast._support.files import expanded, require_regular
 from cem_fast._support.lookup import lookup
-from cem_fast.deploy.files import check_packages
+from cem_fast.deploy.files import check_packages, digest, onnx_function
 from cem_fast.models.cutting import logits
 from cem_fast.models.split import SplitModel
 
@@ -164,8 +164,8 @@ def load_target(name: str, *, cut: str | None, example: Tensor, normalization: N
         if cut is not None:
             raise ValueError(f"cut needs a network in Python, got the file {name}")
         require_regular(path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        return Loaded(_onnx(path) if path.suffix == ".onnx" else _exported(path), None, name, digest)
+        encoder = _onnx(path) if path.suffix == ".onnx" else _exported(path)
+        return Loaded(encoder, None, name, digest(path)[:16])
     made = _called(name)
     encoder, decoder = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not callable(encoder):
@@ -252,21 +252,15 @@ def _exported(path: Path) -> Callable[[Tensor], Any]:
 def _onnx(path: Path) -> Callable[[Tensor], Any]:
     check_packages("onnx")
     import onnx
-    import onnxruntime  # type: ignore[import-untyped]
 
     try:
         for each in onnx.load(str(path), load_external_data=False).graph.initializer:
             location = {entry.key: entry.value for entry in each.external_data}.get("location")
             if location is not None and (Path(location).name != location or (path.parent / location).is_symlink()):
                 raise ValueError(f"its weights are not in a file next to it, but in {location!r}")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        content = onnx.load(str(path)).SerializeToString()
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return onnx_function(onnx.load(str(path)).SerializeToString(), path.name)
     except Exception as error:  # each package has its own classes
         raise ValueError(f"{path} cannot be opened: {str(error).splitlines()[0][:200]}") from error
-    first = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {first: images.detach().numpy()})[0])
 
 
 def _called(name: str) -> Any:

@@ -173,24 +173,43 @@ def _pt2(program: torch.export.ExportedProgram) -> bytes:
 
 def _open_onnx(path: Path) -> Callable[..., Tensor]:
     import onnx
-    import onnxruntime  # type: ignore[import-untyped]
 
     model = onnx.load(str(path), load_external_data=False)
     if any(each.data_location == onnx.TensorProto.EXTERNAL for each in model.graph.initializer):
         raise ValueError("its weights are in other files")
+    return onnx_function(path.read_bytes(), path.name)
+
+
+def onnx_function(content: bytes, name: str) -> Callable[..., Tensor]:
+    """Returns a function of tensors that runs an ONNX model on the CPU, without gradients.
+
+    Args:
+        content: the model with its weights.
+        name: its name, for errors.
+
+    Example:
+        >>> from cem_fast.deploy.files import onnx_function
+        >>> try:
+        ...     onnx_function(b"", "empty.onnx")
+        ... except Exception:  # the runtime's own classes, or ImportError without it
+        ...     print("no model")
+        no model
+    """
+    import onnxruntime  # type: ignore[import-untyped]
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
 
     def run(*tensors: Tensor) -> Tensor:
         if len(tensors) != len(names):
-            raise ValueError(f"{path.name} takes {', '.join(names)}, got {len(tensors)} tensors")
-        feed: dict[str, Any] = {name: tensor.numpy() for name, tensor in zip(names, tensors)}
+            raise ValueError(f"{name} takes {', '.join(names)}, got {len(tensors)} tensors")
+        feed: dict[str, Any] = {key: tensor.detach().numpy() for key, tensor in zip(names, tensors)}
         try:
             return torch.from_numpy(session.run(None, feed)[0])
         except Exception as error:  # the runtime's own classes
-            raise ValueError(f"{path.name} does not run: {_reason(error)}") from error
+            raise ValueError(f"{name} does not run: {_reason(error)}") from error
 
     return run
 
