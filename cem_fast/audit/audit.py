@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cem_fast import attacks, bounds, data, metrics, training
+from cem_fast import bounds, data, metrics, training
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.lookup import lookup
+from cem_fast.attacks import names as attack_names
 from cem_fast.attacks.budgets import budgeted
+from cem_fast.attacks.view import Averaged
 from cem_fast.audit.limits import OF_LABELS, Limit, judge
 from cem_fast.audit.records import Audit, Tried
 from cem_fast.audit.targets import Normalization, Pairs, Target, as_images
@@ -26,8 +28,11 @@ from cem_fast.experiments.watch import Watcher, ignore
 from cem_fast.mixture import GaussianMixture
 from cem_fast.models.split import SplitModel
 
-ATTACKS = {"quick": ("ridge", "decoder"), "standard": ("ridge", "decoder", "optimization")}
-ATTACKS["thorough"] = (*ATTACKS["standard"], "inversion", "flow")
+ATTACKS = {
+    "quick": ("ridge", "decoder"),
+    "standard": ("ridge", "decoder", "optimization"),
+    "thorough": ("ridge", "decoder", "optimization", "inversion", "flow"),
+}
 VICTIMS = 1000
 COMPONENTS = 5  # of a class, in the mixture that information is estimated with
 
@@ -95,7 +100,7 @@ def audit(
     wanted = [Limit.parse(limit) for limit in limits]
     lookup("budget", budget, ATTACKS)
     chosen = tuple(dict.fromkeys(ATTACKS[budget] if attacks is None else attacks))
-    known = dict.fromkeys(_attacks())
+    known = dict.fromkeys(attack_names())
     for each in chosen:
         lookup("attack", each, known)
     if not chosen:
@@ -134,9 +139,8 @@ def audit(
                 measures[metric][each] = values
         label = None
         if labeled:
-            rate = infer(model, defense, splits, seed=seed, observe=_averaged(observe, releases), on_stage=on_stage)[
-                "label"
-            ]
+            heard = observe if releases == 1 else Averaged(observe, releases)
+            rate = infer(model, defense, splits, seed=seed, observe=heard, on_stage=on_stage)["label"]
             label = {"share": rate.share, "chance": rate.chance}
             if "label" in measures:
                 right = round(rate.share * len(splits.victims))
@@ -200,10 +204,6 @@ def split(images: Tensor, labels: Tensor | None, *, seed: int) -> Splits:
     return by_fold(
         "images", images, labels, fold=0, seed=seed, class_names=names, credit="", unit="images", mirrored=False
     )
-
-
-def _attacks() -> tuple[str, ...]:
-    return attacks.names()
 
 
 def _config(budget: str, releases: int, seed: int) -> RunConfig:
@@ -278,10 +278,6 @@ def _attacked(
         lpips=float(measured["lpips"].double().mean()) if "lpips" in measured else None,
     )
     return tried, rebuilt, measured
-
-
-def _averaged(observe: Callable[[Tensor], Tensor], releases: int) -> Callable[[Tensor], Tensor]:
-    return observe if releases == 1 else attacks.view.Averaged(observe, releases)
 
 
 def _information(model: SplitModel, splits: Splits, noise_std: float, releases: int, seed: int) -> dict[str, float]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cem_fast._support.files import expanded, require_regular
 from cem_fast._support.lookup import lookup
+from cem_fast.data.splits import fingerprints
 from cem_fast.deploy.files import check_packages, digest, onnx_function
 from cem_fast.models.cutting import logits
 from cem_fast.models.split import SplitModel
@@ -99,21 +100,17 @@ class Pairs(nn.Module):
         super().__init__()
         self.features = features
         self.rows: dict[bytes, int] = {}
-        for row, key in enumerate(_keys(images)):
+        for row, key in enumerate(fingerprints(images)):
             self.rows.setdefault(key, row)
 
     def forward(self, images: Tensor) -> Tensor:
         try:
-            rows = [self.rows[key] for key in _keys(images)]
+            rows = [self.rows[key] for key in fingerprints(images)]
         except KeyError:
             raise ValueError(
                 "pairs without an encoder have no features of other images: use attacks that learn from pairs, such as ridge and decoder"
             ) from None
         return self.features[torch.tensor(rows, dtype=torch.int64)].to(images.device)
-
-
-def _keys(images: Tensor) -> list[bytes]:
-    return [hashlib.sha256(row.tobytes()).digest() for row in images.detach().cpu().contiguous().numpy()]
 
 
 @dataclass(frozen=True)

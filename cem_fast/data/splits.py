@@ -99,8 +99,27 @@ class Part:
             >>> first == second
             True
         """
-        pixels = self.images.cpu().contiguous().flatten(1).numpy()
-        return [hashlib.sha256(row.tobytes()).digest() for row in pixels]
+        return fingerprints(self.images)
+
+
+def fingerprints(images: Tensor) -> list[bytes]:
+    """Digests of the pixels of each image, for finding equal images.
+
+    Args:
+        images: ``[N, C, H, W]``.
+
+    Returns:
+        N digests of 32 bytes.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.data.splits import fingerprints
+        >>> first, second = fingerprints(torch.zeros(2, 1, 8, 8))
+        >>> first == second
+        True
+    """
+    pixels = images.detach().cpu().contiguous().flatten(1).numpy()
+    return [hashlib.sha256(row.tobytes()).digest() for row in pixels]
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Defense(nn.Module):
             generator: as for ``release``.
         """
         if self.is_secure(generator):
-            return secure.uniform(features.shape).to(features).clamp(max=1 - torch.finfo(features.dtype).eps / 2)
+            return secure.uniform(features.shape, features.dtype).to(features.device)
         return torch.empty_like(features).uniform_(generator=generator)
 
     def is_secure(self, generator: torch.Generator | None) -> bool:

@@ -13,14 +13,12 @@ BITS = 53  # of a float64's significand
 GRID = 20  # bits of a scale of Laplace noise on its grid
 
 
-def uniform(shape: Sequence[int]) -> Tensor:
+def uniform(shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
     """Uniform draws on the open interval (0, 1), ``(k + 1/2) / 2^53`` with k of 53 secure bits.
 
     Args:
         shape: the shape.
-
-    Returns:
-        float64.
+        dtype: floating-point type of the draws, which are below 1 after rounding to it.
 
     Example:
         >>> from cem_fast.defenses import secure
@@ -29,7 +27,7 @@ def uniform(shape: Sequence[int]) -> Tensor:
         True
     """
     bits = (_words(shape) & (2**BITS - 1)).double()
-    return ((bits + 0.5) * 2.0**-BITS).clamp(max=1 - 2.0**-BITS)
+    return ((bits + 0.5) * 2.0**-BITS).to(dtype).clamp(max=1 - torch.finfo(dtype).eps / 2)
 
 
 def normal(shape: Sequence[int]) -> Tensor:

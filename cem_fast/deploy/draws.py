@@ -302,8 +302,8 @@ def secure(inputs: Sequence[RandomInput], count: int) -> list[Tensor]:
         >>> draws.secure([draws.RandomInput("noise", "normal", (4,))], 2)[0].shape
         torch.Size([2, 4])
     """
-    make = {NORMAL: normal, UNIFORM: lambda shape: uniform(shape).clamp(max=1 - 2.0**-24)}  # below 1 in float32
-    return [make[each.distribution]((count, *each.shape)).float() for each in inputs]
+    make = {NORMAL: lambda shape: normal(shape).float(), UNIFORM: lambda shape: uniform(shape, torch.float32)}
+    return [make[each.distribution]((count, *each.shape)) for each in inputs]
 
 
 def variance(messages: Tensor) -> float:
