@@ -54,6 +54,7 @@ def audit(
     seed: int = 0,
     name: str = "encoder",
     digest: str = "",
+    verdicts_only: bool = False,
     on_stage: Watcher = ignore,
 ) -> Audit:
     """Audits an encoder.
@@ -78,6 +79,7 @@ def audit(
         seed: seed of all random choices.
         name: name of the encoder in the result.
         digest: digest of its file.
+        verdicts_only: whether to leave out the readings and estimates that no limit judges.
         on_stage: called with the stage, the steps done and the steps in total.
 
     Returns:
@@ -138,17 +140,18 @@ def audit(
             for metric, values in measured.items():
                 measures[metric][each] = values
         label = None
-        if labeled:
+        if labeled and ("label" in measures or not verdicts_only):
             heard = observe if releases == 1 else Averaged(observe, releases)
             rate = infer(model, defense, splits, seed=seed, observe=heard, on_stage=on_stage)["label"]
             label = {"share": rate.share, "chance": rate.chance}
             if "label" in measures:
                 right = round(rate.share * len(splits.victims))
                 measures["label"]["label"] = (torch.arange(len(splits.victims)) < right).double()
-        accuracy = None
-        if labeled and decoder is not None:
+        accuracy = information = None
+        if labeled and decoder is not None and not verdicts_only:
             accuracy = training.evaluate_accuracy(model, defense, splits.victims, draws=5, seed=seed)
-        information = _information(model, splits, noise_std, releases, seed) if noise_std else None
+        if noise_std and not verdicts_only:
+            information = _information(model, splits, noise_std, releases, seed)
     verdicts = tuple(judge(limit, measures[limit.metric], seed=seed) for limit in wanted)
     return Audit(
         passed=all(each.holds for each in verdicts),

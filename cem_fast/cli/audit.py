@@ -56,12 +56,7 @@ def run(*, folder: str, limit: tuple[str, ...], find_noise: str | None, command:
         raise ValueError("noise_std must be left out with find_noise, which finds it")
     with consoles.watch(console) as watch:
         audited, scale = _prepared(limits=limits, on_stage=lambda *stage: watch.stage(0, *stage), **values)
-        if find_noise:
-            result = search(
-                lambda noise, every: audited(noise, None if every else ("ridge",)), find_noise, start=scale()
-            )
-        else:
-            result = audited(values["noise_std"], None)
+        result = search(audited, find_noise, start=scale()) if find_noise else audited(values["noise_std"], True)
     written = page.write(result, folder, command=command)
     show(console, result)
     say(console, f"report: {written}")
@@ -114,12 +109,13 @@ def _prepared(
     normalize: str | None,
     size: int | None,
     attacks: tuple[str, ...] | None,
+    limits: list[str],
     on_stage: Any,
     noise_std: float,
     seed: int,
     **settings: Any,
 ) -> tuple[Any, Any]:
-    """A function that audits at a noise level, and one that gives the scale of the features."""
+    """A function that audits at a noise level, by all attacks or by ``ridge`` for the last limit alone; and the features' scale."""
     from pathlib import Path
 
     import torch
@@ -131,7 +127,6 @@ def _prepared(
 
     del settings["data_root"], settings["skip_corrupt"]
     shared: dict[str, Any] = {"on_stage": on_stage, "seed": seed, **settings}
-    known: dict[str, Any] = {}
     if target is None:
         if images is None or features is None or data is not None or cut is not None or normalize is not None:
             raise ValueError(
@@ -153,8 +148,13 @@ def _prepared(
             )
         loaded = saved_run.load_run(target)
         splits: Splits = loaded.data if data is None else sets.load(data, fold=0, image_size=size, seed=seed)
-        known = {"defense": loaded.defense}
-        shared |= {"encoder": loaded.model.encoder, "decoder": loaded.model.decoder, "images": splits, "name": target}
+        shared |= {
+            "defense": loaded.defense,
+            "encoder": loaded.model.encoder,
+            "decoder": loaded.model.decoder,
+            "images": splits,
+            "name": target,
+        }
         scale = lambda: 1.0  # noqa: E731
     else:
         if data is None:
@@ -170,7 +170,9 @@ def _prepared(
             with torch.no_grad():
                 return float(Target(found.encoder, wanted).eval()(splits.victims.images[:256]).std()) + 1e-6
 
-    def audited(noise: float, only: tuple[str, ...] | None) -> Audit:
-        return audit(**shared, **known, noise_std=noise, attacks=only or attacks)
+    def audited(noise: float, every: bool) -> Audit:
+        if every:
+            return audit(**shared, noise_std=noise, attacks=attacks, limits=limits)
+        return audit(**shared, noise_std=noise, attacks=("ridge",), limits=limits[-1:], verdicts_only=True)
 
     return audited, scale

@@ -18,7 +18,7 @@ def uniform(shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
 
     Args:
         shape: the shape.
-        dtype: floating-point type of the draws, which are below 1 after rounding to it.
+        dtype: floating-point type, which the draws are rounded to; they stay below 1.
 
     Example:
         >>> from cem_fast.defenses import secure
