@@ -45,6 +45,7 @@ class Entry:
         seconds: time of the attack, which other programs on the machine prolong.
         threads: threads that it ran on.
         cpu_seconds: processor time of the attack; None if it was not measured.
+        stages: mean squared error on held-out images of the attacker after every stage; None for attacks without stages.
     """
 
     run: str
@@ -57,6 +58,7 @@ class Entry:
     seconds: float
     threads: int
     cpu_seconds: float | None = None
+    stages: dict[str, float] | None = None
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -72,14 +74,17 @@ def read(folder: Path) -> list[Entry]:
     return list(typed_json.read(tuple[Entry, ...], json.loads(path.read_bytes()), path))
 
 
-def attack(run: Run, name: str, *, budget: str, seed: int, device: torch.device) -> Tensor:
-    """Reconstructions of the victims of a run."""
+def attack(
+    run: Run, name: str, *, budget: str, seed: int, device: torch.device
+) -> tuple[Tensor, dict[str, float] | None]:
+    """Reconstructions of the victims of a run, and the errors of the attack's stages on held-out images, if it has stages."""
     known, victims = run.data.attacker, run.data.victims
     observe = training.observer(run.model, run.defense)
     built = attacks.build(name, image_shape=run.data.image_shape, budget=budget, seed=seed)
     with seeded(seed):
         built.fit(observe, known.images.to(device), known.labels.to(device))
-        return built.reconstruct(observe(victims.images.to(device))).detach().cpu()
+        rebuilt = built.reconstruct(observe(victims.images.to(device))).detach().cpu()
+    return rebuilt, built.errors if isinstance(built, attacks.Inversion) else None
 
 
 def attack_all(folder: Path, names: list[str], *, budget: str, seed: int, only: str, device: torch.device) -> None:
@@ -95,7 +100,7 @@ def attack_all(folder: Path, names: list[str], *, budget: str, seed: int, only: 
                 continue
             run = load_run(path, device=device)
             start, busy = time.perf_counter(), time.process_time()
-            rebuilt = attack(run, name, budget=budget, seed=seed, device=device)
+            rebuilt, stages = attack(run, name, budget=budget, seed=seed, device=device)
             seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - busy
             truth = run.data.victims.images
             found = {
@@ -107,12 +112,14 @@ def attack_all(folder: Path, names: list[str], *, budget: str, seed: int, only: 
                 "threads": torch.get_num_threads(),
                 "cpu_seconds": round(cpu_seconds, 1),
             }
-            entry = Entry(*key, **found, **figures)
+            entry = Entry(*key, **found, **figures, stages=stages)
             # read again: another process may attack other runs of the same folder
             entries = sorted([*read(folder), entry], key=lambda each: each.key)
             document = json.dumps(typed_json.write(entries), indent=1) + "\n"
             write_atomically(folder / FILE, document.encode())
             print(f"{path.name}: {name} {entry.mse:.5f}, {entry.seconds:.0f} s", flush=True)
+            for stage, error in (stages or {}).items():
+                print(f"  held-out images after {stage}: {error:.5f}", flush=True)
 
 
 def tables(folder: Path) -> str:
@@ -121,7 +128,7 @@ def tables(folder: Path) -> str:
     standard = [entry for entry in entries if entry.budget == "standard"]
     runs = {entry.run: read_description(folder / entry.run) for entry in standard}
     found = {run: {entry.attack: entry.mse for entry in standard if entry.run == run} for run in runs}
-    parts = [_errors(runs, found), _gains(runs, found), _seconds(standard)]
+    parts = [_errors(runs, found), _gains(runs, found), _stages(runs, standard), _seconds(standard)]
     if more := [entry for entry in entries if entry.budget == "thorough"]:
         parts.append(_budgets(runs, found, more))
     return "\n\n".join(parts)
@@ -157,6 +164,16 @@ def _gains(runs: dict[str, Description], found: dict[str, dict[str, float]]) -> 
                 rows.append([*_named(on)[:3], f"{before:+.0%}", f"{now:+.0%}"])
     title = "What CEM gains at the same noise, by the strongest attack before and by the strongest of all, where all three were run:"
     return title + "\n\n" + _table(["data", "defense", "noise", "gain before", "gain now"], rows)
+
+
+def _stages(runs: dict[str, Description], entries: list[Entry]) -> str:
+    rows, heads = [], ["data", "defense", "noise", "CEM"]
+    for entry in entries:
+        if entry.stages:
+            heads[4:] = entry.stages
+            rows.append([*_named(runs[entry.run]), *(f"{error:.5f}" for error in entry.stages.values())])
+    title = "Errors of `inversion` after every stage, on held-out images of the attacker, from which its networks have not learned yet:"
+    return title + "\n\n" + _table(heads, rows)
 
 
 def _seconds(entries: list[Entry]) -> str:

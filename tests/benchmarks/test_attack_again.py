@@ -35,6 +35,20 @@ def test_an_attack_of_the_saved_run_has_its_saved_error(folder):
     assert entry.cpu_seconds > 0
 
 
+def test_the_errors_of_the_stages_are_kept_and_shown(folder, monkeypatch, capsys):
+    stages = {"decoder": 0.02, "correction": 0.01}
+    monkeypatch.setattr(
+        attack_again, "attack", lambda run, *args, **kwargs: (torch.zeros_like(run.data.victims.images), stages)
+    )
+    attack(folder, "inversion")
+    assert "held-out images after correction: 0.01000" in capsys.readouterr().out
+    (entry,) = attack_again.read(folder)
+    assert entry.stages == stages
+    text = attack_again.tables(folder)
+    assert "| data | defense | noise | CEM | decoder | correction |" in text
+    assert "| digits | bottleneck | 0.1 | 0 | 0.02000 | 0.01000 |" in text
+
+
 def test_what_is_there_is_not_attacked_again(folder, monkeypatch):
     attack(folder, "nearest")
     before = (folder / attack_again.FILE).read_bytes()

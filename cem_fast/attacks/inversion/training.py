@@ -16,13 +16,13 @@ from cem_fast.attacks.inversion.networks import Painter
 from cem_fast.attacks.view import View
 from cem_fast.attacks.warps import warped
 
-PLAIN = 0.3  # share of the images in a batch that are not warped
+PLENTY = 800  # number of the attacker's images at which half of a batch is warped; of fewer images, more
 WEIGHT_DECAY = 0.02
 
 
 @dataclass(kw_only=True)
 class Lessons:
-    """The attacker's images to learn from: random batches, most of them warped, with fresh noise.
+    """The attacker's images to learn from: random batches with fresh noise, warped the more often the fewer images there are.
 
     Args:
         view: the network under attack.
@@ -41,7 +41,7 @@ class Lessons:
         count = min(self.batch_size, len(self.images))
         chosen = torch.randperm(len(self.images), device=self.images.device)[:count]
         images = self.images[chosen]
-        plain = torch.rand(count, 1, 1, 1, device=images.device) < PLAIN
+        plain = torch.rand(count, 1, 1, 1, device=images.device) < len(self.images) / (len(self.images) + PLENTY)
         images = torch.where(plain, images, warped(images, mirror=self.mirror))
         with torch.no_grad():
             return images, self.view.messages(images), chosen
