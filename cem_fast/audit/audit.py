@@ -166,6 +166,7 @@ def audit(
             "num_classes": splits.num_classes if labeled else 0,
             "num_attacker": len(splits.attacker),
             "num_victims": len(splits.victims),
+            "num_shared": _shared(splits),
             "image_shape": list(splits.image_shape),
             "digest": splits.digest(),
         },
@@ -226,6 +227,12 @@ def _fewer(splits: Splits, most: int, seed: int) -> Splits:
         return splits
     chosen = torch.randperm(len(splits.test), generator=torch.Generator().manual_seed(seed))[:most].sort().values
     return replace(splits, test=splits.test[chosen])
+
+
+def _shared(splits: Splits) -> int:
+    """Number of victims whose image the attacker holds as well, pixel by pixel."""
+    known = set(splits.attacker.fingerprints())
+    return sum(image in known for image in splits.victims.fingerprints())
 
 
 def _check(model: SplitModel, splits: Splits) -> None:

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cem_fast.audit import Audit, Judged, Limit, audit, find_noise
+from cem_fast.audit import Audit, Judged, Limit, audit, find_noise, page
 from cem_fast.audit.limits import judge
 from cem_fast.audit.targets import normalization
 from cem_fast.cli.main import main
+from cem_fast.data import Part, Splits
 from cem_fast.defenses import GaussianNoise
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -180,6 +181,17 @@ def test_the_target_keeps_its_mode_dtype_and_preprocessing():
 def test_features_that_say_nothing_leave_the_mean_image():
     result = audit(lambda x: torch.ones(len(x), 8), IMAGES, LABELS, attacks=["ridge", "decoder"], budget="quick")
     assert min(each.mse for each in result.attacks.values()) > 0.9 * result.baseline["mean_image_mse"]
+
+
+def test_the_report_says_which_victims_the_attacker_holds():
+    own, victims = (Part(IMAGES[rows], LABELS[rows], torch.arange(len(rows))) for rows in (range(40), range(37, 60)))
+    for test, count, words in (
+        (victims, 3, "3 of the 23 victims' images"),
+        (victims[torch.arange(3, 23)], 0, "none of the 20 victims'"),
+    ):
+        result = audit(nn.AvgPool2d(2), Splits("mine", own, test, own, 2, ("a", "b")), attacks=["ridge"])
+        assert result.data["num_shared"] == count
+        assert words in page.render(result, command="").replace("&#39;", "'")
 
 
 def test_a_defense_brings_its_own_noise():
