@@ -21,6 +21,21 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(text: str, *, at_most: int = 300) -> str:
+    """The start of a text from elsewhere, such as another package's error, on one line that is safe to print.
+
+    Args:
+        text: the text.
+        at_most: characters that are kept.
+
+    Example:
+        >>> from cem_fast._support.text import one_line
+        >>> one_line("not\\n  a message")
+        'not a message'
+    """
+    return " ".join(printable(text[:at_most]).split())
+
+
 def shell_line(recorded: str) -> str:
     """A recorded command as one that a shell runs without a pipe, an expansion or a second command.
 

@@ -112,8 +112,8 @@ def read(kind: type[T], value: object, file: str | Path, *keys: str) -> T:
     reads itself.
 
     Args:
-        kind: ``int``, ``float``, ``str``, ``bool``, ``dict[str, X]``, ``tuple[X, ...]``, ``tuple[X, Y]``, ``X | None``, ``Any``, or a
-            dataclass of these.
+        kind: ``int``, ``float``, ``str``, ``bool``, ``dict[str, X]``, ``tuple[X, ...]``, ``tuple[X, Y]``, ``X | None``,
+            ``X | tuple[X, ...]``, ``Any``, or a dataclass of these.
         value: the entry, as ``json.loads`` returned it.
         file: the file, for the error.
         keys: where in the file the entry is, for the error.
@@ -233,8 +233,9 @@ def _read(kind: Any, value: Any, file: str | Path, keys: tuple[str, ...]) -> Any
         return _built(partial(kind.from_json, _object(value, file, keys)), file, keys)
     if is_dataclass(kind) and isinstance(kind, type):
         return read_fields(kind, value, file, *keys)
-    if origin in (Union, UnionType):  # X | None
-        return None if value is None else _read(arguments[0], value, file, keys)
+    if origin in (Union, UnionType):
+        chosen = (each for each in arguments if (get_origin(each) is tuple) == isinstance(value, list))
+        return None if value is None else _read(next(chosen, arguments[0]), value, file, keys)
     if origin is dict:
         entries = _object(value, file, keys)
         return {key: _read(arguments[1], each, file, (*keys, key)) for key, each in entries.items()}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cem_fast._support.files import expanded, require_regular
 from cem_fast._support.lookup import lookup
 from cem_fast.data.splits import fingerprints
-from cem_fast.deploy.files import check_packages, digest, onnx_function
+from cem_fast.deploy.files import check_packages, digest, onnx_function, read_onnx
 from cem_fast.models.cutting import logits
 from cem_fast.models.split import SplitModel
 
@@ -248,14 +248,8 @@ def _exported(path: Path) -> Callable[[Tensor], Any]:
 
 def _onnx(path: Path) -> Callable[[Tensor], Any]:
     check_packages("onnx")
-    import onnx
-
     try:
-        for each in onnx.load(str(path), load_external_data=False).graph.initializer:
-            location = {entry.key: entry.value for entry in each.external_data}.get("location")
-            if location is not None and (Path(location).name != location or (path.parent / location).is_symlink()):
-                raise ValueError(f"its weights are not in a file next to it, but in {location!r}")
-        return onnx_function(onnx.load(str(path)).SerializeToString(), path.name)
+        return onnx_function(read_onnx(path, neighbors=True), path.name)
     except Exception as error:  # each package has its own classes
         raise ValueError(f"{path} cannot be opened: {str(error).splitlines()[0][:200]}") from error
 

@@ -378,6 +378,7 @@ def bench(
         "input",
     ),
     Option("message", "numbers that are sent: float32, float16 or uint8", str, "float32"),
+    Option("overwrite", "replace the halves of another network in the folder", bool, False),
     Option("verify", "folder of exported halves whose noise is checked; nothing is exported", str | None),
     _data_root(),
 )
@@ -390,7 +391,9 @@ def export(run: str | None, folder: str, verify: str | None, **values: Any) -> i
     if run is None:
         manifest = deploy.verify(str(verify))
     else:
-        manifest = deploy.export_run(run, folder, **{key: values[key] for key in ("format", "noise", "message")})
+        manifest = deploy.export_run(
+            run, folder, **{key: values[key] for key in ("format", "noise", "message", "overwrite")}
+        )
     consoles.show_export(consoles.make(), manifest, str(verify if run is None else folder))
     return 0
 

@@ -44,6 +44,8 @@ class RandomInput:
             raise ValueError(f"distribution must be {NORMAL} or {UNIFORM}, got {self.distribution!r}")
         if not all(side > 0 for side in self.shape):
             raise ValueError(f"shape must have positive sides, got {self.shape}")
+        if not self.variance >= 0:
+            raise ValueError(f"variance must be at least 0, got {self.variance}")
 
 
 class Draws(TorchFunctionMode):

@@ -8,9 +8,10 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from cem_fast.defenses import Composed, Defense, NoDefense
 from cem_fast.defenses.quantized import CODES, Code, message_code
 from cem_fast.deploy import draws
 from cem_fast.deploy import manifest as manifests
-from cem_fast.deploy.files import PACKAGES, SUFFIXES, digest, open_half, write_half
+from cem_fast.deploy.files import PACKAGES, SUFFIXES, check_packages, digest, open_half, write_half
 from cem_fast.deploy.halves import Cloud, Device
 from cem_fast.deploy.manifest import Cost, Manifest, Noise, Preprocessing
 from cem_fast.deploy.verify import verify
@@ -52,6 +53,7 @@ def export(
     classes: Sequence[str] = (),
     run: str = "",
     undefended: SplitModel | None = None,
+    overwrite: bool = False,
 ) -> Manifest:
     """Writes ``device.*``, ``cloud.*`` and ``manifest.json``, and verifies that messages keep their noise.
 
@@ -72,6 +74,7 @@ def export(
         classes: names of the classes.
         run: digest of the run, for the manifest.
         undefended: the network without a defense, whose cost is stated next to this one's; None to leave it out.
+        overwrite: whether to replace the halves of another network in the folder. Those of the same run are always replaced.
 
     Returns:
         The manifest.
@@ -98,15 +101,12 @@ def export(
         raise ValueError(REPEATED.format(format=format))
     if defense.secure and noise == "graph":
         raise ValueError("noise must be input for a defense with secure draws: a graph draws from torch's generator")
-    shape = tuple(int(side) for side in image_shape)
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"image_shape must be (C, H, W), got {image_shape!r}")
-    for name, values in (("mean", mean), ("std", std)):
-        if values is not None and len(values) != shape[0]:
-            raise ValueError(f"{name} must have one number for each of {shape[0]} channels, got {list(values)}")
-    if std is not None and min(std) <= 0:
-        raise ValueError(f"std must be positive, got {list(std)}")
-    check_target(folder, {manifests.NAME: manifests.MARK})
+    shape = _checked_shape(image_shape)
+    mean, std = (_checked_statistics(name, each, shape[0]) for name, each in (("mean", mean), ("std", std)))
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes must be a sequence of names, got {classes!r}")
+    check_packages(format)
+    _check_folder(Path(folder), suffix, run, overwrite)
     device = Device(model, defense, message_code(defense, message), mean=mean, std=std)
     cloud = Cloud(model, device.code)
     probe = draws.probes(shape, 2)
@@ -115,42 +115,48 @@ def export(
     with torch.no_grad():
         sent = device(probe, *draws.neutral(inputs, 2))
         logits = cloud(sent)
+    if len(classes) not in (0, logits.shape[1]):
+        raise ValueError(f"classes must have {logits.shape[1]} names, one for each logit, got {len(classes)}")
     taken = inputs if noise == "input" else []
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     names = ["image", *(each.name for each in taken)]
     example = (probe, *draws.neutral(taken, 2)) if noise == "input" else (probe,)
     half: nn.Module = device if noise == "input" else _Drawing(device)
-    write_half(half, example, folder / f"device{suffix}", inputs=names, output="message", random=noise == "graph")
-    write_half(cloud, (sent,), folder / f"cloud{suffix}", inputs=["message"], output="logits")
     source = noise if inputs else "none"
-    found = Manifest(
-        format=format,
-        image_shape=shape,
-        message_shape=tuple(sent.shape[1:]),
-        num_classes=logits.shape[1],
-        classes=tuple(classes),
-        message=message,
-        message_range=(device.code.low, device.code.high) if message == "uint8" else None,
-        preprocessing=Preprocessing(
-            mean=None if mean is None else tuple(mean), std=None if std is None else tuple(std)
-        ),
-        noise=Noise(source, _std(defense, inputs, variance), variance),
-        random_inputs=tuple(taken),
-        defense=tuple(type(part).__name__ for part in (defense.parts if isinstance(defense, Composed) else [defense])),
-        cost=_cost(model, probe, folder / f"device{suffix}", example),
-        undefended=None if undefended is None else _undefended(undefended, probe, suffix),
-        run=run,
-        digests={name: digest(folder / name) for name in (f"device{suffix}", f"cloud{suffix}")},
-        versions=_versions(),
-    )
-    found.save(folder)
-    verify(folder)
-    return found
+    with _replacing(Path(folder)) as place:
+        files = [place / f"device{suffix}", place / f"cloud{suffix}"]
+        write_half(half, example, files[0], inputs=names, output="message", random=noise == "graph")
+        write_half(cloud, (sent,), files[1], inputs=["message"], output="logits")
+        Manifest(
+            format=format,
+            image_shape=shape,
+            message_shape=tuple(sent.shape[1:]),
+            num_classes=logits.shape[1],
+            classes=tuple(classes),
+            message=message,
+            message_range=(device.code.low, device.code.high) if message == "uint8" else None,
+            preprocessing=Preprocessing(mean=mean, std=std),
+            noise=Noise(source, _std(defense, inputs, variance, sent.shape[1:]), variance),
+            random_inputs=tuple(taken),
+            defense=tuple(
+                type(part).__name__ for part in (defense.parts if isinstance(defense, Composed) else [defense])
+            ),
+            cost=_cost(model, probe, files[0], example),
+            undefended=None if undefended is None else _undefended(undefended, probe, suffix),
+            run=run,
+            digests={file.name: digest(file) for file in files},
+            versions=_versions(),
+        ).save(place)
+        return verify(place)
 
 
 def export_run(
-    run: str | Path, folder: str | Path, *, format: str = "onnx", noise: str = "input", message: str = "float32"
+    run: str | Path,
+    folder: str | Path,
+    *,
+    format: str = "onnx",
+    noise: str = "input",
+    message: str = "float32",
+    overwrite: bool = False,
 ) -> Manifest:
     """Exports a saved run, with the names of its classes and the cost of the network without its defense.
 
@@ -160,6 +166,7 @@ def export_run(
         format: as for :func:`cem_fast.deploy.export`.
         noise: likewise.
         message: likewise.
+        overwrite: likewise.
 
     Returns:
         The manifest.
@@ -193,7 +200,63 @@ def export_run(
         classes=classes,
         run=digest(saved.path / DESCRIPTION),
         undefended=undefended,
+        overwrite=overwrite,
     )
+
+
+def _checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    sides = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
+    whole = all(isinstance(side, Integral) and not isinstance(side, bool) and side > 0 for side in sides)
+    if len(sides) != 3 or not whole:
+        raise ValueError(f"image_shape must be (C, H, W), got {image_shape!r}")
+    channels, height, width = map(int, sides)
+    if channels * height * width > manifests.MOST:
+        raise ValueError(f"image_shape must hold at most {manifests.MOST} numbers, got {image_shape!r}")
+    return channels, height, width
+
+
+def _checked_statistics(name: str, values: Sequence[float] | None, channels: int) -> tuple[float, ...] | None:
+    """The mean or the standard deviation of each channel as numbers."""
+    if values is None:
+        return None
+    try:
+        found = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        found = ()
+    if len(found) != channels:
+        raise ValueError(f"{name} must have one number for each of {channels} channels, got {values!r}")
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"{name} must be finite, got {list(found)}")
+    if name == "std" and min(found) <= 0:
+        raise ValueError(f"std must be positive, got {list(found)}")
+    return found
+
+
+def _check_folder(folder: Path, suffix: str, run: str, overwrite: bool) -> None:
+    """Fails early if halves could not be written, or would replace files that are not of the same run."""
+    check_target(folder, {manifests.NAME: manifests.MARK})
+    if overwrite:
+        return
+    held: Manifest | None = None
+    with suppress(FileNotFoundError, ValueError):  # absent or unreadable
+        held = manifests.read(folder)
+    if held is not None and not (run and held.run == run):
+        raise ValueError(f"{folder} holds the halves of another network: choose another folder, or set overwrite")
+    for file in (folder / f"{half}{suffix}" for half in ("device", "cloud")):
+        if file.exists() and (held is None or held.digests.get(file.name) != digest(file)):
+            raise ValueError(
+                f"{file} is not of an export that {manifests.NAME} describes: choose another folder, or set overwrite"
+            )
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder for new halves, which replace those in ``folder`` if the block succeeds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
+        yield Path(name)
+        for path in sorted(Path(name).iterdir(), key=lambda path: path.name == manifests.NAME):
+            path.replace(folder / path.name)
 
 
 class _Drawing(nn.Module):
@@ -221,13 +284,14 @@ def _measured(
     return found, draws.variance(device.code.decode(device(probe, *drawn)))
 
 
-def _std(defense: Defense, inputs: Sequence[draws.RandomInput], variance: float) -> float | tuple[float, ...]:
+def _std(
+    defense: Defense, inputs: Sequence[draws.RandomInput], variance: float, shape: torch.Size
+) -> float | tuple[float, ...]:
     """Standard deviation of the noise: the defense's own where it is the only normal draw, the measured one otherwise."""
     normal = [each.variance for each in inputs if each.distribution == draws.NORMAL]
     stated = torch.as_tensor(defense.noise_std, dtype=torch.float64)
     if len(normal) == 1 and stated.any():
-        found: float | tuple[float, ...] = stated.item() if stated.dim() == 0 else tuple(stated.tolist())
-        return found
+        return stated.item() if stated.dim() == 0 else tuple(stated.expand(shape).flatten().tolist())
     return math.sqrt(sum(normal) or variance)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cem_fast._support.files import write_atomically
+from cem_fast._support.files import require_regular, write_atomically
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "executorch": ".pte"}
 PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "pt2": (), "executorch": ("executorch",)}
@@ -172,12 +172,60 @@ def _pt2(program: torch.export.ExportedProgram) -> bytes:
 
 
 def _open_onnx(path: Path) -> Callable[..., Tensor]:
+    return onnx_function(read_onnx(path), path.name)
+
+
+def read_onnx(path: Path, *, neighbors: bool = False) -> bytes:
+    """Reads an ONNX model with all of its tensors, also those of subgraphs, functions, attributes and sparse initializers.
+
+    Args:
+        path: the file.
+        neighbors: whether tensors may be in regular files next to it; links are refused.
+
+    Returns:
+        The model, with no tensor in another file.
+
+    Raises:
+        ValueError: a tensor is in a file that must not be read.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.deploy.files import read_onnx
+        >>> read_onnx(Path("nowhere.onnx"))
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.onnx'
+    """
+    require_regular(path)
+    content = path.read_bytes()
     import onnx
 
-    model = onnx.load(str(path), load_external_data=False)
-    if any(each.data_location == onnx.TensorProto.EXTERNAL for each in model.graph.initializer):
-        raise ValueError("its weights are in other files")
-    return onnx_function(path.read_bytes(), path.name)
+    model = onnx.load_model_from_string(content)
+    outside = list(_outside(model))
+    if not outside:
+        return content
+    if not neighbors:
+        raise ValueError(f"its weights are in other files, such as {outside[0]!r}")
+    for location in outside:
+        file = path.parent / location
+        if Path(location).name != location or file.is_symlink() or not file.is_file():
+            raise ValueError(f"its weights are not in a file next to it, but in {location!r}")
+    onnx.load_external_data_for_model(model, str(path.parent))
+    if left := list(_outside(model)):
+        raise ValueError(f"its weights in {left[0]!r} are of a kind that is read from the model's own file only")
+    return model.SerializeToString()
+
+
+def _outside(message: Any) -> Iterator[str]:
+    """Locations of the tensors in other files, wherever in a protocol buffer they are; empty for one that is not named."""
+    if message.DESCRIPTOR.full_name == "onnx.TensorProto":
+        named = [entry.value for entry in message.external_data if entry.key == "location"]
+        if message.data_location == message.EXTERNAL or named:
+            yield from named or [""]
+        return
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for each in [value] if hasattr(value, "DESCRIPTOR") else value:
+                yield from _outside(each)
 
 
 def onnx_function(content: bytes, name: str) -> Callable[..., Tensor]:

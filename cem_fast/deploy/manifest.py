@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from cem_fast.deploy.files import SUFFIXES
 NAME = "manifest.json"
 SCHEMA = 1
 MARK = f'{{\n "schema": {SCHEMA},\n "made_by": "cem_fast'.encode()
-MOST = 2**24  # numbers in an image, a message or the logits
+MOST = 2**24  # numbers in an image, a message, the logits, or all random inputs
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Preprocessing:
     high: float = 1.0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.std is not None and not min(self.std, default=1.0) > 0:
+            raise ValueError(f"std must be positive, got {list(self.std)}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,11 @@ class Cost:
     milliseconds: float
     message_bytes: int
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -98,7 +108,7 @@ class Manifest:
         format: ``onnx``, ``pt2`` or ``executorch``.
         image_shape: ``(C, H, W)``.
         message_shape: shape of one message.
-        num_classes: numbers of the logits.
+        num_classes: number of logits.
         classes: names of the classes, by index; empty if there are none.
         message: dtype of the numbers of a message: ``float32``, ``float16`` or ``uint8``.
         message_range: values of the codes 0 and 255 of ``uint8``; None for the others.
@@ -161,8 +171,43 @@ class Manifest:
                 numbers *= side
                 if not 0 < side <= MOST or numbers > MOST:
                     raise ValueError(f"{name} must be positive and hold at most {MOST} numbers, got {list(shape)}")
-        if any(not re.fullmatch(r"[a-z_0-9]{1,40}", each.name) for each in self.random_inputs):
+        if len(self.image_shape) != 3:
+            raise ValueError(f"image_shape must be (C, H, W), got {list(self.image_shape)}")
+        self._check_lengths()
+        self._check_random_inputs()
+        low, high = self.message_range or (0.0, 0.0)
+        if (low < high) != (self.message == "uint8"):
+            raise ValueError(f"message_range must be [low, high] for uint8 alone, got {self.message_range}")
+
+    def _check_lengths(self) -> None:
+        """Fails if an entry does not fit the shapes, from which limits of the server are derived."""
+        numbers = math.prod(self.message_shape)
+        expected = numbers * CODES[self.message].itemsize
+        if self.cost.message_bytes != expected:
+            raise ValueError(
+                f"cost.message_bytes must be {expected} for {numbers} numbers of {self.message}, got {self.cost.message_bytes}"
+            )
+        channels, stated = self.image_shape[0], self.noise.std
+        for name, values, length in (
+            ("classes", self.classes or None, self.num_classes),
+            ("noise.std", stated if isinstance(stated, tuple) else None, numbers),
+            ("preprocessing.mean", self.preprocessing.mean, channels),
+            ("preprocessing.std", self.preprocessing.std, channels),
+        ):
+            if values is not None and len(values) != length:
+                raise ValueError(f"{name} must have {length} entries, got {len(values)}")
+
+    def _check_random_inputs(self) -> None:
+        names = [each.name for each in self.random_inputs]
+        if any(not re.fullmatch(r"[a-z_0-9]{1,40}", name) for name in names):
             raise ValueError("the names of random_inputs must be of a to z, 0 to 9 and _")
+        if len({"image", *names}) <= len(names):
+            raise ValueError(f"the names of random_inputs must differ, also from image, got {names}")
+        numbers = sum(math.prod(each.shape) for each in self.random_inputs)
+        if numbers > MOST:
+            raise ValueError(f"random_inputs must hold at most {MOST} numbers in all, got {numbers}")
+        if names and self.noise.source != "input":
+            raise ValueError(f"noise.source must be input for random_inputs, got {self.noise.source!r}")
 
     def file(self, half: str) -> str:
         """Name of the file of a half.

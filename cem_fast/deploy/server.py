@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from cem_fast._support.text import one_line
 from cem_fast.defenses.quantized import CODES
 from cem_fast.deploy import manifest as manifests
 from cem_fast.deploy.files import open_half
 
 MESSAGES = 64  # in one request
 HEADER = 4096  # bytes around the numbers of a body
+LOG = logging.getLogger("uvicorn.error")
 
 
 class Refused(Exception):
-    """A request that is answered with a status of 4xx and the name of the wrong field."""
+    """A request that is answered with a status of 4xx and the name of the wrong field, or with 500 if the network fails."""
 
     def __init__(self, status: int, field: str, reason: str):
         super().__init__(reason)
@@ -46,7 +50,7 @@ class CloudServer:
     Raises:
         FileNotFoundError: a file is missing.
         ImportError: a package of the extra ``serve`` is missing.
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or the half does not fit the manifest.
 
     Example:
         >>> from cem_fast.deploy import CloudServer
@@ -59,6 +63,7 @@ class CloudServer:
         self.manifest = manifests.read(folder)
         self._cloud = open_half(Path(folder) / self.manifest.file("cloud"))
         self.limit = MESSAGES * self.manifest.cost.message_bytes + HEADER
+        self._require_half(Path(folder) / self.manifest.file("cloud"))
         try:
             import fastapi  # noqa: F401
             import uvicorn
@@ -85,7 +90,12 @@ class CloudServer:
             raise Refused(422, "message", f"expected one tensor, message, got {sorted(tensors)[:5]}")
         message = tensors["message"]
         self._check(message)
-        return save({"logits": self._cloud(message).contiguous()})
+        try:
+            logits = self._classified(message)
+        except Exception as error:  # each runtime has its own classes
+            LOG.error("the cloud half fails: %s", one_line(str(error)))
+            raise Refused(500, "message", "the cloud half fails for these messages") from None
+        return save({"logits": logits.contiguous()})
 
     def start(self) -> str:
         """Serves in a thread of its own; returns the address once it accepts requests.
@@ -120,6 +130,19 @@ class CloudServer:
         if self._thread is not None:
             self._thread.join()
 
+    def _classified(self, message: Tensor) -> Tensor:
+        logits, shape = self._cloud(message), (len(message), self.manifest.num_classes)
+        if tuple(logits.shape) != shape or logits.dtype != torch.float32:
+            raise ValueError(f"expected float32 logits {list(shape)}, got {logits.dtype} {list(logits.shape)}")
+        return logits
+
+    def _require_half(self, path: Path) -> None:
+        """Fails if the cloud half does not take the messages of the manifest."""
+        try:
+            self._classified(torch.zeros(1, *self.manifest.message_shape, dtype=CODES[self.manifest.message]))
+        except Exception as error:  # each runtime has its own classes
+            raise ValueError(f"{path} does not fit {manifests.NAME}: {one_line(str(error))}") from None
+
     def _check(self, message: Tensor) -> None:
         expected, dtype = self.manifest.message_shape, CODES[self.manifest.message]
         if message.dtype != dtype:
@@ -137,6 +160,7 @@ class CloudServer:
         from fastapi import FastAPI, Request, Response
         from fastapi.concurrency import run_in_threadpool
         from fastapi.responses import JSONResponse
+        from starlette.requests import ClientDisconnect
 
         app = FastAPI(title="cem_fast cloud half", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -150,6 +174,8 @@ class CloudServer:
                     if len(body) > self.limit:
                         raise Refused(413, "body", f"expected at most {self.limit} bytes")
                 answer = await run_in_threadpool(self.logits, bytes(body))
+            except ClientDisconnect:
+                return Response(status_code=400)  # to nobody
             except Refused as error:
                 return JSONResponse({"field": error.field, "error": error.reason}, status_code=error.status)
             return Response(answer, media_type="application/octet-stream")

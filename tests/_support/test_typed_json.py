@@ -57,6 +57,15 @@ def test_wrong_entries_are_named(change, message):
         typed_json.read(Outer, {**DOCUMENT, **change}, "file.json")
 
 
+def test_a_number_or_a_list_is_either():
+    kind = float | tuple[float, ...]
+    assert [typed_json.read(kind, value, "it.json") for value in (0.5, [0.5, 1])] == [0.5, (0.5, 1)]
+    with pytest.raises(ValueError, match="it.json: std.1 must be a number, got 'a'"):
+        typed_json.read(kind, [0.5, "a"], "it.json", "std")
+    with pytest.raises(ValueError, match="it.json: std must be a number, got 'a'"):
+        typed_json.read(kind, "a", "it.json", "std")
+
+
 def test_a_document_of_another_kind_is_named_and_cut_short():
     with pytest.raises(ValueError, match=r"file.json: the document must be an object, got \[0, 0, .*\.\.\.$") as raised:
         typed_json.read(Outer, [0] * 1000, "file.json")

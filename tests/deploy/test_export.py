@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 
@@ -50,7 +51,7 @@ def tamper(folder, change) -> None:
     entries = json.loads(path.read_text())
     change(entries)
     entries["digests"] = {name: digest(folder / name) for name in entries["digests"]}
-    path.write_text(json.dumps(entries))
+    path.write_text(json.dumps(entries, indent=1))
 
 
 def test_halves_compute_what_pytorch_computes(exported):
@@ -102,13 +103,34 @@ def test_frozen_noise_is_noticed(copied):
         (lambda entries: entries["noise"].update(std=-0.1), "std and variance must be at least 0"),
         (lambda entries: entries["noise"].update(variance=float("nan")), "noise.variance must be finite"),
         (lambda entries: entries.update(image_shape=[1, 4096, 4096]), r"device\.onnx"),
-        (lambda entries: entries["random_inputs"][1].update(shape=[2**24]), r"device\.onnx"),
-        (lambda entries: entries.update(message="float16"), "messages must have the dtype torch.float16"),
+        (lambda entries: entries["random_inputs"][1].update(shape=[2**23]), r"device\.onnx"),
+        (
+            lambda entries: [each.update(shape=[2**23, 2]) for each in entries["random_inputs"]],
+            "random_inputs must hold at most 16777216 numbers in all",
+        ),
+        (lambda entries: entries["random_inputs"][0].update(name="noise"), "names of random_inputs must differ"),
+        (lambda entries: entries["random_inputs"][0].update(name="image"), "names of random_inputs must differ"),
+        (lambda entries: entries["random_inputs"][0].update(variance=-1), "variance must be at least 0"),
+        (lambda entries: entries["noise"].update(source="none"), "noise.source must be input for random_inputs"),
+        (
+            lambda entries: (entries.update(message="float16"), entries["cost"].update(message_bytes=128)),
+            "messages must have the dtype torch.float16",
+        ),
+        (lambda entries: entries.update(message="float16"), "cost.message_bytes must be 128 for 64 numbers"),
+        (lambda entries: entries["cost"].update(message_bytes=2**40), "cost.message_bytes must be 256"),
+        (lambda entries: entries["cost"].update(milliseconds=-1.0), "milliseconds must be at least 0"),
+        (lambda entries: entries.update(classes=["a", "b"]), "classes must have 3 entries, got 2"),
+        (lambda entries: entries["noise"].update(std=[0.1, 0.1]), "noise.std must have 64 entries, got 2"),
+        (lambda entries: entries["preprocessing"].update(mean=[0.1, 0.1]), "preprocessing.mean must have 1 entries"),
+        (lambda entries: entries["preprocessing"].update(std=[]), "preprocessing.std must have 1 entries, got 0"),
+        (lambda entries: entries["preprocessing"].update(std=[0.0]), "std must be positive"),
+        (lambda entries: entries.update(message_range=[0.0, 1.0]), "message_range must be .* for uint8 alone"),
+        (lambda entries: entries.update(image_shape=[1, 256]), r"image_shape must be \(C, H, W\)"),
         (lambda entries: entries["noise"].update(variance=0.5), "the noise of the messages has a variance"),
         (lambda entries: entries["random_inputs"][0].update(variance=0.5), "the noise of the input uniform"),
         (lambda entries: entries["random_inputs"][1].update(variance=0.02), "the noise of the input noise"),
-        (lambda entries: entries.update(num_classes=4), "must return 4 finite logits"),
-        (lambda entries: entries.update(message_shape=[4, 4, 5]), "messages must have the shape"),
+        (lambda entries: entries.update(num_classes=4, classes=[]), "must return 4 finite logits"),
+        (lambda entries: entries.update(message_shape=[4, 2, 8]), "messages must have the shape"),
         (
             lambda entries: entries.update(image_shape=[1, 2**20, 2**20]),
             "image_shape must be positive and hold at most",
@@ -139,6 +161,17 @@ def test_noise_of_heavy_tails_and_two_noises_are_verified(tmp_path, name, settin
     assert manifest.noise.std == pytest.approx(sum(normal) ** 0.5, rel=0.1)
     for _ in range(5):
         verify(tmp_path)
+
+
+def test_noise_of_each_channel_is_stated_for_each_number(tmp_path):
+    class Scaled(defenses.Defense):
+        noise_std = torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None, None]
+
+        def release(self, features):
+            return features + self.noise_std * torch.randn_like(features)
+
+    manifest = export(network(), Scaled(), tmp_path, image_shape=SHAPE, format="pt2")
+    assert manifest.noise.std == pytest.approx(torch.tensor([0.1, 0.2, 0.3, 0.4]).repeat_interleave(16).tolist())
 
 
 def test_numbers_that_are_not_finite_are_noticed(tmp_path):
@@ -263,8 +296,19 @@ def test_what_cannot_be_exported_is_named(tmp_path, layer, message):
         ({"noise": "inputs"}, "input"),
         ({"message": "int8"}, "uint8"),
         ({"image_shape": (16, 16)}, r"image_shape must be \(C, H, W\)"),
+        ({"image_shape": 16}, r"image_shape must be \(C, H, W\), got 16"),
+        ({"image_shape": (1, 16.5, 16)}, r"image_shape must be \(C, H, W\)"),
+        ({"image_shape": (1, 10**6, 10**6)}, "image_shape must hold at most"),
         ({"mean": [0.5, 0.5]}, "mean must have one number for each of 1 channels"),
+        ({"mean": 0.5}, "mean must have one number for each of 1 channels, got 0.5"),
+        ({"mean": "a"}, "mean must have one number for each of 1 channels, got 'a'"),
+        ({"mean": [float("nan")]}, "mean must be finite"),
+        ({"std": [float("nan")]}, "std must be finite"),
+        ({"std": [float("inf")]}, "std must be finite"),
         ({"std": [0.0]}, "std must be positive"),
+        ({"classes": "abc"}, "classes must be a sequence of names, got 'abc'"),
+        ({"classes": (1, 2, 3)}, "classes must be a sequence of names"),
+        ({"classes": ("a", "b")}, "classes must have 3 names, one for each logit, got 2"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path, settings, message):
@@ -277,6 +321,42 @@ def test_another_programs_manifest_is_left_alone(tmp_path):
     (tmp_path / manifests.NAME).write_text('{"name": "a web page"}')
     with pytest.raises(ValueError, match="was not written by cem_fast"):
         export(network(), defenses.NoDefense(), tmp_path, image_shape=SHAPE)
+
+
+def files(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_halves_of_another_network_are_kept_unless_meant(copied):
+    tamper(copied, lambda entries: entries.update(run="one"))
+    before = files(copied)
+    for run in ("two", ""):
+        with pytest.raises(ValueError, match="holds the halves of another network"):
+            export(network(), defenses.NoDefense(), copied, image_shape=SHAPE, run=run)
+    assert files(copied) == before
+    export(network(), defenses.NoDefense(), copied, image_shape=SHAPE, run="one")
+    assert manifests.read(copied).noise.source == "none"
+
+
+@pytest.mark.parametrize("name", ["device.pt2", "cloud.pt2"])
+def test_a_file_that_is_not_of_the_export_is_left_alone(tmp_path, name):
+    settings = {"image_shape": SHAPE, "format": "pt2"}
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"{name} is not of an export"):
+        export(network(), defenses.NoDefense(), tmp_path, **settings)
+    assert files(tmp_path) == {name: b"mine"}
+
+
+def test_an_export_that_fails_keeps_the_one_before(copied, monkeypatch):
+    before = files(copied)
+
+    def fail(folder):
+        raise ValueError("the noise is frozen")
+
+    monkeypatch.setattr(importlib.import_module("cem_fast.deploy.export"), "verify", fail)
+    with pytest.raises(ValueError, match="the noise is frozen"):
+        export(network(), defenses.NoDefense(), copied, image_shape=SHAPE, format="pt2", overwrite=True)
+    assert files(copied) == before
 
 
 def test_a_saved_run_is_exported_by_the_command_line(finished, tmp_path, capsys):

@@ -6,7 +6,11 @@ import http.client
 import json
 import random
 import resource
+import shutil
+import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,7 +18,8 @@ import torch
 from safetensors.torch import save
 
 from cem_fast import defenses, deploy, models
-from cem_fast.deploy import CloudServer, DeviceClient
+from cem_fast.deploy import CloudServer, DeviceClient, draws
+from cem_fast.deploy.files import open_half
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -119,6 +124,138 @@ def test_a_client_names_what_is_wrong(place, address):
         DeviceClient(folder, "http://127.0.0.1:9").classify(torch.rand(1, *SHAPE))
     with pytest.raises(ValueError, match="address must be that of a server"):
         DeviceClient(folder).classify(torch.rand(1, *SHAPE))
+
+
+@contextmanager
+def answering(*answers: bytes):
+    """A server that reads one request each and answers with these bytes; yields its address and the requests."""
+    requests: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = listening.accept()
+                with connection:
+                    requests.append(connection.recv(1 << 16))
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", requests
+
+
+def http_answer(body: bytes, status: str = "200 OK", headers: str = "") -> bytes:
+    return f"HTTP/1.1 {status}\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+LOGITS = torch.tensor([[1.0, 2.0, 3.0]])
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", "does not answer: Remote end closed connection"),
+        (b"\x00\x01 nonsense\r\n\r\n", "does not answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", "answers with no logits"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "does not answer: IncompleteRead"),
+        (http_answer(b"hello"), "answers with no logits"),
+        (http_answer(save({"other": LOGITS})), "answers with no logits"),
+        (http_answer(save({"logits": LOGITS.double()})), "must answer with finite float32 logits"),
+        (http_answer(save({"logits": LOGITS.long()})), "must answer with finite float32 logits"),
+        (http_answer(save({"logits": LOGITS[:, :2].contiguous()})), r"must answer with finite float32 logits \[1, 3\]"),
+        (http_answer(save({"logits": LOGITS / 0})), "must answer with finite float32 logits"),
+        (http_answer(b"a\x1b[2J\nline", status="503 Busy"), r"refuses the message: a\\x1b\[2J line"),
+        (http_answer(b"", status="204 Nothing"), "refuses the message: status 204"),
+    ],
+)
+def test_an_answer_without_logits_is_one_line(place, answer, error):
+    with answering(answer) as (address, _), pytest.raises(ConnectionError, match=error) as raised:
+        DeviceClient(place[0], address, timeout=10).classify(torch.rand(1, *SHAPE))
+    assert str(raised.value).isprintable()
+    assert str(raised.value).startswith(address)
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "307 Temporary Redirect", "308 Permanent Redirect"])
+def test_a_message_does_not_follow_a_redirection(place, status):
+    with answering(http_answer(save({"logits": LOGITS}))) as (elsewhere, received):
+        redirection = http_answer(b"", status=status, headers=f"Location: {elsewhere}/classify\r\n")
+        with answering(redirection) as (address, _), pytest.raises(ConnectionError, match="refuses the message"):
+            DeviceClient(place[0], address).classify(torch.rand(1, *SHAPE))
+    assert received == []
+
+
+def test_a_message_does_not_pass_through_a_proxy(place, address, monkeypatch):
+    with answering(http_answer(save({"logits": LOGITS}))) as (proxy, received):
+        monkeypatch.setenv("http_proxy", proxy)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert DeviceClient(place[0], address).classify(torch.rand(1, *SHAPE)).shape == (1, 3)
+    assert received == []
+
+
+@pytest.mark.parametrize(
+    "wrong", ["ftp://h", "127.0.0.1:80", "http://", "http://h:port", "http://h:99999", "http://me@h", "http://h?a", "h"]
+)
+def test_a_wrong_address_is_named(place, wrong):
+    with pytest.raises(ValueError, match="address must be as in"):
+        DeviceClient(place[0], wrong)
+
+
+def test_the_noise_given_gives_the_logits_of_pytorch(place, address):
+    folder, model = place
+    client, images = DeviceClient(folder, address), torch.rand(4, *SHAPE)
+    drawn = draws.seeded(client.manifest.random_inputs, 4, seed=0)
+    logits = client.send(open_half(folder / "device.pt2")(images, *drawn))
+    with torch.no_grad():
+        expected = model.decoder(model.encoder(images) + 0.01 * drawn[0])
+    assert torch.allclose(logits, expected, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=r"messages must be torch.float32 \[N, 4, 4, 4\]"):
+        client.send(drawn[0].double())
+
+
+def test_a_network_that_fails_is_status_500_without_a_traceback(place, capfd):
+    server = CloudServer(place[0], port=0)
+    address = server.start()
+
+    def fail(message):
+        raise RuntimeError("secret path\nof the cloud")
+
+    server._cloud, works = fail, server._cloud
+    try:
+        status, content = post(address, message(1, 4, 4, 4))
+        server._cloud = lambda messages: messages.double()
+        again, _ = post(address, message(1, 4, 4, 4))
+        server._cloud = works
+        assert post(address, message(1, 4, 4, 4))[0] == 200
+    finally:
+        server.stop()
+    assert (status, again) == (500, 500)
+    assert json.loads(content) == {"field": "message", "error": "the cloud half fails for these messages"}
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_device_that_hangs_up_leaves_no_traceback(place, capfd):
+    server = CloudServer(place[0], port=0)
+    address = server.start()
+    try:
+        with socket.create_connection(tuple(urlsplit(address).netloc.split(":"))) as connection:
+            connection.sendall(b"POST /classify HTTP/1.1\r\nHost: h\r\nContent-Length: 999\r\n\r\nabc")
+        assert post(address, message(1, 4, 4, 4))[0] == 200
+    finally:
+        server.stop()
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_cloud_half_of_another_network_is_refused_at_the_start(place, tmp_path):
+    shutil.copytree(place[0], tmp_path / "out")
+    path = tmp_path / "out/manifest.json"
+    entries = json.loads(path.read_text())
+    entries.update(message_shape=[4, 4, 8], cost={**entries["cost"], "message_bytes": 512})
+    path.write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=r"cloud\.pt2 does not fit manifest\.json"):
+        CloudServer(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"messages must be torch.float32 \[N, 4, 4, 8\], got"):
+        DeviceClient(tmp_path / "out").message(torch.rand(1, *SHAPE))
 
 
 def test_a_taken_port_is_named(place, address):
