@@ -21,6 +21,7 @@ from cem_fast.data import (
     folder,
     tiny_imagenet,
 )
+from cem_fast.data.decoding import Steps
 from cem_fast.data.root import SKIP_CORRUPT, data_root
 from cem_fast.data.splits import NUM_FOLDS, PROTOCOLS, Part, Splits, check_fold
 
@@ -58,6 +59,8 @@ def load(
     seed: int = 0,
     root: str | Path | None = None,
     skip_corrupt: bool | None = None,
+    at_most: tuple[int, int] | None = None,
+    on_step: Steps = lambda done, total: None,
 ) -> Splits:
     """Loads a data set and splits it.
 
@@ -71,6 +74,8 @@ def load(
         root: folder of downloaded data sets; None for :func:`cem_fast.data.data_root`.
         skip_corrupt: whether to leave out files of a folder that cannot be read, with a warning that names them; None for what the
             environment variable ``CEM_FAST_SKIP_CORRUPT`` says, which is 1 or nothing.
+        at_most: images of a folder that are drawn by ``seed`` for training and for testing, at most; only they are decoded. None for all.
+        on_step: called with the files of a folder that are decoded and their total.
 
     Returns:
         The splits; the attacker's part is the training part.
@@ -93,7 +98,15 @@ def load(
         path = expanded(name_or_path)
         if path.is_dir():
             skip = os.environ.get(SKIP_CORRUPT) == "1" if skip_corrupt is None else skip_corrupt
-            return folder.load(path, fold=fold, image_size=image_size, seed=seed, skip_corrupt=skip)
+            return folder.load(
+                path,
+                fold=fold,
+                image_size=image_size,
+                seed=seed,
+                skip_corrupt=skip,
+                at_most=at_most,
+                on_step=on_step,
+            )
         if len(path.parts) > 1:
             raise ValueError(
                 f"{path} is not a folder: expected one with a sub-folder per class, or one of {', '.join(names())}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # left in folders by operating systems and archivers, next to names that begin with a dot
@@ -20,7 +22,11 @@ def is_clutter(path: Path) -> bool:
         >>> [is_clutter(Path(path)) for path in ("cats/1.png", "cats/.thumbnails/1.png", "__MACOSX/cats/1.png")]
         [False, True, True]
     """
-    return any(part.startswith(".") or part in CLUTTER for part in path.parts)
+    return any(map(_is_clutter, path.parts))
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name in CLUTTER
 
 
 def folders_in(path: Path) -> list[Path]:
@@ -59,7 +65,17 @@ def files_in(path: Path, *, nested: bool = False) -> list[Path]:
         ...     print([path.name for path in files_in(Path(root))])
         ['a.png', 'b.png']
     """
-    found = path.rglob("*") if nested else path.iterdir()
-    return sorted(
-        file for file in found if not is_clutter(file.relative_to(path)) and file.exists() and not file.is_dir()
-    )
+    return [path.joinpath(*parts) for parts in sorted(_walk(path, (), nested))]
+
+
+def _walk(path: Path | str, before: tuple[str, ...], nested: bool) -> Iterator[tuple[str, ...]]:
+    """The relative parts of the files in a folder. Links to folders are left out."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if _is_clutter(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if nested:
+                    yield from _walk(entry.path, (*before, entry.name), nested)
+            elif not entry.is_symlink() or (os.path.exists(entry.path) and not entry.is_dir()):
+                yield (*before, entry.name)

@@ -5,23 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cem_fast._support.warn import warn
-from cem_fast.data import attributes
+from cem_fast.data import attributes, cache
+from cem_fast.data.decoding import Decoded, Steps, decode
 from cem_fast.data.files import files_in, folders_in
-from cem_fast.data.images import (
-    UnreadableImage,
-    collected,
-    is_grey,
-    is_of_unknown_range,
-    opened,
-    raise_all,
-    read_some,
-    require_bright,
-    upright_size,
-)
+from cem_fast.data.images import UnreadableImage, collected, opened, raise_all, read_some, require_bright, upright_size
 from cem_fast.data.splits import Splits, by_fold, check_fold, published
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -40,7 +32,9 @@ def load(
     image_size: int | None,
     seed: int,
     of_class: tuple[int, int] | None = None,
+    at_most: tuple[int, int] | None = None,
     skip_corrupt: bool = False,
+    on_step: Steps = lambda done, total: None,
 ) -> Splits:
     """Reads every image below ``path/<class>/``, or below ``path/train/<class>/`` and ``path/test/<class>/``.
 
@@ -49,6 +43,9 @@ def load(
     ``lost+found`` and dangling links are left out. A file ``attributes.csv`` in the folder gives further columns; see
     :func:`cem_fast.data.attributes.read`.
 
+    Large folders are decoded by as many processes as torch has threads. Their images are kept under :func:`cem_fast.data.cache.place`, and
+    found there by the paths, sizes and times of the files.
+
     Args:
         path: the folder.
         fold: which fold is the test part, 0 to 4; without effect on a folder with parts.
@@ -56,7 +53,10 @@ def load(
             to 48 with a warning.
         seed: seed of the folds.
         of_class: training and test images that are read of each class of a folder with parts, the first by name; None for all.
+        at_most: training and test images, at most, that are drawn by ``seed`` before anything is decoded, with the same share of every
+            class and at least one; None for all.
         skip_corrupt: whether to leave out files that cannot be read, with a warning that names them.
+        on_step: called with the files decoded and the files in total.
 
     Returns:
         The splits, stratified by class.
@@ -86,8 +86,11 @@ def load(
         _require_same_classes(train, found[0], test, found[1])
     if test is not None and of_class is not None:
         found = [{name: part[name][:most] for name in part} for part, most in zip(found, of_class)]
+    if at_most is not None:
+        totals = at_most if test is not None else (sum(at_most),)
+        found = [_drawn(part, most, seed) for part, most in zip(found, totals)]
     files = [file for part in found for each in part.values() for file in each]
-    images, errors = _read(path, files, image_size)
+    images, errors = _read(path, files, image_size, on_step)
     if errors and not skip_corrupt:
         raise_all(errors, "; --skip-corrupt leaves out such files")
     if errors:
@@ -181,34 +184,91 @@ def _require_same_classes(train: Path, in_train: Files, test: Path, in_test: Fil
         raise ValueError(f"{train} and {test} must hold the same classes, got {' and '.join(alone)}")
 
 
-def _read(path: Path, files: list[Path], image_size: int | None) -> tuple[Tensor, list[UnreadableImage]]:
+def _drawn(files: Files, most: int, seed: int) -> Files:
+    """Files that are drawn, with the same share of every class."""
+    total = sum(map(len, files.values()))
+    if total <= most:
+        return files
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, each in files.items():
+        order = torch.randperm(len(each), generator=generator)[: max(1, most * len(each) // total)]
+        found[name] = [each[index] for index in order.sort().values.tolist()]
+    return found
+
+
+def _read(
+    path: Path, files: list[Path], image_size: int | None, on_step: Steps
+) -> tuple[Tensor, list[UnreadableImage]]:
     """The images of all files that can be read, with one size and one number of channels, and the errors of the others."""
-    errors: list[UnreadableImage] = []
-    readable: list[Path] = []
-    sizes: set[tuple[int, int]] = set()
-    unknown: list[bool] = []
-    grey = True
+    name = cache.key(path, files, image_size=image_size) if len(files) >= cache.WORTH else ""
+    if name and (kept := cache.find(name, len(files))):
+        images, sizes = kept
+        _warn_of_sizes(path, sizes)
+        return _floats(images), []
+    found, sizes = _decoded(files, image_size, on_step)
+    _warn_of_sizes(path, sizes)
+    headers = [header for header in found.headers if header]
+    grey = all(header.grey for header in headers)
+    if any(header.deep for header in headers):
+        return _read_deep(path, files, found, "L" if grey else "RGB")
+    images = found.images[:, :1] if grey else found.images
+    if found.errors:
+        bad = {error.path for error in found.errors}
+        return _floats(images[[file not in bad for file in files]]), found.errors
+    if name:
+        cache.keep(name, images, sizes)
+    return _floats(images), []
+
+
+def _decoded(files: list[Path], image_size: int | None, on_step: Steps) -> tuple[Decoded, str]:
+    """The decoded files, and the least and the largest size such as ``8x6-64x48`` where they are resized unasked."""
+    workers = torch.get_num_threads()
+    side = image_size or _own_side(_first_size(files)) or SIDE
+    found = decode(files, side, workers=workers, on_step=on_step)
+    if image_size is not None:
+        return found, ""
+    sizes = {header.size for header in found.headers if header}
+    own = _own_side(sizes)
+    if side != (own or SIDE):  # the first file is unlike the others
+        found = decode(files, own or SIDE, workers=workers, on_step=on_step)
+    ends = dict.fromkeys((min(sizes), max(sizes))) if sizes and not own else ()
+    return found, "-".join(f"{width}x{height}" for width, height in ends)
+
+
+def _read_deep(path: Path, files: list[Path], found: Decoded, mode: str) -> tuple[Tensor, list[UnreadableImage]]:
+    """The images of a folder with more than 8 bits a channel, as :func:`_read`."""
+    failed = {error.path for error in found.errors}
+    left = [(file, header) for file, header in zip(files, found.headers) if header and file not in failed]
+    images, errors = read_some([file for file, _ in left], found.images.shape[-1], mode)
+    bad = {error.path for error in errors}
+    good = torch.tensor([file not in bad for file, _ in left], dtype=torch.bool)
+    unknown = torch.tensor([header.unknown for _, header in left], dtype=torch.bool)
+    require_bright(images[good & unknown], str(path))
+    return images[good], found.errors + errors
+
+
+def _floats(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).float().div_(255)
+
+
+def _first_size(files: list[Path]) -> set[tuple[int, int]]:
+    """The size of the first file that can be opened."""
     for file in files:
-        with collected(errors), opened(file) as image:
-            sizes.add(upright_size(image))
-            grey = grey and is_grey(image)
-            unknown.append(is_of_unknown_range(image))
-            readable.append(file)
-    side = image_size or _own_side(path, sizes)
-    images, undecodable = read_some(readable, side, "L" if grey else "RGB")
-    bad = {error.path for error in undecodable}
-    good = torch.tensor([file not in bad for file in readable], dtype=torch.bool)
-    require_bright(images[good & torch.tensor(unknown, dtype=torch.bool)], str(path))
-    return images[good], errors + undecodable
+        with collected([]), opened(file) as image:
+            return {upright_size(image)}
+    return set()
 
 
-def _own_side(path: Path, sizes: set[tuple[int, int]]) -> int:
-    """The side of images that are equal squares, or 48 with a warning."""
-    if len(sizes) == 1:
-        ((width, height),) = sizes
-        if width == height and 8 <= width <= LARGEST:
-            return width
+def _own_side(sizes: set[tuple[int, int]]) -> int | None:
+    """The side of images that are equal squares of 8 to 256 pixels; None for others."""
+    if len(sizes) != 1:
+        return None
+    ((width, height),) = sizes
+    return width if width == height and 8 <= width <= LARGEST else None
+
+
+def _warn_of_sizes(path: Path, sizes: str) -> None:
     if sizes:
-        span = " to ".join(f"{width}x{height}" for width, height in dict.fromkeys((min(sizes), max(sizes))))
+        span = " to ".join(sizes.split("-"))
         warn(f"the images in {path}, of {span} pixels, are resized to {SIDE}x{SIDE}: image_size sets another side")
-    return SIDE

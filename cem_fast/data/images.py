@@ -67,7 +67,7 @@ class UnreadableImage(ValueError):
 
     def __init__(self, path: Path, reason: str):
         super().__init__(f"cannot read {path} as an image: {reason}")
-        self.path = path
+        self.path, self.reason = path, reason
 
 
 @contextmanager
@@ -263,6 +263,21 @@ def is_grey(image: Image.Image) -> bool:
     return image.mode.partition(";")[0] in ("1", "L", "LA", "La", "I", "F")
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether a PIL image has more than 8 bits a channel.
+
+    Args:
+        image: the image.
+
+    Example:
+        >>> from PIL import Image
+        >>> from cem_fast.data.images import is_deep
+        >>> is_deep(Image.new("I;16", (8, 8))), is_deep(Image.new("RGB", (8, 8)))
+        (True, False)
+    """
+    return image.mode.partition(";")[0] in ("I", "F")
+
+
 def is_of_unknown_range(image: Image.Image) -> bool:
     """Whether a PIL image holds integers of more than 8 bits and does not declare which value is white.
 
@@ -406,11 +421,10 @@ def _declared_white(image: Image.Image) -> float | None:
 
 def _scaled(image: Image.Image) -> Image.Image:
     """Deep grey as floating point in [0, 1], which PIL would clip to 8 bits; any other image unchanged."""
-    kind = image.mode.partition(";")[0]
-    if kind not in ("I", "F"):
+    if not is_deep(image):
         return image
     values = np.array(image, dtype=np.float32)
-    white = 1.0 if kind == "F" else _declared_white(image) or 65535.0
+    white = 1.0 if image.mode.startswith("F") else _declared_white(image) or 65535.0
     if not 0 <= values.min() <= values.max() <= white:
         raise ValueError(f"its pixels must lie between 0 and {white:g}, got {values.min():g} to {values.max():g}")
     if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # white is zero; Pillow inverts 8 bits alone

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support import twins
 
 from cem_fast import data
+from cem_fast.data import cache, decoding, images
 from cem_fast.experiments import build
 
 
@@ -234,3 +237,70 @@ def test_a_class_of_copies_is_refused_in_every_fold(tmp_path):
     for fold in range(5):
         with pytest.raises(ValueError, match="at least 2 different images to be split, all of 'copies' are copies"):
             data.load(str(tmp_path / "photos"), fold=fold)
+
+
+def mixed(root: Path, *, side: int = 16) -> Path:
+    """Writes a folder of two classes with files of many kinds."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, side, side, 4), dtype=np.uint8)
+    modes = ["RGB", "L", "RGBA", "LA", "P", "1", "CMYK", "RGB", "L", "RGBA", "RGB", "YCbCr"]
+    for index, (pixels, mode) in enumerate(zip(noise, modes, strict=True)):
+        path = root / ("cats", "dogs")[index % 2] / f"{index:02}.{'jpg' if mode in ('CMYK', 'YCbCr') else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).convert("RGB" if mode in ("CMYK", "YCbCr") else "RGBA").convert(mode).save(path)
+    return root
+
+
+@pytest.mark.parametrize("side", [16, 11])
+def test_any_number_of_processes_decodes_the_same_bits(tmp_path, monkeypatch, side):
+    paths = sorted(mixed(tmp_path).rglob("*.*"))
+    alone = decoding.decode(paths, side, workers=0)
+    monkeypatch.setattr(decoding, "MANY", 2)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", 3 * 3 * side * side)
+    steps, state = [], torch.get_rng_state()
+    shared = decoding.decode(paths, side, workers=3, on_step=lambda *step: steps.append(step))
+    assert torch.equal(state, torch.get_rng_state())
+    assert (alone.images == shared.images).all()
+    assert alone.headers == shared.headers
+    assert steps == [(0, 12), (3, 12), (6, 12), (9, 12), (12, 12)]
+    assert torch.equal(torch.from_numpy(alone.images) / 255, images.read_all(paths, side, "RGB"))
+
+
+@pytest.mark.parametrize("side", [16, 11])
+def test_a_folder_is_decoded_once(tmp_path, monkeypatch, side):
+    folder, where = mixed(tmp_path / "photos", side=side), tmp_path / "kept"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(where))
+    monkeypatch.setattr(cache, "WORTH", 1)
+    tall = Image.new("RGB", (8, 16))
+    if side == 11:
+        tall.save(folder / "cats" / "tall.png")
+
+    def load():
+        if side == 11:
+            with pytest.warns(UserWarning, match="of 8x16 to 11x11 pixels, are resized to 48x48"):
+                return data.load(str(folder), fold=0)
+        return data.load(str(folder), fold=0)
+
+    before = load()
+    (kept,) = where.rglob("*.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr("cem_fast.data.folder.decode", None)
+        assert load().digest() == before.digest()
+    np.save(kept, np.array([object()] * len(list(folder.rglob("*.*")))), allow_pickle=True)
+    assert load().digest() == before.digest()
+    Image.new("RGB", (side, side), (1, 2, 3)).save(folder / "cats" / "00.png")
+    assert load().digest() != before.digest()
+
+
+def test_images_are_drawn_before_they_are_decoded(tmp_path, monkeypatch):
+    folder = in_parts(tmp_path / "photos", "train", "test")
+    decoded = []
+    decode = decoding.decode
+    monkeypatch.setattr(
+        "cem_fast.data.folder.decode", lambda paths, *a, **k: (decoded.extend(paths), decode(paths, *a, **k))[1]
+    )
+    splits = data.load(str(folder), fold=0, at_most=(4, 2), seed=3)
+    assert (splits.train.labels.tolist(), splits.test.labels.tolist()) == ([0, 0, 1, 1], [0, 1])
+    assert len(decoded) == 6
+    assert splits.digest() == data.load(str(folder), fold=0, at_most=(4, 2), seed=3).digest()
+    whole = data.load(str(twins.write_images(tmp_path / "whole", count=20)), fold=0, image_size=16, at_most=(8, 2))
+    assert (len(whole.train), len(whole.test)) == (8, 2)
