@@ -91,7 +91,7 @@ def estimate(s0: Tensor, shift: Tensor, s2: Tensor, *, reg_covar: float) -> Tens
         covariances = s2 / s0.clamp_min(torch.finfo(torch.float64).tiny)[..., None, None] - moved
     else:
         covariances = s2 - (s0[..., None, None] * moved).sum(1)
-        covariances = covariances / s0.sum(1).clamp_min(1)[:, None, None]
+        covariances = covariances / s0.sum(1).clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
     ridge = reg_covar * torch.eye(s2.shape[-1], dtype=s2.dtype, device=s2.device)
     return (covariances + covariances.mT) / 2 + ridge
 

@@ -7,7 +7,7 @@ ranks, and moves the parameters. Sums are kept in double precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -18,6 +18,8 @@ from torch import Tensor, distributed
 from cem_fast._support.warn import warn
 from cem_fast.mixture import covariance
 from cem_fast.mixture.density import shape_of_spread
+from cem_fast.mixture.rows import LEAST_MASS, Chunk, Rows, class_sizes, class_totals
+from cem_fast.mixture.seeding import kmeans_plus_plus, random_rows, squared_distance
 from cem_fast.ops import validate
 from cem_fast.ops.library import OPERATORS, WHOLE_FITS
 from cem_fast.ops.validate import PARAMETER_DTYPES
@@ -29,19 +31,15 @@ _MIXTURE_STATISTICS = OPERATORS["mixture_statistics"]
 _LOG_PROB = OPERATORS["mixture_log_prob_fwd"]
 _MOMENTS = OPERATORS["mixture_moments"]
 
-Chunk = tuple[Tensor, Tensor | None]
-
 # sum r [C, K], sum r (x - mu) [C, K, D] and sum r (x - mu)^2 [C, K] or [C, K, D] of every component, float64
 Moments = tuple[Tensor, ...]
 
 ALGORITHMS = ("em", "kmeans")
+SEEDINGS = {"k-means++": kmeans_plus_plus, "random": random_rows}
 COVARIANCE_TYPES = ("diag", "spherical", "tied", "full")
 
 # Maximum size of the responsibilities in one call of the E-step.
 RESPONSIBILITY_BYTES = 1 << 28
-
-# Rows of classes that have not converged are copied together once they are at most this share of all rows.
-ACTIVE_SHARE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +76,11 @@ class Settings:
             raise ValueError(
                 f'algorithm="kmeans" estimates spherical or diag covariances, got {self.covariance_type!r}'
             )
-        if isinstance(self.init, str) and self.init != "k-means++":
-            raise ValueError(f"init must be 'k-means++' or a tensor [C, K, D] of means, got {self.init!r}")
+        wanted = "init must be 'k-means++', 'random' or a tensor [C, K, D] of means"
+        if isinstance(self.init, str) and self.init not in SEEDINGS:
+            raise ValueError(f"{wanted}, got {self.init!r}")
         if not isinstance(self.init, (str, Tensor)):
-            raise TypeError(f"init must be 'k-means++' or a tensor [C, K, D] of means, got {type(self.init).__name__}")
+            raise TypeError(f"{wanted}, got {type(self.init).__name__}")
         for name in ("init_variances", "init_weights"):
             value = getattr(self, name)
             if not (value is None or isinstance(value, Tensor)):
@@ -140,195 +139,6 @@ def _values(estimate: Estimate) -> list[Tensor]:
     return list(vars(estimate).values())
 
 
-class Rows:
-    """Chunks of ``(x [n, D], labels [n])`` that can be iterated any number of times: this rank's shard of all rows.
-
-    Args:
-        chunks: re-iterable; labels are int64 in range, or None for one class.
-        group: torch.distributed group of the ranks that hold the shards; None for a single process.
-        name: their name in errors.
-    """
-
-    def __init__(self, chunks: Iterable[Chunk], group: distributed.ProcessGroup | None = None, name: str = "x"):
-        self.chunks, self.group, self.name = chunks, group, name
-
-    def __iter__(self) -> Iterator[Chunk]:
-        return iter(self.chunks)
-
-    @property
-    def in_one_piece(self) -> bool:
-        return self.group is None and isinstance(self.chunks, list) and len(self.chunks) == 1
-
-    @property
-    def ranks(self) -> int:
-        return 1 if self.group is None else distributed.get_world_size(self.group)
-
-    @property
-    def rank(self) -> int:
-        return 0 if self.group is None else distributed.get_rank(self.group)
-
-    def reduce(self, value: Tensor, operation: distributed.ReduceOp.RedOpType = distributed.ReduceOp.SUM) -> Tensor:
-        """Sum (or another reduction) over the ranks' values; all ranks get the same bits.
-
-        Raises:
-            RuntimeError: a rank has ended or does not answer before the timeout.
-        """
-        if self.group is not None:
-            value = value.contiguous()
-            try:
-                distributed.all_reduce(value, operation, group=self.group)
-            except RuntimeError as error:
-                raise RuntimeError(
-                    f"rank {self.rank} of {self.ranks} cannot sum its statistics with the others: a rank has ended, "
-                    f"or did not answer within the process group's timeout ({error})"
-                ) from error
-        return value
-
-    def add_up(self, values: Iterable[tuple[Tensor, ...]], like: tuple[Tensor, ...]) -> list[Tensor]:
-        """Sums of statistics over chunks and ranks, in double precision; ``like`` gives their shapes."""
-        total = torch.zeros(sum(t.numel() for t in like), dtype=torch.float64, device=like[0].device)
-        for parts in values:
-            total += torch.cat([part.double().flatten() for part in parts])
-        sums = torch.split(self.reduce(total), [t.numel() for t in like])
-        return [part.view(t.shape) for part, t in zip(sums, like)]
-
-    def renumbered(self, classes: Tensor, num_classes: int) -> Rows:
-        """Copies of the rows of the given classes ``[n]``, which become the classes 0, 1, ..."""
-        place = torch.full((num_classes,), -1, device=classes.device)
-        place[classes] = torch.arange(len(classes), device=classes.device)
-        chunks: list[Chunk] = []
-        for x, labels in self.chunks:
-            if labels is not None:
-                new = place[labels]
-                x, labels = x[new >= 0], new[new >= 0]
-            chunks.append((x, labels))
-        return Rows(chunks, self.group, self.name)
-
-    def of(self, classes: Tensor) -> Rows:
-        """Copies of the rows of the given classes ``[C]`` (bool) if they are few; otherwise all rows."""
-        if not isinstance(self.chunks, list):
-            return self
-        kept = []
-        for x, labels in self.chunks:
-            if labels is None:
-                return self
-            rows = classes[labels].nonzero().squeeze(1)
-            if len(rows) > ACTIVE_SHARE * len(x):
-                return self
-            kept.append((x[rows], labels[rows]))
-        return Rows(kept, self.group, self.name)
-
-
-class Stream:
-    """Chunks that are read again in every pass; ``on_pass(number, rows)`` is called after each."""
-
-    def __init__(self, read: Callable[[], Iterator[Chunk]], on_pass: Callable[[int, int], None] | None = None):
-        self.read, self.on_pass, self.passes = read, on_pass, 0
-
-    def __iter__(self) -> Iterator[Chunk]:
-        self.passes += 1
-        count = 0
-        for chunk in self.read():
-            count += len(chunk[0])
-            yield chunk
-        if self.on_pass is not None:
-            self.on_pass(self.passes, count)
-
-
-def draw_sample(
-    stream: Stream, num_classes: int, memory_budget: int, generator: torch.Generator | None
-) -> tuple[list[Chunk], Tensor, bool]:
-    """Rows of one pass: all of them if they fit in half the memory budget, otherwise a uniform sample of each class.
-
-    Returns:
-        The rows as chunks, the number ``[C]`` of rows of each class in the pass, and whether all were kept.
-    """
-    held: list[tuple[Tensor, ...]] = []
-    sizes, complete, size = torch.zeros(num_classes, dtype=torch.float64), True, 0
-    device = "cpu" if generator is None else generator.device
-
-    def bytes_of(chunk: tuple[Tensor, ...]) -> int:
-        return sum(part.numel() * part.element_size() for part in chunk)
-
-    def shrink() -> None:
-        labels, keys = (torch.cat([kept[part] for kept in held]) for part in (1, 2))
-        order = keys.argsort()
-        order = order[labels[order].argsort(stable=True)]
-        counts = torch.bincount(labels, minlength=num_classes)
-        place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
-        stays = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-        stays[order[place < max(1, memory_budget * len(labels) // (4 * num_classes * size))]] = True
-        # chunk by chunk, so that memory never holds all rows twice
-        for i, of_chunk in enumerate(torch.split(stays, [len(kept[0]) for kept in held])):
-            rows = of_chunk.nonzero().squeeze(1)
-            held[i] = tuple(part[rows] for part in held[i])
-        held[:] = [tuple(torch.cat(parts) for parts in zip(*held))]
-
-    for x, labels in stream:
-        labels = torch.zeros(len(x), dtype=torch.int64, device=x.device) if labels is None else labels
-        held.append((x, labels, torch.rand(len(x), generator=generator, device=device).to(x.device)))
-        sizes = sizes.to(x.device) + class_totals(torch.ones_like(labels, dtype=torch.float64), labels, num_classes)
-        size += bytes_of(held[-1])
-        if size > memory_budget // 2:
-            shrink()
-            complete, size = False, bytes_of(held[0])
-    sizes = sizes.cpu()
-    if bool(sizes.isnan().any()):
-        raise ValueError(f"labels must lie in [0, {num_classes}), got others in a batch")
-    if not complete:
-        shrink()  # later rows must not be more likely to stay than earlier ones
-    return [(x, labels) for x, labels, _ in held], sizes, complete
-
-
-def squared_distance(x: Tensor, means: Tensor, labels: Tensor | None) -> Tensor:
-    """Squared distance ``[N]`` of each row to the one mean ``[C, D]`` of its class.
-
-    A Gaussian of variance ``1 / (2 pi)`` has no normalizing constant, so its log-likelihood is ``-pi |x - mu|^2``.
-    """
-    C = means.shape[0]
-    variances = means.new_full((C, 1), 1 / (2 * math.pi))
-    log_prob, _ = _LOG_PROB(x, means.unsqueeze(1), variances, means.new_ones(C, 1), labels, False)
-    distance: Tensor = (log_prob / -math.pi).clamp_min(0)
-    return distance
-
-
-def class_totals(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Sums of float64 values ``[N]`` by class ``[C]``, the same bits in every run."""
-    if values.is_cpu:
-        return values.new_zeros(num_classes).index_add_(0, labels, values)
-    return ordered_totals(values, labels, num_classes)
-
-
-def ordered_totals(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Class totals on a GPU, where ``index_add_`` would add in any order; NaN if a label is out of range."""
-    zeros = values.new_zeros(num_classes, 1, 1)
-    sums: Tensor = _STATISTICS(values.unsqueeze(1), zeros, labels, None, None, False, True)[2]
-    return sums.flatten()
-
-
-def running_sum(values: Tensor) -> Tensor:
-    """Cumulative sum of float64 values ``[N]``, the same bits in every run."""
-    return values.cumsum(0) if values.is_cpu else blocked_running_sum(values)
-
-
-def blocked_running_sum(values: Tensor) -> Tensor:
-    """Cumulative sum on a GPU: torch scans a vector in an order that depends on timing, but each row of a matrix in one block."""
-    rows = torch.nn.functional.pad(values, (0, -len(values) % 1024)).view(-1, 1024).cumsum(1)
-    before = torch.nn.functional.pad(rows[:-1, -1], (1, 0)).expand(2, -1).cumsum(1)[0]
-    return (rows + before.unsqueeze(1)).flatten()[: len(values)]
-
-
-def class_sizes(rows: Rows, num_classes: int, device: torch.device) -> Tensor:
-    """Rows of each class in this shard ``[C]``, float64."""
-    sizes = torch.zeros(num_classes, dtype=torch.float64, device=device)
-    for x, labels in rows:
-        if labels is None:
-            sizes += len(x)
-        else:
-            sizes += class_totals(torch.ones_like(labels, dtype=torch.float64), labels, num_classes)
-    return sizes
-
-
 # ---- the recipe of a fit
 
 
@@ -341,19 +151,24 @@ def fit(
         rows: all rows.
         settings: what to fit, and how.
         sample: rows that initial parameters are computed from; all rows if None.
-        sizes: rows of each class in this shard ``[C]``; counted if None.
+        sizes: mass of the rows of each class in this shard ``[C]``; counted if None.
 
     Returns:
-        The estimate, and the rows ``[C]`` of each class on all ranks, float64.
+        The estimate, and the mass ``[C]`` of the rows of each class on all ranks, float64.
 
     Raises:
         ValueError: there are no rows, or they are not finite.
     """
     sample = rows if sample is None else sample
     like = _empty_row(sample)
+    if rows.group is not None:  # all ranks need the same rules, also one without rows
+        weighted = torch.tensor(int(rows.weighted), device=like.device)
+        rows.weighted = sample.weighted = bool(rows.reduce(weighted, distributed.ReduceOp.MAX))
     sizes = class_sizes(rows, settings.num_classes, like.device) if sizes is None else sizes.to(like.device)
     per_class = rows.reduce(sizes)
     if not bool(per_class.any()):
+        if rows.weighted:
+            raise ValueError("sample_weight must be positive for at least one row, got zeros")
         raise ValueError(f"{rows.name} must have at least one row, got (0, {len(like)})")
     best: Estimate | None = None
     for _ in range(settings.num_init):
@@ -364,7 +179,7 @@ def fit(
 
 def _empty_row(rows: Rows) -> Tensor:
     """An empty row ``[D]`` of the parameters' dtype, on the rows' device."""
-    for x, _ in rows:
+    for x, _, _ in rows:
         return x.new_empty(x.shape[1], dtype=x.dtype if x.dtype in PARAMETER_DTYPES else torch.float32)
     raise ValueError("batches must hold at least one batch, got none")
 
@@ -377,7 +192,7 @@ def _fit_once(rows: Rows, sample: Rows, settings: Settings, like: Tensor) -> Est
     if isinstance(settings.init, Tensor):
         means = _given("init", settings.init, like, (C, K, D), "[C, K, D]")
     else:
-        means = kmeans_plus_plus(sample, C, K, like=like, generator=settings.generator)
+        means = SEEDINGS[settings.init](sample, C, K, like=like, generator=settings.generator)
         if settings.algorithm == "kmeans" and sample is not rows:
             means = lloyd(sample, means, diag=settings.diag, **iterations).means
     if settings.algorithm == "kmeans":
@@ -468,31 +283,52 @@ def _tidy(fitted: Estimate, per_class: Tensor, settings: Settings) -> Estimate:
 def hard_statistics(rows: Rows, means: Tensor, *, per_dimension: bool, sums: bool) -> list[Tensor]:
     """Counts, scatter and (if asked for) sums of every component, each row assigned to its nearest mean."""
     shapes = means[:, :, 0], means if per_dimension else means[:, :, 0], means if sums else means[:0]
-    chunks = (_STATISTICS(x, means, labels, None, None, per_dimension, sums)[:3] for x, labels in rows)
-    return rows.add_up(chunks, shapes)
+
+    def of_chunk(x: Tensor, labels: Tensor | None, mass: Tensor | None) -> tuple[Tensor, ...]:
+        if mass is not None:
+            return _weighted_statistics(x, labels, mass, means, per_dimension, sums)
+        found: tuple[Tensor, ...] = _STATISTICS(x, means, labels, None, None, per_dimension, sums)
+        return found[:3]
+
+    return rows.add_up((of_chunk(*chunk) for chunk in rows), shapes)
+
+
+def _weighted_statistics(
+    x: Tensor, labels: Tensor | None, mass: Tensor, means: Tensor, per_dimension: bool, sums: bool
+) -> tuple[Tensor, ...]:
+    """Counts, scatter and sums of rows with sample weights: their moments, with a class for each component."""
+    C, K, D = means.shape
+    assignment = _STATISTICS(x, means, labels, None, None, False, False)[3]
+    component = assignment if labels is None else torch.where(assignment < 0, -1, labels * K + assignment)
+    alone, one = means.reshape(C * K, 1, D), means.new_ones(C * K, 1)
+    like = torch.ones_like(alone) if per_dimension else one
+    known = means.new_zeros(len(x)), means.new_ones(len(x), 1)  # a row belongs to its component
+    s0, s1, s2 = (s.double() for s in _MOMENTS(mass, x, alone, like, one, component, *known))
+    totals = (s1 + s0.unsqueeze(-1) * alone).view(C, K, D) if sums else s0[:0]
+    return s0.view(C, K), s2.view(means.shape if per_dimension else (C, K)), totals
 
 
 def lloyd(
     rows: Rows, means: Tensor, *, diag: bool, max_iter: int, tol: float, reg_covar: float, dtype: torch.dtype
 ) -> Estimate:
     """k-means from the given means ``[C, K, D]``. Each class stops when its own means converge."""
-    if rows.in_one_piece and ("kmeans", means.device.type) in WHOLE_FITS:
-        ((x, labels),) = rows
+    if rows.in_one_piece and not rows.weighted and ("kmeans", means.device.type) in WHOLE_FITS:
+        ((x, labels, _),) = rows
         means, counts, scatter, n_iter, rests = _KMEANS(x, means, labels, max_iter, tol, diag)
         counts, scatter, converged = counts.double(), scatter.double(), rests > 0
         require_finite(rows, scatter)
     else:
         means, n_iter, converged = _lloyd_in_pieces(rows, means, max_iter, tol)
         counts, scatter, _ = hard_statistics(rows, means, per_dimension=diag, sums=False)
-    n, per_class = counts.clamp_min(1), counts.sum(1)
+    n, per_class = counts.clamp_min(rows.least_mass), counts.sum(1)
     variances = scatter / n.unsqueeze(-1) if diag else scatter / (n * means.shape[2])
     inertia = scatter.sum((1, 2)) if diag else scatter.sum(1)
     return Estimate(
         means,
         (variances + reg_covar).to(dtype),
-        (counts / per_class.clamp_min(1).unsqueeze(1)).to(dtype),
+        (counts / per_class.clamp_min(rows.least_mass).unsqueeze(1)).to(dtype),
         counts,
-        -inertia / per_class.clamp_min(1),
+        -inertia / per_class.clamp_min(rows.least_mass),
         n_iter,
         converged,
     )
@@ -507,10 +343,11 @@ def _lloyd_in_pieces(rows: Rows, means: Tensor, max_iter: int, tol: float) -> tu
         counts, scatter, sums = hard_statistics(moving, means, per_dimension=False, sums=True)
         if limit is None:
             require_finite(rows, scatter)
-            limit = tol * _mean_variance(means, counts, scatter, sums)
+            limit = tol * _mean_variance(means, counts, scatter, sums, rows.least_mass)
             active = counts.sum(1) > 0
         filled = counts.unsqueeze(-1) > 0
-        target = torch.where(filled, sums / counts.clamp_min(1).unsqueeze(-1), means.double()).to(means.dtype)
+        share = counts.clamp_min(rows.least_mass).unsqueeze(-1)
+        target = torch.where(filled, sums / share, means.double()).to(means.dtype)
         target = _reseed_empty(moving, means, target, counts)
         shift = (target.double() - means.double()).square().sum((1, 2))
         means = torch.where(active[:, None, None], target, means)
@@ -524,9 +361,9 @@ def _lloyd_in_pieces(rows: Rows, means: Tensor, max_iter: int, tol: float) -> tu
     return means, n_iter, ~active
 
 
-def _mean_variance(means: Tensor, counts: Tensor, scatter: Tensor, sums: Tensor) -> Tensor:
+def _mean_variance(means: Tensor, counts: Tensor, scatter: Tensor, sums: Tensor, least_mass: float) -> Tensor:
     """Mean variance of the features of each class ``[C]``, from the statistics of its components."""
-    mu, n = means.double(), counts.sum(1).clamp_min(1)
+    mu, n = means.double(), counts.sum(1).clamp_min(least_mass)
     center = sums.sum(1) / n.unsqueeze(1)
     away = mu - center.unsqueeze(1)
     moved = sums - counts.unsqueeze(-1) * mu
@@ -542,7 +379,7 @@ def require_finite(rows: Rows, statistic: Tensor) -> None:
     """
     if bool(statistic.isfinite().all()):
         return
-    bad = sum(int((~torch.isfinite(x)).any(1).sum()) for x, _ in rows)
+    bad = sum(int((~torch.isfinite(x)).any(1).sum()) for x, _, _ in rows)
     bad = int(rows.reduce(torch.tensor(bad, device=statistic.device)))
     if bad:
         raise ValueError(f"{rows.name} must be finite, got {bad} rows with NaN or infinity")
@@ -551,14 +388,14 @@ def require_finite(rows: Rows, statistic: Tensor) -> None:
 
 def _reseed_empty(rows: Rows, means: Tensor, target: Tensor, counts: Tensor) -> Tensor:
     """Moves the first empty component of each class onto the row of the class that is farthest from its mean."""
-    empty = (counts == 0) & (counts.sum(1, keepdim=True) > 1)
+    empty = (counts == 0) & (counts.sum(1, keepdim=True) > (0 if rows.weighted else 1))
     needy = empty.any(1)
     if not bool(needy.any()):
         return target
     C, K, D = means.shape
     best = torch.zeros(C, dtype=torch.float64, device=means.device)
     found = torch.zeros(C, D, dtype=torch.float64, device=means.device)
-    for x, labels in rows:
+    for x, labels, _ in rows:
         if not len(x):
             continue
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device) if labels is None else labels
@@ -586,96 +423,6 @@ def _from_one_rank(rows: Rows, values: Tensor, claimed: Tensor) -> Tensor:
     return rows.reduce(torch.where((owner == rows.rank).unsqueeze(1), values, 0.0))
 
 
-# ---- k-means++
-
-
-@torch.no_grad()
-def kmeans_plus_plus(
-    rows: Rows, num_classes: int, num_components: int, *, like: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
-    """Initial means ``[C, K, D]`` of all classes at once, by greedy k-means++ on squared distances.
-
-    Each new mean is the best of ``2 + log K`` rows drawn with probability proportional to the squared distance to the
-    nearest mean so far. A class with fewer distinct rows than components repeats a row; one without rows gets zeros.
-
-    Args:
-        rows: chunks of all ranks; draws do not depend on how the rows are divided.
-        num_classes: classes C.
-        num_components: components K of each class.
-        like: a tensor of the means' dtype and device, ``[D]``.
-        generator: source of randomness; the numbers of rank 0 are used.
-
-    Source: Arthur and Vassilvitskii, "k-means++: The advantages of careful seeding", SODA 2007, section 4.
-    """
-    C, D, device = num_classes, like.shape[0], like.device
-    labels_of = [torch.zeros(len(x), dtype=torch.int64, device=device) if y is None else y for x, y in rows]
-    chunks = [(x, labels) for (x, _), labels in zip(rows, labels_of)]
-    labels = torch.cat([like.new_empty(0, dtype=torch.int64), *labels_of])
-    order = labels.argsort(stable=True)
-    ends = torch.searchsorted(labels[order], torch.arange(C, device=device), right=True)
-    sizes = ends.diff(prepend=ends.new_zeros(1))
-    starts = ends - sizes
-    chunk_ends = [0]
-    for x, _ in chunks:
-        chunk_ends.append(chunk_ends[-1] + len(x))
-
-    def total_of(mass: Tensor) -> Tensor:
-        return class_totals(mass, labels, C) if mass.is_cpu or C > 1 else mass.sum().view(1)
-
-    def distances(means: Tensor) -> Tensor:
-        return torch.cat([like.new_empty(0), *(squared_distance(x, means, y) for x, y in chunks)])
-
-    def pick(index: Tensor, mine: Tensor) -> Tensor:
-        """Rows at ``index [C]``, sent by the rank that holds each (``mine``)."""
-        values = torch.zeros(C, D, dtype=torch.float64, device=device)
-        for (x, _), begin, end in zip(chunks, chunk_ends, chunk_ends[1:]):
-            if begin < end:
-                here = mine & (index >= begin) & (index < end)
-                values = torch.where(here.unsqueeze(1), x[(index - begin).clamp(0, len(x) - 1)].double(), values)
-        return rows.reduce(values).to(like.dtype)
-
-    def draw(mass: Tensor) -> Tensor:
-        """One row of each class with probability proportional to its mass; uniform where a class has none left."""
-        everywhere = rows.reduce(total_of(mass))
-        mass = torch.where(everywhere[labels] > 0, mass, 1.0)
-        table = torch.zeros(rows.ranks, C, dtype=torch.float64, device=device)
-        table[rows.rank] = total_of(mass)
-        table = rows.reduce(table).cumsum(0)  # the ranks' shares of each class, end to end
-        after, everywhere = table[rows.rank], table[-1]
-        before = table[rows.rank - 1] if rows.rank else torch.zeros_like(after)
-        source = device if generator is None else generator.device
-        u = torch.rand(C, dtype=torch.float64, device=source, generator=generator).to(device)
-        if rows.group is not None:
-            u = rows.reduce(u if rows.rank == 0 else torch.zeros_like(u))
-        target = u * everywhere
-        mine = (sizes > 0) & (target >= before) & (target < after)
-        if not len(labels):
-            return pick(starts, mine)
-        cumulative = running_sum(mass[order])
-        start = torch.where(starts > 0, cumulative[(starts - 1).clamp_min(0)], 0.0)
-        position = torch.searchsorted(cumulative, start + (target - before), right=True)
-        position = torch.minimum(torch.maximum(position, starts), ends - 1).clamp(0, len(labels) - 1)
-        return pick(order[position], mine)
-
-    means = like.new_zeros(C, num_components, D)
-    nearest = torch.full((len(labels),), math.inf, dtype=like.dtype, device=device)
-    for k in range(num_components):
-        best_potential = torch.full((C,), math.inf, dtype=torch.float64, device=device)
-        best, best_distance = means[:, k], nearest
-        mass = torch.ones(len(labels), dtype=torch.float64, device=device) if k == 0 else nearest.double()
-        for _ in range(1 if k == 0 else 2 + int(math.log(num_components))):
-            candidate = draw(mass)
-            distance = torch.minimum(nearest, distances(candidate))
-            potential = rows.reduce(total_of(distance.double()))
-            better = potential < best_potential
-            best_potential = torch.where(better, potential, best_potential)
-            best = torch.where(better.unsqueeze(1), candidate, best)
-            best_distance = torch.where(better[labels], distance, best_distance)
-        means[:, k] = best
-        nearest = best_distance
-    return means
-
-
 # ---- expectation maximization
 
 
@@ -690,25 +437,26 @@ def soft_statistics(
     size = max(1, RESPONSIBILITY_BYTES // (K * means.element_size()))
 
     def moments() -> Iterator[tuple[Tensor, ...]]:
-        for x, labels in rows:
-            if not matrices and means.device.type == "cpu":
+        for x, labels, mass in rows:
+            if not matrices and mass is None and means.device.type == "cpu":
                 yield _MIXTURE_STATISTICS(x, means, variances, weights, labels)
                 continue
             for begin in range(0, len(x), size):
                 part = x[begin : begin + size]
                 y = None if labels is None else labels[begin : begin + size]
+                w = None if mass is None else mass[begin : begin + size]
                 if matrices:
                     joint = covariance.log_joint(part, y, means, variances, weights)
                     log_prob = joint.logsumexp(1)
                     r = (joint - log_prob.unsqueeze(1)).exp()
+                    r = r if w is None else r * w.unsqueeze(1)
                     s = covariance.moments(part, y, means, r, tied=variances.dim() == 3)
                 else:
                     log_prob, r = _LOG_PROB(part, means, variances, weights, y, True)
-                    s = _MOMENTS(means.new_ones(len(part)), part, means, variances, weights, y, log_prob, r)
-                yield (
-                    *s,
-                    log_prob.double().sum().expand(C) if y is None else class_totals(log_prob.double(), y, C),
-                )
+                    row_weights = means.new_ones(len(part)) if w is None else w
+                    s = _MOMENTS(row_weights, part, means, variances, weights, y, log_prob, r)
+                total = log_prob.double() if w is None else log_prob.double() * w
+                yield *s, total.sum().expand(C) if y is None else class_totals(total, y, C)
 
     return rows.add_up(moments(), (means[:, :, 0], means, variances, means[:, 0, 0]))
 
@@ -718,9 +466,10 @@ def hard_covariances(rows: Rows, means: Tensor, *, tied: bool, reg_covar: float)
     C, K, D = means.shape
 
     def moments() -> Iterator[tuple[Tensor, ...]]:
-        for x, labels in rows:
+        for x, labels, mass in rows:
             assignment = _STATISTICS(x, means, labels, None, None, False, False)[3]
             r = torch.nn.functional.one_hot(assignment, K).double()
+            r = r if mass is None else r * mass.unsqueeze(1)
             yield covariance.moments(x, labels, means, r, tied=tied)
 
     s0, s1, s2 = rows.add_up(moments(), (means[:, :, 0], means, means.new_empty((C, D, D) if tied else (C, K, D, D))))
@@ -738,7 +487,7 @@ def expectation_maximization_of_matrices(
     device = start.means.device
     few = torch.zeros(C, dtype=torch.bool, device=device)
     if rows.in_one_piece and reg_covar > 0:
-        sizes = class_sizes(rows, C, device)
+        sizes = class_sizes(Rows([chunk[:2] for chunk in rows]), C, device)  # rows, whatever their sample weights
         few = (sizes > 0) & (sizes + K < D)
     own, others = few.nonzero().flatten(), (~few).nonzero().flatten()
     parts = [_in_span(rows, start, c, tied=tied, reg_covar=reg_covar, dtype=dtype, **settings) for c in own.unbind()]
@@ -755,13 +504,18 @@ def _in_span(
 ) -> Estimate:
     """Fits class ``c``, a scalar tensor, in the space spanned by its rows and initial means."""
     one = c.unsqueeze(0)
-    ((x, _),) = rows.renumbered(one, len(start.means))
+    ((x, _, mass),) = rows.renumbered(one, len(start.means))
     x, first = x.double(), start.select(one)
     means = first.means[0].double()
     span = covariance.Span(torch.cat([x, means]), reg_covar)
     first.means = span.coordinates(means).unsqueeze(0)
     fitted = expectation_maximization_of_matrices(
-        Rows([(span.coordinates(x), None)]), first, tied=tied, reg_covar=reg_covar, dtype=torch.float64, **settings
+        rows.like([Chunk(span.coordinates(x), None, mass)]),
+        first,
+        tied=tied,
+        reg_covar=reg_covar,
+        dtype=torch.float64,
+        **settings,
     )
     fitted.means, fitted.variances = span.points(fitted.means).to(dtype), span.covariances(fitted.variances).to(dtype)
     fitted.weights, fitted.score = fitted.weights.to(dtype), fitted.score + span.log_density_outside
@@ -779,7 +533,8 @@ def expectation_maximization(
     matrices: bool = False,
 ) -> Estimate:
     """EM from the given parameters. Each class stops when its own likelihood converges."""
-    if rows.in_one_piece and not matrices and ("expectation_maximization", start.means.device.type) in WHOLE_FITS:
+    whole = rows.in_one_piece and not rows.weighted and not matrices
+    if whole and ("expectation_maximization", start.means.device.type) in WHOLE_FITS:
         return _maximized_in_one_call(rows, start, max_iter, tol, reg_covar)
     means, variances, weights, counts = start.means, start.variances, start.weights, start.counts.double()
     active = torch.ones(len(means), dtype=torch.bool, device=means.device)
@@ -799,15 +554,15 @@ def expectation_maximization(
             spread = (s2 / share.unsqueeze(-1) - shift.square()).clamp_min(0) + reg_covar
         else:
             spread = ((s2 / share - shift.square().sum(-1)) / means.shape[2]).clamp_min(0) + reg_covar
-        gain = log_likelihood / n.clamp_min(1) - bound
+        gain = log_likelihood / n.clamp_min(rows.least_mass) - bound
 
         def moved(new: Tensor, old: Tensor, classes: Tensor = active) -> Tensor:
             return torch.where(classes.view(-1, *[1] * (old.dim() - 1)), new.to(old.dtype), old)
 
         means = moved(means.double() + shift, means)
         variances = moved(spread, variances)
-        weights = moved(s0 / n.clamp_min(1).unsqueeze(-1), weights)
-        counts, bound = moved(s0, counts), moved(log_likelihood / n.clamp_min(1), bound)
+        weights = moved(s0 / n.clamp_min(rows.least_mass).unsqueeze(-1), weights)
+        counts, bound = moved(s0, counts), moved(log_likelihood / n.clamp_min(rows.least_mass), bound)
         n_iter += active
         still = active & (gain >= tol) & (n > 0)
         if not bool(still.any()):
@@ -820,7 +575,7 @@ def expectation_maximization(
 
 
 def _maximized_in_one_call(rows: Rows, start: Estimate, max_iter: int, tol: float, reg_covar: float) -> Estimate:
-    ((x, labels),) = rows
+    ((x, labels, _),) = rows
     means, variances, weights, counts, bound, n_iter, rests = _EXPECTATION_MAXIMIZATION(
         x, start.means, start.variances, start.weights, labels, max_iter, tol, reg_covar
     )
@@ -853,5 +608,5 @@ def moved(
     return {
         "means": torch.where(moves.unsqueeze(-1), mu + shift, mu),
         "variances": torch.where(wide(moves), spread.clamp_min(0) + reg_covar, v),
-        "weights": torch.where(total > 0, count / total.clamp_min(1), weights.double()),
+        "weights": torch.where(total > 0, count / total.clamp_min(LEAST_MASS), weights.double()),
     }

@@ -1,28 +1,24 @@
-"""Gaussian mixtures of all classes at once: fits of whole data sets or of pieces, and files."""
+"""Gaussian mixtures of all classes at once: fits of whole data sets or of pieces."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cem_fast.mixture import fitting, interchange
-from cem_fast.mixture.density import MixtureDensity
-from cem_fast.mixture.fitting import Chunk, Moments, Rows, Settings
+from cem_fast.mixture import fitting
+from cem_fast.mixture.arrays import numpy_too, rows_of, tensor_of
+from cem_fast.mixture.exchange import FITTED, ExchangedMixture
+from cem_fast.mixture.fitting import Moments, Settings
+from cem_fast.mixture.rows import Chunk, Rows, Stream, class_sizes, draw_sample
 from cem_fast.ops import validate
 
-# stored in a file next to the parameters
-SETTINGS = ("num_components", "num_classes", "covariance_type", "algorithm", "num_init", "max_iter", "tol", "reg_covar")
-INITIAL = ("init", "init_variances", "init_weights")
-FITTED = ("num_rows_", "n_iter_", "converged_", "lower_bound_")
 
-
-class GaussianMixture(MixtureDensity):
+class GaussianMixture(ExchangedMixture):
     """One Gaussian mixture per class, all fitted together; ``num_classes=1`` is an ordinary mixture.
 
     ``p(x | c) = sum_k w_ck N(x; mu_ck, v_ck)`` and ``p(x) = sum_c prior_c p(x | c)``
@@ -55,7 +51,7 @@ class GaussianMixture(MixtureDensity):
         weights: ``[C, K]``; rows sum to 1.
         class_prior: ``[C]``; sums to 1.
         counts: rows of each component ``[C, K]``.
-        num_rows_: number of fitted rows, on all ranks.
+        num_rows_: number of fitted rows, on all ranks; the rounded sum of their sample weights if they have any.
         n_iter_: iterations of the last fit.
         converged_: whether the last fit converged.
         lower_bound_: mean log-likelihood of the last fit (EM), or its negative mean squared distance to the nearest mean
@@ -118,8 +114,9 @@ class GaussianMixture(MixtureDensity):
         self._gathered: Moments | None = None
         self.num_rows_, self.n_iter_, self.converged_, self.lower_bound_ = 0, 0, False, -math.inf
 
+    @numpy_too
     @torch.no_grad()
-    def fit(self, x: Tensor, labels: Tensor | None = None) -> GaussianMixture:
+    def fit(self, x: Tensor, labels: Tensor | None = None, sample_weight: Tensor | None = None) -> GaussianMixture:
         """Fits the mixture to rows, replacing the previous fit.
 
         The mixture takes the rows' device and dtype (float32 for half types, float64 for covariance matrices). Classes
@@ -130,6 +127,7 @@ class GaussianMixture(MixtureDensity):
         Args:
             x: rows ``[N, D]``.
             labels: class of each row ``[N]``, integer; None is allowed for one class.
+            sample_weight: how many rows each row counts for ``[N]``; 0 leaves it out; 1 if None.
 
         Returns:
             The mixture itself.
@@ -147,12 +145,13 @@ class GaussianMixture(MixtureDensity):
             >>> mixture.means.flatten(), mixture.class_prior
             (tensor([2., 8.]), tensor([0.5000, 0.5000]))
         """
-        return self._fit(Rows([self._rows(x, labels)], self.process_group, self.rows_name))
+        chunk = self._rows(x, labels, sample_weight)
+        return self._fit(Rows([chunk], self.process_group, self.rows_name, sample_weight is not None))
 
     @torch.no_grad()
     def fit_stream(
         self,
-        batches: Iterable[tuple[Tensor, Tensor | None]],
+        batches: Iterable[Any],
         *,
         memory_budget: int = 1 << 30,
         on_pass: Callable[[int, int], None] | None = None,
@@ -163,7 +162,8 @@ class GaussianMixture(MixtureDensity):
         is then one more pass over all batches. If all rows fit in the budget, they are kept and there is no second pass.
 
         Args:
-            batches: ``(x [n, D], labels [n] or None)``; each iteration over them must give the same rows, in any order.
+            batches: ``x [n, D]`` alone, or ``(x, labels [n] or None, sample_weight [n] or None)`` of which the last ones may
+                be left out; each iteration over them must give the same rows, in any order.
             memory_budget: bytes of rows and labels that may be kept, in addition to one batch, its work space and the
                 parameters.
             on_pass: called after each pass with the pass number, from 1, and the number of its rows.
@@ -186,10 +186,11 @@ class GaussianMixture(MixtureDensity):
             raise TypeError("batches must be iterable more than once (a list or a loader), got an iterator")
         if memory_budget < 0:
             raise ValueError(f"memory_budget must not be negative, got {memory_budget}")
-        stream = fitting.Stream(lambda: (self._rows(x, labels, wait=False) for x, labels in batches), on_pass)
-        sample, sizes, complete = fitting.draw_sample(stream, self.num_classes, memory_budget, self.generator)
-        kept = Rows(sample, self.process_group, self.rows_name)
-        rows = kept if complete else Rows(stream, self.process_group, self.rows_name)
+        stream = Stream(lambda: (self._batch(batch) for batch in batches), on_pass)
+        sample, sizes, complete = draw_sample(stream, self.num_classes, memory_budget, self.generator)
+        weighted = any(chunk.mass is not None for chunk in sample)
+        kept = Rows(sample, self.process_group, self.rows_name, weighted)
+        rows = kept if complete else Rows(stream, self.process_group, self.rows_name, weighted)
         return self._fit(rows, sample=kept, sizes=sizes)
 
     def _settings(self) -> Settings:
@@ -200,7 +201,7 @@ class GaussianMixture(MixtureDensity):
         dtype, total, present = best.means.dtype, float(per_class.sum()), per_class > 0
         with torch.inference_mode(False):  # buffers made in inference mode could never be used in training
             self.to(device=best.means.device, dtype=dtype)
-        self.num_rows_ = int(total)
+        self.num_rows_ = round(total)
         self.n_iter_, self.converged_ = int(best.n_iter.max()), bool(best.converged[present].all())
         self.lower_bound_ = float((best.score[present] * per_class[present]).sum() / total)
         self.set_parameters(
@@ -212,8 +213,11 @@ class GaussianMixture(MixtureDensity):
         )
         return self
 
+    @numpy_too
     @torch.no_grad()
-    def partial_fit(self, x: Tensor, labels: Tensor | None = None) -> GaussianMixture:
+    def partial_fit(
+        self, x: Tensor, labels: Tensor | None = None, sample_weight: Tensor | None = None
+    ) -> GaussianMixture:
         """Adds rows to a fit without reading the earlier rows again.
 
         ``n' = n + sum r,  mu' = mu + sum r (x - mu) / n',  v' = (n v + sum r (x - mu)^2) / n' - (mu' - mu)^2``
@@ -224,6 +228,7 @@ class GaussianMixture(MixtureDensity):
         Args:
             x: rows ``[n, D]``.
             labels: class of each row ``[n]``, integer; None is allowed for one class.
+            sample_weight: how many rows each row counts for ``[n]``; 0 leaves it out; 1 if None.
 
         Returns:
             The mixture itself.
@@ -243,18 +248,18 @@ class GaussianMixture(MixtureDensity):
         Source: the pairwise update of Chan, Golub and LeVeque, 1983, applied to each component.
         """
         self._require_variances("partial_fit")
-        x, labels = self._rows(x, labels)
-        rows = Rows([(x, labels)], self.process_group, self.rows_name)
+        chunk = self._rows(x, labels, sample_weight)
+        rows = Rows([chunk], self.process_group, self.rows_name, sample_weight is not None)
         if not self.is_fitted:
             return self._fit(rows)
-        validate.features(x, self.means, self.rows_name)
+        validate.features(chunk.x, self.means, self.rows_name)
         seen = self.counts.double()
         if not bool(seen.any()):
             raise RuntimeError(
                 "partial_fit needs the counts of the earlier rows, got parameters without counts: "
                 "pass counts to set_parameters, or num_rows to from_sklearn"
             )
-        per_class = rows.reduce(fitting.class_sizes(rows, self.num_classes, self.means.device))
+        per_class = rows.reduce(class_sizes(rows, self.num_classes, self.means.device))
         new = (seen.sum(1) == 0) & (per_class > 0)
         if bool(new.any()):
             self._adopt(rows, new)
@@ -263,16 +268,18 @@ class GaussianMixture(MixtureDensity):
         n = torch.where(new.unsqueeze(1), 0.0, n)  # part of the mixture since they were adopted
         seen = self.counts.double()
         self._move(seen, (n, s1, s2))
-        self.num_rows_ += int(per_class.sum())
+        self.num_rows_ += round(float(per_class.sum()))
         return self
 
+    @numpy_too
     @torch.no_grad()
-    def gather(self, x: Tensor, labels: Tensor | None = None) -> None:
+    def gather(self, x: Tensor, labels: Tensor | None = None, sample_weight: Tensor | None = None) -> None:
         """Adds rows to the statistics that the next ``step`` uses, taken about the current parameters.
 
         Args:
             x: rows ``[n, D]``.
             labels: class of each row ``[n]``, integer; None is allowed for one class.
+            sample_weight: how many rows each row counts for ``[n]``; 0 leaves it out; 1 if None.
 
         Raises:
             RuntimeError: the mixture is not fitted, so there are no parameters to gather about.
@@ -291,9 +298,9 @@ class GaussianMixture(MixtureDensity):
         """
         self._require_variances("gather")
         self._components(labels)
-        x, labels = self._rows(x, labels, wait=False)
-        validate.features(x, self.means, self.rows_name)
-        added = self._moments(Rows([(x, labels)]))
+        chunk = self._rows(x, labels, sample_weight, wait=False)
+        validate.features(chunk.x, self.means, self.rows_name)
+        added = self._moments(Rows([chunk]))
         if self._gathered is not None:
             added = tuple(a + b for a, b in zip(self._gathered, added))
         self._gathered = added
@@ -373,7 +380,16 @@ class GaussianMixture(MixtureDensity):
             mine, theirs = getattr(self, name), getattr(fresh, name)
             mine.copy_(torch.where(classes.view(-1, *[1] * (mine.dim() - 1)), theirs, mine))
 
-    def _rows(self, x: Tensor, labels: Tensor | None, wait: bool = True) -> Chunk:
+    def _batch(self, batch: Any) -> Chunk:
+        """Checked rows of a stream: ``x`` alone, or with labels and sample weights."""
+        parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
+        if not 1 <= len(parts) <= 3:
+            raise ValueError(f"batches must hold x, labels and sample_weight at most, got {len(parts)} parts")
+        x, labels, sample_weight = (*parts, None, None)[:3]
+        labels, sample_weight = tensor_of(labels), tensor_of(sample_weight)
+        return self._rows(rows_of(x), labels, sample_weight, wait=False)
+
+    def _rows(self, x: Tensor, labels: Tensor | None, sample_weight: Tensor | None = None, wait: bool = True) -> Chunk:
         """Checked rows; without ``wait``, labels on a GPU are not read."""
         validate.tensor(self.rows_name, x, "[N, D]", 2)
         if not x.is_floating_point():
@@ -384,115 +400,11 @@ class GaussianMixture(MixtureDensity):
         if labels is not None and (wait or validate.is_readable(labels)):
             validate.label_range(labels, self.num_classes)
         # rounded to single precision, a thin covariance matrix would be indefinite
-        return x.detach().double() if self.matrices else x.detach(), labels
-
-    # ---- files and scikit-learn
-
-    def save(self, path: str | Path) -> None:
-        """Writes the mixture to a safetensors file, which ``GaussianMixture.load`` reads.
-
-        The file holds parameters, settings and results of the last fit, but no generator or process group.
-
-        Raises:
-            OSError: the file cannot be written.
-
-        Example:
-            >>> import tempfile, torch
-            >>> from cem_fast import GaussianMixture
-            >>> mixture = GaussianMixture(num_components=1).fit(torch.tensor([[1.0], [3.0]]))
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     mixture.save(f"{folder}/mixture.safetensors")
-            ...     GaussianMixture.load(f"{folder}/mixture.safetensors").means
-            tensor([[[2.]]])
-        """
-        initial = {name: getattr(self, name) for name in INITIAL}
-        tensors = {f"settings.{name}": value for name, value in initial.items() if isinstance(value, Tensor)}
-        values = {name: getattr(self, name) for name in SETTINGS + FITTED}
-        interchange.write(path, {**self.state_dict(), **tensors}, values)
-
-    @classmethod
-    def load(cls, path: str | Path) -> GaussianMixture:
-        """Reads a mixture that ``save`` wrote; see there for an example.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file holds no mixture.
-        """
-        state, values = interchange.read(path)
-        initial: dict[str, Any] = {
-            name: state.pop(f"settings.{name}") for name in INITIAL if f"settings.{name}" in state
-        }
-        try:
-            # files of version 0.1 lack some of the settings and all results of the fit
-            settings = {name: values[name] for name in SETTINGS if name in values}
-            interchange.require_parameters(state, settings.get("num_classes", 1), settings["num_components"])
-            mixture = cls(**settings, **initial).to(state["means"].dtype)
-            mixture.load_state_dict(state)
-            for name in (name for name in FITTED if name in values):
-                kind = type(getattr(mixture, name))
-                if type(values[name]) is not kind:
-                    raise TypeError(f"{name} must be of type {kind.__name__}, got {type(values[name]).__name__}")
-                setattr(mixture, name, values[name])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"path must be a file that GaussianMixture.save wrote, got {path}: {error}") from error
-        return mixture
-
-    def to_sklearn(self, class_index: int = 0) -> Any:
-        """Converts the mixture of one class to a fitted ``sklearn.mixture.GaussianMixture``; needs scikit-learn.
-
-        Raises:
-            RuntimeError: the mixture is not fitted.
-            ValueError: there is no such class.
-
-        Example:
-            >>> import torch
-            >>> from cem_fast import GaussianMixture
-            >>> GaussianMixture(num_components=1).fit(torch.tensor([[1.0], [3.0]])).to_sklearn().means_
-            array([[2.]])
-        """
-        self._components(None)
-        if not 0 <= class_index < self.num_classes:
-            raise ValueError(f"class_index must lie in [0, {self.num_classes}), got {class_index}")
-        model = interchange.to_sklearn(
-            *(value[class_index] for value in (self.means, self.spread, self.weights)),
-            covariance_type=self.covariance_type,
-            reg_covar=self.reg_covar,
-        )
-        model.converged_, model.n_iter_, model.lower_bound_ = self.converged_, self.n_iter_, self.lower_bound_
-        return model
-
-    @classmethod
-    def from_sklearn(cls, model: Any, *, num_rows: int = 0) -> GaussianMixture:
-        """Converts a fitted ``sklearn.mixture.GaussianMixture`` to a mixture of one class, in double precision.
-
-        Args:
-            model: the scikit-learn model.
-            num_rows: number of rows that it was fitted to, which it does not store; ``partial_fit`` needs it.
-
-        Returns:
-            The mixture.
-
-        Raises:
-            ValueError: the model is not fitted.
-
-        Example:
-            >>> from sklearn.mixture import GaussianMixture as SklearnMixture
-            >>> from cem_fast import GaussianMixture
-            >>> mixture = GaussianMixture.from_sklearn(SklearnMixture(1).fit([[1.0], [3.0]]))
-            >>> round(mixture.means.item(), 4)
-            2.0
-        """
-        means, spread, weights = interchange.from_sklearn(model)
-        mixture = cls(
-            num_components=model.n_components, covariance_type=model.covariance_type, reg_covar=model.reg_covar
-        ).double()
-        mixture.set_parameters(
-            means=means,
-            variances=spread,
-            weights=weights,
-            class_prior=means.new_ones(1),
-            counts=num_rows * weights,
-        )
-        mixture.n_iter_, mixture.converged_, mixture.num_rows_ = model.n_iter_, model.converged_, num_rows
-        mixture.lower_bound_ = float(model.lower_bound_)
-        return mixture
+        x = x.detach().double() if self.matrices else x.detach()
+        if sample_weight is None:
+            return Chunk(x, labels)
+        mass = validate.sample_weight(sample_weight, len(x), x.device)
+        if not bool((mass > 0).all()):
+            kept = (mass > 0).nonzero().squeeze(1)
+            x, labels, mass = x[kept], None if labels is None else labels[kept], mass[kept]
+        return Chunk(x, labels, mass.to(x.dtype if x.dtype in validate.PARAMETER_DTYPES else torch.float32))

@@ -126,6 +126,20 @@ def labels(value: Tensor | None, num_rows: int, num_classes: int, device: torch.
     return value
 
 
+def sample_weight(value: Tensor, num_rows: int, device: torch.device) -> Tensor:
+    """Requires sample weights ``[N]``, finite and not negative; waits for the device, once."""
+    tensor("sample_weight", value, "[N]", 1)
+    same_shape("sample_weight", value, (num_rows,), "[N]")
+    if value.dtype.is_complex or value.dtype == torch.bool:
+        raise TypeError(f"sample_weight must be numbers, got {value.dtype}")
+    same_device("sample_weight", value, device)
+    value = value.detach() if value.is_floating_point() else value.double()
+    if not bool(((value >= 0) & value.isfinite()).all()):
+        bad = "negative numbers" if bool((value < 0).any()) else "NaN or infinity"
+        raise ValueError(f"sample_weight must be finite and not negative, got {bad}")
+    return value
+
+
 def label_range(value: Tensor, num_classes: int) -> None:
     """Requires every label in ``[0, num_classes)``; waits for the device, once."""
     if value.numel() == 0:

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cem_fast
 from cem_fast import CEMLoss, GaussianMixture
 from cem_fast.mixture import fitting
-from cem_fast.mixture.fitting import Stream, draw_sample
+from cem_fast.mixture import rows as row_chunks
+from cem_fast.mixture.rows import Stream, draw_sample
 from cem_fast.ops import reference, validate
 
 OPS = torch.ops.cem_fast
@@ -168,7 +169,7 @@ def test_a_sample_is_uniform_and_keeps_to_its_budget():
     held, sizes, complete = draw_sample(stream, 2, 22_000, torch.Generator().manual_seed(0))
     assert not complete
     assert sizes.tolist() == [8100, 900]
-    kept, of = (torch.cat(part) for part in zip(*held))
+    kept, of = (torch.cat(part) for part in zip(*(chunk[:2] for chunk in held)))
     assert kept.numel() * 8 + of.numel() * 8 <= 16_000
     for c in (0, 1):
         rows = kept[of == c][:, 0]
@@ -305,10 +306,25 @@ def test_magnitudes_whose_squares_overflow_are_refused():
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def folder_of_shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     torch.multiprocessing.spawn(two_ranks.fit, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return folder
+
+
+@pytest.fixture
+def shards(folder_of_shards):
+    return [torch.load(folder_of_shards / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", range(len(two_ranks.WEIGHTED)))
+def test_shards_take_sample_weights(folder_of_shards, case):
+    weighted = [torch.load(folder_of_shards / f"weighted{rank}.pt", weights_only=True) for rank in (0, 1)]
+    x, labels, mixture = two_ranks.fit_problem(None, *two_ranks.WEIGHTED[case])
+    mixture.fit(x, labels, two_ranks.repeats_of(x))
+    for name, value in weighted[0][case].items():
+        assert torch.equal(value, weighted[1][case][name]), f"the ranks differ in {name}"
+        torch.testing.assert_close(value, mixture.state_dict()[name], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", range(len(two_ranks.FITS)), ids=[str(c) for c in two_ranks.FITS])
@@ -359,11 +375,11 @@ def test_a_rank_that_ends_is_reported(tmp_path):
 @pytest.mark.parametrize("rows", [1, 1023, 1024, 5000])
 def test_sums_on_a_gpu_are_those_of_the_cpu(rows):
     values, labels = torch.rand(rows, dtype=torch.float64), torch.randint(7, (rows,))
-    torch.testing.assert_close(fitting.blocked_running_sum(values), values.cumsum(0))
-    totals = fitting.ordered_totals(values, labels, 9)
+    torch.testing.assert_close(row_chunks.blocked_running_sum(values), values.cumsum(0))
+    totals = row_chunks.ordered_totals(values, labels, 9)
     torch.testing.assert_close(totals, torch.zeros(9, dtype=torch.float64).index_add_(0, labels, values))
     labels[0] = 9
-    assert fitting.ordered_totals(values, labels, 9).isnan().any()
+    assert row_chunks.ordered_totals(values, labels, 9).isnan().any()
 
 
 class NoWait(TorchDispatchMode):
@@ -397,7 +413,7 @@ def test_gathering_on_a_gpu_waits_for_nothing_and_a_step_reports_labels(algorith
 def test_a_stream_on_a_gpu_waits_once_a_pass_and_reports_labels(monkeypatch):
     batches = [(torch.rand(20, 3), torch.arange(20) % 2) for _ in range(3)]
     monkeypatch.setattr(validate, "is_readable", lambda value: False)
-    monkeypatch.setattr(fitting, "class_totals", fitting.ordered_totals)
+    monkeypatch.setattr(row_chunks, "class_totals", row_chunks.ordered_totals)
     whole = GaussianMixture(num_components=2, num_classes=2)
     waits = []
 
@@ -407,8 +423,8 @@ def test_a_stream_on_a_gpu_waits_once_a_pass_and_reports_labels(monkeypatch):
             return function(*args, **(kwargs or {}))
 
     with Counted():
-        stream = fitting.Stream(lambda: (whole._rows(*batch, wait=False) for batch in batches))
-        _, sizes, complete = fitting.draw_sample(stream, 2, 1 << 20, None)
+        stream = Stream(lambda: (whole._rows(*batch, wait=False) for batch in batches))
+        _, sizes, complete = draw_sample(stream, 2, 1 << 20, None)
     assert complete
     assert sizes.tolist() == [30, 30]
     assert sum(waits) == 1

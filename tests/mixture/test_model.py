@@ -11,13 +11,9 @@ from support.definitions import Mixture, log_prob
 
 from cem_fast import CEMLoss, GaussianMixture
 from cem_fast.mixture import interchange
-from cem_fast.mixture.fitting import (
-    Estimate,
-    Rows,
-    expectation_maximization_of_matrices,
-    kmeans_plus_plus,
-    squared_distance,
-)
+from cem_fast.mixture.fitting import Estimate, expectation_maximization_of_matrices
+from cem_fast.mixture.rows import Rows
+from cem_fast.mixture.seeding import kmeans_plus_plus, squared_distance
 
 
 @pytest.mark.parametrize("algorithm", ["em", "kmeans"])
@@ -222,8 +218,8 @@ def test_float64_rows_give_a_float64_mixture_and_state_round_trips():
         ),
         (dict(num_components=True), ValueError, "num_components must be a positive integer, got True"),
         (dict(algorithm="vb"), ValueError, "algorithm must be one of em, kmeans, got 'vb'"),
-        (dict(init="random"), ValueError, r"init must be 'k-means\+\+' or a tensor"),
-        (dict(init=[[0.0]]), TypeError, r"init must be 'k-means\+\+' or a tensor \[C, K, D\] of means, got list"),
+        (dict(init="corners"), ValueError, r"init must be 'k-means\+\+', 'random' or a tensor"),
+        (dict(init=[[0.0]]), TypeError, r"init must be 'k-means\+\+', 'random' or a tensor .* of means, got list"),
         (dict(init_variances=1.0), TypeError, "init_variances must be a tensor or None, got float"),
         (dict(tol=-1.0), ValueError, "tol must be finite and not negative, got -1.0"),
         (dict(reg_covar=float("nan")), ValueError, "reg_covar must be finite and not negative, got nan"),

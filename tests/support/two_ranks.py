@@ -67,6 +67,8 @@ FITS = [
     for init in ("given", "k-means++")
 ]
 
+WEIGHTED = (FITS[0], FITS[5])
+
 
 def fit_problem(group, sizes, algorithm, covariance_type, init):
     """Float64 rows of three classes with two components each, and a mixture to fit."""
@@ -107,9 +109,22 @@ def fit(rank: int, folder: str) -> None:
         mixture.gather(x + 0.1, labels)
     results.append(dict(mixture.step().state_dict()))
     torch.save(results, f"{folder}/rank{rank}.pt")
+    results = []
+    for sizes, *options in WEIGHTED:  # the rows of rank 1 have no sample weights
+        x, labels, mixture = fit_problem(dist.group.WORLD, sizes, *options)
+        shard = slice(0, sizes[0]) if rank == 0 else slice(sizes[0], sum(sizes))
+        mixture.fit(x[shard], labels[shard], repeats_of(x)[shard] if rank == 0 else None)
+        results.append(dict(mixture.state_dict()))
+    torch.save(results, f"{folder}/weighted{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
     os._exit(0)  # the interpreter's shutdown aborts while a thread of gloo holds a tensor
+
+
+def repeats_of(x):
+    """Sample weights of the rows of ``fit_problem``: 0 to 2 for the first half, 1 for the others."""
+    repeats = torch.randint(0, 3, (len(x),), generator=torch.Generator().manual_seed(3)).double()
+    return torch.where(torch.arange(len(x)) < len(x) // 2, repeats, 1.0)
 
 
 class Protected(torch.nn.Module):
