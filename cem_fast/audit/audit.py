@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from cem_fast import bounds, data, metrics, training
 from cem_fast._support.eval_mode import in_eval_mode
@@ -16,11 +16,13 @@ from cem_fast._support.lookup import lookup
 from cem_fast.attacks import names as attack_names
 from cem_fast.attacks.budgets import budgeted
 from cem_fast.attacks.view import Averaged
+from cem_fast.audit import parts
 from cem_fast.audit.limits import OF_LABELS, Limit, judge
 from cem_fast.audit.records import Audit, Tried
 from cem_fast.audit.targets import Normalization, Pairs, Target, as_images
 from cem_fast.config import RunConfig
-from cem_fast.data.splits import Part, Splits, by_fold
+from cem_fast.data.items import LabeledImages
+from cem_fast.data.splits import Part, Splits
 from cem_fast.defenses import Defense, GaussianNoise, NoDefense
 from cem_fast.experiments.attack import attack_model, choose_pictures, infer, recognizer
 from cem_fast.experiments.provenance import versions
@@ -39,7 +41,7 @@ COMPONENTS = 5  # of a class, in the mixture that information is estimated with
 
 def audit(
     encoder: Callable[[Tensor], Any] | nn.Module | Tensor,
-    images: Tensor | Splits,
+    images: Tensor | Splits | LabeledImages | DataLoader[Any],
     labels: Tensor | None = None,
     *,
     decoder: nn.Module | None = None,
@@ -50,6 +52,8 @@ def audit(
     limits: Sequence[str] = (),
     budget: str = "standard",
     victims: int = VICTIMS,
+    attacker_images: int | None = None,
+    mirror: bool = False,
     normalize: Normalization | None = None,
     seed: int = 0,
     name: str = "encoder",
@@ -65,7 +69,7 @@ def audit(
     Args:
         encoder: a module or any function from images to features of any shape; or the features ``[N, ...]`` of the images, as they were
             released, which only attacks that learn from pairs can use.
-        images: ``[N, C, H, W]``, uint8 or float in [0, 1]; or splits.
+        images: ``[N, C, H, W]``, uint8 or float in [0, 1]; or splits; or a map-style data set of pairs (image, label), or its loader.
         labels: classes ``[N]``; None if there are none.
         decoder: the rest of the network, for the accuracy; None if it is not there.
         noise_std: standard deviation of the Gaussian noise added to the features; 0 for none.
@@ -75,6 +79,9 @@ def audit(
         limits: limits such as ``mse >= 0.01``.
         budget: ``quick``, ``standard`` or ``thorough``.
         victims: images under attack, at most, drawn by ``seed``.
+        attacker_images: images that the attacker holds, at most, drawn by ``seed``; None for as many as fit into 2 GB with all that attacks
+            make of them.
+        mirror: whether the attacker also learns from mirror images of its own, which count as images that it holds.
         normalize: mean and standard deviation of the channels; None for the encoder's own preprocessing.
         seed: seed of all random choices.
         name: name of the encoder in the result.
@@ -100,35 +107,35 @@ def audit(
         (False, 'ridge', 8)
     """
     wanted = [Limit.parse(limit) for limit in limits]
-    lookup("budget", budget, ATTACKS)
-    chosen = tuple(dict.fromkeys(ATTACKS[budget] if attacks is None else attacks))
-    known = dict.fromkeys(attack_names())
-    for each in chosen:
-        lookup("attack", each, known)
-    if not chosen:
-        raise ValueError("attacks must name at least one attack, got none")
+    chosen = _chosen(attacks, budget)
     if not 0 <= noise_std < float("inf") or releases < 1 or victims < 2:
         raise ValueError(
             f"noise_std must be at least 0, releases 1 and victims 2, got {noise_std}, {releases} and {victims}"
         )
     if defense is not None and noise_std:
         raise ValueError(f"noise_std must be 0 with a defense, which has its own noise, got {noise_std}")
-    splits = images if isinstance(images, Splits) else split(images, labels, seed=seed)
+    if attacker_images is not None and attacker_images < 10:
+        raise ValueError(f"attacker_images must be at least 10, got {attacker_images}")
+    drawn = attacker_images and attacker_images + victims
+    splits = images if isinstance(images, Splits) else parts.read(images, labels, drawn, seed=seed)
     labeled = splits.num_classes > 1
     needing = [limit.text for limit in wanted if limit.metric in OF_LABELS and not labeled]
     if needing:
         raise ValueError(f"the limit {needing[0]!r} needs labels of at least 2 classes, got none")
-    splits = _fewer(splits, victims, seed)
     if isinstance(encoder, Tensor):
-        if isinstance(images, Splits) or len(encoder) != len(images):
-            raise ValueError(f"features must be one for each image, got {len(encoder)}")
+        if not isinstance(images, Tensor) or len(encoder) != len(images):
+            raise ValueError(f"features must be one for each image of a tensor, got {len(encoder)}")
+        if mirror:
+            raise ValueError("mirror needs an encoder: pairs have no features of mirror images")
         encoder = Pairs(as_images(images, "images"), encoder)
     target = Target(encoder, normalize)
     model = SplitModel(target, decoder or nn.Identity())
     defense = defense or (GaussianNoise(noise_std=noise_std) if noise_std else NoDefense())
     measures: dict[str, dict[str, Tensor]] = {limit.metric: {} for limit in wanted}
     with in_eval_mode(model, defense):
-        _check(model, splits)
+        shape = _check(model, splits)
+        most = attacker_images or parts.room(splits.image_shape, shape)
+        splits = parts.held(splits, most, victims, mirror=mirror, seed=seed)
         observe = training.observer(model, defense)
         config = _config(budget, releases, seed)
         tried, pictures = {}, {"original": splits.victims.images[choose_pictures(splits.victims)]}
@@ -157,7 +164,7 @@ def audit(
         passed=all(each.holds for each in verdicts),
         limits=verdicts,
         attacks=tried,
-        not_tried=tuple(each for each in known if each not in chosen),
+        not_tried=tuple(each for each in attack_names() if each not in chosen),
         baseline=data.baselines(splits),
         label=label,
         information=information,
@@ -165,6 +172,7 @@ def audit(
             "name": splits.name,
             "num_classes": splits.num_classes if labeled else 0,
             "num_attacker": len(splits.attacker),
+            "num_available": splits.num_available or len(splits.attacker),
             "num_victims": len(splits.victims),
             "num_shared": _shared(splits),
             "image_shape": list(splits.image_shape),
@@ -180,34 +188,15 @@ def audit(
     )
 
 
-def split(images: Tensor, labels: Tensor | None, *, seed: int) -> Splits:
-    """Divides images: four fifths of each class to the attacker, one fifth as victims; equal images stay together.
-
-    Args:
-        images: ``[N, C, H, W]``, uint8 or float in [0, 1].
-        labels: classes ``[N]``; None if there are none.
-        seed: seed of the division.
-
-    Raises:
-        ValueError: shapes or values are others.
-
-    Example:
-        >>> import torch
-        >>> from cem_fast.audit.audit import split
-        >>> splits = split(torch.rand(20, 1, 8, 8), None, seed=0)
-        >>> len(splits.attacker), len(splits.victims)
-        (16, 4)
-    """
-    images = as_images(images, "images")
-    if labels is None:
-        labels = torch.zeros(len(images), dtype=torch.int64)
-    if labels.shape != images.shape[:1] or labels.is_floating_point() or (len(labels) and int(labels.min()) < 0):
-        raise ValueError(f"labels must be {len(images)} integers of at least 0, got shape {tuple(labels.shape)}")
-    classes, labels = labels.unique(return_inverse=True)
-    names = [str(int(each)) for each in classes]
-    return by_fold(
-        "images", images, labels, fold=0, seed=seed, class_names=names, credit="", unit="images", mirrored=False
-    )
+def _chosen(attacks: Sequence[str] | None, budget: str) -> tuple[str, ...]:
+    """The attacks, which exist."""
+    lookup("budget", budget, ATTACKS)
+    chosen = tuple(dict.fromkeys(ATTACKS[budget] if attacks is None else attacks))
+    for each in chosen:
+        lookup("attack", each, dict.fromkeys(attack_names()))
+    if not chosen:
+        raise ValueError("attacks must name at least one attack, got none")
+    return chosen
 
 
 def _config(budget: str, releases: int, seed: int) -> RunConfig:
@@ -222,21 +211,14 @@ def _config(budget: str, releases: int, seed: int) -> RunConfig:
     )
 
 
-def _fewer(splits: Splits, most: int, seed: int) -> Splits:
-    if len(splits.victims) <= most or splits.protocol == "train":
-        return splits
-    chosen = torch.randperm(len(splits.test), generator=torch.Generator().manual_seed(seed))[:most].sort().values
-    return replace(splits, test=splits.test[chosen])
-
-
 def _shared(splits: Splits) -> int:
     """Number of victims whose image the attacker holds as well, pixel by pixel."""
     known = set(splits.attacker.fingerprints())
     return sum(image in known for image in splits.victims.fingerprints())
 
 
-def _check(model: SplitModel, splits: Splits) -> None:
-    """Requires finite features with one row an image."""
+def _check(model: SplitModel, splits: Splits) -> tuple[int, ...]:
+    """The shape of the features of an image. Requires finite features with one row an image."""
     probe = splits.victims.images[:2]
     try:
         with torch.no_grad():
@@ -246,6 +228,7 @@ def _check(model: SplitModel, splits: Splits) -> None:
         raise ValueError(f"the encoder fails on images of shape {tuple(probe.shape)}: {reason}") from error
     if features.dim() < 2 or len(features) != len(probe) or not bool(features.isfinite().all()):
         raise ValueError(f"the encoder must give finite features [{len(probe)}, ...], got {tuple(features.shape)}")
+    return tuple(features.shape[1:])
 
 
 def _attacked(

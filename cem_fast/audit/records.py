@@ -56,8 +56,8 @@ class Audit:
         baseline: ``mean_image_mse`` and ``class_mean_mse``: errors of an attacker without features.
         label: share of labels read from the features, and ``chance``; None without labels.
         information: ``heldout_nats``, its standard error ``heldout_se``, and ``plugin_nats``; None without noise of the audit.
-        data: ``num_classes``, ``num_attacker``, ``num_victims``, ``num_shared`` (victims that the attacker holds), ``image_shape``,
-            ``name`` and ``digest``.
+        data: ``num_classes``, ``num_attacker`` of ``num_available`` images, ``num_victims``, ``num_shared`` (victims that the attacker
+            holds), ``image_shape``, ``name`` and ``digest``.
         target: ``name`` and ``digest`` of the encoder.
         accuracy: accuracy of the decoder on released features; None without a decoder or labels.
         noise_std: standard deviation of the Gaussian noise.

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from cem_fast.audit import Audit
     from cem_fast.data import Splits
+    from cem_fast.experiments.watch import Watcher
 
+SHOWN = 10  # names of classes that are printed
 FAILED = 3  # exit status where a limit does not hold
 
 
@@ -36,6 +38,12 @@ def flags() -> list[click.Parameter]:
         Option("find_noise", "find the least noise with which this limit holds", str | None),
         Option("budget", "quick, standard or thorough", str, "quick"),
         Option("victims", "images under attack, at most", int, 1000, at_least=2),
+        Option(
+            "attacker_images",
+            "images that the attacker holds, at most; as many as fit into 2 GB if left out",
+            int | None,
+        ),
+        Option("mirror", "let the attacker also learn from mirror images of its own", bool, False),
         Option("size", "side in pixels that images are resized to; their own if left out", int | None, at_least=8),
         Option("normalize", "imagenet or MEAN,STD; the target's own preprocessing if left out", str | None),
         Option("seed", "seed of all random choices", int, 0, at_least=0),
@@ -55,7 +63,8 @@ def run(*, folder: str, limit: tuple[str, ...], find_noise: str | None, command:
     if find_noise and values["noise_std"]:
         raise ValueError("noise_std must be left out with find_noise, which finds it")
     with consoles.watch(console) as watch:
-        audited, scale = _prepared(limits=limits, on_stage=lambda *stage: watch.stage(0, *stage), **values)
+        on_stage: Watcher = lambda *stage: watch.stage(0, *stage)  # noqa: E731
+        audited, scale = _prepared(limits=limits, on_stage=on_stage, console=console, **values)
         result = search(audited, find_noise, start=scale()) if find_noise else audited(values["noise_std"], True)
     written = page.write(result, folder, command=command)
     show(console, result)
@@ -82,7 +91,8 @@ def show(console: Console, result: Audit) -> None:
             f"{each.seconds:.1f}",
         )
     console.print(table)
-    baseline = result.baseline
+    baseline, count = result.baseline, result.data
+    say(console, f"the attacker holds {count['num_attacker']} of {count['num_available']} images")
     say(console, f"class mean {baseline['class_mean_mse']:.5f}, mean image {baseline['mean_image_mse']:.5f}")
     if result.label:
         by_chance = f"(by chance {result.label['chance']:.1%})"
@@ -98,6 +108,33 @@ def show(console: Console, result: Audit) -> None:
             fail(f"the limit {verdict.limit} fails: {words}")
 
 
+def _load(
+    source: str, size: int | None, seed: int, values: dict[str, Any], on_stage: Watcher, console: Console
+) -> Splits:
+    """Loads the images, as many as fit, and prints what they are."""
+    from cem_fast import data as sets
+    from cem_fast.audit.parts import MEMORY, NUMBERS
+
+    splits = sets.load(
+        source,
+        fold=0,
+        image_size=size,
+        seed=seed,
+        at_most=(values["attacker_images"], values["victims"]),
+        memory=MEMORY // NUMBERS[0],
+        on_step=lambda done, total: on_stage("images", done, total),
+    )
+    names, (channels, height, width) = splits.class_names, splits.image_shape
+    listed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    say(console, f"{splits.name}: {len(names)} classes ({listed}), images of {channels}x{height}x{width}")
+    count = splits.num_available or len(splits.train)
+    say(
+        console,
+        f"{count} images for the attacker, of which {len(splits.train)} are read; {len(splits.test)} to rebuild",
+    )
+    return splits
+
+
 def _prepared(
     *,
     target: str | None,
@@ -110,7 +147,8 @@ def _prepared(
     size: int | None,
     attacks: tuple[str, ...] | None,
     limits: list[str],
-    on_stage: Any,
+    on_stage: Watcher,
+    console: Console,
     noise_std: float,
     seed: int,
     **settings: Any,
@@ -120,7 +158,6 @@ def _prepared(
 
     import torch
 
-    from cem_fast import data as sets
     from cem_fast.audit import Target, audit, load_target
     from cem_fast.audit.targets import normalization, read_array
     from cem_fast.experiments import saved_run
@@ -147,7 +184,7 @@ def _prepared(
                 "a saved run has its own cut, preprocessing and noise: leave out cut, normalize and noise_std"
             )
         loaded = saved_run.load_run(target)
-        splits: Splits = loaded.data if data is None else sets.load(data, fold=0, image_size=size, seed=seed)
+        splits: Splits = loaded.data if data is None else _load(data, size, seed, settings, on_stage, console)
         shared |= {
             "defense": loaded.defense,
             "encoder": loaded.model.encoder,
@@ -159,7 +196,7 @@ def _prepared(
     else:
         if data is None:
             raise ValueError("a target needs data: a folder of images, or a data set's name")
-        splits = sets.load(data, fold=0, image_size=size, seed=seed)
+        splits = _load(data, size, seed, settings, on_stage, console)
         wanted = normalization(normalize)
         probe = splits.victims.images[:2]
         found = load_target(target, cut=cut, example=probe, normalization=wanted)

@@ -59,7 +59,8 @@ def load(
     seed: int = 0,
     root: str | Path | None = None,
     skip_corrupt: bool | None = None,
-    at_most: tuple[int, int] | None = None,
+    at_most: tuple[int | None, int | None] = (None, None),
+    memory: int | None = None,
     on_step: Steps = lambda done, total: None,
 ) -> Splits:
     """Loads a data set and splits it.
@@ -75,6 +76,7 @@ def load(
         skip_corrupt: whether to leave out files of a folder that cannot be read, with a warning that names them; None for what the
             environment variable ``CEM_FAST_SKIP_CORRUPT`` says, which is 1 or nothing.
         at_most: images of a folder that are drawn by ``seed`` for training and for testing, at most; only they are decoded. None for all.
+        memory: bytes of images of a folder for training, and as many for testing, at most, by such a draw; None for any.
         on_step: called with the files of a folder that are decoded and their total.
 
     Returns:
@@ -105,6 +107,7 @@ def load(
                 seed=seed,
                 skip_corrupt=skip,
                 at_most=at_most,
+                memory=memory,
                 on_step=on_step,
             )
         if len(path.parts) > 1:

@@ -32,7 +32,8 @@ def load(
     image_size: int | None,
     seed: int,
     of_class: tuple[int, int] | None = None,
-    at_most: tuple[int, int] | None = None,
+    at_most: tuple[int | None, int | None] = (None, None),
+    memory: int | None = None,
     skip_corrupt: bool = False,
     on_step: Steps = lambda done, total: None,
 ) -> Splits:
@@ -55,6 +56,7 @@ def load(
         of_class: training and test images that are read of each class of a folder with parts, the first by name; None for all.
         at_most: training and test images, at most, that are drawn by ``seed`` before anything is decoded, with the same share of every
             class and at least one; None for all.
+        memory: bytes of the images of a part, at most, by a draw as for ``at_most``; None for any.
         skip_corrupt: whether to leave out files that cannot be read, with a warning that names them.
         on_step: called with the files decoded and the files in total.
 
@@ -86,9 +88,14 @@ def load(
         _require_same_classes(train, found[0], test, found[1])
     if test is not None and of_class is not None:
         found = [{name: part[name][:most] for name in part} for part, most in zip(found, of_class)]
-    if at_most is not None:
-        totals = at_most if test is not None else (sum(at_most),)
-        found = [_drawn(part, most, seed) for part, most in zip(found, totals)]
+    available = sum(map(len, found[0].values()))
+    if memory is not None:
+        side = image_size or _own_side(_first_size([file for each in found[0].values() for file in each])) or SIDE
+        fitting = max(1, memory // (4 * 3 * side * side))
+        at_most = (min(at_most[0] or fitting, fitting), min(at_most[1] or fitting, fitting))
+    if test is None and None not in at_most:
+        at_most = (sum(filter(None, at_most)), None)
+    found = [part if most is None else _drawn(part, most, seed) for part, most in zip(found, at_most)]
     files = [file for part in found for each in part.values() for file in each]
     images, errors = _read(path, files, image_size, on_step)
     if errors and not skip_corrupt:
@@ -120,6 +127,8 @@ def load(
         parts = (images[:count], labels[:count]), (images[count:], labels[count:])
         splits = published(name, *parts, class_names=names, credit=credit, mirrored=False)
     kept = [file for part in found for each in part.values() for file in each]
+    if len(splits.train) < available and at_most[0] is not None and at_most[0] < available:
+        splits = replace(splits, num_available=available if test is not None else available * 4 // 5)
     return _with_attributes(splits, attributes.read(path, kept))
 
 

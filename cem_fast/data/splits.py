@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from cem_fast._support.lookup import lookup
 from cem_fast._support.warn import warn
-from cem_fast.data.images import is_grey, is_of_unknown_range, pixels, require_bright
+from cem_fast.data.items import LabeledImages, read_items, require_channels_first
 
 NUM_FOLDS = 5
 PROTOCOLS = ("inference", "train")
-CHANNELS = (1, 3, 4)  # of ordinary images: grey, color, and color with transparency
-
-
-class LabeledImages(Protocol):
-    """Interface of a map-style data set of pairs (image, label): a ``torch.utils.data.Dataset`` with a length, or a list.
-
-    Example:
-        >>> import torch
-        >>> from cem_fast.data.splits import LabeledImages
-        >>> pairs: LabeledImages = [(torch.rand(1, 8, 8), 0), (torch.rand(1, 8, 8), 1)]
-        >>> len(pairs)
-        2
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +50,7 @@ class Part:
                 f"images of a part must be floating point of shape [N, C, H, W], got {self.images.dtype} of shape "
                 f"{tuple(self.images.shape)}"
             )
-        _require_channels_first(self.images.shape[1:], "images of a part")
+        require_channels_first(self.images.shape[1:], "images of a part")
         for name, values in {"labels": self.labels, "groups": self.groups, **self.attributes}.items():
             if len(values) != len(self.images):
                 raise ValueError(
@@ -139,6 +118,7 @@ class Splits:
         mirrored: whether mirror images keep their class, as those of faces do and those of digits do not.
         fixed: whether the data set came with its parts, which are then the same for every fold.
         protocol: ``inference`` or ``train``; see ``under``.
+        num_available: images of the training part before some were drawn; 0 where it is whole.
 
     Example:
         >>> from cem_fast import data
@@ -160,6 +140,7 @@ class Splits:
     mirrored: bool = field(default=False, kw_only=True)
     fixed: bool = field(default=False, kw_only=True)
     protocol: str = field(default="inference", kw_only=True)
+    num_available: int = field(default=0, kw_only=True)
 
     @property
     def victims(self) -> Part:
@@ -278,8 +259,11 @@ class Splits:
             >>> splits.image_shape, splits.num_classes, len(splits.train)
             ((3, 8, 8), 2, 4)
         """
-        first = _read(train, "train")
-        parts = [first, _read(test, "test", first_group=len(first))]
+        parts: list[Part] = []
+        for argument, dataset in (("train", train), ("test", test)):
+            images, labels = read_items((dataset[index] for index in range(len(dataset))), argument)
+            groups = torch.arange(len(labels)) + sum(map(len, parts))
+            parts.append(Part(images, labels, groups))
         shapes = [tuple(part.images.shape[1:]) for part in parts]
         if shapes[0] != shapes[1]:
             raise ValueError(f"test images must have the shape of the training images {shapes[0]}, got {shapes[1]}")
@@ -440,75 +424,3 @@ def published(
             "attacker who holds those has seen them"
         )
     return splits
-
-
-def _read(dataset: LabeledImages, argument: str, first_group: int = 0) -> Part:
-    if len(dataset) == 0:
-        raise ValueError(f"{argument} must hold at least one image, got an empty dataset")
-    images: list[Tensor] = []
-    labels: list[int] = []
-    deep: list[int] = []
-    for index in range(len(dataset)):
-        item = dataset[index]
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise TypeError(f"{argument}[{index}] must be a pair (image, label), got {type(item).__name__}")
-        try:
-            label = operator.index(item[1])
-        except TypeError:
-            raise TypeError(f"the label of {argument}[{index}] must be an integer, got {item[1]!r}") from None
-        if label < 0:
-            raise ValueError(f"the label of {argument}[{index}] must not be negative, got {label}")
-        image = _to_tensor(item[0], f"{argument}[{index}]")
-        if images and image.shape != images[0].shape:
-            raise ValueError(
-                f"{argument}[{index}] must have the shape of {argument}[0] {tuple(images[0].shape)}, got {tuple(image.shape)}"
-            )
-        images.append(image)
-        labels.append(label)
-        if isinstance(item[0], Image) and is_of_unknown_range(item[0]):
-            deep.append(index)
-    require_bright(torch.stack([images[index] for index in deep]) if deep else torch.empty(0), argument)
-    return Part(torch.stack(images), torch.tensor(labels), torch.arange(len(labels)) + first_group)
-
-
-def _require_channels_first(shape: Sequence[int], what: str) -> None:
-    """Raises a ValueError if the shape of an image looks like ``[H, W, C]``."""
-    channels, _, last = shape
-    if channels not in CHANNELS and last in CHANNELS:
-        raise ValueError(
-            f"{what} must have shape [C, H, W], got {tuple(shape)}, which looks like [H, W, C]: permute the channels to the front"
-        )
-
-
-def _to_tensor(image: object, where: str) -> Tensor:
-    if isinstance(image, Image):
-        try:
-            return pixels(image, "L" if is_grey(image) else "RGB")
-        except ValueError as error:
-            raise ValueError(f"cannot read the image of {where}: {error}") from None
-    if not isinstance(image, Tensor):
-        array = np.asarray(image)
-        if array.dtype == object or array.ndim not in (2, 3):
-            raise TypeError(
-                f"the image of {where} must be a tensor, an array or a PIL image, got {type(image).__name__}"
-            )
-        if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
-            raise ValueError(
-                f"the array of {where} must have shape [H, W, C], got {array.shape}, which looks like [C, H, W]: pass it as a tensor"
-            )
-        image = torch.from_numpy(np.array(array))
-        image = image if image.dim() == 2 else image.permute(2, 0, 1)
-    if image.dim() == 2:
-        image = image[None]
-    if image.dim() != 3:
-        raise ValueError(f"the image of {where} must have shape [C, H, W], got {tuple(image.shape)}")
-    _require_channels_first(image.shape, f"the image of {where}")
-    if image.dtype == torch.uint8:
-        return image.float() / 255
-    image = image.float()
-    low, high = image.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"pixels of {where} must lie in [0, 1], got {float(low):.3g} to {float(high):.3g}: leave out the normalization"
-        )
-    return image

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cem_fast.audit import Audit, Judged, Limit, audit, find_noise, page
+from cem_fast.audit import Audit, Judged, Limit, audit, find_noise, page, parts
 from cem_fast.audit.limits import judge
 from cem_fast.audit.targets import normalization
 from cem_fast.cli.main import main
@@ -199,3 +199,34 @@ def test_a_defense_brings_its_own_noise():
     assert audit(nn.AvgPool2d(2), IMAGES, LABELS, **settings).noise_std == 0.25
     with pytest.raises(ValueError, match="noise_std must be 0 with a defense"):
         audit(nn.AvgPool2d(2), IMAGES, LABELS, noise_std=0.1, **settings)
+
+
+@pytest.mark.parametrize("workers", [None, 0, 2])
+def test_a_data_set_or_its_loader_is_audited_as_its_images(workers):
+    pairs = [(image, int(label)) for image, label in zip(IMAGES, LABELS)]
+    source = pairs if workers is None else torch.utils.data.DataLoader(pairs, batch_size=7, num_workers=workers)
+    result = audit(nn.AvgPool2d(2), source, attacks=["ridge"], budget="quick")
+    assert result.data["digest"] == audit(nn.AvgPool2d(2), IMAGES, LABELS, attacks=["ridge"]).data["digest"]
+    drawn = audit(nn.AvgPool2d(2), source, attacks=["ridge"], attacker_images=20, victims=10).data
+    assert (drawn["num_attacker"], drawn["num_available"], drawn["num_victims"]) == (20, 48, 6)
+    with pytest.raises(ValueError, match="labels must be left out"):
+        audit(nn.AvgPool2d(2), source, LABELS, attacks=["ridge"])
+
+
+def test_the_attacker_holds_what_fits_and_mirror_images(monkeypatch):
+    monkeypatch.setattr(parts, "room", lambda image, features=(): 24)
+    result = audit(nn.AvgPool2d(2), IMAGES, LABELS, attacks=["ridge"], mirror=True)
+    assert (result.data["num_attacker"], result.data["num_available"]) == (24, 48)
+    assert "holds 24 of 48 images" in page.render(result, command="")
+    own = parts.held(parts.split(IMAGES, LABELS, seed=0), 24, 5, mirror=True, seed=0).attacker
+    assert torch.equal(own.images[12:], own.images[:12].flip(3))
+    assert torch.equal(own.labels[12:], own.labels[:12])
+    with pytest.raises(ValueError, match="mirror needs an encoder"):
+        audit(nn.functional.avg_pool2d(IMAGES, 2), IMAGES, LABELS, attacks=["ridge"], mirror=True)
+
+
+def test_classes_are_named_before_the_audit(place, capsys):
+    assert main(["audit", "mine.py:broken", "--data", "photos", "--attacker-images", "20"]) == 2
+    printed = capsys.readouterr().out
+    assert "photos: 2 classes (0, 1), images of 3x8x8" in printed
+    assert "40 images for the attacker, of which 20 are read; 20 to rebuild" in printed

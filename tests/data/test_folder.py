@@ -303,4 +303,5 @@ def test_images_are_drawn_before_they_are_decoded(tmp_path, monkeypatch):
     assert len(decoded) == 6
     assert splits.digest() == data.load(str(folder), fold=0, at_most=(4, 2), seed=3).digest()
     whole = data.load(str(twins.write_images(tmp_path / "whole", count=20)), fold=0, image_size=16, at_most=(8, 2))
-    assert (len(whole.train), len(whole.test)) == (8, 2)
+    assert (len(whole.train), len(whole.test), whole.num_available) == (8, 2, 32)
+    assert len(data.load(str(folder), fold=0, memory=2 * 4 * 3 * 16 * 16).train) == 2
