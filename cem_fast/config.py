@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from typing import Any, get_type_hints
@@ -19,7 +20,13 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 # settings that older saved runs lack, with the value in force then
 LATER: dict[str, Any] = {"accumulate": 1, "precision": "fp32", "attack_batch_size": 32, "attack_dropout": 0.3}
 # settings that files have only where they differ from these, so that files of earlier versions keep their bytes
-UNWRITTEN: dict[str, Any] = {"train_noise_std": None, "attack_budget": "standard", "attack_releases": 1}
+UNWRITTEN: dict[str, Any] = {
+    "train_noise_std": None,
+    "attack_budget": "standard",
+    "attack_releases": 1,
+    "secure": False,
+}
+SEEDED = "since evaluations repeat their draws from a seed"  # why they refuse ``secure``
 _KINDS: dict[type, dict[str, Any]] = {}  # types of the settings of each class
 # groups of the shared settings, by the first setting of each
 GROUPS = {
@@ -177,6 +184,8 @@ class RunConfig(SharedConfig):
         cem_weight: weight of the CEM loss (lambda), at least 0; 0 trains without it.
         seed: seed of all random choices of the run, from 0 to 2**63 - 1.
         fold: fold of the data that is the test set, 0 to 4.
+        secure: whether the defense of the saved run draws from the operating system's secure generator. Training and measurements repeat
+            their draws from ``seed``, and grids refuse this setting.
 
     Raises:
         TypeError: a setting is of the wrong type.
@@ -198,6 +207,7 @@ class RunConfig(SharedConfig):
     cem_weight: float = 0.0
     seed: int = 0
     fold: int = 1
+    secure: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -271,7 +281,7 @@ class RunConfig(SharedConfig):
 CELL_SETTINGS = tuple(
     field.name
     for field in fields(RunConfig)
-    if field.name not in ("data", "seed", "fold", "image_size", "protocol", "noise_draws")
+    if field.name not in ("data", "seed", "fold", "secure", "image_size", "protocol", "noise_draws")
     and not field.name.startswith("attack")
 )
 
@@ -369,7 +379,7 @@ class GridConfig(SharedConfig):
             raise TypeError(f"per_data must have settings under {data!r}, got {settings!r}")
         known = [f.name for f in fields(self) if f.name not in ("name", "data", "per_data")]
         for key in settings:
-            lookup(f"setting of {data} in per_data", key, dict.fromkeys(known))
+            _require_known(f"setting of {data} in per_data", key, known)
         return {key: from_yaml(_kinds(GridConfig)[key], value) for key, value in settings.items()}
 
 
@@ -444,8 +454,15 @@ def _cell(defense: str | dict[str, Any]) -> dict[str, Any]:
     if "defense" not in defense:
         raise ValueError(f"defenses must each have a name under 'defense', got {defense!r}")
     for key in defense:
-        lookup("setting of a defense", key, dict.fromkeys(CELL_SETTINGS))
+        _require_known("setting of a defense", key, CELL_SETTINGS)
     return {key: from_yaml(_kinds(RunConfig)[key], value) for key, value in defense.items()}
+
+
+def _require_known(kind: str, key: str, known: Sequence[str]) -> None:
+    """Requires a setting of a part of a grid to be one of these."""
+    if key == "secure":
+        raise ValueError(f"secure must not be set in a grid, {SEEDED}")
+    lookup(kind, key, dict.fromkeys(known))
 
 
 def _without_idle(cell: dict[str, Any]) -> dict[str, Any]:

@@ -71,6 +71,24 @@ def test_settings_of_cem_multiply_only_the_cells_with_cem():
     ]
 
 
+def test_secure_draws_are_a_setting_of_runs_that_older_files_lack():
+    plain, secure = RunConfig(), RunConfig(secure=True)
+    assert "secure" not in plain.to_json()  # the bytes and digests of earlier runs
+    assert RunConfig.from_json(plain.to_json()) == plain
+    assert RunConfig.from_json(secure.to_json()) == secure != plain
+    with pytest.raises(TypeError, match="secure must be bool, got 'yes'"):
+        RunConfig(secure="yes")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"defenses": ({"defense": "noise", "secure": True},)}, {"per_data": {"faces": {"secure": True}}}],
+)
+def test_a_grid_refuses_secure_draws(settings):
+    with pytest.raises(ValueError, match="secure must not be set in a grid, since evaluations repeat their draws"):
+        GridConfig(**settings)
+
+
 @pytest.mark.parametrize(
     "cell, error, message",
     [

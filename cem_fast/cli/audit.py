@@ -184,6 +184,7 @@ def _prepared(
                 "a saved run has its own cut, preprocessing and noise: leave out cut, normalize and noise_std"
             )
         loaded = saved_run.load_run(target)
+        loaded.defense.secure = False  # an evaluation repeats its draws from the seed
         splits: Splits = loaded.data if data is None else _load(data, size, seed, settings, on_stage, console)
         shared |= {
             "defense": loaded.defense,

@@ -167,6 +167,7 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
     from cem_fast.experiments.build import build_attack
 
     loaded = saved_run.load_run(run, device=devices.find(device), data_from=data_from)
+    loaded.defense.secure = False  # an evaluation repeats its draws from the seed
     asked = {key: values[key] for key in RESETTABLE if values[key] is not None}
     config = replace(loaded.config, **asked)
     for name in config.attacks:

@@ -13,7 +13,7 @@ import click
 import yaml
 
 from cem_fast._support.setting_types import from_yaml, is_of, type_name
-from cem_fast.config import GridConfig, SharedConfig, described
+from cem_fast.config import SEEDED, GridConfig, SharedConfig, described
 
 CONFIG, PRINT = "config", "print_config"
 MAX_BYTES = 200_000  # of a YAML file
@@ -304,7 +304,8 @@ def explain(error: click.ClickException, known: Collection[str]) -> str:
         name = error.option_name.lstrip("-").replace("-", "_")
         options = [str(param.name) for param in command.params if isinstance(param, click.Option)] if command else []
         if name in known and name not in options:
-            return f"{name} is no setting of this command"
+            reason = f", {SEEDED}" if name == "secure" and "seeds" in options else ""
+            return f"{name} is no setting of this command{reason}"
         return f"unknown setting {name!r}{_nearest(name, options)}"
     if isinstance(error, click.MissingParameter) and context is not None and command is not None:
         missing = [str(p.name) for p in command.params if isinstance(p, Argument) and p.name not in context.params]

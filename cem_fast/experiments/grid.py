@@ -21,7 +21,7 @@ from cem_fast.experiments import gains, provenance, saved_run, workers
 from cem_fast.experiments.build import build_attack, build_parts, load_data
 from cem_fast.experiments.records import Baseline, Failure, Identity, Results
 from cem_fast.experiments.results import MARK, RESULTS, Measured, measured, read_settings
-from cem_fast.experiments.run import run_cell
+from cem_fast.experiments.run import require_seeded, run_cell
 from cem_fast.experiments.watch import Watch
 
 RUNS = "runs"
@@ -180,6 +180,8 @@ def evaluate(
         (['bottleneck'], ())
     """
     plan, watch = grid.runs(), watch or Watch()
+    for config in plan:
+        require_seeded(config)
     check(plan)
     check_folder(folder, plan)
     folder = Path(folder)

@@ -15,7 +15,7 @@ from torch import Tensor
 from cem_fast import bounds, data, training
 from cem_fast._support.files import check_target
 from cem_fast._support.ranks import Ranks
-from cem_fast.config import LATER, UNWRITTEN, RunConfig
+from cem_fast.config import LATER, SEEDED, UNWRITTEN, RunConfig
 from cem_fast.data import Splits
 from cem_fast.defenses import Defense
 from cem_fast.experiments import leakage, provenance, saved_run
@@ -83,8 +83,8 @@ def run(
 
     Raises:
         FileNotFoundError: the data set is missing.
-        ValueError: before training: a setting does not fit, the folder cannot be written to, or the training in it is damaged or belongs
-            to other settings.
+        ValueError: before training: a setting does not fit, the folder cannot be written to, the training in it is damaged or belongs
+            to other settings, or secure draws are to be attacked.
 
     Example:
         >>> import tempfile
@@ -100,6 +100,8 @@ def run(
         >>> record.num_test, list(record.attacks)
         (8, ['ridge'])
     """
+    if attack:
+        require_seeded(config)
     ranks, clock = Ranks(process_group), _Clock()
     if not ranks.rank:
         check_target(folder, {saved_run.DESCRIPTION: saved_run.MARK})
@@ -196,6 +198,26 @@ def run_cell(
     splits = load_data(config.data, config.fold, config.image_size, config.protocol)
     resume = not fresh and _snapshot(config, folder, splits, ranks=Ranks(), beside=[], resume=True).fits()
     return run(config, folder, device=device, on_stage=on_stage, resume=resume)
+
+
+def require_seeded(config: RunConfig) -> None:
+    """Fails for settings with secure draws, which no seed repeats.
+
+    Args:
+        config: settings of a run to evaluate.
+
+    Raises:
+        ValueError: ``secure`` is set.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.run import require_seeded
+        >>> require_seeded(RunConfig(secure=True))
+        Traceback (most recent call last):
+        ValueError: secure must be False here, since evaluations repeat their draws from a seed
+    """
+    if config.secure:
+        raise ValueError(f"secure must be False here, {SEEDED}")
 
 
 def is_finished(config: RunConfig, folder: str | Path) -> bool:

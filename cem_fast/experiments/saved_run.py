@@ -177,7 +177,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu", data_from:
         data_from: folder of its images, if it has moved since.
 
     Returns:
-        The run, its networks in eval mode.
+        The run, its networks in eval mode, its defense with secure draws if its settings ask for them.
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
@@ -215,6 +215,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu", data_from:
     for part, module in _parts(model, defense, loss):
         _restore(module, _of(part, weights), part, source)
         module.to(device).eval()
+    defense.secure = description.config.secure
     return Run(folder, description.config, model.eval(), defense, loss, description, data_from)
 
 

@@ -125,12 +125,15 @@ def test_train_saves_a_run_that_can_be_loaded(tiny_images, tmp_path, capfd):
         "--cem-components",
         "2",
         "--cem-weight=0.5",
+        "--secure",
     ]
     assert status("train", "--data", str(tiny_images), "--folder", str(folder), *arguments) == 0
     assert f"cem-fast attack {folder}" in capfd.readouterr().out.replace("\n", "")
     loaded = saved_run.load_run(folder)
     assert loaded.config.cem_weight == 0.5
     assert loaded.description.record.attacks == {}
+    assert loaded.defense.secure
+    assert status("attack", str(folder), "--attacks", "ridge") == 0
 
 
 def test_runs_that_failed_are_named_at_the_end(config, tmp_path, capfd, monkeypatch):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from cem_fast import training
+from cem_fast.config import RunConfig
 from cem_fast.experiments import saved_run
 from cem_fast.experiments.build import load_data
 from cem_fast.experiments.grid import evaluate
@@ -27,6 +28,38 @@ def test_same_seed_gives_the_same_run_and_accuracy_is_that_of_the_documented_mea
     )
     assert after.description.record.accuracy == pytest.approx(accuracy)
     assert after.description.record.attacks == {}
+
+
+def test_secure_draws_are_for_the_finished_network_alone(finished, tmp_path):
+    before = saved_run.load_run(finished.run(cem=False))
+    config = replace(before.config, secure=True)
+    record = run(config, tmp_path / "run", attack=False)
+    after = saved_run.load_run(tmp_path / "run")
+    assert record.accuracy == before.description.record.accuracy
+    for key, value in before.model.state_dict().items():
+        assert torch.equal(value, after.model.state_dict()[key]), key
+    assert (before.defense.secure, after.defense.secure) == (False, True)
+    with pytest.raises(ValueError, match="generator must be None where secure is set"):
+        after.defense.release(torch.rand(2, 3), torch.Generator())
+    with pytest.raises(ValueError, match="secure must be False here, since evaluations repeat their draws from a seed"):
+        run(config, tmp_path / "attacked")
+    with pytest.raises(ValueError, match="secure must be False in evaluations"):
+        training.observer(after.model, after.defense)
+
+
+@dataclass(frozen=True)
+class Plan:
+    configs: tuple[RunConfig, ...]
+
+    def runs(self):
+        return list(self.configs)
+
+
+def test_a_plan_with_secure_draws_is_refused_before_anything_is_written(finished, tmp_path):
+    config = replace(finished.grid.runs()[0], secure=True)
+    with pytest.raises(ValueError, match="secure must be False here"):
+        evaluate(Plan((config,)), tmp_path / "grid")
+    assert not (tmp_path / "grid").exists()
 
 
 @pytest.mark.parametrize("kind", ["constant", "official"])
