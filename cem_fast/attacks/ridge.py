@@ -19,6 +19,7 @@ from cem_fast.attacks.base import (
     require_images,
 )
 
+LARGEST = 1 << 26  # numbers of a matrix of weights, of features or of reconstructions in memory
 PENALTIES = torch.logspace(-6, 4, 41, dtype=torch.float64)
 
 
@@ -74,29 +75,44 @@ class Ridge(ClosedForm):
         pixels = images.flatten(1).double()
 
         dual = len(stacked) * len(training) < stacked.shape[2]
-        self.weights, self.intercept, self.penalty = (_by_observations if dual else _by_features)(
+        self.factors, self.intercept, self.penalty = (_by_observations if dual else _by_features)(
             stacked, pixels, validation, training
         )
 
+    @property
+    def weights(self) -> Tensor:
+        """``W [D, P]``, float64."""
+        require_fitted(self, "factors")
+        return torch.linalg.multi_dot(self.factors) if len(self.factors) > 1 else self.factors[0]
+
     def reconstruct(self, features: Tensor) -> Tensor:
-        require_fitted(self, "weights")
-        pixels = self.intercept + self.standardize(features.flatten(1).double()) @ self.weights
-        return pixels.float().clamp(0, 1).unflatten(1, self.image_shape)
+        require_fitted(self, "factors")
+        width = max(features[0].numel(), self.intercept.numel()) if len(features) else 1
+        return torch.cat([self._rebuilt(part) for part in features.split(max(1, LARGEST // width))])
+
+    def _rebuilt(self, features: Tensor) -> Tensor:
+        found = self.standardize(features.flatten(1).double())
+        for factor in self.factors:
+            found = found @ factor
+        return (self.intercept + found).float().clamp(0, 1).unflatten(1, self.image_shape)
 
 
 def _by_features(
     features: Tensor, pixels: Tensor, validation: Tensor, training: Tensor
-) -> tuple[Tensor, Tensor, float]:
-    """``W [D, P]``, the intercept and the penalty, from features ``[draws, N, D]``, centered over all images, and pixels ``[N, P]``."""
+) -> tuple[tuple[Tensor, ...], Tensor, float]:
+    """``W [D, P]`` as a product of matrices, the intercept and the penalty, from features and pixels.
+
+    Features ``[draws, N, D]`` are centered over all images; pixels are ``[N, P]``.
+    """
     path = _Path(features[:, training], pixels[training])
     penalty = _best(lambda penalty: path.predict(features[0, validation], penalty), pixels[validation])
     path = _Path(features, pixels)
-    return path.weights(penalty), path.intercept, penalty
+    return (path.weights(penalty),), path.intercept, penalty
 
 
 def _by_observations(
     features: Tensor, pixels: Tensor, validation: Tensor, training: Tensor
-) -> tuple[Tensor, Tensor, float]:
+) -> tuple[tuple[Tensor, ...], Tensor, float]:
     """As :func:`_by_features`, for more features than observations: ``W = Z' (Z Z' + penalty)^-1 Y``, one Gram matrix for all solves."""
     draws, count, dimensions = features.shape
     flat = features.flatten(0, 1)
@@ -113,10 +129,11 @@ def _by_observations(
     penalty = _best(predict, pixels[validation])
     if len(flat) >= dimensions:  # features outnumber observations only where a fifth is held out
         path = _Path(features, pixels)
-        return path.weights(penalty), path.intercept, penalty
+        return (path.weights(penalty),), path.intercept, penalty
     intercept = pixels.mean(0)
     coefficients = torch.cholesky_solve((pixels - intercept).repeat(draws, 1), _factor(gram, penalty))
-    return flat.T @ coefficients, intercept, penalty
+    factors = (flat.T, coefficients)
+    return factors if dimensions * pixels.shape[1] > LARGEST else (flat.T @ coefficients,), intercept, penalty
 
 
 def _factor(gram: Tensor, penalty: float) -> Tensor:

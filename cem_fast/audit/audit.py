@@ -136,12 +136,13 @@ def audit(
         shape = _check(model, splits)
         most = attacker_images or parts.room(splits.image_shape, shape)
         splits = parts.held(splits, most, victims, mirror=mirror, seed=seed)
+        draws = parts.draws(len(splits.attacker), shape)
         observe = training.observer(model, defense)
         config = _config(budget, releases, seed)
         tried, pictures = {}, {"original": splits.victims.images[choose_pictures(splits.victims)]}
         for each in chosen:
             tried[each], rebuilt, measured = _attacked(
-                each, model, defense, splits, config, observe, [*measures], on_stage, labeled
+                each, model, defense, splits, config, observe, draws, [*measures], on_stage, labeled
             )
             pictures[each] = rebuilt[choose_pictures(splits.victims)]
             for metric, values in measured.items():
@@ -238,6 +239,7 @@ def _attacked(
     splits: Splits,
     config: RunConfig,
     observe: Callable[[Tensor], Tensor],
+    draws: int,
     wanted: Sequence[str],
     on_stage: Watcher,
     labeled: bool,
@@ -245,7 +247,9 @@ def _attacked(
     """The outcome of an attack, its reconstructions, and the wanted metrics of every victim."""
     start = time.perf_counter()
     try:
-        found, errors, rebuilt = attack_model(name, model, defense, splits, config, observe=observe, on_stage=on_stage)
+        found, errors, rebuilt = attack_model(
+            name, model, defense, splits, config, observe=observe, draws=draws, on_stage=on_stage
+        )
     except (ValueError, RuntimeError, ArithmeticError, NotImplementedError) as error:
         raise ValueError(f"the attack {name} fails: {error}") from error
     if not bool(errors.isfinite().all()):

@@ -35,6 +35,21 @@ def room(image_shape: Sequence[int], feature_shape: Sequence[int] = ()) -> int:
     return max(100, MEMORY // (4 * (NUMBERS[0] * pixels + NUMBERS[1] * features)))
 
 
+def draws(images: int, feature_shape: Sequence[int]) -> int:
+    """Observations of each image that an attack in closed form can keep in 1.5 GB, in float64 with two copies; at least 1.
+
+    Args:
+        images: number of images.
+        feature_shape: shape of the features of an image.
+
+    Example:
+        >>> from cem_fast.audit.parts import draws
+        >>> draws(1000, (64, 8, 8)), draws(9765, (64, 8, 8))
+        (15, 1)
+    """
+    return max(1, 3 * MEMORY // 4 // (24 * images * max(1, math.prod(feature_shape))))
+
+
 def held(splits: Splits, most: int, victims: int, *, mirror: bool, seed: int) -> Splits:
     """Splits with at most so many of the attacker's images and of the victims, drawn by ``seed``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import torch
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from cem_fast import metrics, training
 from cem_fast._support.seeding import seeded
-from cem_fast.attacks.base import Attack, Observe
+from cem_fast.attacks.base import Attack, ClosedForm, Observe
 from cem_fast.attacks.inference import FeatureClassifier
+from cem_fast.attacks.joint import Joint
 from cem_fast.attacks.nearest import Nearest
 from cem_fast.config import RunConfig
 from cem_fast.data import Part, Splits
@@ -34,6 +36,7 @@ def attack_model(
     config: RunConfig,
     *,
     observe: Observe | None = None,
+    draws: int | None = None,
     on_stage: Watcher = ignore,
 ) -> tuple[Outcome, Tensor, Tensor]:
     """Attacks a trained model, and again with half the budget if the attack has one.
@@ -45,6 +48,7 @@ def attack_model(
         splits: the images; the attack learns from ``splits.attacker`` and is measured on ``splits.victims``.
         config: its ``seed`` and the settings that start with ``attack_`` are used.
         observe: observer of the network; attacks given the same one share the networks that they start from.
+        draws: observations per image of attacks in closed form, at most; None for those of the budget.
         on_stage: called with the stage, the steps done and the steps in total.
 
     Returns:
@@ -69,6 +73,8 @@ def attack_model(
     observe = observe or training.observer(model, defense)
     truth = splits.victims.images
     full = build_attack(name, config, splits)
+    if draws is not None:
+        full = _limited(full, draws)
     half = full.half_budget()
     stage = f"attack: {name}"
     invert = partial(_invert, observe=observe, splits=splits, device=model.device, seed=config.seed)
@@ -218,6 +224,13 @@ def _invert(
         attack.fit(observe, known.images.to(device), known.labels.to(device))
         seen = [observe(secret) for _ in range(releases)]
         return attack.reconstruct(seen[0] if releases == 1 else torch.stack(seen)).detach().cpu()
+
+
+def _limited(attack: Attack, draws: int) -> Attack:
+    """The attack with fewer observations per image, if it is in closed form."""
+    if isinstance(attack, Joint):
+        return replace(attack, attack=_limited(attack.attack, draws))
+    return replace(attack, draws=min(attack.draws, draws)) if isinstance(attack, ClosedForm) else attack
 
 
 def _mean(values: Tensor) -> float:

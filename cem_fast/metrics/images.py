@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from torch.nn import functional as F
 from cem_fast._support import optional
 from cem_fast._support.counts import require_count
 
-CHUNK = 256  # images at a time, where a measure needs many times their memory
+CHUNK, PIXELS = (
+    256,
+    256 * 64 * 64 * 3,
+)  # images and their numbers at a time, where a measure needs many times their memory
 
 
 def mse(reconstructed: Tensor, images: Tensor) -> Tensor:
@@ -91,10 +95,14 @@ def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
     package = optional.load("pytorch_msssim", "SSIM", "pytorch-msssim")
     side = min(11, *images.shape[2:])
     window = side if side % 2 else side - 1
-    similarity: Tensor = package.ssim(
-        reconstructed.float(), images.float(), data_range=1.0, size_average=False, win_size=window
-    )
-    return similarity
+
+    def similarity(reconstructed: Tensor, images: Tensor) -> Tensor:
+        found: Tensor = package.ssim(
+            reconstructed.float(), images.float(), data_range=1.0, size_average=False, win_size=window
+        )
+        return found
+
+    return _by_chunks(similarity, reconstructed, images)
 
 
 def ssim_paper(reconstructed: Tensor, images: Tensor) -> Tensor:
@@ -139,8 +147,7 @@ def ssim_paper(reconstructed: Tensor, images: Tensor) -> Tensor:
         values = (2 * mean_x * mean_y + 1e-4) * (2 * covariance + 9e-4) / ((squares + 1e-4) * (variances + 9e-4))
         return values.view(len(images), -1).mean(1)
 
-    # some images at a time: all of them would need gigabytes
-    return torch.cat([similarity(x, y) for x, y in zip(reconstructed.split(CHUNK), images.split(CHUNK))])
+    return _by_chunks(similarity, reconstructed, images)
 
 
 def lpips(reconstructed: Tensor, images: Tensor) -> Tensor:
@@ -182,10 +189,14 @@ def lpips(reconstructed: Tensor, images: Tensor) -> Tensor:
             f"the weights of LPIPS cannot be downloaded ({error}): run it once with a network, or copy alexnet-owt-7be5be79.pth to "
             f"{torch.hub.get_dir()}/checkpoints"
         ) from error
-    colors = (batch.float().expand(-1, 3, -1, -1) for batch in (reconstructed, images))
-    with torch.no_grad():
-        distances: Tensor = distance(*colors, normalize=True).flatten()
-    return distances
+
+    @torch.no_grad()
+    def distances(reconstructed: Tensor, images: Tensor) -> Tensor:
+        colors = (batch.float().expand(-1, 3, -1, -1) for batch in (reconstructed, images))
+        found: Tensor = distance(*colors, normalize=True).flatten()
+        return found
+
+    return _by_chunks(distances, reconstructed, images)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -261,6 +272,12 @@ def paired_bootstrap(
     gains = resampled[1] / resampled[0] - 1
     low, high = torch.quantile(gains, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return float(totals[1].sum() / totals[0].sum() - 1), low, high
+
+
+def _by_chunks(measure: Callable[[Tensor, Tensor], Tensor], reconstructed: Tensor, images: Tensor) -> Tensor:
+    """A measure of every image, on some images at a time: all of them would need gigabytes."""
+    count = max(1, min(CHUNK, PIXELS // max(1, images[0].numel())))
+    return torch.cat([measure(x, y) for x, y in zip(reconstructed.split(count), images.split(count))])
 
 
 def _check(reconstructed: Tensor, images: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 PENALTIES = torch.logspace(-6, 2, 25, dtype=torch.float64)
 MAX_IMAGES = 5000  # training images, at most: a quick classifier, not the best one
+MAX_NUMBERS = MAX_IMAGES * 64 * 64 * 3  # pixels of these images, at most
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Recognizer:
     ``class(x) = argmax_c ( b_c + (x - mean) . w_c )``; the penalty is the one with the least squared leave-one-out error.
 
     Args:
-        images: clean images ``[N, C, H, W]`` that the attacker holds; of more than 5000, a random 5000 are used.
+        images: clean images ``[N, C, H, W]`` that the attacker holds; of more than 5000, a random 5000 are used, and of large images fewer.
         labels: their classes ``[N]``, int64.
 
     Raises:
@@ -59,7 +60,8 @@ class Recognizer:
             raise ValueError(
                 f"images [N, C, H, W] and labels [N] must agree with N > 1, got {tuple(images.shape)} and {tuple(labels.shape)}"
             )
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:MAX_IMAGES].to(images.device)
+        most = max(2, min(MAX_IMAGES, MAX_NUMBERS // max(1, images[0].numel())))
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most].to(images.device)
         pixels, wanted = images[chosen].flatten(1).double(), F.one_hot(labels)[chosen].double()
         self.mean, self.intercept = pixels.mean(0), wanted.mean(0)
         pixels, wanted = pixels - self.mean, wanted - self.intercept

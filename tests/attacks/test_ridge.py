@@ -63,7 +63,7 @@ def test_more_features_than_observations_give_the_weights_and_the_penalty_of_the
         w, mean = solved(training, float(penalty))
         errors.append(float((mean + features[0, validation] @ w - pixels[validation]).square().mean()))
     best = float(PENALTIES[errors.index(min(errors))])
-    weights, intercept, penalty = ridge._by_observations(features, pixels, validation, training)
+    (weights,), intercept, penalty = ridge._by_observations(features, pixels, validation, training)
     assert penalty == best
     torch.testing.assert_close((weights, intercept), solved(torch.arange(20), best), rtol=1e-7, atol=1e-9)
 
@@ -77,3 +77,19 @@ def test_ridge_penalty_grows_with_the_noise():
         attack.fit(lambda x, std=std: x.flatten(1) + std * torch.randn(len(x), 64), images, torch.zeros(50).long())
         penalties.append(attack.penalty)
     assert penalties[0] < penalties[1] < penalties[2]
+
+
+def test_weights_beyond_memory_stay_a_product(monkeypatch):
+    images = torch.rand(20, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+
+    def fitted():
+        attack = ridge.Ridge(image_shape=(1, 6, 6))
+        attack.fit(lambda x: torch.cat([x.flatten(1), x.flatten(1).square()], 1), images, torch.zeros(20).long())
+        return attack, attack.reconstruct(torch.cat([images.flatten(1), images.flatten(1).square()], 1))
+
+    whole, rebuilt = fitted()
+    monkeypatch.setattr(ridge, "LARGEST", 100)
+    product, again = fitted()
+    assert (len(whole.factors), len(product.factors)) == (1, 2)
+    torch.testing.assert_close(again, rebuilt)
+    torch.testing.assert_close(product.weights, whole.weights)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -230,3 +232,39 @@ def test_classes_are_named_before_the_audit(place, capsys):
     printed = capsys.readouterr().out
     assert "photos: 2 classes (0, 1), images of 3x8x8" in printed
     assert "40 images for the attacker, of which 20 are read; 20 to rebuild" in printed
+
+
+PEAK = """
+import resource, sys
+import torch
+from cem_fast.audit import audit, parts
+
+class Photos:
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        image = torch.full((3, 64, 64), index % 256, dtype=torch.uint8)
+        image[0, 0, 0] = index // 256
+        return image, index % 2
+
+torch.set_num_threads(1)
+parts.MEMORY = 60_000_000
+encoder = torch.nn.Sequential(torch.nn.AvgPool2d(8))
+result = audit(encoder, Photos(int(sys.argv[1])), attacks=["ridge"], budget="quick", verdicts_only=True)
+print(result.data["num_available"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_number_of_images():
+    peaks = []
+    for count in (300, 30_000):  # all of the latter would need 1.4 GB
+        done = subprocess.run([sys.executable, "-c", PEAK, str(count)], capture_output=True, text=True, check=True)
+        available, peak = map(int, done.stdout.split())
+        assert available > count // 2
+        peaks.append(peak)
+    assert peaks[1] < peaks[0] + 100
