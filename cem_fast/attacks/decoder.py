@@ -126,7 +126,8 @@ class Decoder(Attack):
         optimizer = torch.optim.Adam(network.parameters(), lr=network.learning_rate)
         rates = one_cycle(optimizer, steps=self.epochs * steps_per_epoch, warmup=0.1)
         network.train()
-        for _ in range(self.epochs):
+        for epoch in range(self.epochs):
+            self.on_step(epoch, self.epochs)
             features = self.standardize(observe(images))
             for batch in torch.randperm(len(images), device=images.device).tensor_split(steps_per_epoch):
                 loss = LOSSES[self.loss](network(features[batch]), images[batch])

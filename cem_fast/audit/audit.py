@@ -55,6 +55,7 @@ def audit(
     attacker_images: int | None = None,
     mirror: bool = False,
     normalize: Normalization | None = None,
+    device: str | torch.device | None = None,
     seed: int = 0,
     name: str = "encoder",
     digest: str = "",
@@ -83,6 +84,7 @@ def audit(
             make of them.
         mirror: whether the attacker also learns from mirror images of its own, which count as images that it holds.
         normalize: mean and standard deviation of the channels; None for the encoder's own preprocessing.
+        device: where modules are moved to, and attacks compute; None for where they are. A function stays where it computes.
         seed: seed of all random choices.
         name: name of the encoder in the result.
         digest: digest of its file.
@@ -131,6 +133,8 @@ def audit(
     target = Target(encoder, normalize)
     model = SplitModel(target, decoder or nn.Identity())
     defense = defense or (GaussianNoise(noise_std=noise_std) if noise_std else NoDefense())
+    for each in (model, defense) if device is not None else ():
+        each.to(device)
     measures: dict[str, dict[str, Tensor]] = {limit.metric: {} for limit in wanted}
     with in_eval_mode(model, defense):
         shape = _check(model, splits)
@@ -140,13 +144,13 @@ def audit(
         observe = training.observer(model, defense)
         config = _config(budget, releases, seed)
         tried, pictures = {}, {"original": splits.victims.images[choose_pictures(splits.victims)]}
-        for each in chosen:
-            tried[each], rebuilt, measured = _attacked(
-                each, model, defense, splits, config, observe, draws, [*measures], on_stage, labeled
+        for attack in chosen:
+            tried[attack], rebuilt, measured = _attacked(
+                attack, model, defense, splits, config, observe, draws, [*measures], on_stage, labeled
             )
-            pictures[each] = rebuilt[choose_pictures(splits.victims)]
+            pictures[attack] = rebuilt[choose_pictures(splits.victims)]
             for metric, values in measured.items():
-                measures[metric][each] = values
+                measures[metric][attack] = values
         label = None
         if labeled and ("label" in measures or not verdicts_only):
             heard = observe if releases == 1 else Averaged(observe, releases)

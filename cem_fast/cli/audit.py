@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cem_fast.cli import console as consoles
+from cem_fast.cli import device as devices
 from cem_fast.cli.console import fail, say
 from cem_fast.cli.parser import Argument, Option
 
@@ -47,6 +48,7 @@ def flags() -> list[click.Parameter]:
         Option("size", "side in pixels that images are resized to; their own if left out", int | None, at_least=8),
         Option("normalize", "imagenet or MEAN,STD; the target's own preprocessing if left out", str | None),
         Option("seed", "seed of all random choices", int, 0, at_least=0),
+        Option("device", "where a network in Python and the attacks compute: cpu, cuda, cuda:1, ...", str, "cpu"),
     ]
 
 
@@ -59,6 +61,7 @@ def run(*, folder: str, limit: tuple[str, ...], find_noise: str | None, command:
     for each in limits:
         Limit.parse(each)
     page.check(folder)
+    values["device"] = devices.find(values["device"])
     console = consoles.make()
     if find_noise and values["noise_std"]:
         raise ValueError("noise_std must be left out with find_noise, which finds it")

@@ -68,7 +68,15 @@ class Bars(Lines):
     """The same lines, with a bar for the grid and one for the stage of every active run below them."""
 
     def __init__(self, console: Console, plan: Sequence[RunConfig] = ()):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         super().__init__(console, plan)
         self.bars = Progress(
@@ -77,6 +85,8 @@ class Bars(Lines):
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
             console=console,
             transient=True,
         )

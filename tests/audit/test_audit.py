@@ -101,6 +101,7 @@ def test_weights_next_to_an_onnx_file_are_read_and_others_are_not(place, capsys)
         (["nowhere.py:net"], "nowhere.py"),
         (["mine.py"], "target must be"),
         (["mine.py:net", "--normalize", "1,0"], "positive STD"),
+        (["mine.py:net", "--device", "cuda:77"], "device 'cuda:77' is not there"),
         (["mine.py:net", "--noise-std", "1", "--find-noise", "mse >= 1"], "noise_std must be left out"),
     ],
 )

@@ -35,6 +35,7 @@ def test_progress_on_a_terminal_shows_bars(config, tmp_path, monkeypatch):
     shown = stream.getvalue()
     assert "attack: decoder" in shown
     assert "training" in shown
+    assert "left:" in shown
     assert "report:" in shown
 
 
