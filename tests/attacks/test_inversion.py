@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from cem_fast import attacks, defenses, metrics, training
-from cem_fast.attacks.inversion import Inversion, attack, prior
+from cem_fast.attacks.inversion import Inversion, attack, linear, prior
 from cem_fast.attacks.inversion.neighbors import Neighbors
 from cem_fast.attacks.inversion.prior import Errors, most_probable
-from cem_fast.attacks.inversion.training import Lessons
+from cem_fast.attacks.inversion.training import Lessons, Scene
 from cem_fast.attacks.view import View
 from cem_fast.models.split import SplitModel
 
@@ -82,7 +82,7 @@ def test_test_images_among_the_attackers_would_show(small_faces, under_noise):
         built.fit(under_noise, images, labels)
         torch.manual_seed(0)
         errors.append(error(built.reconstruct(under_noise(victims)), victims))
-    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.6 * errors[0]
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (16,)])
@@ -141,6 +141,34 @@ def test_the_most_probable_image_is_that_of_bayes_rule():
     torch.testing.assert_close(found.flatten(1), start.flatten(1) + move, rtol=0, atol=0.02)
 
 
+def test_decoder_starts_from_a_linear_reconstruction(small_faces, under_noise):
+    known, images = small_faces.attacker, small_faces.test.images
+    built = Inversion(image_shape=small_faces.image_shape, decoder_steps=1, stages=1)
+    built.fit(under_noise, known.images, known.labels)
+    mean = error(known.images.mean(0).expand_as(images), images)
+    assert built.errors["decoder"] < 0.1 * mean
+
+
+def test_linear_reconstruction_is_left_out_for_many_features(small_faces, under_noise, monkeypatch):
+    monkeypatch.setattr(linear, "MOST", 100)
+    known = small_faces.attacker[torch.arange(0, 320, 8)]
+    built = Inversion(image_shape=small_faces.image_shape, decoder_steps=2, corrector_steps=2, map_steps=2)
+    built.fit(under_noise, known.images, known.labels)
+    assert built.scene.linear is None
+    assert built.reconstruct(under_noise(known.images)).isfinite().all()
+
+
+def test_linear_reconstruction_errs_on_the_attackers_images_as_on_others(small_faces, under_noise):
+    torch.manual_seed(0)
+    view = View(under_noise, small_faces.attacker.images)
+    built = Scene(view, small_faces.attacker.images, mirror=True)
+    own, other = (
+        error(built.mean + built.linear(built.seen(images)), images)
+        for images in (small_faces.attacker.images, small_faces.test.images)
+    )
+    assert other < 1.3 * own
+
+
 def test_memory_is_bounded_by_chunks(small_faces, under_noise, inverted, monkeypatch):
     rows = []
     once = Inversion._reconstructed
@@ -160,14 +188,15 @@ def test_progress_ends_with_the_fit(small_faces, under_noise):
 
 
 @pytest.mark.long
-def test_more_budget_brings_little(small_faces, under_noise):
+def test_more_budget_brings_little(small_faces, untrained):
+    observe = training.observer(untrained.model, defenses.GaussianNoise(noise_std=0.05))
     known, images, errors = small_faces.attacker, small_faces.test.images, []
     built = attacks.build("inversion", image_shape=small_faces.image_shape, seed=0)
     for each in (built.half_budget(), built):
-        each.fit(under_noise, known.images, known.labels)
+        each.fit(observe, known.images, known.labels)
         torch.manual_seed(0)
-        errors.append(error(each.reconstruct(under_noise(images)), images))
-    assert errors[0] < 1.05 * errors[1]
+        errors.append(error(each.reconstruct(observe(images)), images))
+    assert errors[0] < 1.03 * errors[1]
 
 
 def test_errors_of_low_rank_keep_an_isotropic_part():

@@ -41,8 +41,8 @@ PER_PIXEL = 800  # bytes per pixel of an image, for an encoder of ordinary width
 class Inversion(Attack):
     """Three stages, each of which starts from the result of the one before and is skipped where ``stages`` ends.
 
-    1. A decoder, trained on warped images with fresh noise: ``x0 = decoder(z, E[x | z])``. The second input is the mean of the attacker's
-       images under the likelihood of the noise.
+    1. A decoder, trained on warped images with fresh noise: ``x0 = linear(z) + decoder(z, E[x | z], linear(z))``. The second input is the
+       mean of the attacker's images under the likelihood of the noise. The third is a ridge regression, left out beyond 2,048 features.
     2. A correction, one unrolled step of inference: ``x1 = x0 + gate corrector(z, z - f(x0), x0, J^T (z - f(x0)))`` with f the encoder and
        J its Jacobian at x0. Under noise other than Gaussian, the score of the likelihood replaces the difference.
     3. The most probable image: ``x2 = x1 + share (argmin_x -log p(z | x) + weight / 2 (x - x1)^T S^-1 (x - x1) - x1)``, with the exact
@@ -137,7 +137,7 @@ class Inversion(Attack):
                 warnings.warn("the features have no gradient: the inversion attack ends with its decoder", stacklevel=2)
                 self.stages = 1
             self.mirror = are_mirrored(images, held_out=held_out, rest=rest)
-            self.scene = Scene(self.view, images[rest])
+            self.scene = Scene(self.view, images[rest], mirror=self.mirror)
             self._total = self._steps(1 + REFIT)
             self._done = 0
             self._train(images[rest], 1.0)

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cem_fast._support.learning_rate import one_cycle
 from cem_fast.attacks.base import Standardizer
+from cem_fast.attacks.inversion.linear import Linear
 from cem_fast.attacks.inversion.neighbors import Neighbors
 from cem_fast.attacks.inversion.networks import Painter
 from cem_fast.attacks.view import View
@@ -53,9 +54,10 @@ class Scene(nn.Module):
     Args:
         view: the network under attack.
         images: the attacker's images ``[N, C, H, W]`` to learn from.
+        mirror: whether mirrored images are images of the same kind.
     """
 
-    def __init__(self, view: View, images: Tensor):
+    def __init__(self, view: View, images: Tensor, *, mirror: bool):
         super().__init__()
         self.view, self.neighbors = view, Neighbors(view, images)
         self.slope_size: float | None = None  # root mean square of J^T score where the corrector starts to learn
@@ -64,7 +66,10 @@ class Scene(nn.Module):
         pooled = view.pooled(view.messages(images))
         self.standardize = Standardizer(pooled)
         shape, size = pooled.shape[1:], (images.shape[1], images.shape[2], images.shape[3])
-        self.decoder = Painter(shape, size, guides=1).to(images.device)
+        self.linear: Linear | None = None
+        if Linear.fits(pooled[0].numel(), images[0].numel()):
+            self.linear = Linear(self.seen, images, self.mean, mirror=mirror)
+        self.decoder = Painter(shape, size, guides=2 if self.linear else 1).to(images.device)
         joined = (2 * shape[0], *shape[1:]) if len(shape) == 3 else (2 * pooled[0].numel(),)
         self.corrector = Painter(joined, size, guides=2).to(images.device)
 
@@ -77,7 +82,7 @@ class Scene(nn.Module):
         self.neighbors = Neighbors(self.view, images)
 
     def decoded(self, messages: Tensor, own: Tensor | None = None) -> Tensor:
-        """Returns the decoder's images ``[N, C, H, W]``: ``guide + spread * network(z, guide)``.
+        """Returns the decoder's images ``[N, C, H, W]``: ``linear(z) + spread * network(z, E[x | z], linear(z))``.
 
         Args:
             messages: ``[R, N, ...]``.
@@ -85,7 +90,11 @@ class Scene(nn.Module):
         """
         guide = (self.neighbors(messages, own) - self.mean) / self.spread
         features = self.standardize(self.view.pooled(messages))
-        return self.mean + self.spread * self.decoder(features, guide)
+        if self.linear is None:
+            return self.mean + self.spread * self.decoder(features, guide)
+        start = self.linear(features)
+        guides = torch.cat([guide, start / self.spread], 1)
+        return self.mean + start + self.spread * self.decoder(features, guides)
 
     def corrected(self, messages: Tensor, images: Tensor) -> Tensor:
         """Returns corrected images ``[N, C, H, W]``.
@@ -101,6 +110,14 @@ class Scene(nn.Module):
             joined = torch.cat([features.flatten(1), residual.flatten(1)], 1)
         seen = torch.cat([(images - self.mean) / self.spread, slope], 1)
         return images + self.spread * self.corrector(joined, seen)
+
+    def seen(self, images: Tensor) -> Tensor:
+        """Returns the standardized mean of fresh messages of images, ``[N, ...]``.
+
+        Args:
+            images: ``[N, C, H, W]``.
+        """
+        return self.standardize(self.view.pooled(self.view.messages(images)))
 
     @torch.enable_grad()
     def _misfit(self, messages: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
