@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cem_fast import bounds
+from cem_fast import bounds, cost
 from cem_fast._support.files import check_target, write_atomically
-from cem_fast._support.text import shell_line
+from cem_fast._support.text import one_line, shell_line
 from cem_fast.config import UNWRITTEN
 from cem_fast.experiments import gains
+from cem_fast.experiments.build import build_networks
 from cem_fast.experiments.gain_records import FrontierEntry, Pair
-from cem_fast.experiments.records import Baseline, Point, Record, Results
+from cem_fast.experiments.records import Baseline, Description, Point, Record, Results
 from cem_fast.experiments.results import RESULTS, Measured, Row, load_runs, make_rows, read
 from cem_fast.experiments.saved_run import read_description
 from cem_fast.report import charts
@@ -205,6 +206,7 @@ def _section(
     return {
         "name": name,
         "rows": rows,
+        "bytes": [_message_bytes(row, description) for row in rows],
         "attacks": list(record.attacks),
         "seconds": {attack: _most_seconds(rows, attack) for attack in record.attacks},
         "inferred": {name: rate.chance for name, rate in record.inferred.items()},
@@ -236,6 +238,18 @@ def _section(
         "data": description.data,
         "config": record.config,
     }
+
+
+def _message_bytes(row: Row, description: Description) -> int:
+    """Bytes that the device sends for one image, 4 for each number."""
+    try:
+        with torch.device("meta"):  # shapes alone
+            model, _ = build_networks(
+                row.record.config, image_shape=description.image_shape, num_classes=description.num_classes
+            )
+        return cost.message_bytes(model, description.image_shape)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's own complaint about a size is a RuntimeError
+        raise ValueError(f"{RESULTS}: the settings of {row.name} are of no network: {one_line(str(error))}") from error
 
 
 def _gain(entry: Pair | FrontierEntry, rows: Sequence[Row], runs: Sequence[Measured]) -> Gain:

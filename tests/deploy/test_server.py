@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import random
 import resource
 import shutil
 import socket
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+from cem_fast.benchmarks import serving
 from safetensors.torch import save
 
 from cem_fast import defenses, deploy, models
@@ -92,17 +92,22 @@ def test_a_malformed_request_is_refused_by_the_name_of_its_field(address, body, 
     assert "Traceback" not in answer["error"]
 
 
-def test_two_hundred_malformed_requests_leave_the_server_alive_and_small(place, address):
-    draw, valid = random.Random(0), message(2, 4, 4, 4)
+def test_two_hundred_malformed_requests_leave_the_server_alive_and_small(address):
+    valid = message(2, 4, 4, 4)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(200):
-        body = bytearray(valid)
-        for _ in range(draw.randrange(1, 6)):
-            body[draw.randrange(80)] = draw.randrange(256)
-        status, _ = post(address, bytes(body[: draw.randrange(1, len(body))]))
-        assert 400 <= status < 500
+    for body in serving.malformed(valid, 200):
+        assert 400 <= post(address, body)[0] < 500
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KB
     assert post(address, valid)[0] == 200
+
+
+@pytest.mark.long
+def test_the_server_of_a_load_test_answers_all_and_stays_small(place, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["serving", str(place[0])])
+    assert serving.main() == 0
+    printed = capsys.readouterr().out
+    assert "2000 requests, 8 at a time, no error" in printed
+    assert "200 malformed requests: 200 answered with 4xx, the server lives" in printed
 
 
 def test_other_paths_and_methods_are_refused(address):

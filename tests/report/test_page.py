@@ -13,6 +13,8 @@ from html.parser import HTMLParser
 import pytest
 from support.made_up import measured
 
+from cem_fast import load_run
+from cem_fast.cost import message_bytes
 from cem_fast.experiments.grid import RUNS, evaluate
 from cem_fast.experiments.results import RESULTS, make_rows
 from cem_fast.report.page import MARK, PAGE, Gain, _averaged, write
@@ -67,6 +69,8 @@ def test_page_shows_the_numbers_of_results_json(page, finished):
     assert "cem-fast evaluate" in text
     assert finished.results.versions["torch"] in text
     assert "is unknown" in text
+    sent = message_bytes(load_run(finished.run(cem=True)).model, (1, 16, 16))
+    assert re.search(rf"noise \+ CEM × 2 0\.1 {sent:,} ", text)
     assert "no finite bound" in text
 
 
