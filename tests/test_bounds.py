@@ -191,3 +191,71 @@ def test_bad_input(known_mixture):
         bounds.utility(known_mixture, torch.zeros(2, 4), None, 0.1)
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 3\), got 3 at index 1"):
         bounds.utility(known_mixture, torch.zeros(2, 4), torch.tensor([0, 3]), 0.1)
+
+
+def test_the_upper_bound_holds_with_its_confidence_and_says_something():
+    generator = torch.Generator().manual_seed(0)
+    mixture = GaussianMixture(num_components=1).fit(torch.rand(2000, 1, generator=generator))
+    grid = torch.linspace(-3, 4, 20_001, dtype=torch.float64)
+    normal = torch.distributions.Normal(0, torch.tensor(0.1, dtype=torch.float64))
+    density = normal.cdf(grid) - normal.cdf(grid - 1)  # uniform features with Gaussian noise
+    entropy = -torch.trapezoid(torch.xlogy(density, density), grid)
+    information = float(entropy - normal.entropy())
+    found = [
+        float(
+            bounds.heldout_upper_bound(
+                mixture, torch.rand(500, 1, generator=generator), 0.1, radius=1.0, delta=0.2, generator=generator
+            )
+        )
+        for _ in range(100)
+    ]
+    assert sum(bound >= information for bound in found) >= 80
+    assert max(found) < information + 0.5
+    tighter = bounds.heldout_upper_bound(
+        mixture, torch.rand(50_000, 1, generator=generator), 0.1, radius=1.0, generator=generator
+    )
+    assert information <= tighter < information + 0.1  # of which 0.04 is the mixture's misfit
+
+
+def test_an_outlier_beyond_the_radius_is_refused():
+    mixture = GaussianMixture(num_components=1).fit(torch.rand(50, 2))
+    with pytest.raises(ValueError, match="within the radius 0.1 of the center"):
+        bounds.heldout_upper_bound(mixture, torch.rand(50, 2), 0.1, radius=0.1)
+    with pytest.raises(ValueError, match="delta and share must lie between 0 and 1"):
+        bounds.heldout_upper_bound(mixture, torch.rand(50, 2), 0.1, radius=2.0, delta=0.0)
+
+
+def test_several_releases_have_the_noise_of_their_mean(known_mixture):
+    features, components = known_mixture.sample(50, generator=torch.Generator().manual_seed(0))
+    labels = components // 2
+    for measure in (
+        bounds.plugin_information,
+        bounds.entropy_upper_bound,
+        lambda mixture, *noise, **more: bounds.channel_capacity(4, *noise, **more),
+        lambda mixture, *noise, **more: bounds.heldout_information(
+            mixture, features, *noise, generator=torch.Generator().manual_seed(0), **more
+        )[0],
+        lambda mixture, *noise, **more: (
+            bounds.utility(mixture, features, labels, *noise, generator=torch.Generator().manual_seed(0), **more).label
+        ),
+        lambda mixture, *noise, **more: bounds.heldout_upper_bound(
+            mixture, features, *noise, radius=99.0, generator=torch.Generator().manual_seed(0), **more
+        ),
+    ):
+        torch.testing.assert_close(measure(known_mixture, 0.4, releases=4), measure(known_mixture, 0.2))
+
+
+def test_fisher_information_of_a_linear_release_is_its_trace():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(6, 9, generator=generator, dtype=torch.float64)
+    images = torch.rand(400, 1, 3, 3, generator=generator, dtype=torch.float64)
+    noise = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=torch.float64)
+    found = bounds.fisher_information(
+        lambda x: x.flatten(1) @ weights.T, images, noise, releases=2, draws=50, generator=generator
+    )
+    expected = 2 * (weights / noise[:, None]).square().sum() / 9
+    assert found.shape == (400,)
+    torch.testing.assert_close(found.mean(), expected, rtol=0.02, atol=0)
+    assert not images.requires_grad
+    with pytest.raises(ValueError, match="encoder must be differentiable"):
+        bounds.fisher_information(lambda x: x.detach().flatten(1), images, 0.1)

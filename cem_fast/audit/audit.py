@@ -10,24 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from cem_fast import bounds, data, metrics, training
+from cem_fast import data, metrics, training
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.lookup import lookup
 from cem_fast.attacks import names as attack_names
 from cem_fast.attacks.budgets import budgeted
 from cem_fast.attacks.view import Averaged
-from cem_fast.audit import parts
+from cem_fast.audit import estimates, parts
 from cem_fast.audit.limits import OF_LABELS, Limit, judge
 from cem_fast.audit.records import Audit, Tried
 from cem_fast.audit.targets import Normalization, Pairs, Target, as_images
 from cem_fast.config import RunConfig
 from cem_fast.data.items import LabeledImages
-from cem_fast.data.splits import Part, Splits
+from cem_fast.data.splits import Splits
 from cem_fast.defenses import Defense, GaussianNoise, NoDefense
 from cem_fast.experiments.attack import attack_model, choose_pictures, infer, recognizer
 from cem_fast.experiments.provenance import versions
 from cem_fast.experiments.watch import Watcher, ignore
-from cem_fast.mixture import GaussianMixture
 from cem_fast.models.split import SplitModel
 
 ATTACKS = {
@@ -36,7 +35,6 @@ ATTACKS = {
     "thorough": ("ridge", "decoder", "optimization", "inversion", "flow"),
 }
 VICTIMS = 1000
-COMPONENTS = 5  # of a class, in the mixture that information is estimated with
 
 
 def audit(
@@ -163,7 +161,7 @@ def audit(
         if labeled and decoder is not None and not verdicts_only:
             accuracy = training.evaluate_accuracy(model, defense, splits.victims, draws=5, seed=seed)
         if noise_std and not verdicts_only:
-            information = _information(model, splits, noise_std, releases, seed)
+            information = estimates.information(model, splits, noise_std, releases=releases, seed=seed)
     verdicts = tuple(judge(limit, measures[limit.metric], seed=seed) for limit in wanted)
     return Audit(
         passed=all(each.holds for each in verdicts),
@@ -279,27 +277,3 @@ def _attacked(
         lpips=float(measured["lpips"].double().mean()) if "lpips" in measured else None,
     )
     return tried, rebuilt, measured
-
-
-def _information(model: SplitModel, splits: Splits, noise_std: float, releases: int, seed: int) -> dict[str, float]:
-    """Estimates of the information in the messages about an image, for all releases together."""
-    own, secret = splits.attacker, splits.victims
-    fewest = int(torch.bincount(own.labels, minlength=splits.num_classes).min())
-    mixture = GaussianMixture(
-        num_components=max(1, min(COMPONENTS, fewest)),
-        num_classes=splits.num_classes,
-        covariance_type="spherical",
-        algorithm="kmeans",
-        generator=torch.Generator().manual_seed(seed),
-    )
-    features, held_out = (_features(model, part) for part in (own, secret))
-    mixture.fit(features, own.labels if splits.num_classes > 1 else None)
-    noise = noise_std / releases**0.5
-    generator = torch.Generator().manual_seed(seed)
-    nats, error = bounds.heldout_information(mixture, held_out, noise, generator=generator)
-    plugin = bounds.plugin_information(mixture, noise)
-    return {"heldout_nats": float(nats), "heldout_se": float(error), "plugin_nats": float(plugin)}
-
-
-def _features(model: SplitModel, part: Part) -> Tensor:
-    return training.clean_features(model, part.images).flatten(1).cpu()

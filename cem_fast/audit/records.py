@@ -55,7 +55,7 @@ class Audit:
         not_tried: attacks of the library that were not tried.
         baseline: ``mean_image_mse`` and ``class_mean_mse``: errors of an attacker without features.
         label: share of labels read from the features, and ``chance``; None without labels.
-        information: ``heldout_nats``, its standard error ``heldout_se``, and ``plugin_nats``; None without noise of the audit.
+        information: see :func:`cem_fast.audit.estimates.information`; None without noise of the audit.
         data: ``num_classes``, ``num_attacker`` of ``num_available`` images, ``num_victims``, ``num_shared`` (victims that the attacker
             holds), ``image_shape``, ``name`` and ``digest``.
         target: ``name`` and ``digest`` of the encoder.
@@ -78,7 +78,7 @@ class Audit:
     not_tried: tuple[str, ...]
     baseline: dict[str, float]
     label: dict[str, float] | None
-    information: dict[str, float] | None
+    information: dict[str, float | None] | None
     data: dict[str, Any]
     target: dict[str, str]
     accuracy: float | None

@@ -66,9 +66,12 @@ def test_status_and_files_follow_the_limits(place, capsys):
     assert {each["limit"]: each["holds"] for each in found["limits"]} == {"mse >= 0.5": False, "psnr <= 90": True}
     assert (found["data"]["num_attacker"], found["data"]["num_victims"], found["data"]["num_classes"]) == (40, 20, 2)
     assert 0 <= found["accuracy"] <= 1
-    assert found["information"]["heldout_se"] > 0
+    assert found["information"]["heldout_nats"] < found["information"]["upper_nats"]
+    assert found["information"]["unbiased_mse"] > 0
     assert "the limit mse >= 0.5 fails" in capsys.readouterr().err
-    assert "Not all limits hold" in (place / "one/report.html").read_text()
+    report = (place / "one/report.html").read_text()
+    for words in ("Not all limits hold", "With 95% confidence, at most", "An unbiased attack"):
+        assert words in report
     holds = ["--limit", "mse >= 1e-9", "--limit", "label <= 1.0", "--limit", "recognized <= 1"]
     assert main([*base, *holds, "--releases", "2", "--folder", "two"]) == 0
 
