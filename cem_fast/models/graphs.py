@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class Graph:
 
     def _evaluate(self, example: Tensor) -> None:
         _drop_assertions(self.traced.graph)
+        self.traced.graph.eliminate_dead_code()  # such as the weights of an attention, which would seem to be used
         batches = [example[:1].expand(count, *example.shape[1:]).contiguous() for count in (2, 3)]
         twice, thrice = (_Recorder(self.traced) for _ in batches)
         with torch.no_grad():
@@ -116,22 +118,29 @@ class Graph:
         return found
 
     def crossing(self, node: fx.Node) -> list[fx.Node]:
-        """The values other than constants and sizes that both sides of a cut behind a node use, the cut itself first.
+        """The values that both sides of a cut behind a node use, the cut itself first; but for fixed ones.
 
         Args:
             node: node of the cut.
         """
         device = self.before(node)
-        used = [
-            each
-            for each in self.traced.graph.nodes
-            if each in device and each.op != "get_attr" and any(self._computes(user, device) for user in each.users)
-        ]
-        return [node, *(each for each in used if each is not node and self.values[each].scalar is None)]
+        needed = {old for each in self._behind(device) for old in each.all_input_nodes}
+        used = [each for each in self.traced.graph.nodes if each in device & needed - self.fixed and each is not node]
+        return [node, *used]
 
-    def _computes(self, node: fx.Node, device: set[fx.Node]) -> bool:
-        """Whether a node behind the cut needs its inputs: all but sizes and constants do."""
-        return node not in device and (node not in self.values or self.values[node].scalar is None)
+    @cached_property
+    def fixed(self) -> set[fx.Node]:
+        """Values that depend on no pixel: constants, sizes, and what is computed from them."""
+        found: set[fx.Node] = set()
+        for node, value in self.values.items():
+            computed = node.op.startswith("call") and found.issuperset(node.all_input_nodes)
+            if computed or node.op == "get_attr" or value.scalar is not None:
+                found.add(node)
+        return found
+
+    def _behind(self, device: set[fx.Node]) -> list[fx.Node]:
+        """The nodes that are computed behind a cut, in their order; the output is one of them."""
+        return [each for each in self.traced.graph.nodes if each not in device and each not in self.fixed]
 
     def parameters(self, node: fx.Node) -> int:
         """Number of parameters that a value depends on.
@@ -163,17 +172,27 @@ class Graph:
                 kept[each] = front.node_copy(each, lambda old: kept[old])
         front.output(kept[node])
         known: dict[fx.Node, Any] = {node: behind.placeholder("features")}
-        for each in self.traced.graph.nodes:
+
+        def place(old: fx.Node) -> None:
+            """Rebuilds a fixed value behind the cut."""
+            if old in known:
+                return
+            if (scalar := self.values[old].scalar) is not None:
+                known[old] = _rebuilt(behind, known[node], scalar)
+                return
+            for each in old.all_input_nodes:
+                place(each)
+            known[old] = _copied(behind, old, known)
+
+        for each in self._behind(device):
             if each.op == "output":
                 behind.output(known[_require(self.result)])
-            elif self._computes(each, device) or (each.op == "get_attr" and each is not node):
-                for old in each.all_input_nodes:
-                    if old not in known:  # a size
-                        known[old] = _rebuilt(behind, known[node], self.values[old].scalar)
-                known[each] = _copied(behind, each, known)
-        for graph in (front, behind):
-            for unused in [n for n in reversed(graph.nodes) if n.op == "get_attr" and not n.users]:
-                graph.erase_node(unused)
+                continue
+            for old in each.all_input_nodes:
+                place(old)
+            known[each] = _copied(behind, each, known)
+        for unused in [n for n in reversed(front.nodes) if n.op == "get_attr" and not n.users]:
+            front.erase_node(unused)
         return fx.GraphModule(self.traced, front, "Encoder"), fx.GraphModule(self.traced, behind, "Decoder")
 
 
@@ -195,7 +214,9 @@ class _Recorder(fx.Interpreter):
 
 
 def _by_fx(network: nn.Module, example: Tensor) -> fx.GraphModule:
-    return fx.symbolic_trace(network)
+    _, *further = inspect.signature(network.forward).parameters.values()
+    defaults = {each.name: each.default for each in further if each.default is not each.empty}
+    return fx.symbolic_trace(network, concrete_args=defaults)
 
 
 def _by_export(network: nn.Module, example: Tensor) -> fx.GraphModule:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from cem_fast import SplitModel, models
+from cem_fast.models import graphs
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -168,3 +169,52 @@ def test_networks_of_timm(name, cut):
     network, images = timm.create_model(name, pretrained=False, num_classes=7).eval(), torch.rand(2, 3, 224, 224)
     model = SplitModel.from_module(network, cut=cut, example=images)
     torch.testing.assert_close(model(images), network(images), rtol=1e-3, atol=1e-3)
+
+
+def test_a_vision_transformer_of_hugging_face():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        num_labels=7,
+    )
+    network, images = transformers.ViTForImageClassification(config).eval(), torch.rand(2, 3, 32, 32)
+    (cut,) = [name for name, _ in network.named_modules() if name.endswith((".layer.1", ".layers.1"))]
+    model = SplitModel.from_module(network, cut=cut, example=images)
+    assert model.encoder(images).shape == (2, 17, 32)
+    assert model(torch.rand(5, 3, 32, 32)).shape == (5, 7)  # another batch than the example's
+    torch.testing.assert_close(model(images), network(images).logits)
+    assert cut in {each.name for each in models.cuts(network, images)}
+
+
+class Masked(nn.Module):
+    """A mask made from the batch's size, an optional argument, and a value that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.register_buffer("places", torch.linspace(0, 1, 8))
+
+    def forward(self, x, mask=None):
+        x = x.flatten(1)[:, :8]
+        keep = (self.places > 0.2).expand(x.shape[0], 8)
+        x = self.first(x).masked_fill(~keep, 0)
+        _unused = x.max(1)[1]
+        x = x if mask is None else x * mask
+        return self.second(x).masked_fill(~keep, 0)
+
+
+@pytest.mark.parametrize("trace", ["_by_fx", "_by_export"])
+def test_masks_and_optional_arguments_do_not_cross_a_cut(trace, monkeypatch):
+    other = {"_by_fx": "_by_export", "_by_export": "_by_fx"}[trace]
+    monkeypatch.setattr(graphs, other, None)
+    network, images = Masked().eval(), torch.rand(3, 1, 4, 4)
+    model = SplitModel.from_module(network, cut="first", example=images)
+    assert isinstance(model.decoder, torch.fx.GraphModule)
+    more = torch.rand(5, 1, 4, 4)
+    torch.testing.assert_close(model(more), network(more))
+    assert [cut.name for cut in models.cuts(network, images)] == ["first", "second"]
