@@ -194,14 +194,15 @@ def test_a_vision_transformer_of_hugging_face():
 class Masked(nn.Module):
     """A mask made from the batch's size, an optional argument, and a value that nothing uses."""
 
-    def __init__(self):
+    def __init__(self, expands: bool):
         super().__init__()
-        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.expands, self.first, self.second = expands, nn.Linear(8, 8), nn.Linear(8, 8)
         self.register_buffer("places", torch.linspace(0, 1, 8))
 
     def forward(self, x, mask=None):
         x = x.flatten(1)[:, :8]
-        keep = (self.places > 0.2).expand(x.shape[0], 8)
+        keep = self.places > 0.2
+        keep = keep.expand(x.shape[0], 8) if self.expands else keep
         x = self.first(x).masked_fill(~keep, 0)
         _unused = x.max(1)[1]
         x = x if mask is None else x * mask
@@ -212,7 +213,7 @@ class Masked(nn.Module):
 def test_masks_and_optional_arguments_do_not_cross_a_cut(trace, monkeypatch):
     other = {"_by_fx": "_by_export", "_by_export": "_by_fx"}[trace]
     monkeypatch.setattr(graphs, other, None)
-    network, images = Masked().eval(), torch.rand(3, 1, 4, 4)
+    network, images = Masked(expands=trace == "_by_export").eval(), torch.rand(3, 1, 4, 4)
     model = SplitModel.from_module(network, cut="first", example=images)
     assert isinstance(model.decoder, torch.fx.GraphModule)
     more = torch.rand(5, 1, 4, 4)
