@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,9 @@ Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in total."""
 
 FURTHER_TOKENS = 5  # of a transformer apart from its patches: a class token, a distillation token, registers
+MEMORY = 512 * 2**20  # bytes of intermediate results of images attacked together, about
+PER_VALUE = 800  # bytes per value of an image, for an encoder of ordinary width
+TOGETHER = 256  # images attacked together, at most
 HELD_OUT = 0.2  # fraction of the attacker's images on which settings are chosen
 QUERIES = (
     "holds images of its own and their labels, and sends them through the encoder and the defense as often as it likes; "
@@ -205,6 +209,22 @@ def _grid(tokens: int, image_shape: tuple[int, int, int]) -> tuple[int, int] | N
         if not rest and 0 <= tokens - rows * columns <= FURTHER_TOKENS:
             return rows, columns
     return None
+
+
+def rows_in_memory(image_shape: tuple[int, int, int]) -> int:
+    """Number of images to attack together: at most 256, and about 512 MB of intermediate results.
+
+    An encoder of ordinary width keeps 800 bytes of them per value of an image.
+
+    Args:
+        image_shape: ``(channels, height, width)`` of the images.
+
+    Example:
+        >>> from cem_fast.attacks.base import rows_in_memory
+        >>> rows_in_memory((1, 48, 48)), rows_in_memory((3, 224, 224))
+        (256, 4)
+    """
+    return max(1, min(TOGETHER, MEMORY // (PER_VALUE * math.prod(image_shape))))
 
 
 def hold_out(images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:

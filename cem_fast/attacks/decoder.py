@@ -23,6 +23,7 @@ from cem_fast.attacks.base import (
     require_fitted,
     require_images,
     require_positive,
+    rows_in_memory,
 )
 from cem_fast.attacks.decoder_cache import cached_decoder
 from cem_fast.attacks.networks import ConvDecoder, DecoderNetwork, ResNormDecoder, SlimDecoder
@@ -140,7 +141,8 @@ class Decoder(Attack):
     @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:
         require_fitted(self, "network")
-        return torch.cat([self.network(self.standardize(part)).clamp(0, 1) for part in features.split(256)])
+        rows = rows_in_memory(self.image_shape)
+        return torch.cat([self.network(self.standardize(part)).clamp(0, 1) for part in features.split(rows)])
 
 
 def num_batches(count: int, batch_size: int) -> int:

@@ -25,6 +25,7 @@ from cem_fast.attacks.base import (
     require_fitted,
     require_images,
     require_positive,
+    rows_in_memory,
 )
 from cem_fast.attacks.decoder import Decoder
 from cem_fast.attacks.flow_network import FlowNetwork
@@ -36,7 +37,6 @@ BATCH = 32  # images per training step
 RATE = 3e-3  # peak learning rate
 AT_START = 0.25  # share of the training examples at time 0, where the answer is the posterior mean
 LEAST = 6  # images, so that four fifths of them suffice for kernel ridge
-CHUNK = 256  # images per pass
 
 
 class Prior(Protocol):
@@ -212,7 +212,8 @@ class Flow(Attack):
     def _in_chunks(self, features: Tensor, rebuild: Callable[[Tensor], Tensor]) -> Tensor:
         require_fitted(self, "view" if self.prior is not None else "network")
         messages = self.view.received(features)
-        return torch.cat([rebuild(part).clamp(0, 1) for part in messages.split(CHUNK, 1)])
+        rows = rows_in_memory(self.image_shape)
+        return torch.cat([rebuild(part).clamp(0, 1) for part in messages.split(rows, 1)])
 
     def _scaled(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.spread

@@ -26,6 +26,7 @@ JUDGES = 300  # maximum number of held-out images on which settings are chosen
 TRIAL = 1000  # rows, at most, on which settings are chosen
 CENTERS = 2048  # of the Nystrom approximation
 CHUNK = 4096  # rows of a kernel matrix computed together
+VALUES = 2**28  # of the observations and their pixels, at most: 1 GB
 
 
 @dataclass(kw_only=True, eq=False)
@@ -38,7 +39,7 @@ class KernelRidge(ClosedForm):
 
     Args:
         image_shape: ``(channels, height, width)`` of the images.
-        draws: observations per image, at most; fewer where they would exceed ``rows``.
+        draws: observations per image, at most; fewer where they would exceed ``rows`` or 1 GB.
         seed: seed of noise, warps and of the held-out fifth.
         rows: observations, at most, for the exact solution.
 
@@ -81,8 +82,10 @@ class KernelRidge(ClosedForm):
         held_out, rest = hold_out(images, seed=self.seed)
         with seeded(self.seed, "kernel ridge attack"):
             mirror = are_mirrored(images, held_out=held_out, rest=rest)
-            copies = max(1, min(self.draws, self.rows // len(images)))
-            self.standardize = Standardizer(observe(images).flatten(1))
+            seen = observe(images).flatten(1)
+            rows = min(self.rows, VALUES // (seen.shape[1] + images[0].numel()))
+            copies = max(1, min(self.draws, rows // len(images)))
+            self.standardize = Standardizer(seen)
             judges = images[held_out[:JUDGES]]
             secret = self.standardize(observe(judges).flatten(1)), judges.flatten(1)
             known = images[rest][: max(1, TRIAL // copies)]
@@ -91,10 +94,11 @@ class KernelRidge(ClosedForm):
                 trial = self._observed(observe, known, copies=copies, mirror=mirror if warp else None)
                 trials += [(error, width, penalty, warp) for error, width, penalty in _errors(*trial, *secret)]
             _, width, self.penalty, self.warp = min(trials)
-            rows = self._observed(observe, images, copies=copies, mirror=mirror if self.warp else None)
-            self.width = width * float(_distances(rows[0][:TRIAL], rows[0][:TRIAL]).mean()) + 1e-12
-            centers = None if len(rows[0]) <= self.rows else torch.randperm(len(rows[0]))[:CENTERS].to(images.device)
-            self.solution = _Solution(*rows, width=self.width, penalty=self.penalty, centers=centers)
+            observed = self._observed(observe, images, copies=copies, mirror=mirror if self.warp else None)
+            self.width = width * float(_distances(observed[0][:TRIAL], observed[0][:TRIAL]).mean()) + 1e-12
+            count = len(observed[0])
+            centers = None if count <= self.rows else torch.randperm(count)[:CENTERS].to(images.device)
+            self.solution = _Solution(*observed, width=self.width, penalty=self.penalty, centers=centers)
 
     @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:

@@ -19,13 +19,13 @@ from cem_fast.attacks.base import (
     require_fitted,
     require_images,
     require_positive,
+    rows_in_memory,
 )
 from cem_fast.attacks.decoder import Decoder
 from cem_fast.attacks.view import View
 from cem_fast.functional import mixture_log_prob
 from cem_fast.mixture import GaussianMixture
 
-CHUNK = 256  # images optimized together
 JUDGES = 32  # maximum number of held-out images on which the recipe is chosen
 COMPONENTS = 32  # maximum number of components in the mixture of features
 LEAST = 6  # images, one of which is held out
@@ -163,9 +163,10 @@ class Optimization(Attack):
         if self.share == 0:
             return start
         with seeded(self.seed, "optimization attack on released features"):
+            rows = rows_in_memory(self.image_shape)
             moved = [
                 self._moved(s, z, [self.recipe])
-                for s, z in zip(start.split(CHUNK), messages.split(CHUNK, dim=1), strict=True)
+                for s, z in zip(start.split(rows), messages.split(rows, dim=1), strict=True)
             ]
         return (start + self.share * (torch.cat(moved) - start)).clamp(0, 1)
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from cem_fast import attacks, defenses, metrics, training
-from cem_fast.attacks.inversion import Inversion, attack, linear, prior
+from cem_fast.attacks import base
+from cem_fast.attacks.inversion import Inversion, linear, prior
 from cem_fast.attacks.inversion.neighbors import Neighbors
 from cem_fast.attacks.inversion.prior import Errors, most_probable
 from cem_fast.attacks.inversion.training import Lessons, Scene
@@ -173,7 +174,7 @@ def test_memory_is_bounded_by_chunks(small_faces, under_noise, inverted, monkeyp
     rows = []
     once = Inversion._reconstructed
     monkeypatch.setattr(Inversion, "_reconstructed", lambda self, z: rows.append(z.shape[1]) or once(self, z))
-    monkeypatch.setattr(attack, "MEMORY", 7 * attack.PER_PIXEL * math.prod(small_faces.image_shape))
+    monkeypatch.setattr(base, "MEMORY", 7 * base.PER_VALUE * math.prod(small_faces.image_shape))
     seen = under_noise(small_faces.test.images[:20])
     assert len(inverted.reconstruct(seen)) == 20
     assert rows == [7, 7, 6]

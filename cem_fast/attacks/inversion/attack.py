@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass, replace
 
@@ -21,6 +20,7 @@ from cem_fast.attacks.base import (
     require_fitted,
     require_images,
     require_positive,
+    rows_in_memory,
 )
 from cem_fast.attacks.inversion.prior import Errors, most_probable
 from cem_fast.attacks.inversion.training import Lessons, Scene, train
@@ -33,8 +33,6 @@ JUDGES = 128  # maximum number of held-out images on which the last stage is cho
 ERRORS = 1024  # reconstructions of held-out images, at most, from which the covariance is estimated
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of the prior; 1 is that of Bayes' rule
 REFIT = 0.4  # steps on all images, in units of those without the held-out fifth
-MEMORY = 512 * 2**20  # bytes of intermediate results of the last stage, about
-PER_PIXEL = 800  # bytes per pixel of an image, for an encoder of ordinary width
 
 
 @dataclass(kw_only=True, eq=False)
@@ -150,9 +148,10 @@ class Inversion(Attack):
     def reconstruct(self, features: Tensor) -> Tensor:
         require_fitted(self, "scene")
         messages = self.view.received(features)
-        rows = max(1, int(MEMORY / (PER_PIXEL * math.prod(self.image_shape))))
         with seeded(self.seed, "inversion attack on released features"), torch.no_grad():
-            return torch.cat([self._reconstructed(part) for part in messages.split(rows, dim=1)]).clamp(0, 1)
+            return torch.cat(
+                [self._reconstructed(part) for part in messages.split(rows_in_memory(self.image_shape), dim=1)]
+            ).clamp(0, 1)
 
     def _reconstructed(self, messages: Tensor) -> Tensor:
         images = self._before_last(messages)
