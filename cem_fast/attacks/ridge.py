@@ -105,7 +105,8 @@ def _by_features(
     Features ``[draws, N, D]`` are centered over all images; pixels are ``[N, P]``.
     """
     path = _Path(features[:, training], pixels[training])
-    penalty = _best(lambda penalty: path.predict(features[0, validation], penalty), pixels[validation])
+    seen = features[0, validation] @ path.basis
+    penalty = _best(lambda penalty: path.predict(seen, penalty), pixels[validation])
     path = _Path(features, pixels)
     return (path.weights(penalty),), path.intercept, penalty
 
@@ -171,6 +172,6 @@ class _Path:
         """Returns ``W [D, P]``."""
         return self.basis @ self._shrunk(penalty)
 
-    def predict(self, features: Tensor, penalty: float) -> Tensor:
-        """Returns the pixels ``[N, P]`` of features ``[N, D]``."""
-        return self.intercept + (features @ self.basis) @ self._shrunk(penalty)
+    def predict(self, coordinates: Tensor, penalty: float) -> Tensor:
+        """Returns the pixels ``[N, P]`` of features ``[N, D]`` in coordinates of ``basis``."""
+        return self.intercept + coordinates @ self._shrunk(penalty)

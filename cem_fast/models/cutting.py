@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.lookup import lookup
+from cem_fast.models.advice import EVERY, spreads
 from cem_fast.models.graphs import Graph, Untraceable
 
 
@@ -26,6 +28,9 @@ class Cut:
         parameters: parameters on the device.
         multiplications: multiplications of the device for one image, of convolutions and matrices.
         bytes: bytes of the features of one image.
+        radius: R_c^2, the mean squared distance of features from the mean of their class; None without labels.
+        information: held-out estimate of an upper bound on the information about an image, in nats, with noise in units of the features'
+            own standard deviation; None without labels.
 
     Example:
         >>> from cem_fast.models import Cut
@@ -38,23 +43,33 @@ class Cut:
     parameters: int
     multiplications: int
     bytes: int
+    radius: float | None = None
+    information: float | None = None
 
 
-def cuts(network: nn.Module, example: Tensor) -> tuple[Cut, ...]:
+def cuts(network: nn.Module, example: Tensor, labels: Tensor | None = None, *, noise: float = 0.1) -> tuple[Cut, ...]:
     """Lists the modules of a network behind which it can be cut: only their result is used after them.
 
     The network is traced by torch.fx, or by torch.export. For one that neither traces, all modules are listed whose result is a tensor, and
     a skip connection shows only in :meth:`cem_fast.SplitModel.from_module`.
 
+    With labels, images of all classes advise where to cut: features that are close to the mean of their class, and carry little
+    information with noise on top, are hard to invert.
+
     Args:
         network: a network from images to logits; it is examined in eval mode.
         example: images ``[N, C, H, W]``, on the device and with the dtype that the network takes.
+        labels: classes of the images ``[N]``; of N >= 10 images, every fifth is held out for the information. None for no advice.
+        noise: standard deviation of the noise for the information, in units of that of the features.
 
     Returns:
         The cuts, in the order of computation.
 
     Raises:
-        ValueError: ``example`` holds no image.
+        ValueError: ``example`` holds no image, or labels or noise do not fit.
+
+    Source:
+        "Golden Partition Zone", arXiv 2506.15412 (the radius as a guide to the cut).
 
     Example:
         >>> import torch
@@ -68,6 +83,20 @@ def cuts(network: nn.Module, example: Tensor) -> tuple[Cut, ...]:
         2 (144,) 40 1296 576
     """
     _require_images(example)
+    found = _listed(network, example)
+    if labels is None or not found:
+        return found
+    if labels.shape != example.shape[:1] or labels.is_floating_point() or len(labels) < 2 * EVERY or not noise > 0:
+        raise ValueError(
+            f"labels must be integers of at least {2 * EVERY} images and noise positive, got {tuple(labels.shape)} for "
+            f"{len(example)} images and {noise}"
+        )
+    sizes = [math.prod(cut.shape) for cut in found]
+    measured = spreads(network, [cut.name for cut in found], sizes, example, labels, noise=noise)
+    return tuple(replace(cut, radius=each.radius, information=each.information) for cut, each in zip(found, measured))
+
+
+def _listed(network: nn.Module, example: Tensor) -> tuple[Cut, ...]:
     try:
         graph = Graph(network, example)
     except Untraceable:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cem_fast import SplitModel, models
-from cem_fast.models import graphs
+from cem_fast.models import advice, graphs
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -219,3 +219,27 @@ def test_masks_and_optional_arguments_do_not_cross_a_cut(trace, monkeypatch):
     more = torch.rand(5, 1, 4, 4)
     torch.testing.assert_close(model(more), network(more))
     assert [cut.name for cut in models.cuts(network, images)] == ["first", "second"]
+
+
+def test_labels_advise_where_to_cut(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2
+    images = labels[:, None, None, None] + 0.1 * torch.randn(200, 1, 4, 4, generator=generator)
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 4), nn.Linear(4, 2))
+    monkeypatch.setattr(advice, "CHUNK", 30)
+    first, *_, last = models.cuts(network, images, labels, noise=0.5)
+    assert (first.name, last.name) == ("0", "2")
+    own = torch.arange(200) % 5 != 4
+    features = images.flatten(1).double()
+    expected = sum(
+        (features[own & (labels == c)] - features[own & (labels == c)].mean(0)).square().sum() for c in (0, 1)
+    )
+    assert first.radius == pytest.approx(float(expected / own.sum()), rel=1e-9)
+    noise = 0.5 * features[own].std()  # of nearly equal variances: one bit of the class, and 16 Gaussian channels
+    assert first.information == pytest.approx(0.69 + 8 * float((1 + 0.01 / noise**2).log()), abs=0.6)
+    assert last.information < first.information
+    monkeypatch.setattr(advice, "MEMORY", 1)  # one cut per pass
+    assert models.cuts(network, images, labels, noise=0.5)[0] == first
+    assert models.cuts(network, images)[0].radius is None
+    with pytest.raises(ValueError, match="labels must be integers of at least 10 images"):
+        models.cuts(network, images, labels[:7])
