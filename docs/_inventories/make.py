@@ -54,6 +54,7 @@ TORCH = {
                 "torch.nn.modules.container.Sequential",
             ),
             ("data.html", "torch.utils.data.Dataset", "torch.utils.data.Dataset", "torch.utils.data.dataset.Dataset"),
+            ("data.html", "torch.utils.data.DataLoader", "torch.utils.data.dataloader.DataLoader"),
             ("optim.html", "torch.optim.Optimizer", "torch.optim.Optimizer", "torch.optim.optimizer.Optimizer"),
             (
                 "distributed.html",
