@@ -126,6 +126,7 @@ class CEMLoss(FittedModule):
         self.declare_fitted(num_samples=torch.zeros((), dtype=torch.float64))
         self.is_fitted = False
         self._steps_without_fit = 0
+        self._checked: validate.Checked | None = None
         self._in_step = process_group is None  # whether all ranks of the group are known to have a mixture
 
     def extra_repr(self) -> str:
@@ -154,6 +155,8 @@ class CEMLoss(FittedModule):
             >>> cem(features)  # 1/2 log((1 + 1) / 1) for each of the two features
             tensor(0.3466)
         """
+        if self._has_checked_such(features, labels):
+            return self._evaluate(features, labels)
         rows, mixture = self._rows(features), self.mixture
         # the fitted bound checks the range of labels itself
         check = validate.integer_labels if self.is_fitted else validate.labels
@@ -167,13 +170,28 @@ class CEMLoss(FittedModule):
         if not self.is_fitted:
             self._count_step(rows)
             return rows.flatten()[:0].sum()
-        # the mixture was checked when it was set; the buffer is read from its dictionary, because this runs at every step
-        # and look-ups of a module's buffers are slow
-        noise_variance = cast(Tensor, self._buffers["noise_variance"])
         validate.features(rows, mixture.means, "features")
-        validate.noise_variance(noise_variance, rows.shape[1], "noise_std")
-        priors = mixture.variances, mixture.weights, mixture.class_prior, self.num_samples, noise_variance
+        validate.noise_variance(self.noise_variance, rows.shape[1], "noise_std")
+        self._checked = validate.Checked.of(rows, mixture.means, self.noise_variance)
+        return self._evaluate(rows, labels)
+
+    def _has_checked_such(self, features: Tensor, labels: Tensor | None) -> bool:
+        # read from dictionaries, because this runs at every step and look-ups of a module are slow
+        checked, mixture = self._checked, cast(GaussianMixture, self._modules["mixture"])
+        return (
+            (checked is not None and self.is_fitted and self._in_step and not (self.check_finite or self.check_labels))
+            and checked.means is mixture.means
+            and checked.noise_variance is self._buffers["noise_variance"]
+            and checked.is_like(features, labels)
+        )
+
+    def _evaluate(self, rows: Tensor, labels: Tensor | None) -> Tensor:
+        mixture, noise = cast(GaussianMixture, self._modules["mixture"]), cast(Tensor, self._buffers["noise_variance"])
+        priors = mixture.variances, mixture.weights, mixture.class_prior, self.num_samples, noise
         return evaluate(rows, labels, mixture.means, priors, self.options, self.process_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_checked": None}
 
     def fit(self, features: Tensor, labels: Tensor | None = None, *, max_iter: int = 50, tol: float = 1e-4) -> CEMLoss:
         """Fits the mixture to the clean features of the training set, starting from the last fit if there is one.
@@ -497,6 +515,6 @@ class _Encoded:
         return self.loss._rows(self.encoder(images.to(device=self.like.device, dtype=dtype)))
 
     def dimension(self) -> int:
-        for batch in self.loader:
-            return self.encode(self.unpack(batch)[0][:1]).shape[1]
+        for images, _ in map(self.unpack, self.loader):
+            return self.encode(images[:1]).shape[1]
         raise ValueError("loader must yield at least one batch of (images, labels), got none")

@@ -248,6 +248,40 @@ def test_bad_features_and_labels():
         loss(features, labels)
 
 
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (lambda x, y: ([1.0], y), TypeError, "features must be a tensor"),
+        (lambda x, y: (x[:, :5], y), ValueError, "with D = 24 as in means"),
+        (lambda x, y: (x.flatten(), y), ValueError, "at least two dimensions"),
+        (lambda x, y: (x.double(), y), TypeError, "features must be float32, float16 or bfloat16"),
+        (lambda x, y: (x.to_sparse(), y), TypeError, "features must be a dense tensor"),
+        (lambda x, y: (x.to("meta"), y), ValueError, "must be on meta like the features|means must be on meta"),
+        (lambda x, y: (x, y[:7]), ValueError, "labels must have shape"),
+        (lambda x, y: (x, y.float()), TypeError, "labels must be an integer tensor"),
+        (lambda x, y: (x, y.to("meta")), ValueError, "labels must be on cpu"),
+        (lambda x, y: (x, None), ValueError, "labels may be None only for one class"),
+        (lambda x, y: (x, y + 2), ValueError, "labels must lie in"),
+    ],
+)
+def test_bad_features_and_labels_after_good_ones(change, error, message):
+    """Batches like the last one are not checked again; these differ from it."""
+    loss, (features, labels) = fitted(), data()
+    loss(features, labels)
+    with pytest.raises(error, match=message):
+        loss(*change(features, labels))
+
+
+def test_a_new_mixture_is_checked_after_good_features():
+    loss, (features, labels) = fitted(), data()
+    wanted = loss(features, labels)
+    assert torch.equal(loss(features, labels), wanted)
+    assert torch.equal(copy.deepcopy(loss)(features, labels), wanted)
+    loss.double()
+    with pytest.raises(TypeError, match="features must be float64"):
+        loss(features, labels)
+
+
 def test_bad_fit_leaves_the_old_mixture_in_force():
     loss, (features, labels) = fitted(), data()
     before = copy.deepcopy(loss.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,29 +44,53 @@ class Function(torch.autograd.Function):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
 
-        def forward(ctx: Any, *args: Any) -> Any:
-            output = cls.forward(*args)
-            cls.setup_context(ctx, args, output)
-            return cls.returned(output)
-
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(cls.backward)}
+        methods = {"forward": staticmethod(cls._eager_forward()), "backward": staticmethod(cls.backward)}
         cls.eager = type(cls.__name__, (torch.autograd.Function,), methods)
 
-    @staticmethod
-    def returned(output: Any) -> Any:
-        """Part of the output of ``forward`` that ``eager`` returns."""
-        return output
+    @classmethod
+    def _eager_forward(cls) -> Callable[..., Any]:
+        compute, setup_context = cls.forward, cls.setup_context
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = compute(*args)
+            setup_context(ctx, args, output)
+            return output
+
+        return forward
 
 
 class FirstOutput(Function):
     """Autograd function whose outputs after the first are used by its backward only; eager mode keeps them out of the graph.
 
-    Subclasses give ``forward``, ``setup_context`` and ``backward``, as in the example of ``Function``.
+    Subclasses give ``forward`` and ``backward``, as in the example of ``Function``, and ``save``, which stores what the
+    backward needs.
     """
 
     @staticmethod
-    def returned(output: Any) -> Any:
-        return output[0]
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        """Stores what the backward needs, in the context."""
+        raise NotImplementedError
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        save = cls.save
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+            ctx.mark_non_differentiable(*output[1:])
+            save(ctx, inputs, output)
+
+        cls.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+        super().__init_subclass__(**kwargs)
+
+    @classmethod
+    def _eager_forward(cls) -> Callable[..., Any]:
+        compute, save = cls.forward, cls.save
+
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = compute(*args)
+            save(ctx, args, output)
+            return output[0]
+
+        return forward
 
 
 class Gradient(Function):

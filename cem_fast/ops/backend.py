@@ -35,6 +35,7 @@ BACKENDS = ("auto", "triton", "cuda", "cpu", "reference")
 CAPABILITIES = ("default", "avx2", "avx512")
 PACKAGE = Path(__file__).resolve().parent.parent
 _CUDA_LIBRARY = torch.library.Library("cem_fast_cuda", "DEF")  # type: ignore[no-untyped-call]
+_CHOICES = torch.library.Library("cem_fast_choice", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _requested(variable: str, allowed: tuple[str, ...]) -> str | None:
@@ -125,14 +126,17 @@ def _once_it_agrees(name: str, kernel: Callable[..., Any], *others: Callable[...
 
     def serve(*args: Any) -> Any:
         features = args[place]
-        case = features.device, features.dtype
+        case = device, dtype = features.device, features.dtype
         serving = chosen.get(case)
         if serving is None:
-            if case[0].type == "cuda" and torch.cuda.is_current_stream_capturing():
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return kernel(*args)
-            serving, final = _first_that_agrees(name, (kernel, *others), *case)
+            serving, final = _first_that_agrees(name, (kernel, *others), device, dtype)
             if final:
                 chosen[case] = serving
+                is_compiled = serving is CUDA.get(name)
+                if is_compiled:  # from now on, these calls do not come here
+                    note_agreement(cuda_library(), name, device, dtype)
         return serving(*args)
 
     return serve
@@ -216,6 +220,26 @@ def _find_triton(requested: str) -> tuple[str | None, str]:
 
 
 @functools.cache
+def cuda_library() -> ctypes.CDLL:
+    """Loads the library of the compiled CUDA kernels, which defines ``torch.ops.cem_fast_cuda``.
+
+    Raises:
+        OSError: the library is missing or does not load; the message gives the reason.
+    """
+    if torch.version.cuda is None:
+        raise OSError("this build of torch has no CUDA")
+    try:
+        path = _compiled("_C_cuda", "cuda")
+    except OSError as error:
+        raise OSError(f"the compiled CUDA kernels are not built: {error}") from None
+    torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+    compiled = ctypes.CDLL(str(path))
+    if not hasattr(compiled, "cem_fast_cuda_serve"):
+        raise OSError(f"{path.name} was built from older sources: install the package again")
+    return compiled
+
+
+@functools.cache
 def cuda_operators() -> dict[str, torch._ops.OpOverload]:
     """Loads the compiled CUDA kernels as ``torch.ops.cem_fast_cuda``; needs no GPU and registers them nowhere else.
 
@@ -234,13 +258,7 @@ def cuda_operators() -> dict[str, torch._ops.OpOverload]:
         >>> "mixture_moments" in names
         True
     """
-    if torch.version.cuda is None:
-        raise OSError("this build of torch has no CUDA")
-    try:
-        path = _compiled("_C_cuda", "cuda")
-    except OSError as error:
-        raise OSError(f"the compiled CUDA kernels are not built: {error}") from None
-    torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+    cuda_library()
     for name in library.ON_CUDA:
         library.define(_CUDA_LIBRARY, name)
     return {name: getattr(torch.ops.cem_fast_cuda, name).default for name in library.ON_CUDA}
@@ -262,6 +280,31 @@ def _load_cuda(requested: str) -> tuple[dict[str, torch._ops.OpOverload], str]:
 COMPILED_FIRST = ("component_statistics_fwd", "component_statistics_bwd", "entropy_bound", "cem_fwd")
 
 
+# Types of features, in the order of ``Element`` in csrc/common/problem.h.
+ELEMENTS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def serve_compiled(compiled: ctypes.CDLL, name: str, choose: Callable[..., Any], dispatch_key: str) -> None:
+    """Registers the compiled kernel of an operator, which serves without Python where it has agreed with the reference.
+
+    Args:
+        compiled: the library of the kernels.
+        name: name of the operator.
+        choose: serves the other calls, and says with ``note_agreement`` which ones it no longer wants.
+        dispatch_key: kind of tensors.
+    """
+    library.define(_CHOICES, name)
+    _CHOICES.impl(name, choose, dispatch_key)  # type: ignore[no-untyped-call]
+    compiled.cem_fast_cuda_serve(name.encode(), dispatch_key.encode())
+
+
+def note_agreement(
+    compiled: ctypes.CDLL, name: str, device: torch.device, dtype: torch.dtype, agrees: bool = True
+) -> None:
+    """Notes whether the compiled kernel of an operator agrees with the reference on a device."""
+    compiled.cem_fast_cuda_agree(name.encode(), ELEMENTS.index(dtype), device.index or 0, agrees)
+
+
 def _register_gpu_kernels() -> None:
     """Registers Triton's and the compiled CUDA kernels; ``auto`` prefers one of them for each operator."""
     for name in library.ON_CUDA:
@@ -270,7 +313,10 @@ def _register_gpu_kernels() -> None:
         kernels = compiled + triton if name in COMPILED_FIRST else triton + compiled
         if kernels:
             kernel = _once_it_agrees(name, *kernels) if REQUESTED == "auto" else kernels[0]
-            library.register(name, kernel, TRITON or "CUDA")
+            if REQUESTED == "auto" and compiled == kernels[:1]:
+                serve_compiled(cuda_library(), name, kernel, TRITON or "CUDA")
+            else:
+                library.register(name, kernel, TRITON or "CUDA")
         if compiled and name in library.FITS["cuda"]:
             library.WHOLE_FITS.add((name, "cuda"))
 

@@ -74,9 +74,8 @@ class _EntropyBound(FirstOutput):
         return value, slope * torch.distributed.get_world_size(group), assignment
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, slope, assignment = output
-        ctx.mark_non_differentiable(slope, assignment)
         x, labels, means = inputs[:3]
         ctx.save_for_backward(slope, x, means, labels, assignment)
 

@@ -60,9 +60,8 @@ class _MixtureLogProb(FirstOutput):
         return log_prob, responsibilities
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         log_prob, responsibilities = output
-        ctx.mark_non_differentiable(responsibilities)
         ctx.save_for_backward(*inputs[:5], log_prob, responsibilities)
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -166,3 +166,42 @@ def is_readable(value: Tensor) -> bool:
     if torch.compiler.is_compiling() or not value.is_cpu or type(value) is not Tensor:
         return False
     return not torch._C._are_functorch_transforms_active()
+
+
+class Checked(NamedTuple):
+    """What the features of a batch were checked against. Those that are like them need no check again.
+
+    The checks take the host longer than a GPU takes for a small batch.
+    """
+
+    means: Tensor
+    noise_variance: Tensor
+    dtype: torch.dtype
+    device: torch.device
+    dimension: int
+
+    @classmethod
+    def of(cls, x: Tensor, means: Tensor, noise_variance: Tensor) -> Checked | None:
+        """Features that passed every check, unless they are traced."""
+        if type(x) is not Tensor or torch.compiler.is_compiling():
+            return None
+        return cls(means, noise_variance, x.dtype, x.device, means.shape[2])
+
+    def is_like(self, x: Any, labels: Any) -> bool:
+        """Whether no check of features ``[N, D]`` and labels ``[N]`` can fail, but that of the labels' range."""
+        if type(x) is not Tensor or type(labels) is not Tensor or torch.compiler.is_compiling():
+            return False
+        if x.is_nested or labels.is_nested:
+            return False
+        shape, strided, device = x.shape, torch.strided, self.device
+        return (
+            len(shape) == 2
+            and shape[1] == self.dimension
+            and labels.shape == shape[:1]
+            and x.dtype is self.dtype
+            and labels.dtype is torch.int64
+            and x.layout is strided
+            and labels.layout is strided
+            and x.device == device
+            and labels.device == device
+        )

@@ -6,7 +6,11 @@ namespace cem_fast::cuda {
 
 namespace {
 
+#ifdef CEM_FAST_SMALL_PARTS  // so that blocks process several of few classes, too
+constexpr int64_t kMostBlocks = 2;
+#else
 constexpr int64_t kMostBlocks = 1024;  // every block counts the whole batch
+#endif
 
 template <class T>
 void bound_of(const Bound& p, const void* counts, const void* scatter, Queue& queue) {

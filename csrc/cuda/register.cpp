@@ -3,7 +3,14 @@
 
 #include <torch/csrc/stable/accelerator.h>
 
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <iterator>
+#include <string>
 #include <tuple>
+#include <utility>
 
 #include "../common/operators.h"
 #include "kernels.h"
@@ -109,17 +116,96 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> expectation_m
   return {moved, spread, shares, counts, bound, iterations, converged};
 }
 
+using Boxed = void (*)(StableIValue* stack, uint64_t inputs, uint64_t outputs);
+
+struct Operator {
+  const char* name;
+  Boxed kernel;
+  int features;  // place of the features among the arguments, or of what has their type and device
+};
+
+constexpr Operator kOperators[] = {
+    {"mixture_log_prob_fwd", TORCH_BOX(&mixture_log_prob_fwd<Cuda>), 0},
+    {"mixture_log_prob_bwd", TORCH_BOX(&mixture_log_prob_bwd<Cuda>), 1},
+    {"mixture_moments", TORCH_BOX(&mixture_moments<Cuda>), 1},
+    {"component_statistics_fwd", TORCH_BOX(&component_statistics_fwd<Cuda>), 0},
+    {"component_statistics_bwd", TORCH_BOX(&component_statistics_bwd), 2},
+    {"entropy_bound", TORCH_BOX(&entropy_bound), 0},
+    {"cem_fwd", TORCH_BOX(&cem_fwd), 0},
+    {"kmeans", TORCH_BOX(&kmeans<Cuda>), 0},
+    {"expectation_maximization", TORCH_BOX(&expectation_maximization), 0},
+};
+constexpr size_t kCount = std::size(kOperators);
+
+constexpr int32_t kDevices = 64;
+// Where a kernel has agreed with the reference: a bit for each device, by operator and element.
+std::atomic<uint64_t> agreed[kCount][4];
+
+bool has_agreed(size_t which, AtenTensorHandle features) {
+  int32_t dtype, device;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(features, &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(features, &device));
+  for (const ScalarType one : {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half}) {
+    if (dtype != code_of(one)) continue;
+    const uint64_t devices = agreed[which][static_cast<int>(element_of(one))].load(std::memory_order_relaxed);
+    return device < kDevices && (devices >> std::max(device, 0) & 1) != 0;
+  }
+  return false;
+}
+
+// An operator of the package: the kernel where it has agreed; elsewhere Python chooses, in the operator of the same name of
+// cem_fast_choice.
+template <size_t which>
+void serve(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+  constexpr Operator kOne = kOperators[which];
+  if (has_agreed(which, torch::stable::detail::to<AtenTensorHandle>(stack[kOne.features])))
+    return kOne.kernel(stack, inputs, outputs);
+  const std::string choice = std::string("cem_fast_choice::") + kOne.name;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(choice.c_str(), "", stack, TORCH_ABI_VERSION));
+}
+
+template <size_t... which>
+constexpr auto servers(std::index_sequence<which...>) {
+  return std::array<Boxed, kCount>{serve<which>...};
+}
+
+size_t place_of(const char* name) {
+  size_t which = 0;
+  while (which < kCount && std::strcmp(kOperators[which].name, name) != 0) ++which;
+  return which;
+}
+
 }  // namespace
 
 // The schemas are defined in Python, where those of cem_fast are.
 STABLE_TORCH_LIBRARY_IMPL(cem_fast_cuda, CUDA, m) {
-  m.impl("mixture_log_prob_fwd", TORCH_BOX(&mixture_log_prob_fwd<Cuda>));
-  m.impl("mixture_log_prob_bwd", TORCH_BOX(&mixture_log_prob_bwd<Cuda>));
-  m.impl("mixture_moments", TORCH_BOX(&mixture_moments<Cuda>));
-  m.impl("component_statistics_fwd", TORCH_BOX(&component_statistics_fwd<Cuda>));
-  m.impl("component_statistics_bwd", TORCH_BOX(&component_statistics_bwd));
-  m.impl("entropy_bound", TORCH_BOX(&entropy_bound));
-  m.impl("cem_fwd", TORCH_BOX(&cem_fwd));
-  m.impl("kmeans", TORCH_BOX(&kmeans<Cuda>));
-  m.impl("expectation_maximization", TORCH_BOX(&expectation_maximization));
+  for (const Operator& one : kOperators) m.impl(one.name, one.kernel);
+}
+
+extern "C" {
+
+// Registers an operator of the package for a kind of tensors; false if there is no such operator.
+__attribute__((visibility("default"))) bool cem_fast_cuda_serve(const char* name, const char* dispatch_key) {
+  using torch::stable::detail::StableLibrary;
+  constexpr auto kServers = servers(std::make_index_sequence<kCount>());
+  const size_t which = place_of(name);
+  if (which == kCount) return false;
+  // never deleted: it would remove the kernel
+  (new StableLibrary(StableLibrary::Kind::IMPL, "cem_fast", dispatch_key, __FILE__, __LINE__))
+      ->impl(name, kServers[which]);
+  return true;
+}
+
+// Notes whether the kernel of an operator agrees with the reference on a device, by the place of an element in Element.
+__attribute__((visibility("default"))) void cem_fast_cuda_agree(const char* name, int32_t element, int32_t device,
+                                                                bool agrees) {
+  const size_t which = place_of(name);
+  if (which == kCount || device < 0 || device >= kDevices) return;
+  const uint64_t bit = uint64_t{1} << device;
+  if (agrees) {
+    agreed[which][element] |= bit;
+  } else {
+    agreed[which][element] &= ~bit;
+  }
+}
 }

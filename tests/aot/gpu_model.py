@@ -51,6 +51,7 @@ ENGINE_US = 18.0
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 # What ``auto`` takes for a case, unless CUDA C++
 SERVES = {"mixture 4096x128 K1000": "Triton"}
+COMPILED = (*backend.COMPILED_FIRST, *library.FITS["cuda"])  # operators whose kernels of CUDA C++ come first
 MOST_OFF = 3.0  # between two measurements of the host's time
 
 CASES = {
@@ -174,7 +175,11 @@ class _Operations(TorchDispatchMode):
 
 
 class Served:
-    """The operators of CPU tensors, served by launchers that run nothing."""
+    """The operators of CPU tensors, served by launchers that run nothing, through the package's own path.
+
+    Kernels of CUDA C++ serve without Python, as where they have agreed with the reference. While torch's operations are
+    counted, and for Triton's kernels, Python chooses.
+    """
 
     def __init__(self, folder: Path) -> None:
         faked.install()
@@ -184,11 +189,24 @@ class Served:
             build_library(folder, "-O1", "-DCUDA_HOST_FIBERS", "-DCUDA_HOST_IDLE", "-UCEM_FAST_SMALL_PARTS")
         )
         of_cuda = {name: getattr(self.compiled, name) for name in library.ON_CUDA}
-        self.backends = {"Triton": dict(OPERATORS), "CUDA C++": of_cuda}
+        of_triton = {name: backend._triton_launcher(name) for name in OPERATORS}
+        self.backends = {"Triton": of_triton, "CUDA C++": of_cuda}
         self.now: dict[str, Callable[..., Any]] = {}
         self.counting: _Operations | None = None
         for name in library.SCHEMAS:
-            library.register(name, self._operator(name), "CPU")
+            if name in COMPILED:
+                backend.serve_compiled(self.compiled.library, name, self._operator(name), "CPU")
+            else:
+                library.register(name, self._operator(name), "CPU")
+
+    def use(self, name: str) -> None:
+        """Lets a backend serve from now on."""
+        self.now = self.backends[name]
+        self._agree(name == "CUDA C++")
+
+    def _agree(self, agrees: bool) -> None:
+        for name in COMPILED:
+            backend.note_agreement(self.compiled.library, name, torch.device("cpu"), torch.float32, agrees)
 
     def _operator(self, name: str) -> Callable[..., Any]:
         def serve(*args: Any) -> Any:
@@ -203,8 +221,10 @@ class Served:
         """The launches of a call, of Triton and of CUDA C++, and torch's own operations."""
         self.compiled.launches()
         self.counting = _Operations()
+        self._agree(False)
         with faked.recording() as seen, self.counting:
             call()
+        self._agree(self.now is self.backends["CUDA C++"])
         operations, self.counting = self.counting.count, None
         found = []
         for symbol, blocks, threads, dynamic in self.compiled.launches():
@@ -320,8 +340,8 @@ def now(folder: Path) -> Iterator[dict[str, str]]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     served = Served(folder)
-    for name, operators in served.backends.items():
-        served.now = operators
+    for name in served.backends:
+        served.use(name)
         for case in CASES:
             if SERVES.get(case, name) != name or (name == "Triton" and "iteration" in case):
                 continue  # one backend has the kernels for it

@@ -172,27 +172,27 @@ class Launchers:
         for name in library.ON_CUDA:
             self._names.define(name + library.SCHEMAS[name])
         self._path = path
-        self._library = ctypes.CDLL(str(path))
+        self.library = ctypes.CDLL(str(path))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        return getattr(torch.ops.cem_fast_cuda_host, name)
+        return getattr(torch.ops.cem_fast_cuda_host, name).default
 
     def fail_after(self, launches: int) -> None:
         """Lets the launch after so many others fail."""
-        self._library.cuda_host_fail_after(ctypes.c_int64(launches))
+        self.library.cuda_host_fail_after(ctypes.c_int64(launches))
 
     @contextlib.contextmanager
     def capturing(self) -> Iterator[None]:
         """Lets launches become nodes of a graph."""
-        self._library.cuda_host_capture(True)
+        self.library.cuda_host_capture(True)
         try:
             yield
         finally:
-            self._library.cuda_host_capture(False)
+            self.library.cuda_host_capture(False)
 
     def fills(self) -> int:
         """Fills of memory since the last call: nodes of a graph that are no kernels."""
-        return self._library.cuda_host_fills()
+        return self.library.cuda_host_fills()
 
     def launches(self) -> list[tuple[str, int, int, int]]:
         """Launches since the last call, of a library built with ``CUDA_HOST_IDLE``, which runs none of them.
@@ -202,7 +202,7 @@ class Launchers:
         """
         found: list[tuple[int, ...]] = []
         collect = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(lambda *launch: found.append(launch))
-        self._library.cuda_host_launches(collect)
+        self.library.cuda_host_launches(collect)
         return [(self._names_of[kernel - self._base], *rest) for kernel, *rest in found]
 
     @functools.cached_property
@@ -216,7 +216,7 @@ class Launchers:
     def _base(self) -> int:
         """Address of the library."""
         known = next(at for at, name in self._names_of.items() if name == "cuda_host_fail_after")
-        return ctypes.cast(self._library.cuda_host_fail_after, ctypes.c_void_p).value - known
+        return ctypes.cast(self.library.cuda_host_fail_after, ctypes.c_void_p).value - known
 
 
 def _integers(*values: int) -> bytes:

@@ -60,9 +60,9 @@ def all_problems() -> Iterator[Problem]:
 def notices(program: Path, barrier: str) -> bool:
     """Whether a data race, or the crash that it leads to, is reported where one barrier is left out."""
     try:
-        # several tiles of dimensions and of components; segments that are longer than a block
+        # several tiles of dimensions and of components; segments that are longer than a block; several classes to a block
         with Host(program, CUDA_HOST_SKIP=barrier, **ENVIRONMENT) as host:
-            for shape in ((40, 70, 2, 9), (20, 300, 2, 3), (600, 5, 1, 34)):
+            for shape in ((40, 70, 2, 9), (20, 300, 2, 3), (600, 5, 1, 34), (20, 5, 5, 3)):
                 for diag in (True, False):
                     for problem in problems(shape, torch.float32, diag):
                         agrees(host, problem)

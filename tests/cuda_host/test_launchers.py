@@ -1,12 +1,14 @@
 """The launchers of the CUDA kernels, register.cpp unchanged, on the host: torch's tensors in and out, the device's guard, its
 current stream, and what is refused."""
 
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
 import torch
-from cuda_host.host import Launchers, build_library
+from cuda_host.host import HERE, Launchers, build_library
 from cuda_host.problems import SHAPES, Problem, allowed, expected, problems
 from support.tolerances import relative_error
 
@@ -20,8 +22,13 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def launchers(objects):
-    return Launchers(build_library(objects, "-O1", "-DCUDA_HOST_FIBERS"))
+def path(objects):
+    return build_library(objects, "-O1", "-DCUDA_HOST_FIBERS")
+
+
+@pytest.fixture(scope="module")
+def launchers(path):
+    return Launchers(path)
 
 
 def run(launchers, problem):
@@ -148,6 +155,52 @@ def test_a_graph_has_counters_of_its_own(launchers):
         counts = problem.name in ("cem_fwd", "component_statistics_fwd", "entropy_bound")
         assert launchers.fills() == int(counts), problem.name
         assert all(torch.equal(one, other) for one, other in zip(eager, captured, strict=True))
+
+
+# The package's operators, where these launchers are those of CPU tensors; prints how many calls Python served.
+SERVED = """
+import sys, torch
+from cem_fast.ops import backend, library, reference
+from cuda_host.host import Launchers
+compiled, asked = Launchers(sys.argv[1]).library, []
+
+def choose(*arguments):
+    asked.append(arguments)
+    return reference.component_statistics_fwd(*arguments)
+
+name, cpu = "component_statistics_fwd", torch.device("cpu")
+backend.serve_compiled(compiled, name, choose, "CPU")
+x, means, labels = torch.rand(9, 4), torch.rand(2, 3, 4), torch.arange(9) % 2
+statistics = library.OPERATORS[name]
+
+def call(dtype=torch.float32):
+    found = statistics(x.to(dtype), means, labels, None, None, True, False)
+    for one, other in zip(found, reference.component_statistics_fwd(x.to(dtype), means, labels, None, None, True, False)):
+        torch.testing.assert_close(one, other)
+    print(len(asked))
+
+call()
+backend.note_agreement(compiled, name, cpu, torch.float32)
+call()
+call(torch.bfloat16)  # another kernel
+backend.note_agreement(compiled, name, cpu, torch.float32, False)
+call()
+statistics(x.to(torch.int64), means.to(torch.int64), labels, None, None, True, False)
+print(len(asked))
+"""
+
+
+def test_python_serves_only_what_has_not_agreed(path):
+    environment = {**os.environ, "CEM_FAST_BACKEND": "reference"}
+    environment["PYTHONPATH"] = str(HERE.parent)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SERVED, path],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.stdout.split() == ["1", "1", "2", "3", "4"], done.stderr
 
 
 X, MEANS, LABELS = torch.rand(9, 4), torch.rand(2, 3, 4), torch.arange(9) % 2
