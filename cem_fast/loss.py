@@ -155,8 +155,10 @@ class CEMLoss(FittedModule):
             >>> cem(features)  # 1/2 log((1 + 1) / 1) for each of the two features
             tensor(0.3466)
         """
-        if self._has_checked_such(features, labels):
-            return self._evaluate(features, labels)
+        checked = self._in_force()
+        rows = None if checked is None else checked.rows(features, labels)
+        if rows is not None:
+            return self._evaluate(rows, labels)
         rows, mixture = self._rows(features), self.mixture
         # the fitted bound checks the range of labels itself
         check = validate.integer_labels if self.is_fitted else validate.labels
@@ -175,15 +177,13 @@ class CEMLoss(FittedModule):
         self._checked = validate.Checked.of(rows, mixture.means, self.noise_variance)
         return self._evaluate(rows, labels)
 
-    def _has_checked_such(self, features: Tensor, labels: Tensor | None) -> bool:
+    def _in_force(self) -> validate.Checked | None:
         # read from dictionaries, because this runs at every step and look-ups of a module are slow
         checked, mixture = self._checked, cast(GaussianMixture, self._modules["mixture"])
-        return (
-            (checked is not None and self.is_fitted and self._in_step and not (self.check_finite or self.check_labels))
-            and checked.means is mixture.means
-            and checked.noise_variance is self._buffers["noise_variance"]
-            and checked.is_like(features, labels)
-        )
+        if checked is None or not (self.is_fitted and self._in_step) or self.check_finite or self.check_labels:
+            return None
+        same = checked.means is mixture.means and checked.noise_variance is self._buffers["noise_variance"]
+        return checked if same else None
 
     def _evaluate(self, rows: Tensor, labels: Tensor | None) -> Tensor:
         mixture, noise = cast(GaussianMixture, self._modules["mixture"]), cast(Tensor, self._buffers["noise_variance"])

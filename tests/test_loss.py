@@ -253,6 +253,8 @@ def test_bad_features_and_labels():
     [
         (lambda x, y: ([1.0], y), TypeError, "features must be a tensor"),
         (lambda x, y: (x[:, :5], y), ValueError, "with D = 24 as in means"),
+        (lambda x, y: (x.unflatten(1, (-1, 1))[:, :5], y), ValueError, "with D = 24 as in means"),
+        (lambda x, y: (x.unflatten(1, (-1, 1))[:, :0], y), ValueError, "at least one number per row"),
         (lambda x, y: (x.flatten(), y), ValueError, "at least two dimensions"),
         (lambda x, y: (x.double(), y), TypeError, "features must be float32, float16 or bfloat16"),
         (lambda x, y: (x.to_sparse(), y), TypeError, "features must be a dense tensor"),
@@ -267,6 +269,7 @@ def test_bad_features_and_labels():
 def test_bad_features_and_labels_after_good_ones(change, error, message):
     """Batches like the last one are not checked again; these differ from it."""
     loss, (features, labels) = fitted(), data()
+    features = features.flatten(1)
     loss(features, labels)
     with pytest.raises(error, match=message):
         loss(*change(features, labels))

@@ -187,21 +187,25 @@ class Checked(NamedTuple):
             return None
         return cls(means, noise_variance, x.dtype, x.device, means.shape[2])
 
-    def is_like(self, x: Any, labels: Any) -> bool:
-        """Whether no check of features ``[N, D]`` and labels ``[N]`` can fail, but that of the labels' range."""
+    def rows(self, x: Any, labels: Any) -> Tensor | None:
+        """Rows ``[N, D]`` of features ``[N, ...]`` if no check of them and their labels ``[N]`` can fail, but the labels' range."""
         if type(x) is not Tensor or type(labels) is not Tensor or torch.compiler.is_compiling():
-            return False
+            return None
         if x.is_nested or labels.is_nested:
-            return False
+            return None
         shape, strided, device = x.shape, torch.strided, self.device
-        return (
-            len(shape) == 2
-            and shape[1] == self.dimension
-            and labels.shape == shape[:1]
-            and x.dtype is self.dtype
-            and labels.dtype is torch.int64
-            and x.layout is strided
-            and labels.layout is strided
-            and x.device == device
-            and labels.device == device
-        )
+        if (
+            len(shape) < 2
+            or labels.shape != shape[:1]
+            or x.dtype is not self.dtype
+            or labels.dtype is not torch.int64
+            or x.layout is not strided
+            or labels.layout is not strided
+            or x.device != device
+            or labels.device != device
+        ):
+            return None
+        if len(shape) > 2 and 0 not in shape:
+            x = x.flatten(1)
+            shape = x.shape
+        return x if len(shape) == 2 and shape[1] == self.dimension else None
