@@ -74,7 +74,7 @@ __device__ double shared_sum(const Segments& groups, int64_t c, const Shares& by
                              bool inside) {
   __shared__ double part[kThreads];
   const int64_t first = groups.first_segment[c] + by.share(), last = groups.first_segment[c + 1];
-  constexpr int kFlight = 8;
+  constexpr int kFlight = 16;
   double total = 0;
   int64_t s = first;
   for (; inside && s + (kFlight - 1) * by.shares < last; s += kFlight * by.shares) {

@@ -12,36 +12,48 @@ namespace {
 constexpr int64_t kRowsOfBlock = kThreads;
 constexpr int64_t kSegments = 2;
 constexpr int64_t kSharedGroups = 8;
+constexpr int64_t kRowsAtOnce = 72;
+constexpr int64_t kRowsOfBlockAtOnce = kWarp;
 #else
 constexpr int64_t kRowsOfBlock = 1024;
-constexpr int64_t kSegments = 512;  // enough to fill a large device
-constexpr int64_t kSharedGroups = 8192;
+constexpr int64_t kSegments = 512;          // enough to fill a large device
+constexpr int64_t kSharedGroups = 3072;     // 48 KiB
+constexpr int64_t kRowsAtOnce = 1 << 14;    // that are sorted in one launch
+constexpr int64_t kRowsOfBlockAtOnce = kThreads;
 #endif
 constexpr int64_t kCounts = 1 << 16;    // maximum, because every block reads all counts
 constexpr int64_t kPartials = 1 << 23;  // maximum partial results of all segments
 constexpr int64_t kSegmentRows = 1 << 16;
 
 Groups group(Queue& queue, const Features& x, const Mixture& mixture, int64_t size, bool every_class) {
-  const int64_t N = x.rows, C = mixture.classes;
-  const int64_t blocks = std::clamp<int64_t>(kCounts / (C + 1), 1, std::max<int64_t>(1, divide_up(N, kRowsOfBlock)));
-  const int64_t runs = N / size + (every_class ? C + 1 : std::min(C + 1, N));
-  const bool in_shared = C + 1 <= kSharedGroups;
+  const int64_t N = x.rows, C = mixture.classes, groups = C + 1;
+  const bool in_shared = groups <= kSharedGroups, at_once = in_shared && N <= kRowsAtOnce;
+  const int64_t runs = N / size + (every_class ? groups : std::min(groups, N));
   Sort s{};
   s.labels = mixture.labels;
   s.rows = N;
   s.classes = C;
-  s.blocks = blocks;
-  s.rows_of_block = divide_up(divide_up(N, blocks), kThreads) * kThreads;
   s.run_size = size;
   s.every_class = every_class;
-  const int64_t groups = C + 1;
-  queue.allocate_all(s.offsets, groups + 1, s.first_run, groups + 1, s.counts, blocks * groups, s.next,
-                     in_shared ? 0 : blocks * groups, s.order, N, s.runs, runs, s.tickets, every_class ? groups : 0);
-  if (in_shared) s.next = nullptr;
+  if (at_once) {
+    s.rows_of_block = kRowsOfBlockAtOnce;
+    s.blocks = std::max<int64_t>(1, divide_up(N, s.rows_of_block));
+  } else {
+    s.blocks = std::clamp<int64_t>(kCounts / groups, 1, std::max<int64_t>(1, divide_up(N, kRowsOfBlock)));
+    s.rows_of_block = divide_up(divide_up(N, s.blocks), kThreads) * kThreads;
+  }
+  queue.allocate_all(s.offsets, groups + 1, s.first_run, groups + 1, s.counts, at_once ? 0 : s.blocks * groups, s.room,
+                     in_shared ? 0 : s.blocks * 4 * groups, s.order, N, s.runs, runs, s.tickets,
+                     every_class ? groups : 0);
+  if (in_shared) s.room = nullptr;
   if (!every_class) s.tickets = nullptr;
-  const int64_t shared = in_shared ? (C + 1) * static_cast<int64_t>(sizeof(int32_t)) : 0;
-  queue.launch_with(shared, count_kernel, blocks, s);
-  queue.launch_with(shared, place_kernel, blocks, s);
+  const int64_t shared = in_shared ? groups * static_cast<int64_t>(sizeof(int32_t)) : 0;
+  if (at_once) {
+    queue.launch_with(4 * shared, sort_kernel, s.blocks, s);
+  } else {
+    queue.launch_with(shared, count_kernel, s.blocks, s);
+    queue.launch_with(4 * shared, place_kernel, s.blocks, s);
+  }
   return {N, C, size, runs, s.order, s.offsets, s.first_run, s.runs, s.tickets};
 }
 

@@ -53,10 +53,10 @@ __device__ inline Segment segment_at(const Groups& g, int64_t index) {
   return {run.group, run.begin, run.end};
 }
 
-// Groups rows for kernels that store `partials` numbers per segment. Two launches.
+// Groups rows for kernels that store `partials` numbers per segment. One launch, or two for many rows.
 Groups group_rows(Queue& queue, const Features& x, const Mixture& mixture, int64_t partials);
 
-// Groups rows into segments of at most `size` rows; classes without rows have an empty one. Two launches.
+// Groups rows into segments of at most `size` rows; classes without rows have an empty one. As many launches.
 Groups group_every_class(Queue& queue, const Features& x, const Mixture& mixture, int64_t size);
 
 }  // namespace cem_fast::cuda

@@ -1,4 +1,5 @@
-// A stable counting sort of rows by class: every block counts a range of rows, then places them.
+// A stable counting sort of rows by class: every block counts a range of rows, then places them. Few rows take one launch,
+// in which every block counts all rows.
 #pragma once
 
 #include "groups.cuh"
@@ -14,7 +15,7 @@ struct Sort {
   int64_t run_size;    // most rows of a run
   bool every_class;    // classes without rows have an empty run
   int32_t* counts;     // [blocks, classes + 1]: rows of each group in each block
-  int32_t* next;       // [blocks, classes + 1]: where the block's next row of each group goes; null: in shared memory
+  int32_t* room;       // [blocks, 4, classes + 1] for Places; or null: in shared memory
   int32_t* order;      // [rows]
   int64_t* offsets;    // [classes + 2]
   int64_t* first_run;  // [classes + 2]
@@ -30,7 +31,7 @@ __device__ inline int32_t group_of(const Sort& s, int64_t n) {
 static __global__ void __launch_bounds__(kThreads, kBlocks) count_kernel(Sort s) {
   DYNAMIC_SHARED(room);
   int32_t* of_block = s.counts + blockIdx.x * (s.classes + 1);
-  int32_t* histogram = s.next == nullptr ? reinterpret_cast<int32_t*>(room) : of_block;
+  int32_t* histogram = s.room == nullptr ? reinterpret_cast<int32_t*>(room) : of_block;
   for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) {
     histogram[g] = 0;
     if (s.tickets != nullptr && blockIdx.x == 0) s.tickets[g] = 0;
@@ -39,26 +40,67 @@ static __global__ void __launch_bounds__(kThreads, kBlocks) count_kernel(Sort s)
   const int64_t first = blockIdx.x * s.rows_of_block;
   const int64_t last = first + s.rows_of_block < s.rows ? first + s.rows_of_block : s.rows;
   for (int64_t n = first + threadIdx.x; n < last; n += kThreads) atomicAdd(&histogram[group_of(s, n)], 1);
-  if (s.next != nullptr) return;
+  if (s.room != nullptr) return;
   __syncthreads();
   for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) of_block[g] = histogram[g];
 }
 
-// Rows of a group, and those in the blocks before this one.
-struct GroupSize {
-  int64_t size;
-  int64_t before;
+// What a block knows of every group.
+struct Places {
+  int32_t* next;   // rows in the blocks before this one, then the place of the block's next row
+  int32_t* size;   // rows of all blocks
+  int32_t* first;  // the first place
+  int32_t* run;    // the first run
+
+  __device__ Places(const Sort& s, unsigned char* shared) {
+    const int64_t groups = s.classes + 1;
+    next = s.room == nullptr ? reinterpret_cast<int32_t*>(shared) : s.room + blockIdx.x * 4 * groups;
+    size = next + groups;
+    first = size + groups;
+    run = first + groups;
+  }
 };
 
-__device__ inline GroupSize group_size(const Sort& s, int64_t g) {
-  int64_t size = 0, before = 0;
-  UNROLL_BY(8)
-  for (int64_t b = 0; b < s.blocks; ++b) {
-    const int32_t count = s.counts[b * (s.classes + 1) + g];
-    before += b < blockIdx.x ? count : 0;
-    size += count;
+__device__ inline int32_t parts_of(const Sort& s, int64_t g, int32_t size) {
+  const auto run = static_cast<uint32_t>(s.run_size);
+  const auto parts = static_cast<int32_t>((static_cast<uint32_t>(size) + run - 1) / run);
+  return s.every_class && parts == 0 && g < s.classes ? 1 : parts;
+}
+
+// The first place and the first run of every group, from `next` and `size`: a thread adds up neighboring groups.
+__device__ inline void find_places(const Sort& s, const Places& of) {
+  const int64_t groups = s.classes + 1, each = (groups + kThreads - 1) / kThreads;
+  const int64_t begin = threadIdx.x * each, end = begin + each < groups ? begin + each : groups;
+  int64_t own = 0;  // rows, and runs in the upper half
+  for (int64_t g = begin; g < end; ++g) own += of.size[g] + (int64_t{parts_of(s, g, of.size[g])} << 32);
+  int64_t total = 0, before = block_scan(own, &total);
+  for (int64_t g = begin; g < end; ++g) {
+    of.first[g] = static_cast<int32_t>(before);
+    of.run[g] = static_cast<int32_t>(before >> 32);
+    of.next[g] += of.first[g];
+    before += of.size[g] + (int64_t{parts_of(s, g, of.size[g])} << 32);
   }
-  return {size, before};
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    s.offsets[groups] = static_cast<int32_t>(total);
+    s.first_run[groups] = total >> 32;
+  }
+}
+
+// Writes every group and its runs: the warps of all blocks take turns.
+__device__ inline void write_groups(const Sort& s, const Places& of) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  for (int64_t g = blockIdx.x * kWarps + warp; g <= s.classes; g += s.blocks * kWarps) {
+    const int64_t size = of.size[g], first = of.first[g], run = of.run[g], parts = parts_of(s, g, of.size[g]);
+    if (lane == 0) {
+      s.offsets[g] = first;
+      s.first_run[g] = run;
+    }
+    for (int64_t i = lane; i < parts; i += kWarp) {
+      s.runs[run + i] = {static_cast<int32_t>(g), static_cast<int32_t>(first + size * i / parts),
+                         static_cast<int32_t>(first + size * (i + 1) / parts), static_cast<int32_t>(i),
+                         static_cast<int32_t>(parts)};
+    }
+  }
 }
 
 // Places the block's rows: warps take turns, so that rows of a group keep their order.
@@ -83,34 +125,58 @@ __device__ inline void place_rows(const Sort& s, int32_t* next) {
   }
 }
 
+__device__ inline void finish_sort(const Sort& s, const Places& of) {
+  find_places(s, of);
+  __syncthreads();  // the places of all groups are complete
+  write_groups(s, of);
+  place_rows(s, of.next);
+}
+
 static __global__ void __launch_bounds__(kThreads, kBlocks) place_kernel(Sort s) {
   DYNAMIC_SHARED(room);
-  int32_t* next = s.next == nullptr ? reinterpret_cast<int32_t*>(room) : s.next + blockIdx.x * (s.classes + 1);
-  int64_t position = 0, run = 0;
-  for (int64_t start = 0; start <= s.classes; start += kThreads) {
-    const int64_t g = start + threadIdx.x;
-    const GroupSize group = g <= s.classes ? group_size(s, g) : GroupSize{0, 0};
-    int64_t parts = (group.size + s.run_size - 1) / s.run_size;
-    if (s.every_class && parts == 0 && g < s.classes) parts = 1;
-    const int64_t base = position, base_run = run;
-    const int64_t offset = base + block_scan(group.size, &position);
-    const int64_t first = base_run + block_scan(parts, &run);
-    if (g > s.classes) continue;
-    next[g] = static_cast<int32_t>(offset + group.before);
-    if (blockIdx.x > 0) continue;
-    s.offsets[g] = offset;
-    s.first_run[g] = first;
-    for (int64_t i = 0; i < parts; ++i) {
-      s.runs[first + i] = {static_cast<int32_t>(g), static_cast<int32_t>(offset + group.size * i / parts),
-                           static_cast<int32_t>(offset + group.size * (i + 1) / parts), static_cast<int32_t>(i),
-                           static_cast<int32_t>(parts)};
+  const Places of(s, room);
+  for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) {
+    int32_t size = 0, before = 0;
+    UNROLL_BY(8)
+    for (int64_t b = 0; b < s.blocks; ++b) {
+      const int32_t count = s.counts[b * (s.classes + 1) + g];
+      before += b < blockIdx.x ? count : 0;
+      size += count;
+    }
+    of.size[g] = size;
+    of.next[g] = before;
+  }
+  __syncthreads();  // the sizes of all groups are complete
+  finish_sort(s, of);
+}
+
+// The whole sort in one launch.
+static __global__ void __launch_bounds__(kThreads, kBlocks) sort_kernel(Sort s) {
+  constexpr int kBatch = 16;  // loads that are under way at a time
+  DYNAMIC_SHARED(room);
+  const Places of(s, room);
+  for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) {
+    of.size[g] = of.next[g] = 0;
+    if (s.tickets != nullptr && blockIdx.x == 0) s.tickets[g] = 0;
+  }
+  __syncthreads();
+  const int64_t first = blockIdx.x * s.rows_of_block;
+  for (int64_t start = threadIdx.x; start < s.rows; start += kBatch * kThreads) {
+    int32_t group[kBatch];
+    UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      const int64_t n = start + i * kThreads;
+      group[i] = n < s.rows ? group_of(s, n) : -1;
+    }
+    UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      if (group[i] >= 0) atomicAdd((start + i * kThreads < first ? of.next : of.size) + group[i], 1);
     }
   }
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
-    s.offsets[s.classes + 1] = position;
-    s.first_run[s.classes + 1] = run;
-  }
-  place_rows(s, next);
+  __syncthreads();  // all rows are counted
+  for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) of.size[g] += of.next[g];
+  __syncthreads();  // the sizes of all groups are complete
+  finish_sort(s, of);
 }
 
 }  // namespace cem_fast::cuda

@@ -71,30 +71,6 @@ class Launch(NamedTuple):
     numbers: dict[str, int] = {}  # noqa: RUF012 (arguments of a Triton kernel, without tensors; never changed)
 
 
-class Shape(NamedTuple):
-    """The sizes of a case: rows, dimensions, classes and components of each; variances per dimension or not."""
-
-    N: int
-    D: int
-    C: int
-    K: int
-    diag: bool
-
-    @property
-    def features(self) -> int:
-        """Bytes of x."""
-        return 4 * self.N * self.D
-
-    @property
-    def means(self) -> int:
-        """Bytes of the means."""
-        return 4 * self.C * self.K * self.D
-
-    @property
-    def variances(self) -> int:
-        return self.means if self.diag else 4 * self.C * self.K
-
-
 @dataclass(frozen=True)
 class Work:
     """What one launch asks of a device.

@@ -32,7 +32,8 @@ if __name__ == "__main__":
 
 import torch
 from aot import device, faked, nvcc, work_cuda, work_triton
-from aot.device import A100, H200, Device, Launch, Shape, Work
+from aot.device import A100, H200, Device, Launch, Work
+from cem_fast.benchmarks.gpu_profile import CASES, least_bytes
 from cem_fast.kernels.operators import OPERATORS
 from cuda_host.host import Launchers, build_library
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -54,18 +55,6 @@ SERVES = {"mixture 4096x128 K1000": "Triton"}
 COMPILED = (*backend.COMPILED_FIRST, *library.FITS["cuda"])  # operators whose kernels of CUDA C++ come first
 MOST_OFF = 3.0  # between two measurements of the host's time
 
-CASES = {
-    "cem 128x512 C10": Shape(128, 512, 10, 5, False),
-    "cem 8192x512 C1000": Shape(8192, 512, 1000, 5, False),
-    "cem 65536x512 C100": Shape(65536, 512, 100, 5, False),
-    "cem 65536x512 C100 diag": Shape(65536, 512, 100, 5, True),
-    "cem 4096x2048 C100": Shape(4096, 2048, 100, 5, False),
-    "cem 4096x2048 C100 diag": Shape(4096, 2048, 100, 5, True),
-    "mixture 4096x128 K1000": Shape(4096, 128, 1, 1000, True),
-    "kmeans iteration 16384x512 K10": Shape(16384, 512, 1, 10, False),
-    "em iteration 16384x512 K10": Shape(16384, 512, 1, 10, True),
-}
-
 
 class Asked(NamedTuple):
     """What one call asks of the device and of the host."""
@@ -75,13 +64,6 @@ class Asked(NamedTuple):
     waits: int
     host_us: float
     scratch: int  # bytes of temporary memory
-
-
-def least_bytes(case: str) -> float:
-    """Bytes that must be moved: x read in each direction, its gradient written once, the parameters read once."""
-    shape = CASES[case]
-    passes = 1 if "iteration" in case else 3
-    return passes * shape.features + shape.means + (shape.variances if shape.diag else 0)
 
 
 def row(case: str, version: str, serves: str, asked: Asked, on: Device) -> dict[str, str]:

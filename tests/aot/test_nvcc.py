@@ -16,7 +16,7 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 def test_one_file_as_the_table_has_it():
     table = collect.written()
     found = nvcc.rows((nvcc.SOURCES / "groups.cu", 90))
-    assert {row["kernel"] for row, _ in found} == {"count_kernel", "place_kernel"}
+    assert {row["kernel"] for row, _ in found} == {"count_kernel", "place_kernel", "sort_kernel"}
     for row, faults in found:
         assert not faults
         assert table.get(collect.key_of(row), row) == row

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import ceil
 
-from aot.device import L1, L2, Launch, Shape, Work, spilled
+from aot.device import L1, L2, Launch, Work, spilled
+from cem_fast.benchmarks.gpu_profile import Shape
 
 THREADS, WARPS = 128, 4
 LABEL, PLACE = 8, 4  # bytes of a label or an assignment, and of a place in an order
@@ -26,17 +27,38 @@ def count(shape: Shape, launch: Launch) -> Work:
     return Work(hbm=ceil(turns / 2), barriers=3 + turns, cycles=20 * ceil(shape.C / THREADS), read=LABEL * shape.N)
 
 
+def _find_places(shape: Shape, launch: Launch) -> dict[str, float]:
+    """A thread adds up neighboring groups, a scan over the block, the groups again, and warps write them and their runs.
+
+    Then four warps take turns at the rows.
+    """
+    groups, turns = shape.C + 1, _rows_of_block(shape, launch) // THREADS
+    each, written = ceil(groups / THREADS), ceil(groups / (WARPS * launch.blocks))
+    return {
+        "l2": turns,
+        "shuffles": 2 * 5,
+        "barriers": 5 + WARPS * turns,
+        "cycles": 160 * each + 200 + 350 * written + 180 * turns,
+    }
+
+
 def place(shape: Shape, launch: Launch) -> Work:
-    """The counts of all blocks for every class, eight at a time, and their sums; then four warps take turns at the rows."""
-    turns, chunks = _rows_of_block(shape, launch) // THREADS, ceil((shape.C + 1) / THREADS)
-    return Work(
-        hbm=1,
-        l2=chunks * ceil(launch.blocks / 8) + turns,
-        shuffles=10 * chunks,
-        barriers=4 * chunks + WARPS * turns,
-        cycles=100 * chunks + 180 * turns,
-        written=PLACE * shape.N,
-    )
+    """The counts of all blocks for every class, eight at a time, and their places."""
+    work = _find_places(shape, launch)
+    chunks = ceil((shape.C + 1) / THREADS)
+    work["l2"] += chunks * ceil(launch.blocks / 8)
+    work["cycles"] += 100 * chunks
+    return Work(hbm=1, written=PLACE * shape.N, **work)
+
+
+def sort(shape: Shape, launch: Launch) -> Work:
+    """Every block counts all rows, sixteen loads of a thread under way at a time, and finds the places of its own."""
+    work = _find_places(shape, launch)
+    turns, chunks = ceil(shape.N / THREADS), ceil((shape.C + 1) / THREADS)
+    work["l2"] += ceil(turns / 16) - 1
+    work["cycles"] += 30 * turns + 60 * chunks
+    work["barriers"] += 3
+    return Work(hbm=1, read=LABEL * shape.N, written=PLACE * shape.N, **work)
 
 
 def busy_blocks(shape: Shape, launch: Launch) -> int:
@@ -130,8 +152,8 @@ def assign(shape: Shape, launch: Launch) -> Work:
 
 
 def _sum_over_segments(shape: Shape, segments: int) -> float:
-    """Loads of a sum over the segments that four shares of a block split, eight at a time."""
-    return segments / 4 / 8
+    """Loads of a sum over the segments that four shares of a block split, sixteen at a time."""
+    return segments / 4 / 16
 
 
 def move_means(shape: Shape, launch: Launch) -> Work:
@@ -181,6 +203,7 @@ def maximize(shape: Shape, launch: Launch) -> Work:
 KERNELS: dict[str, Callable[[Shape, Launch], Work]] = {
     "count_kernel": count,
     "place_kernel": place,
+    "sort_kernel": sort,
     "statistics_kernel": statistics,
     "scatter_gradient_kernel": scatter_gradient,
     "assign_kernel": assign,

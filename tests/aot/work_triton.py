@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import ceil, log2
 
-from aot.device import Launch, Shape, Work, spilled
+from aot.device import Launch, Work, spilled
+from cem_fast.benchmarks.gpu_profile import Shape
 
 ROWS_INDEX = 8  # bytes of a label or of a place in an order
 

@@ -47,7 +47,7 @@ def test_a_failure_becomes_a_line_and_predictions_stand_next_to_times(monkeypatc
     monkeypatch.setattr(gpu_profile, "predictions", lambda: {case: 110.0})
     first, second = gpu_profile.measure([case], {"auto": "right", "triton": "wrong"}, tb_s=4.0)
     assert (first.us, first.predicted_us) == (20.0, 110.0)
-    assert first.share == pytest.approx(gpu_profile.CASES[case].least_bytes / 4e6 / 20)
+    assert first.share == pytest.approx(gpu_profile.least_bytes(case) / 4e6 / 20)
     assert second.note == "RuntimeError: no kernel image"
     assert second.note in gpu_profile.table([first, second]).splitlines()[2]
 
