@@ -72,17 +72,20 @@ def spread_and_weights(means: Tensor, variances: Tensor, weights: Tensor) -> Non
 def normal(variances: Tensor) -> None:
     """Requires variances whose inverse is finite, if reading them does not wait for the device.
 
-    They are read once for each of their versions, not in each call.
+    They are read once for each of their versions, not in each call; compiled code reads them in each call.
     """
+    smallest = torch.finfo(variances.dtype).tiny
+    expected = f"variances must be at least {smallest:.3g}, the least normal {variances.dtype}"
+    if torch.compiler.is_compiling() and variances.is_cpu:
+        torch._assert_async((variances.detach() >= smallest).all(), expected)
+        return
     if not is_readable(variances) or variances.is_inference() or variances.numel() == 0:
         return
     if getattr(variances, "_normal_in", None) == variances._version:
         return
-    least, smallest = float(variances.detach().amin()), torch.finfo(variances.dtype).tiny
+    least = float(variances.detach().amin())
     if not least >= smallest:
-        raise ValueError(
-            f"variances must be at least {smallest:.3g}, the least normal {variances.dtype}, got {least:.3g}"
-        )
+        raise ValueError(f"{expected}, got {least:.3g}")
     variances._normal_in = variances._version  # type: ignore[attr-defined]
 
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from cem_fast import cost
-from cem_fast._support import typed_json
+from cem_fast._support import optional, typed_json
 from cem_fast._support.counts import require_count
 from cem_fast._support.files import check_target, write_atomically
 from cem_fast.config import RunConfig
@@ -294,10 +294,7 @@ def _levels(config: RunConfig) -> list[RunConfig]:
 
 
 def _study(config: RunConfig) -> optuna.Study:
-    try:
-        import optuna
-    except ImportError as error:
-        raise ImportError("cem-fast tune needs the package optuna: pip install 'cem_fast[tune]'") from error
+    optuna = optional.load("optuna", "cem-fast tune", "optuna")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=2 * BATCH)
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)

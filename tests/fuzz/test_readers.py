@@ -43,6 +43,7 @@ from cem_fast.experiments.records import Baseline, Results
 from cem_fast.experiments.run import run
 from cem_fast.report import page
 from cem_fast.training.resume import Snapshot
+from cem_fast.tune import Targets, Trial, Tuned, search
 
 SECONDS, MEBIBYTES = 60, 1500  # many times what a reader needs on a busy machine
 REFUSALS = (ValueError, OSError, click.ClickException)
@@ -161,6 +162,9 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
         digests={"device.onnx": "00"},
         versions={},
     ).save(root / "manifest")
+    (root / "tune").mkdir()
+    searched = Tuned(Targets(), config, (), (Trial(config, "done", 64, 1000, 0.9, 0.1),))
+    (root / "tune" / search.TUNED).write_text(json.dumps(searched.to_json()))
     fields = {field: "" for field in table.Run.__dataclass_fields__}
     table.append(root / "table", table.Run(**fields), [table.Row("operations", "cem_paper", "cem_fast", p50_ms=1.5)])
 
@@ -183,6 +187,7 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
         "idx": Reader(root / "idx", "i.gz", lambda f: fashion_mnist.read_idx(f / "i.gz", 1)),
         "pickle": Reader(root / "pickle", "p", read_pickle),
         "manifest": Reader(root / "manifest", manifest.NAME, manifest.read),
+        "tune.json": Reader(root / "tune", search.TUNED, lambda f: search._held(f, config)),
         "table": Reader(root / "table", table.FILE, lambda f: table.read(f / table.FILE)),
     }
     for path in (root / "images").iterdir():
@@ -201,6 +206,7 @@ DAMAGED = (
     "pickle",
     "table",
     "manifest",
+    "tune.json",
     "run.json",
     "results.json",
     *IMAGES,
@@ -219,7 +225,9 @@ def damage(readers: dict[str, Reader], data: st.DataObject) -> None:
 
 def edit(readers: dict[str, Reader], data: st.DataObject) -> None:
     reader = readers[
-        data.draw(st.sampled_from(("run.json", "run.json", "manifest", "results.json", "results.json", "report")))
+        data.draw(
+            st.sampled_from(("run.json", "run.json", "manifest", "tune.json", "results.json", "results.json", "report"))
+        )
     ]
     outcome_of(reader, data.draw(mutations.documents(json.loads(reader.content))))
 
@@ -378,7 +386,9 @@ def test_special_files_are_refused(readers, special):
         ):
             continue  # files that this package has written or verified; the digest of a pickle is checked first
         refusal = outcome(reader, place)
-        assert refusal is not None or (name == "training" and special in ("a dangling link", "a link to itself")), name
+        assert refusal is not None or (
+            name in ("training", "tune.json") and special in ("a dangling link", "a link to itself")
+        ), name
 
 
 MEMBERS = {

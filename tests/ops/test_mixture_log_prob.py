@@ -249,3 +249,14 @@ def test_large_features_have_finite_densities_on_the_reference():
         value, _ = reference.mixture_log_prob_fwd(x, torch.zeros(1, 1, 3), spread, torch.ones(1, 1), None, False)
         expected = -1.5 * (3e19**2 / 1e38 + math.log(2 * math.pi * 1e38))
         torch.testing.assert_close(value, torch.tensor([expected]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (1, 2, 4)], ids=["spherical", "diag"])
+def test_compiled_code_refuses_a_variance_whose_inverse_is_infinite(shape):
+    def density(variances):
+        return mixture_log_prob(torch.zeros(3, 4), torch.zeros(1, 2, 4), variances, torch.full((1, 2), 0.5))
+
+    compiled = torch.compile(density, fullgraph=True, backend="eager")
+    assert compiled(torch.ones(shape)).isfinite().all()
+    with pytest.raises(RuntimeError, match="variances must be at least 1.18e-38"):
+        compiled(torch.full(shape, 1e-40))
