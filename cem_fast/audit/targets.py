@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cem_fast._support.files import expanded, require_regular
 from cem_fast._support.lookup import lookup
+from cem_fast._support.text import one_line
 from cem_fast.data.splits import fingerprints
 from cem_fast.deploy.files import check_packages, digest, onnx_function, read_onnx
 from cem_fast.models.cutting import logits
@@ -229,8 +230,8 @@ def read_array(path: str | Path) -> Tensor:
         if not isinstance(found, np.ndarray) or found.dtype.kind not in "uif":
             raise ValueError("it must hold an array of numbers")
         values = torch.from_numpy(np.ascontiguousarray(found.astype(found.dtype.newbyteorder("="), copy=False)))
-    except (ValueError, TypeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    except Exception as error:  # a header is parsed as Python, whose parser raises many kinds
+        raise ValueError(f"{path} cannot be read: {one_line(str(error) or type(error).__name__)}") from None
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"{path} must hold finite numbers, got NaN or infinity")
     return values

@@ -175,6 +175,6 @@ def _text(content: bytes) -> str:
     """The error of a server's answer, printable."""
     try:
         text = str(json.loads(content)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         text = content.decode(errors="replace")
     return one_line(text)

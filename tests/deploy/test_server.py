@@ -18,7 +18,7 @@ from cem_fast.benchmarks import serving
 from safetensors.torch import save
 
 from cem_fast import defenses, deploy, models
-from cem_fast.deploy import CloudServer, DeviceClient, draws
+from cem_fast.deploy import CloudServer, DeviceClient, client, draws
 from cem_fast.deploy.files import open_half
 
 pytest.importorskip("fastapi")
@@ -266,3 +266,7 @@ def test_a_cloud_half_of_another_network_is_refused_at_the_start(place, tmp_path
 def test_a_taken_port_is_named(place, address):
     with pytest.raises(OSError, match=f"the port {urlsplit(address).port} of 127.0.0.1"):
         CloudServer(place[0], port=urlsplit(address).port).start()
+
+
+def test_a_refusal_that_is_nested_deeply_is_shown_as_text():
+    assert client._text(b"[" * 100_000) == "[" * 300

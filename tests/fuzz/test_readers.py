@@ -33,6 +33,7 @@ from support import mutations
 from support.fuzzing import quick, thorough
 
 from cem_fast import GaussianMixture
+from cem_fast.audit import targets
 from cem_fast.cli import parser
 from cem_fast.config import GridConfig, RunConfig
 from cem_fast.data import Part, Splits, cifar, fashion_mnist, fetch
@@ -162,7 +163,9 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
         digests={"device.onnx": "00"},
         versions={},
     ).save(root / "manifest")
-    (root / "tune").mkdir()
+    for folder in ("tune", "array"):
+        (root / folder).mkdir()
+    np.save(root / "array" / "a.npy", np.arange(12.0).reshape(3, 4))
     searched = Tuned(Targets(), config, (), (Trial(config, "done", 64, 1000, 0.9, 0.1),))
     (root / "tune" / search.TUNED).write_text(json.dumps(searched.to_json()))
     fields = {field: "" for field in table.Run.__dataclass_fields__}
@@ -187,6 +190,7 @@ def readers(tmp_path_factory) -> dict[str, Reader]:
         "idx": Reader(root / "idx", "i.gz", lambda f: fashion_mnist.read_idx(f / "i.gz", 1)),
         "pickle": Reader(root / "pickle", "p", read_pickle),
         "manifest": Reader(root / "manifest", manifest.NAME, manifest.read),
+        "array": Reader(root / "array", "a.npy", lambda f: targets.read_array(f / "a.npy")),
         "tune.json": Reader(root / "tune", search.TUNED, lambda f: search._held(f, config)),
         "table": Reader(root / "table", table.FILE, lambda f: table.read(f / table.FILE)),
     }
@@ -207,6 +211,7 @@ DAMAGED = (
     "table",
     "manifest",
     "tune.json",
+    "array",
     "run.json",
     "results.json",
     *IMAGES,
@@ -389,6 +394,22 @@ def test_special_files_are_refused(readers, special):
         assert refusal is not None or (
             name in ("training", "tune.json") and special in ("a dangling link", "a link to itself")
         ), name
+
+
+SHAPES = {
+    "of petabytes": "(1000000000, 3, 1000, 1000)",
+    "beyond 64 bits": "(1" + "0" * 4000 + ",)",
+    "nested": "(" * 3000,
+    "of signs": "-" * 5000 + "1",
+    "negative": "(-1, 3)",
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_array_of_a_hostile_shape_is_refused(readers, shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {SHAPES[shape]}, }}\n".encode()
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    assert "cannot be read" in (outcome_of(readers["array"], content) or "")
 
 
 MEMBERS = {
