@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from cem_fast._support.counts import require_count
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.warn import warn
 from cem_fast.mixture import GaussianMixture
@@ -329,8 +330,7 @@ class CEMLoss(FittedModule):
         return self
 
     def _prepare(self, dimension: int, max_iter: int, tol: float) -> None:
-        if isinstance(max_iter, bool) or not hasattr(max_iter, "__index__") or max_iter < 1:
-            raise ValueError(f"max_iter must be a positive integer, got {max_iter!r}")
+        require_count("max_iter", max_iter)
         validate.number("tol", tol)
         if not tol >= 0:
             raise ValueError(f"tol must not be negative, got {tol}")

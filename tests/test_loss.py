@@ -208,8 +208,8 @@ def test_official_reads_the_weights_of_the_right_class():
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        (dict(num_classes=0), ValueError, "num_classes must be a positive integer, got 0"),
-        (dict(num_components=0), ValueError, "num_components must be a positive integer, got 0"),
+        (dict(num_classes=0), ValueError, "num_classes must be at least 1, got 0"),
+        (dict(num_components=0), ValueError, "num_components must be at least 1, got 0"),
         (dict(noise_std=0), ValueError, "noise_std must be a positive number .* got 0"),
         (dict(noise_std=-1.0), ValueError, "noise_std must be a positive number .* got -1.0"),
         (dict(noise_std=float("nan")), ValueError, "noise_std must be a positive number .* got nan"),
@@ -343,7 +343,7 @@ def test_a_mixture_that_is_none_is_refused(change, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(max_iter=0), "max_iter must be a positive integer, got 0"),
+        (dict(max_iter=0), "max_iter must be at least 1, got 0"),
         (dict(tol=float("nan")), "tol must not be negative, got nan"),
     ],
 )

@@ -80,7 +80,7 @@ CASES = {
     ),
     "large initial means": (lambda: mixture(init=START + 1e38), ValueError, "init must be small enough"),
     "initial means without values": (lambda: mixture(init=START.to("meta")), ValueError, "init must hold values"),
-    "a sample of no rows": (lambda: mixture().sample(0), ValueError, "num_samples must be a positive integer, got 0"),
+    "a sample of no rows": (lambda: mixture().sample(0), ValueError, "num_samples must be at least 1, got 0"),
     "a seed for a generator": (lambda: mixture().sample(3, generator=5), TypeError, "generator must be a torch.Gen"),
     "a function for an encoder": (
         lambda: loss().fit_loader(len, [(X, Y)]),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cem_fast._support.counts import require_count
 from cem_fast.functional import component_statistics, mixture_log_prob
 from cem_fast.mixture import covariance
 from cem_fast.mixture.fitted import FittedModule
@@ -248,8 +249,8 @@ class MixtureDensity(FittedModule):
 
         Raises:
             RuntimeError: the mixture is not fitted.
-            TypeError: the generator is of another kind.
-            ValueError: num_samples is not a positive integer.
+            TypeError: num_samples is no integer, or the generator is of another kind.
+            ValueError: num_samples is below 1.
 
         Example:
             >>> import torch
@@ -259,8 +260,7 @@ class MixtureDensity(FittedModule):
             >>> rows.shape, component
             (torch.Size([3, 2]), tensor([0, 0, 0]))
         """
-        if isinstance(num_samples, bool) or not hasattr(num_samples, "__index__") or num_samples < 1:
-            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
+        require_count("num_samples", num_samples)
         if not (generator is None or isinstance(generator, torch.Generator)):
             raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
         self._components(None)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from cem_fast._support.counts import require_count
 from cem_fast._support.warn import warn
 from cem_fast.mixture import covariance
 from cem_fast.mixture.density import shape_of_spread
@@ -66,9 +67,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("num_components", "num_classes", "num_init", "max_iter"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            require_count(name, getattr(self, name))
         for name, allowed in (("covariance_type", COVARIANCE_TYPES), ("algorithm", ALGORITHMS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")

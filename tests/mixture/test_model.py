@@ -205,7 +205,7 @@ def test_float64_rows_give_a_float64_mixture_and_state_round_trips():
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        (dict(num_components=0), ValueError, "num_components must be a positive integer, got 0"),
+        (dict(num_components=0), ValueError, "num_components must be at least 1, got 0"),
         (
             dict(covariance_type="banded"),
             ValueError,
@@ -216,7 +216,7 @@ def test_float64_rows_give_a_float64_mixture_and_state_round_trips():
             ValueError,
             "estimates spherical or diag covariances, got 'full'",
         ),
-        (dict(num_components=True), ValueError, "num_components must be a positive integer, got True"),
+        (dict(num_components=True), TypeError, "num_components must be an integer of at least 1, got True"),
         (dict(algorithm="vb"), ValueError, "algorithm must be one of em, kmeans, got 'vb'"),
         (dict(init="corners"), ValueError, r"init must be 'k-means\+\+', 'random' or a tensor"),
         (dict(init=[[0.0]]), TypeError, r"init must be 'k-means\+\+', 'random' or a tensor .* of means, got list"),
