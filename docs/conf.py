@@ -29,7 +29,6 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:class", r"cem_fast\._support\..*|cem_fast\.mixture\.fitted\..*|cem_fast\..*\.[A-Z]"),
     ("py:class", r"dict\[str"),  # of a field with a default factory, whose signature Sphinx cannot parse
-    ("py:class", r"torch\.utils\.data\..*"),  # not in the inventory
 ]  # parts that no user calls, type variables
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
