@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from cem_fast.experiments.saved_run import load_run
     from cem_fast.loss import CEMLoss
-    from cem_fast.mixture import GaussianMixture
+    from cem_fast.mixture import GaussianMixture, KMeans
     from cem_fast.models.split import SplitModel
     from cem_fast.ops.backend import describe as backends
     from cem_fast.schedule import CEMSchedule
@@ -34,6 +34,7 @@ __all__ = [
     "CEMLoss",
     "CEMSchedule",
     "GaussianMixture",
+    "KMeans",
     "SplitModel",
     "__version__",
     "attacks",
@@ -56,6 +57,7 @@ _PLACES = {
     "CEMLoss": ("cem_fast.loss", "CEMLoss"),
     "CEMSchedule": ("cem_fast.schedule", "CEMSchedule"),
     "GaussianMixture": ("cem_fast.mixture", "GaussianMixture"),
+    "KMeans": ("cem_fast.mixture", "KMeans"),
     "SplitModel": ("cem_fast.models.split", "SplitModel"),
     "backends": ("cem_fast.ops.backend", "describe"),
     "load_run": ("cem_fast.experiments.saved_run", "load_run"),

@@ -1,5 +1,6 @@
-"""Gaussian mixtures of all classes at once."""
+"""Gaussian mixtures and k-means of all classes at once."""
 
+from cem_fast.mixture.kmeans import KMeans
 from cem_fast.mixture.model import GaussianMixture
 
-__all__ = ["GaussianMixture"]
+__all__ = ["GaussianMixture", "KMeans"]

@@ -48,11 +48,14 @@ def numpy_too(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        owner: Any
         owner, *rest = args
         x = rest[0] if rest else kwargs.get("x")
+        if replaces:
+            owner.fitted_on_arrays = isinstance(x, np.ndarray)
         if not isinstance(x, np.ndarray):
             return method(*args, **kwargs)
-        means: Tensor = owner.means  # type: ignore[attr-defined]
+        means: Tensor = owner.means
         rows = rows_of(x, means if means.shape[2] > 0 and not replaces else None)
 
         def other(value: Any) -> Any:  # labels are integers, sample weights are numbers
@@ -60,7 +63,7 @@ def numpy_too(method: Callable[P, R]) -> Callable[P, R]:
 
         named = {name: rows if name == "x" else other(value) for name, value in kwargs.items()}
         placed = (rows, *map(other, rest[1:])) if rest else ()
-        result: R = array_of(method(owner, *placed, **named))  # type: ignore[arg-type]
+        result: R = array_of(method(owner, *placed, **named))
         return result
 
     return called

@@ -11,7 +11,9 @@ from torch import Tensor
 from cem_fast._support.counts import require_count
 from cem_fast.functional import component_statistics, mixture_log_prob
 from cem_fast.mixture import covariance
+from cem_fast.mixture.arrays import numpy_too
 from cem_fast.mixture.fitted import FittedModule
+from cem_fast.mixture.rows import class_totals
 from cem_fast.ops import validate
 from cem_fast.ops.library import OPERATORS
 
@@ -151,6 +153,7 @@ class MixtureDensity(FittedModule):
         labels = validate.labels(labels, x.shape[0], means.shape[0], x.device)
         return covariance.log_joint(x, labels, means, spread, weights)
 
+    @numpy_too
     def score_samples(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Log-likelihood of each row, ``log p(x_n | y_n)``, or ``log p(x_n)`` without labels; differentiable in x.
 
@@ -177,6 +180,31 @@ class MixtureDensity(FittedModule):
             return self._log_joint(x, labels).logsumexp(1).to(self.means.dtype)
         return mixture_log_prob(x, *self._components(labels), labels=labels)
 
+    def _log_likelihood(self, x: Tensor, labels: Tensor | None, sample_weight: Tensor | None) -> tuple[float, float]:
+        """The log-likelihood of all rows, and their number; with sample weights, weighted sums."""
+        values = self.score_samples(x, labels).detach().double()
+        mass = torch.ones_like(values)
+        if sample_weight is not None:
+            mass = validate.sample_weight(sample_weight, len(x), x.device).double()
+            values = torch.where(mass > 0, values * mass, 0.0)
+        everything = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return float(class_totals(values, everything, 1)), float(class_totals(mass, everything, 1))
+
+    @numpy_too
+    def score(self, x: Tensor, labels: Tensor | None = None, sample_weight: Tensor | None = None) -> float:
+        """Mean log-likelihood of rows in nats; arguments as ``score_samples``, and sample weights ``[N]``.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import GaussianMixture
+            >>> mixture = GaussianMixture(num_components=1, reg_covar=0.0).fit(torch.tensor([[-1.0], [1.0]]))
+            >>> round(mixture.score(torch.tensor([[0.0], [2.0]])), 4)
+            -1.9189
+        """
+        total, number = self._log_likelihood(x, labels, sample_weight)
+        return total / number
+
+    @numpy_too
     @torch.no_grad()
     def predict(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Component of each row: the nearest mean after k-means, the highest posterior after EM.
@@ -216,6 +244,7 @@ class MixtureDensity(FittedModule):
             means = means.masked_fill((weights == 0).unsqueeze(-1), math.inf)
         return component_statistics(x, means, labels, variances=variances, weights=weights, assignment=rule).assignment
 
+    @numpy_too
     @torch.no_grad()
     def predict_proba(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Responsibilities ``[N, K]`` within each row's class, or ``[N, C K]`` without labels; arguments as ``score_samples``.
@@ -285,8 +314,9 @@ class MixtureDensity(FittedModule):
             spread = spread // D * (D + 1) // 2
         return self.means.numel() + spread + weights
 
-    def aic(self, x: Tensor, labels: Tensor | None = None) -> float:
-        """Akaike information criterion of rows, ``2 p - 2 log L``; lower is better; arguments as ``score_samples``.
+    @numpy_too
+    def aic(self, x: Tensor, labels: Tensor | None = None, sample_weight: Tensor | None = None) -> float:
+        """Akaike information criterion of rows, ``2 p - 2 log L``; lower is better; arguments as ``score``.
 
         Example:
             >>> import torch
@@ -295,10 +325,12 @@ class MixtureDensity(FittedModule):
             >>> round(GaussianMixture(num_components=1, reg_covar=0.0).fit(x).aic(x), 4)
             9.6758
         """
-        return 2 * self._num_parameters(labels) - 2 * float(self.score_samples(x, labels).double().sum())
+        total, _ = self._log_likelihood(x, labels, sample_weight)
+        return 2 * self._num_parameters(labels) - 2 * total
 
-    def bic(self, x: Tensor, labels: Tensor | None = None) -> float:
-        """Bayesian information criterion of rows, ``p log N - 2 log L``; lower is better; arguments as ``score_samples``.
+    @numpy_too
+    def bic(self, x: Tensor, labels: Tensor | None = None, sample_weight: Tensor | None = None) -> float:
+        """Bayesian information criterion of rows, ``p log N - 2 log L``; lower is better; arguments as ``score``.
 
         Example:
             >>> import torch
@@ -307,7 +339,8 @@ class MixtureDensity(FittedModule):
             >>> round(GaussianMixture(num_components=1, reg_covar=0.0).fit(x).bic(x), 4)
             7.062
         """
-        return self._num_parameters(labels) * math.log(len(x)) - 2 * float(self.score_samples(x, labels).double().sum())
+        total, number = self._log_likelihood(x, labels, sample_weight)
+        return self._num_parameters(labels) * math.log(number) - 2 * total
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # D is unknown before a fit, so tensors take the shapes of the loaded values if all of them fit

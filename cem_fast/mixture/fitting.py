@@ -64,6 +64,7 @@ class Settings:
     tol: float
     reg_covar: float
     generator: torch.Generator | None
+    unit_means: bool = False  # k-means on directions: rows of length 1, means that are scaled to length 1
 
     def __post_init__(self) -> None:
         for name in ("num_components", "num_classes", "num_init", "max_iter"):
@@ -193,9 +194,9 @@ def _fit_once(rows: Rows, sample: Rows, settings: Settings, like: Tensor) -> Est
     else:
         means = SEEDINGS[settings.init](sample, C, K, like=like, generator=settings.generator)
         if settings.algorithm == "kmeans" and sample is not rows:
-            means = lloyd(sample, means, diag=settings.diag, **iterations).means
+            means = lloyd(sample, means, diag=settings.diag, **iterations, unit_means=settings.unit_means).means
     if settings.algorithm == "kmeans":
-        return lloyd(rows, means, diag=settings.diag, **iterations)
+        return lloyd(rows, means, diag=settings.diag, **iterations, unit_means=settings.unit_means)
     start = _start_of_em(sample, means, settings, iterations)
     if settings.matrices and settings.init_variances is None:
         return expectation_maximization_of_matrices(rows, start, tied=settings.tied, **iterations)
@@ -308,16 +309,24 @@ def _weighted_statistics(
 
 
 def lloyd(
-    rows: Rows, means: Tensor, *, diag: bool, max_iter: int, tol: float, reg_covar: float, dtype: torch.dtype
+    rows: Rows,
+    means: Tensor,
+    *,
+    diag: bool,
+    max_iter: int,
+    tol: float,
+    reg_covar: float,
+    dtype: torch.dtype,
+    unit_means: bool = False,
 ) -> Estimate:
     """k-means from the given means ``[C, K, D]``. Each class stops when its own means converge."""
-    if rows.in_one_piece and not rows.weighted and ("kmeans", means.device.type) in WHOLE_FITS:
+    if rows.in_one_piece and not rows.weighted and not unit_means and ("kmeans", means.device.type) in WHOLE_FITS:
         ((x, labels, _),) = rows
         means, counts, scatter, n_iter, rests = _KMEANS(x, means, labels, max_iter, tol, diag)
         counts, scatter, converged = counts.double(), scatter.double(), rests > 0
         require_finite(rows, scatter)
     else:
-        means, n_iter, converged = _lloyd_in_pieces(rows, means, max_iter, tol)
+        means, n_iter, converged = _lloyd_in_pieces(rows, means, max_iter, tol, unit_means)
         counts, scatter, _ = hard_statistics(rows, means, per_dimension=diag, sums=False)
     n, per_class = counts.clamp_min(rows.least_mass), counts.sum(1)
     variances = scatter / n.unsqueeze(-1) if diag else scatter / (n * means.shape[2])
@@ -333,7 +342,15 @@ def lloyd(
     )
 
 
-def _lloyd_in_pieces(rows: Rows, means: Tensor, max_iter: int, tol: float) -> tuple[Tensor, Tensor, Tensor]:
+def directions(means: Tensor, otherwise: Tensor) -> Tensor:
+    """Means scaled to length 1, and others where their length is 0."""
+    length = means.norm(dim=-1, keepdim=True)
+    return torch.where(length > 0, means / length.clamp_min(torch.finfo(means.dtype).tiny), otherwise)
+
+
+def _lloyd_in_pieces(
+    rows: Rows, means: Tensor, max_iter: int, tol: float, unit_means: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Iterations over chunks and shards: means, and the number of iterations ``[C]`` and convergence ``[C]`` of every class."""
     active = torch.ones(len(means), dtype=torch.bool, device=means.device)
     n_iter = torch.zeros(len(means), dtype=torch.int64, device=means.device)
@@ -346,7 +363,8 @@ def _lloyd_in_pieces(rows: Rows, means: Tensor, max_iter: int, tol: float) -> tu
             active = counts.sum(1) > 0
         filled = counts.unsqueeze(-1) > 0
         share = counts.clamp_min(rows.least_mass).unsqueeze(-1)
-        target = torch.where(filled, sums / share, means.double()).to(means.dtype)
+        target = torch.where(filled, sums / share, means.double())
+        target = (directions(target, means.double()) if unit_means else target).to(means.dtype)
         target = _reseed_empty(moving, means, target, counts)
         shift = (target.double() - means.double()).square().sum((1, 2))
         means = torch.where(active[:, None, None], target, means)

@@ -15,6 +15,7 @@ from cem_fast.mixture.arrays import numpy_too, rows_of, tensor_of
 from cem_fast.mixture.exchange import FITTED, ExchangedMixture
 from cem_fast.mixture.fitting import Moments, Settings
 from cem_fast.mixture.rows import Chunk, Rows, Stream, class_sizes, draw_sample
+from cem_fast.mixture.selection import Selection, validate_selection
 from cem_fast.ops import validate
 
 
@@ -33,7 +34,7 @@ class GaussianMixture(ExchangedMixture):
             (``covariances [C, K, D, D]``) or ``tied`` (one per class, ``covariances [C, D, D]``). The last two need EM
             and are kept in float64.
         algorithm: ``em`` or ``kmeans`` (Lloyd; each row belongs to its nearest mean).
-        init: ``k-means++`` (EM then starts from a k-means fit) or initial means ``[C, K, D]``.
+        init: ``k-means++`` or ``random`` rows (EM then starts from a k-means fit), or initial means ``[C, K, D]``.
         init_variances: initial variances or covariances of EM; estimated from the initial means if None.
         init_weights: initial weights ``[C, K]`` of EM; estimated from the initial means if None.
         num_init: restarts; the best one is kept for each class.
@@ -41,7 +42,7 @@ class GaussianMixture(ExchangedMixture):
         tol: EM stops when the mean log-likelihood gains less (nats). k-means stops when the squared movement of the means,
             summed over dimensions, is less than ``tol`` times the mean variance of the features.
         reg_covar: added to every variance, in squared units of x.
-        generator: source of randomness of k-means++.
+        generator: source of randomness of the initial means.
         process_group: torch.distributed group over which fits sum their statistics; each rank then passes its own rows.
 
     Attributes:
@@ -75,6 +76,8 @@ class GaussianMixture(ExchangedMixture):
 
     fitted_values = FITTED
     rows_name = "x"  # in errors
+    unit_means = False  # set by KMeans for directions
+    selection_: Selection | None = None
 
     def __init__(
         self,
@@ -148,6 +151,74 @@ class GaussianMixture(ExchangedMixture):
         chunk = self._rows(x, labels, sample_weight)
         return self._fit(Rows([chunk], self.process_group, self.rows_name, sample_weight is not None))
 
+    @numpy_too
+    @torch.no_grad()
+    def fit_predict(self, x: Tensor, labels: Tensor | None = None, sample_weight: Tensor | None = None) -> Tensor:
+        """Fits the mixture to rows and returns their components; arguments as ``fit``.
+
+        Returns:
+            Components ``[N]``, int64, as ``predict`` gives them.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import GaussianMixture
+            >>> start = torch.tensor([[[0.0], [10.0]]])
+            >>> x = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+            >>> GaussianMixture(num_components=2, init=start).fit_predict(x)
+            tensor([0, 0, 1, 1])
+        """
+        return self.fit(x, labels, sample_weight).predict(x, labels)
+
+    @numpy_too
+    @torch.no_grad()
+    def select(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        *,
+        num_components: Iterable[int] = range(1, 11),
+        criterion: str = "bic",
+    ) -> GaussianMixture:
+        """Fits mixtures with several numbers of components and returns the one with the lowest criterion.
+
+        All have the other settings of this mixture, which stays as it is. Of equal values, the first wins.
+
+        Args:
+            x: rows ``[N, D]``.
+            labels: class of each row ``[N]``, integer; None is allowed for one class.
+            sample_weight: how many rows each row counts for ``[N]``; 0 leaves it out; 1 if None.
+            num_components: the numbers to try.
+            criterion: ``bic`` or ``aic``.
+
+        Returns:
+            The fitted mixture. Its ``selection_`` holds the criterion of each number, and draws it with ``plot``.
+
+        Raises:
+            ValueError: there is nothing to try, the criterion is another one, or initial parameters are given.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import GaussianMixture
+            >>> g = torch.Generator().manual_seed(0)
+            >>> x = torch.randn(300, 2, generator=g) + 8 * (torch.arange(300) % 3).unsqueeze(1)
+            >>> chosen = GaussianMixture(num_components=1, generator=g).select(x, num_components=range(1, 5))
+            >>> chosen.num_components, list(chosen.selection_.values)
+            (3, [1, 2, 3, 4])
+
+        Source: Schwarz, "Estimating the dimension of a model", Annals of Statistics 1978 (BIC); Akaike, "A new look at the
+        statistical model identification", IEEE Transactions on Automatic Control 1974 (AIC).
+        """
+        fitted = {
+            number: self._unfitted(num_components=number).fit(x, labels, sample_weight)
+            for number in validate_selection(self, num_components, criterion)
+        }
+        values = {number: getattr(mixture, criterion)(x, labels, sample_weight) for number, mixture in fitted.items()}
+        selection = Selection(criterion, values)
+        chosen = fitted[selection.chosen]
+        chosen.selection_ = selection
+        return chosen
+
     @torch.no_grad()
     def fit_stream(
         self,
@@ -192,6 +263,14 @@ class GaussianMixture(ExchangedMixture):
         kept = Rows(sample, self.process_group, self.rows_name, weighted)
         rows = kept if complete else Rows(stream, self.process_group, self.rows_name, weighted)
         return self._fit(rows, sample=kept, sizes=sizes)
+
+    def _unfitted(self, **changed: Any) -> GaussianMixture:
+        """A mixture with the same settings but for the changed ones."""
+        settings = vars(self._settings()) | changed
+        settings.pop("unit_means")
+        fresh = GaussianMixture(**settings, process_group=self.process_group)
+        fresh.unit_means, fresh.rows_name = self.unit_means, self.rows_name
+        return fresh
 
     def _settings(self) -> Settings:
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
@@ -358,23 +437,15 @@ class GaussianMixture(ExchangedMixture):
     def _move(self, seen: Tensor, moments: Moments) -> None:
         """Updates the parameters, which stand for ``seen [C, K]`` rows, by moments of more rows about the means."""
         moved = fitting.moved(self.means, self.variances, self.weights, seen, moments, self.reg_covar)
+        if self.unit_means:
+            moved["means"] = fitting.directions(moved["means"], self.means.double())
         count = seen + moments[0]
         per_class = count.sum(1)
         self.set_parameters(**moved, class_prior=per_class / per_class.sum(), counts=count)
 
     def _adopt(self, rows: Rows, classes: Tensor) -> None:
         """Fits classes without earlier rows; the other classes keep their parameters."""
-        fresh = GaussianMixture(
-            num_components=self.num_components,
-            num_classes=self.num_classes,
-            covariance_type=self.covariance_type,
-            algorithm=self.algorithm,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            reg_covar=self.reg_covar,
-            generator=self.generator,
-            process_group=self.process_group,
-        )
+        fresh = self._unfitted(init="k-means++", init_variances=None, init_weights=None, num_init=1)
         fresh._fit(rows)
         for name in ("means", "variances", "weights", "counts"):
             mine, theirs = getattr(self, name), getattr(fresh, name)
