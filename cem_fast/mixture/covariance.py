@@ -6,10 +6,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from cem_fast.ops.fits import OPERATORS, by_class
+
+_INVERSE_ROOTS = OPERATORS["inverse_roots"]
+_LOG_JOINT = OPERATORS["matrix_log_joint"]
+_MOMENTS = OPERATORS["matrix_moments"]
+
+NOT_POSITIVE = "covariances must be positive definite, got one that is not: raise reg_covar"
 
 
 def per_component(covariances: Tensor, num_components: int) -> Tensor:
@@ -17,14 +24,6 @@ def per_component(covariances: Tensor, num_components: int) -> Tensor:
     if covariances.dim() == 4:
         return covariances
     return covariances.unsqueeze(1).expand(-1, num_components, -1, -1)
-
-
-def _classes(x: Tensor, labels: Tensor | None, num_classes: int) -> Iterator[tuple[int, Tensor]]:
-    """Each class that has rows, and the indices of its rows."""
-    for c in range(num_classes):
-        rows = torch.arange(len(x), device=x.device) if labels is None else (labels == c).nonzero().squeeze(1)
-        if len(rows):
-            yield c, rows
 
 
 def log_joint(x: Tensor, labels: Tensor | None, means: Tensor, covariances: Tensor, weights: Tensor) -> Tensor:
@@ -41,12 +40,15 @@ def log_joint(x: Tensor, labels: Tensor | None, means: Tensor, covariances: Tens
         ValueError: a covariance is not positive definite.
     """
     C, K, D = means.shape
-    roots, failed = torch.linalg.cholesky_ex(covariances.double())
     traced = torch.compiler.is_compiling()
+    tensors = (x, means, covariances, weights)
+    if not traced and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return _log_joint_without_gradient(x, labels, means, covariances, weights)
+    roots, failed = torch.linalg.cholesky_ex(covariances.double())
     if traced:  # where values cannot be looked at, what is not positive definite gives NaN
         roots = roots.masked_fill((failed != 0)[..., None, None], math.nan)
     elif bool(failed.any()):
-        raise ValueError("covariances must be positive definite, got one that is not: raise reg_covar")
+        raise ValueError(NOT_POSITIVE)
     half_logdet = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     constants = weights.double().log() - 0.5 * D * math.log(2 * math.pi)
     constants = constants - (half_logdet if covariances.dim() == 4 else half_logdet.unsqueeze(1))
@@ -65,22 +67,28 @@ def log_joint(x: Tensor, labels: Tensor | None, means: Tensor, covariances: Tens
         for c in range(C):
             joint = torch.where((labels == c).unsqueeze(1), of_class(c, x), joint)
         return joint
-    for c, rows in _classes(x, labels, C):
+    for c, rows in by_class(labels, C):
+        assert isinstance(rows, Tensor)
         joint = joint.index_copy(0, rows, of_class(c, x[rows]))
+    return joint
+
+
+def _log_joint_without_gradient(
+    x: Tensor, labels: Tensor | None, means: Tensor, covariances: Tensor, weights: Tensor
+) -> Tensor:
+    _, K, D = means.shape
+    roots, half_logdets = _INVERSE_ROOTS(covariances.double().reshape(-1, D, D))
+    if bool(half_logdets.isnan().any()):
+        raise ValueError(NOT_POSITIVE)
+    half_logdets = half_logdets.view(-1, K if covariances.dim() == 4 else 1)
+    constants = weights.double().log() - 0.5 * D * math.log(2 * math.pi) - half_logdets
+    joint: Tensor = _LOG_JOINT(x.double(), means.double(), roots.view(covariances.shape), constants, labels)
     return joint
 
 
 def moments(x: Tensor, labels: Tensor | None, means: Tensor, r: Tensor, *, tied: bool) -> tuple[Tensor, Tensor, Tensor]:
     """``sum r``, ``sum r (x - mu)`` and ``sum r (x - mu)(x - mu)^T`` with ``r [N, K]``, float64; if tied, the last also sums over k."""
-    C, K, D = means.shape
-    s0, s1 = (means.new_zeros(shape, dtype=torch.float64) for shape in ((C, K), (C, K, D)))
-    s2 = means.new_zeros((C, D, D) if tied else (C, K, D, D), dtype=torch.float64)
-    for c, rows in _classes(x, labels, C):
-        deviations = x[rows].double().unsqueeze(0) - means[c].double().unsqueeze(1)
-        shared = deviations * r[rows].T.unsqueeze(-1)
-        s0[c], s1[c] = r[rows].sum(0), shared.sum(1)
-        outer = shared.transpose(1, 2) @ deviations
-        s2[c] = outer.sum(0) if tied else outer
+    s0, s1, s2 = _MOMENTS(x.double(), means.double(), r.double(), labels, tied)
     return s0, s1, s2
 
 

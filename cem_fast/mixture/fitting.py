@@ -473,7 +473,11 @@ def soft_statistics(
                     row_weights = means.new_ones(len(part)) if w is None else w
                     s = _MOMENTS(row_weights, part, means, variances, weights, y, log_prob, r)
                 total = log_prob.double() if w is None else log_prob.double() * w
-                yield *s, total.sum().expand(C) if y is None else class_totals(total, y, C)
+                if y is None and not total.is_cpu:
+                    yield *s, total.sum().expand(C)
+                    continue
+                y = torch.zeros(len(part), dtype=torch.int64, device=part.device) if y is None else y
+                yield *s, class_totals(total, y, C)
 
     return rows.add_up(moments(), (means[:, :, 0], means, variances, means[:, 0, 0]))
 

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from cem_fast.mixture.rows import Rows, class_totals, running_sum
+from cem_fast.ops.fits import OPERATORS as FITS
 from cem_fast.ops.library import OPERATORS
 
 _LOG_PROB = OPERATORS["mixture_log_prob_fwd"]
+_CANDIDATE_DISTANCES = FITS["candidate_distances"]
 
 
 def squared_distance(x: Tensor, means: Tensor, labels: Tensor | None) -> Tensor:
@@ -99,9 +101,28 @@ class Draws:
                 values = torch.where(here.unsqueeze(-1), x[(index - begin).clamp(0, len(x) - 1)].double(), values)
         return self.rows.reduce(values).to(self.like.dtype)
 
-    def distances(self, means: Tensor) -> Tensor:
-        """Squared distance ``[N]`` of each row to the mean ``[C, D]`` of its class."""
-        return torch.cat([self.like.new_empty(0), *(squared_distance(x, means, y) for x, y in self.chunks)])
+    def closer(self, candidates: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
+        """How near rows would come to the means with each of the candidates ``[T, C, D]`` as one more: the smaller one of
+        ``nearest`` ``[N]`` and the squared distance, ``[T, N]``, and its sum over all rows of each class ``[T, C]``."""
+        if nearest.is_cpu:
+            by_class = candidates.transpose(0, 1).contiguous()
+            parts = [
+                _CANDIDATE_DISTANCES(x, by_class, y if self.num_classes > 1 else None, nearest[a:b], self.mass[a:b])
+                for (x, y), a, b in zip(self.chunks, self.chunk_ends, self.chunk_ends[1:])
+            ]
+            nothing = candidates.new_zeros(candidates.shape[:2], dtype=torch.float64)
+            distances = (
+                parts[0][0]
+                if len(parts) == 1
+                else torch.cat([nearest.new_empty(len(candidates), 0), *(d for d, _ in parts)], 1)
+            )
+            return distances, self.rows.reduce(sum((p for _, p in parts), nothing))
+        found, potentials = [], []
+        for candidate in candidates:
+            square = [nearest[:0], *(squared_distance(x, candidate, y) for x, y in self.chunks)]
+            found.append(torch.minimum(nearest, torch.cat(square)))
+            potentials.append(self.total_of(found[-1].double() * self.mass))
+        return torch.stack(found), self.rows.reduce(torch.stack(potentials))
 
 
 @torch.no_grad()
@@ -147,15 +168,8 @@ def kmeans_plus_plus(
     for k in range(num_components):
         mass = draws.mass if k == 0 else nearest.double() * draws.mass
         candidates = draws.pick(*draws.locate(mass, 1 if k == 0 else 2 + int(math.log(num_components))))
-        best_potential = torch.full((num_classes,), math.inf, dtype=torch.float64, device=like.device)
-        best, best_distance = means[:, k], nearest
-        for candidate in candidates:
-            distance = torch.minimum(nearest, draws.distances(candidate))
-            potential = rows.reduce(draws.total_of(distance.double() * draws.mass))
-            better = potential < best_potential
-            best_potential = torch.where(better, potential, best_potential)
-            best = torch.where(better.unsqueeze(1), candidate, best)
-            best_distance = torch.where(better[draws.labels], distance, best_distance)
-        means[:, k] = best
-        nearest = best_distance
+        distances, potentials = draws.closer(candidates, nearest)
+        choice = potentials.argmin(0)  # the first of several
+        means[:, k] = candidates[choice, torch.arange(num_classes, device=choice.device)]
+        nearest = distances.gather(0, choice[draws.labels].unsqueeze(0)).squeeze(0)
     return means

@@ -66,7 +66,7 @@ class Tensors {
 
   // A contiguous tensor without a trip through the dispatcher.
   Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const {
-    int64_t size[3], stride[3], rank = 0, step = 1;
+    int64_t size[4], stride[4], rank = 0, step = 1;
     for (const int64_t s : sizes) size[rank++] = s;
     for (int64_t i = rank - 1; i >= 0; --i) {
       stride[i] = step;

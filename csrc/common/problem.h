@@ -118,6 +118,46 @@ struct MixtureMoments {
   double* log_likelihood;        // [classes], or null; needs responsibilities to be null
 };
 
+// Distances of rows to candidates for the next mean of every class, which are the means of `mixture`.
+struct CandidateDistances {
+  Features x;
+  Mixture mixture;      // means and labels
+  const void* nearest;  // [rows], squared distances to the means so far
+  const double* mass;   // [rows]
+  void* distances;      // [candidates, rows]: the smaller one of nearest and the squared distance to the candidate
+  double* potentials;   // [candidates, classes]: their sums weighted by the masses
+};
+
+// Lower triangular W [dimension, dimension] with W A W^T = 1 of each matrix A.
+struct InverseRoots {
+  int64_t count;
+  int64_t dimension;
+  const double* matrices;  // [count, dimension, dimension], symmetric
+  double* roots;           // the same
+  double* half_logdets;    // [count], 1/2 log det A; NaN for a matrix that is not positive definite
+};
+
+// constants - 1/2 |W (x - mean)|^2; features and means are double.
+struct MatrixLogJoint {
+  Features x;
+  Mixture mixture;          // means and labels
+  bool tied;                // one matrix per class
+  const double* roots;      // [classes, components, dimension, dimension] or, if tied, [classes, dimension, dimension]
+  const double* constants;  // [classes, components]
+  double* joint;            // [rows, components]
+};
+
+// Moments about the means, weighted by responsibilities; features and means are double.
+struct MatrixMoments {
+  Features x;
+  Mixture mixture;                 // means and labels
+  bool tied;                       // the second moment is summed over the components
+  const double* responsibilities;  // [rows, components]
+  double* s0;                      // [classes, components]
+  double* s1;                      // [classes, components, dimension]
+  double* s2;                      // [classes, components, dimension, dimension] or [classes, dimension, dimension]
+};
+
 // One set of kernels per instruction set. All accept zero rows.
 struct Kernels {
   const char* capability;
@@ -128,6 +168,10 @@ struct Kernels {
   void (*log_prob_forward)(const LogProbForward&, ParallelFor);
   void (*log_prob_backward)(const LogProbBackward&, ParallelFor);
   void (*mixture_moments)(const MixtureMoments&, ParallelFor);
+  void (*candidate_distances)(const CandidateDistances&, ParallelFor);
+  void (*inverse_roots)(const InverseRoots&, ParallelFor);
+  void (*matrix_log_joint)(const MatrixLogJoint&, ParallelFor);
+  void (*matrix_moments)(const MatrixMoments&, ParallelFor);
 };
 
 }  // namespace cem_fast

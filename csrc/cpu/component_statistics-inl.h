@@ -106,6 +106,21 @@ void best_components(const RowPointers<X>& rows, const Mixture& mixture, int64_t
   const T* means = static_cast<const T*>(mixture.means);
   const T* variances = static_cast<const T*>(mixture.variances);
   const bool posterior = normalizers != nullptr, weighted = posterior && mixture.diagonal;
+  if constexpr (!kWithSecond) {
+    if (!posterior && D <= kNarrow && rows.count <= kNarrowRows && K >= 4) {
+      alignas(64) T tile[kNarrow * kNarrowRows];
+      transpose_rows(rows.row, rows.count, D, tile);
+      int32_t component[kNarrowRows];
+      if (nearest_of_narrow<T>(tile, D, means + c * K * D, K, component)) {
+        for (int64_t i = 0; i < rows.count; ++i) {
+          best->component[i] = component[i];
+          best->score[i] = distance_of_tiles(rows.row[i], means + (c * K + component[i]) * D, D);
+          found(i);
+        }
+        return;
+      }
+    }
+  }
   for (int64_t k = 0; k < K; k += kBlockComponents) {
     const int64_t size = smaller<int64_t>(kBlockComponents, K - k);
     const int64_t at = c * K + k, next = next_class * K + k;

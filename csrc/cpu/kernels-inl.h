@@ -9,9 +9,11 @@ namespace CEM_FAST_CAPABILITY {
 #include "distance-inl.h"
 #include "mixture_log_prob-inl.h"
 #include "mixture_moments-inl.h"
+#include "narrow-inl.h"
 #include "component_statistics-inl.h"
 #include "kmeans-inl.h"
 #include "entropy_bound-inl.h"
+#include "matrices-inl.h"
 
 // Calls f with a null pointer to the features' element type.
 template <class F>
@@ -52,9 +54,22 @@ void mixture_moments(const MixtureMoments& p, ParallelFor f) {
   for_element(p.x.element, [&]<class X>(const X*) { mixture_moments_of<X>(p, f); });
 }
 
-extern const Kernels kernels = {
-    CEM_FAST_CAPABILITY_NAME, statistics_forward, statistics_backward, kmeans, entropy_bound,
-    log_prob_forward,         log_prob_backward,  mixture_moments};
+void candidate_distances(const CandidateDistances& p, ParallelFor f) {
+  for_element(p.x.element, [&]<class X>(const X*) { candidate_distances_of<X>(p, f); });
+}
+
+extern const Kernels kernels = {CEM_FAST_CAPABILITY_NAME,
+                                statistics_forward,
+                                statistics_backward,
+                                kmeans,
+                                entropy_bound,
+                                log_prob_forward,
+                                log_prob_backward,
+                                mixture_moments,
+                                candidate_distances,
+                                inverse_roots,
+                                matrix_log_joint,
+                                matrix_moments};
 
 }  // namespace CEM_FAST_CAPABILITY
 }  // namespace cem_fast

@@ -146,6 +146,59 @@ std::tuple<Tensor, Tensor, Tensor> cem_fwd(const Tensor& x, const Tensor& means,
   return {value, slope, assignment};
 }
 
+std::tuple<Tensor, Tensor> candidate_distances(const Tensor& x, const Tensor& candidates, const OptionalTensor& labels,
+                                               const Tensor& nearest, const Tensor& mass) {
+  Arguments<Cpu::Call> a(x, candidates, labels);
+  const int64_t C = a.mixture.classes, trials = a.mixture.components;
+  STD_TORCH_CHECK(mass.numel() == a.x.rows, "mass must be [N]");
+  Tensor distances = a.parameter({trials, a.x.rows}), potentials = a.call.empty({trials, C}, ScalarType::Double);
+  kernels().candidate_distances({a.x, a.mixture, a.parameters(nearest, a.x.rows), a.call.doubles(mass), data(distances),
+                                 static_cast<double*>(data(potentials))},
+                                parallel_for);
+  return {distances, potentials};
+}
+
+std::tuple<Tensor, Tensor> inverse_roots(const Tensor& matrices) {
+  const int64_t D = matrices.size(matrices.dim() - 1);
+  STD_TORCH_CHECK(matrices.dim() == 3 && matrices.size(1) == D && D > 0, "matrices must be [M, D, D]");
+  STD_TORCH_CHECK(matrices.scalar_type() == ScalarType::Double, "matrices must be float64");
+  Cpu::Call call(matrices);
+  const int64_t count = matrices.size(0);
+  Tensor roots = call.empty({count, D, D}, ScalarType::Double), half_logdets = call.empty({count}, ScalarType::Double);
+  kernels().inverse_roots({count, D, static_cast<const double*>(call.dense(matrices, matrices.numel())),
+                           static_cast<double*>(data(roots)), static_cast<double*>(data(half_logdets))},
+                          parallel_for);
+  return {roots, half_logdets};
+}
+
+Tensor matrix_log_joint(const Tensor& x, const Tensor& means, const Tensor& roots, const Tensor& constants,
+                        const OptionalTensor& labels) {
+  Arguments<Cpu::Call> a(x, means, labels);
+  STD_TORCH_CHECK(a.dtype() == ScalarType::Double && roots.scalar_type() == a.dtype(), "x and roots must be float64");
+  const int64_t D = a.x.dimension, C = a.mixture.classes, K = a.mixture.components;
+  const bool tied = roots.dim() == 3;
+  Tensor joint = a.parameter({a.x.rows, K});
+  kernels().matrix_log_joint(
+      {a.x, a.mixture, tied, static_cast<const double*>(a.parameters(roots, (tied ? C : C * K) * D * D)),
+       static_cast<const double*>(a.parameters(constants, C * K)), static_cast<double*>(data(joint))},
+      parallel_for);
+  return joint;
+}
+
+std::tuple<Tensor, Tensor, Tensor> matrix_moments(const Tensor& x, const Tensor& means, const Tensor& responsibilities,
+                                                  const OptionalTensor& labels, bool tied) {
+  Arguments<Cpu::Call> a(x, means, labels);
+  STD_TORCH_CHECK(a.dtype() == ScalarType::Double, "x must be float64");
+  const int64_t D = a.x.dimension, C = a.mixture.classes, K = a.mixture.components;
+  Tensor s0 = a.parameter({C, K}), s1 = a.parameter({C, K, D});
+  Tensor s2 = tied ? a.parameter({C, D, D}) : a.parameter({C, K, D, D});
+  kernels().matrix_moments(
+      {a.x, a.mixture, tied, static_cast<const double*>(a.parameters(responsibilities, a.x.rows * K)),
+       static_cast<double*>(data(s0)), static_cast<double*>(data(s1)), static_cast<double*>(data(s2))},
+      parallel_for);
+  return {s0, s1, s2};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(cem_fast, CPU, m) {
@@ -158,4 +211,8 @@ STABLE_TORCH_LIBRARY_IMPL(cem_fast, CPU, m) {
   m.impl("kmeans", TORCH_BOX(&kmeans<Cpu>));
   m.impl("entropy_bound", TORCH_BOX(&entropy_bound));
   m.impl("cem_fwd", TORCH_BOX(&cem_fwd));
+  m.impl("candidate_distances", TORCH_BOX(&candidate_distances));
+  m.impl("inverse_roots", TORCH_BOX(&inverse_roots));
+  m.impl("matrix_log_joint", TORCH_BOX(&matrix_log_joint));
+  m.impl("matrix_moments", TORCH_BOX(&matrix_moments));
 }

@@ -1,0 +1,127 @@
+"""Operators that only fits use: seeding, and covariance matrices in double precision. Plain torch, and C++ on the CPU.
+
+The C++ kernels give the same bits for any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cem_fast.ops.library import LIBRARY, register
+from cem_fast.ops.reference import BLOCK_ELEMENTS
+
+SCHEMAS = {
+    "candidate_distances": "(Tensor x, Tensor candidates, Tensor? labels, Tensor nearest, Tensor mass)"
+    " -> (Tensor distances, Tensor potentials)",
+    "inverse_roots": "(Tensor matrices) -> (Tensor roots, Tensor half_logdets)",
+    "matrix_log_joint": "(Tensor x, Tensor means, Tensor roots, Tensor constants, Tensor? labels) -> Tensor",
+    "matrix_moments": "(Tensor x, Tensor means, Tensor responsibilities, Tensor? labels, bool tied)"
+    " -> (Tensor s0, Tensor s1, Tensor s2)",
+}
+
+
+def by_class(labels: Tensor | None, num_classes: int) -> Iterator[tuple[int, Tensor | slice]]:
+    """Each class that has rows, and the indices of its rows; labels outside the range belong to no class."""
+    if labels is None:
+        yield 0, slice(None)
+        return
+    inside = labels.clamp(-1, num_classes) + 1
+    order, sizes = inside.argsort(stable=True), torch.bincount(inside, minlength=num_classes + 2).tolist()
+    for c, rows in enumerate(torch.split(order, sizes)):
+        if len(rows) and 0 < c <= num_classes:
+            yield c - 1, rows
+
+
+def candidate_distances(
+    x: Tensor, candidates: Tensor, labels: Tensor | None, nearest: Tensor, mass: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``min(nearest_n, |x_n - candidate|^2)`` ``[T, N]`` for T candidates of each class ``[C, T, D]``, and the sums over the
+    rows of each class ``[T, C]``, weighted by their masses ``[N]``, float64."""
+    C, T, D = candidates.shape
+    labels = torch.zeros(len(x), dtype=torch.int64, device=x.device) if labels is None else labels
+    distances = candidates.new_empty(T, len(x))
+    size = max(1, BLOCK_ELEMENTS // max(1, D))
+    for begin in range(0, len(x), size):
+        rows = slice(begin, begin + size)
+        for t in range(T):
+            square = (x[rows].to(candidates.dtype) - candidates[labels[rows], t]).square().sum(1)
+            distances[t, rows] = torch.minimum(square, nearest[rows])
+    potentials = mass.new_zeros(T, C).index_add_(1, labels, distances.double() * mass)
+    return distances, potentials
+
+
+def inverse_roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """``W = L^-1`` of each matrix ``A = L L^T`` ``[M, D, D]``, and ``1/2 log det A`` ``[M]``.
+
+    The latter is NaN for a matrix that is not positive definite.
+    """
+    roots, failed = torch.linalg.cholesky_ex(matrices)
+    half_logdets = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1).masked_fill(failed != 0, math.nan)
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    return torch.linalg.solve_triangular(roots, identity.expand_as(roots), upper=False), half_logdets
+
+
+def matrix_log_joint(x: Tensor, means: Tensor, roots: Tensor, constants: Tensor, labels: Tensor | None) -> Tensor:
+    """``constants_ck - 1/2 |W_ck (x_n - mu_ck)|^2`` ``[N, K]``; roots ``[C, K, D, D]``, or ``[C, D, D]`` if tied."""
+    joint = x.new_full((x.shape[0], means.shape[1]), math.nan)
+    for c, rows in by_class(labels, len(means)):
+        deviations = x[rows].unsqueeze(0) - means[c].unsqueeze(1)
+        joint[rows] = constants[c] - 0.5 * (deviations @ roots[c].mT).square().sum(-1).T
+    return joint
+
+
+def matrix_moments(
+    x: Tensor, means: Tensor, responsibilities: Tensor, labels: Tensor | None, tied: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``sum r``, ``sum r (x - mu)`` and ``sum r (x - mu)(x - mu)^T`` with ``r [N, K]``; if tied, the last also sums over k."""
+    C, K, D = means.shape
+    s0, s1, s2 = x.new_zeros(C, K), x.new_zeros(C, K, D), x.new_zeros((C, D, D) if tied else (C, K, D, D))
+    for c, rows in by_class(labels, C):
+        deviations = x[rows].unsqueeze(0) - means[c].unsqueeze(1)
+        shared = deviations * responsibilities[rows].T.unsqueeze(-1)
+        s0[c], s1[c] = responsibilities[rows].sum(0), shared.sum(1)
+        outer = shared.mT @ deviations
+        s2[c] = outer.sum(0) if tied else outer
+    if labels is None:
+        return s0, s1, s2
+    poison = torch.where(((labels >= 0) & (labels < C)).all(), 0.0, math.nan).to(x.dtype)
+    return s0 + poison, s1 + poison, s2 + poison
+
+
+def _fake_candidate_distances(x: Tensor, candidates: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    C, T, _D = candidates.shape
+    return candidates.new_empty(T, x.shape[0]), candidates.new_empty(T, C, dtype=torch.float64)
+
+
+def _fake_inverse_roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    return matrices.new_empty(matrices.shape), matrices.new_empty(matrices.shape[0])
+
+
+def _fake_log_joint(x: Tensor, means: Tensor, roots: Tensor, constants: Tensor, labels: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], means.shape[1])
+
+
+def _fake_moments(
+    x: Tensor, means: Tensor, responsibilities: Tensor, labels: Tensor | None, tied: bool
+) -> tuple[Tensor, ...]:
+    C, K, D = means.shape
+    return x.new_empty(C, K), x.new_empty(C, K, D), x.new_empty((C, D, D) if tied else (C, K, D, D))
+
+
+_KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "candidate_distances": (candidate_distances, _fake_candidate_distances),
+    "inverse_roots": (inverse_roots, _fake_inverse_roots),
+    "matrix_log_joint": (matrix_log_joint, _fake_log_joint),
+    "matrix_moments": (matrix_moments, _fake_moments),
+}
+for _name, (_reference, _fake) in _KERNELS.items():
+    LIBRARY.define(_name + SCHEMAS[_name], tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"cem_fast::{_name}", _fake, lib=LIBRARY)
+    register(_name, _reference, "CompositeExplicitAutograd")
+
+OPERATORS = {name: getattr(torch.ops.cem_fast, name).default for name in SCHEMAS}

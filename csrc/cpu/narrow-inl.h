@@ -1,0 +1,143 @@
+// Few dimensions: a lane holds a row instead of a dimension, because sums across lanes would cost more than the
+// distances.
+
+constexpr int64_t kNarrow = 64;  // dimensions at most
+constexpr int kNarrowRows = 32;  // of a tile
+
+// Rows of a tile, the last one repeated until it is full: tile[d * kNarrowRows + r].
+template <class X, class T>
+CEM_FAST_INLINE void transpose_rows(const X* const* row, int64_t count, int64_t D, T* tile) {
+  for (int64_t r = 0; r < kNarrowRows; ++r) {
+    const X* x = row[smaller(r, count - 1)];
+    for (int64_t d = 0; d < D; ++d) tile[d * kNarrowRows + r] = widen(x[d]);
+  }
+}
+
+// Squared distances of two vectors of rows to four means, of which those after `size` are repeated.
+template <class T>
+CEM_FAST_INLINE void narrow_distances(const T* tile, const T* means, int64_t stride, int64_t D, int64_t size,
+                                      Vector<T> (*sum)[2]) {
+  const T* mean[4];
+  for (int q = 0; q < 4; ++q) mean[q] = means + smaller<int64_t>(q, size - 1) * stride;
+  for (int q = 0; q < 4; ++q) sum[q][0] = sum[q][1] = Vector<T>{};
+  for (int64_t d = 0; d < D; ++d) {
+    const Vector<T> first = load(tile + d * kNarrowRows), second = load(tile + d * kNarrowRows + kLanes<T>);
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      const Vector<T> m = broadcast<T>(mean[q][d]);
+      const Vector<T> a = first - m, b = second - m;
+      sum[q][0] = multiply_add(a, a, sum[q][0]);
+      sum[q][1] = multiply_add(b, b, sum[q][1]);
+    }
+  }
+}
+
+// The nearest of K means of each row of a tile, the lowest index of several; false if a distance is NaN.
+template <class T>
+bool nearest_of_narrow(const T* tile, int64_t D, const T* means, int64_t K, int32_t* component) {
+  Bits<T> unordered{};
+  for (int start = 0; start < kNarrowRows; start += 2 * kLanes<T>) {
+    Vector<T> best[2] = {broadcast<T>(static_cast<T>(__builtin_inf())), broadcast<T>(static_cast<T>(__builtin_inf()))};
+    Bits<T> index[2] = {};
+    for (int64_t k = 0; k < K; k += 4) {
+      const int64_t size = smaller<int64_t>(4, K - k);
+      Vector<T> sum[4][2];
+      narrow_distances(tile + start, means + k * D, D, D, size, sum);
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        const Bits<T> number = Bits<T>{} + static_cast<decltype(index[0][0] + 0)>(k + smaller<int64_t>(q, size - 1));
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) {
+          const auto better = sum[q][v] < best[v];
+          best[v] = better ? sum[q][v] : best[v];
+          index[v] = better ? number : index[v];
+          unordered |= sum[q][v] != sum[q][v];
+        }
+      }
+    }
+    for (int v = 0; v < 2; ++v) {
+      for (int i = 0; i < kLanes<T>; ++i) component[start + v * kLanes<T> + i] = static_cast<int32_t>(index[v][i]);
+    }
+  }
+  for (int i = 0; i < kLanes<T>; ++i) {
+    if (unordered[i] != 0) return false;
+  }
+  return true;
+}
+
+// The squared distance that `distances` finds: the same sums in the same order. For a single chunk of dimensions.
+template <class X, class T>
+CEM_FAST_INLINE double distance_of_tiles(const X* x, const T* mean, int64_t D) {
+  const bool wide = D >= kLanes<T>;
+  Vector<T> sum{};
+  int64_t d = 0;
+  for (; d + kLanes<T> <= D; d += kLanes<T>) {
+    const Vector<T> deviation = load(x + d) - load(mean + d);
+    sum = multiply_add(deviation, deviation, sum);
+  }
+  if (d < D) {
+    const int rest = static_cast<int>(D - d);
+    const Vector<T> deviation = load_last(x + d, rest, wide) - load_last(mean + d, rest, wide);
+    sum = multiply_add(deviation, deviation, sum);
+  }
+  return static_cast<double>(sum_lanes<T>(sum));
+}
+
+// How near rows come to the means so far and one more, for several candidates of every class:
+// min(nearest_n, |x_n - candidate|^2), and the sums over the rows of each class, weighted by their masses.
+template <class X>
+void candidate_distances_of(const CandidateDistances& p, ParallelFor parallel_for) {
+  using T = typename ParameterOf<X>::Type;
+  const int64_t N = p.x.rows, D = p.x.dimension, C = p.mixture.classes, S = p.mixture.components;
+  const T* candidates = static_cast<const T*>(p.mixture.means);
+  const T* nearest = static_cast<const T*>(p.nearest);
+  T* distances = static_cast<T*>(p.distances);
+  const RowsByClass groups(p.mixture.labels, N, C);
+  const RowBlocks blocks(groups, 32 * kNarrowRows);
+  Scratch<double> partial(blocks.count() * S);
+  parallel(parallel_for, blocks.count(), 32 * kNarrowRows * S * (D + 8), [&](int64_t first, int64_t last) {
+    Scratch<T> tile(D <= kNarrow ? D * kNarrowRows : 0), squares(S * kNarrowRows);
+    for (int64_t b = first; b < last; ++b) {
+      double* total = partial + b * S;
+      fill<double>(total, S, 0);
+      const T* of_class = candidates + blocks[b].class_index * S * D;
+      for (int64_t begin = blocks[b].begin; begin < blocks[b].end; begin += kNarrowRows) {
+        const int64_t count = smaller<int64_t>(kNarrowRows, blocks[b].end - begin);
+        const X* row[kNarrowRows];
+        for (int64_t r = 0; r < count; ++r) row[r] = row_at<X>(p.x, groups, begin + r);
+        if (D <= kNarrow) {
+          transpose_rows(row, count, D, static_cast<T*>(tile));
+          for (int64_t t = 0; t < S; t += 4) {
+            const int64_t size = smaller<int64_t>(4, S - t);
+            for (int start = 0; start < kNarrowRows; start += 2 * kLanes<T>) {
+              Vector<T> sum[4][2];
+              narrow_distances<T>(tile + start, of_class + t * D, D, D, size, sum);
+              for (int64_t q = 0; q < size; ++q) {
+                store(squares + (t + q) * kNarrowRows + start, sum[q][0]);
+                store(squares + (t + q) * kNarrowRows + start + kLanes<T>, sum[q][1]);
+              }
+            }
+          }
+        } else {
+          for (int64_t r = 0; r < count; ++r) {
+            for (int64_t t = 0; t < S; ++t) {
+              squares[t * kNarrowRows + r] = static_cast<T>(squared_distance(row[r], of_class + t * D, D));
+            }
+          }
+        }
+        for (int64_t t = 0; t < S; ++t) {
+          for (int64_t r = 0; r < count; ++r) {
+            const int64_t n = groups.row(begin + r);
+            const T square = squares[t * kNarrowRows + r], value = square < nearest[n] ? square : nearest[n];
+            distances[t * N + n] = value;
+            total[t] += p.mass[n] * static_cast<double>(value);
+          }
+        }
+      }
+    }
+  });
+  for (int64_t i = 0; i < S * C; ++i) p.potentials[i] = 0;
+  for (int64_t b = 0; b < blocks.count(); ++b) {
+    for (int64_t t = 0; t < S; ++t) p.potentials[t * C + blocks[b].class_index] += partial[b * S + t];
+  }
+}

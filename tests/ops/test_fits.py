@@ -1,0 +1,115 @@
+"""Operators that only fits use: the compiled kernels agree with plain torch, and give the same bits for any threads."""
+
+import pytest
+import torch
+
+from cem_fast.ops import fits
+
+OPS = torch.ops.cem_fast
+SHAPES = [(1, 1, 1, 1), (40, 3, 1, 4), (200, 5, 4, 3), (37, 17, 2, 2), (90, 64, 1, 3), (65, 130, 3, 2), (5, 2, 9, 1)]
+
+
+def problem(N, D, C, K, tied, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(N, D, generator=g, dtype=torch.float64)
+    means = torch.randn(C, K, D, generator=g, dtype=torch.float64)
+    root = torch.randn(C * (1 if tied else K), D, D, generator=g, dtype=torch.float64)
+    covariances = root @ root.mT / D + torch.eye(D)
+    labels = torch.randint(0, C, (N,), generator=g) if C > 1 else None
+    r = torch.rand(N, K, generator=g, dtype=torch.float64)
+    return x, means, covariances, labels, torch.where(r > 0.3, r, 0.0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_compiled_operators_of_matrices_equal_plain_torch(shape, tied):
+    _, D, C, K = shape
+    x, means, covariances, labels, r = problem(*shape, tied)
+    close = dict(rtol=1e-9, atol=1e-9)
+    roots, half_logdets = OPS.inverse_roots(covariances)
+    truth = fits.inverse_roots(covariances)
+    torch.testing.assert_close(roots, truth[0], **close)
+    torch.testing.assert_close(half_logdets, truth[1], **close)
+    shaped, constants = roots.view((C, D, D) if tied else (C, K, D, D)), torch.rand(C, K, dtype=torch.float64)
+    joint = OPS.matrix_log_joint(x, means, shaped, constants, labels)
+    torch.testing.assert_close(joint, fits.matrix_log_joint(x, means, shaped, constants, labels), **close)
+    for a, b in zip(OPS.matrix_moments(x, means, r, labels, tied), fits.matrix_moments(x, means, r, labels, tied)):
+        torch.testing.assert_close(a, b, **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_compiled_distances_to_candidates_equal_plain_torch(shape, dtype):
+    N, D, _, _ = shape
+    x, candidates, _, labels, _ = problem(*shape, False)
+    own = torch.float64 if dtype == torch.float64 else torch.float32
+    x, candidates, mass = x.to(dtype), candidates.to(own), torch.rand(N, dtype=torch.float64)
+    for nearest in (torch.full((N,), torch.inf, dtype=own), torch.rand(N).to(own) * D):
+        got = OPS.candidate_distances(x, candidates, labels, nearest, mass)
+        truth = fits.candidate_distances(x.double(), candidates.double(), labels, nearest.double(), mass)
+        for a, b in zip(got, truth):
+            torch.testing.assert_close(a.double(), b, rtol=1e-10 if own == torch.float64 else 1e-4, atol=1e-5)
+
+
+def test_results_do_not_depend_on_threads():
+    x, means, covariances, labels, r = problem(3000, 24, 3, 4, False)
+    found = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        roots, _ = OPS.inverse_roots(covariances)
+        joint = OPS.matrix_log_joint(x, means, roots.view(3, 4, 24, 24), r[:3], labels)
+        tied = OPS.matrix_log_joint(x, means, roots[:3], r[:3], labels)
+        parts = [OPS.matrix_moments(x, means, r, labels, kind) for kind in (False, True)]
+        near = OPS.candidate_distances(x, means, labels, x[:, 0].abs(), x[:, 1].abs())
+        found.append([roots, joint, tied, *parts[0], *parts[1], *near])
+        torch.set_num_threads(before)
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("cem_fast::matrix_moments", "CPU"):
+        pytest.skip("plain torch may differ between numbers of threads")
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other))
+
+
+def test_a_matrix_that_is_not_positive_definite_gives_nan():
+    matrices = torch.stack([torch.eye(3), -torch.eye(3), torch.ones(3, 3)]).double()
+    for operator in (OPS.inverse_roots, fits.inverse_roots):
+        assert operator(matrices)[1].isnan().tolist() == [False, True, True]
+
+
+def test_labels_out_of_range_give_nan():
+    x, means, _, labels, r = problem(20, 4, 3, 2, False)
+    labels[7], labels[9] = -1, 3
+    roots = torch.eye(4).double().expand(3, 2, 4, 4).contiguous()
+    for operators in (OPS, fits):
+        joint = operators.matrix_log_joint(x, means, roots, r[:3], labels)
+        assert joint.isnan().any(1).nonzero().flatten().tolist() == [7, 9]
+        assert all(part.isnan().all() for part in operators.matrix_moments(x, means, r, labels, False))
+
+
+def test_operators_pass_opcheck():
+    x, means, covariances, labels, r = problem(12, 4, 3, 2, False)
+    roots = torch.eye(4).double().expand(3, 2, 4, 4).contiguous()
+    for operator, arguments in (
+        (OPS.inverse_roots.default, (covariances,)),
+        (OPS.matrix_log_joint.default, (x, means, roots, r[:3].contiguous(), labels)),
+        (OPS.matrix_moments.default, (x, means, r, labels, True)),
+        (OPS.candidate_distances.default, (x, means, labels, x[:, 0].abs(), x[:, 1].abs())),
+    ):
+        torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dimension", [1, 2, 7, 16, 33, 64])
+@pytest.mark.parametrize("components", [4, 7, 65])
+def test_rows_of_few_dimensions_find_the_nearest_mean_with_the_lowest_index(dimension, components, dtype):
+    g = torch.Generator().manual_seed(dimension)
+    x = torch.randint(-2, 3, (301, dimension), generator=g).to(dtype)  # distances are exact, many are equal
+    means = torch.randint(-2, 3, (1, components, dimension), generator=g).to(dtype)
+    distances = (x.unsqueeze(1) - means).square().sum(2)
+    lowest = (distances == distances.min(1, keepdim=True).values).int().argmax(1)
+    counts, scatter, _, assignment = OPS.component_statistics_fwd(x, means, None, None, None, False, False)
+    assert torch.equal(assignment, lowest)
+    assert torch.equal(counts[0], torch.bincount(lowest, minlength=components).to(dtype))
+    assert scatter.sum() == distances.min(1).values.sum()
+    x[3, 0] = torch.nan
+    assert OPS.component_statistics_fwd(x, means, None, None, None, False, False)[1].isnan().any()
