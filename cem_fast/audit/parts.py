@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -50,8 +51,11 @@ def draws(images: int, feature_shape: Sequence[int]) -> int:
     return max(1, 3 * MEMORY // 4 // (24 * images * max(1, math.prod(feature_shape))))
 
 
+@lru_cache(maxsize=1)
 def held(splits: Splits, most: int, victims: int, *, mirror: bool, seed: int) -> Splits:
     """Splits with at most so many of the attacker's images and of the victims, drawn by ``seed``.
+
+    The last result is kept, and with it what is fitted to these images alone: a search for noise audits them many times.
 
     Args:
         splits: the images.

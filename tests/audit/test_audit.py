@@ -227,6 +227,8 @@ def test_the_attacker_holds_what_fits_and_mirror_images(monkeypatch):
     own = parts.held(parts.split(IMAGES, LABELS, seed=0), 24, 5, mirror=True, seed=0).attacker
     assert torch.equal(own.images[12:], own.images[:12].flip(3))
     assert torch.equal(own.labels[12:], own.labels[:12])
+    splits = parts.split(IMAGES, LABELS, seed=0)
+    assert parts.held(splits, 24, 5, mirror=False, seed=0) is parts.held(splits, 24, 5, mirror=False, seed=0)
     with pytest.raises(ValueError, match="mirror needs an encoder"):
         audit(nn.functional.avg_pool2d(IMAGES, 2), IMAGES, LABELS, attacks=["ridge"], mirror=True)
 
