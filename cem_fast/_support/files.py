@@ -141,6 +141,7 @@ def check_target(folder: str | Path, marks: Mapping[str, bytes]) -> None:
         raise ValueError(f"folder must be one that can be written to, got {str(folder)!r} ({error.strerror})") from None
     for path, mark in ((folder / name, mark) for name, mark in marks.items()):
         try:
+            require_regular(path)
             with open(path, "rb") as file:
                 head = file.read(1000)
         except (FileNotFoundError, NotADirectoryError):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from cem_fast._support.files import read_bytes
+from cem_fast._support.files import check_target, read_bytes
 
 
 def test_a_file_is_read_up_to_its_limit(tmp_path):
@@ -29,3 +29,9 @@ def test_devices_and_fifos_are_not_read(tmp_path):
             read_bytes(tmp_path / name, at_most=100)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         read_bytes(tmp_path / "nowhere", at_most=100)
+
+
+def test_a_fifo_in_the_place_of_an_output_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "results.json")
+    with pytest.raises(ValueError, match="results.json must be a regular file, got a FIFO"):
+        check_target(tmp_path, {"results.json": b"{"})
