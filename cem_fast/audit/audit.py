@@ -35,6 +35,7 @@ ATTACKS = {
     "thorough": ("ridge", "decoder", "optimization", "inversion", "flow"),
 }
 VICTIMS = 1000
+MOST_NOISE = 1e18  # whose square float32 holds
 
 
 def audit(
@@ -108,10 +109,12 @@ def audit(
     """
     wanted = [Limit.parse(limit) for limit in limits]
     chosen = _chosen(attacks, budget)
-    if not 0 <= noise_std < float("inf") or releases < 1 or victims < 2:
-        raise ValueError(
-            f"noise_std must be at least 0, releases 1 and victims 2, got {noise_std}, {releases} and {victims}"
-        )
+    if not 0 <= noise_std <= MOST_NOISE:
+        raise ValueError(f"noise_std must be from 0 to {MOST_NOISE:g}, got {noise_std}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+    if releases < 1 or victims < 2:
+        raise ValueError(f"releases must be at least 1 and victims at least 2, got {releases} and {victims}")
     if defense is not None and noise_std:
         raise ValueError(f"noise_std must be 0 with a defense, which has its own noise, got {noise_std}")
     if attacker_images is not None and attacker_images < 10:

@@ -163,7 +163,9 @@ def split(images: Tensor, labels: Tensor | None, *, seed: int) -> Splits:
     if labels is None:
         labels = torch.zeros(len(images), dtype=torch.int64)
     if labels.shape != images.shape[:1] or labels.is_floating_point() or (len(labels) and int(labels.min()) < 0):
-        raise ValueError(f"labels must be {len(images)} integers of at least 0, got shape {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must be {len(images)} integers of at least 0, got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
     classes, labels = labels.unique(return_inverse=True)
     names = [str(int(each)) for each in classes]
     return by_fold(

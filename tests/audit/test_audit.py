@@ -274,3 +274,18 @@ def test_memory_does_not_grow_with_the_number_of_images():
         assert available > count // 2
         peaks.append(peak)
     assert peaks[1] < peaks[0] + 100
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"noise_std": 10**400}, "noise_std must be from 0 to 1e.18, got 1000"),
+        ({"noise_std": float("nan")}, "noise_std must be from 0 to 1e.18, got nan"),
+        ({"seed": 10**400}, "seed must be from 0 to 2..63 - 1, got 1000"),
+        ({"releases": 0}, "releases must be at least 1"),
+        ({"labels": LABELS.float()}, "labels must be .* integers of at least 0, got torch.float32"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        audit(nn.AvgPool2d(2), IMAGES, **{"labels": LABELS, "attacks": ["ridge"], **settings})
