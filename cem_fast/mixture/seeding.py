@@ -53,6 +53,8 @@ class Draws:
         self.ends = torch.searchsorted(self.labels[self.order], torch.arange(num_classes, device=device), right=True)
         self.sizes = self.ends.diff(prepend=self.ends.new_zeros(1))
         self.starts = self.ends - self.sizes
+        # one class in one piece on the CPU needs neither an order of the rows nor shares of the ranks
+        self.plain = num_classes == 1 and rows.in_one_piece and self.mass.is_cpu and len(self.mass) > 0
 
     def total_of(self, mass: Tensor) -> Tensor:
         C = self.num_classes
@@ -62,11 +64,15 @@ class Draws:
         """Uniform numbers ``[trials, C]``, those of rank 0."""
         device = self.like.device
         source = device if self.generator is None else self.generator.device
-        draws = [
-            torch.rand(self.num_classes, dtype=torch.float64, device=source, generator=self.generator)
-            for _ in range(trials)
-        ]
-        u = torch.stack(draws).to(device)
+        shape = (trials, self.num_classes)
+        if torch.device(source).type == "cpu":
+            u = torch.rand(shape, dtype=torch.float64, generator=self.generator).to(device)
+        else:  # the numbers of a GPU's generator depend on the size of a draw
+            draws = [
+                torch.rand(shape[1:], dtype=torch.float64, device=source, generator=self.generator)
+                for _ in range(trials)
+            ]
+            u = torch.stack(draws).to(device)
         if self.rows.group is not None:
             u = self.rows.reduce(u if self.rows.rank == 0 else torch.zeros_like(u))
         return u
@@ -75,6 +81,13 @@ class Draws:
         """Rows of each class, drawn with probability proportional to their mass ``[N]``, or to their sample weights where a
         class has no mass left: indices ``[trials, C]`` of this rank's rows, and which of them are this rank's."""
         rows, labels = self.rows, self.labels
+        if self.plain:
+            cumulative = mass.cumsum(0)
+            if not float(cumulative[-1]) > 0:
+                cumulative = self.mass.cumsum(0)
+            index = torch.searchsorted(cumulative, self.uniform(trials) * cumulative[-1], right=True)
+            index.clamp_(max=len(mass) - 1)
+            return index, torch.ones_like(index, dtype=torch.bool)
         everywhere = rows.reduce(self.total_of(mass))
         mass = torch.where(everywhere[labels] > 0, mass, self.mass)
         table = torch.zeros(rows.ranks, self.num_classes, dtype=torch.float64, device=mass.device)
@@ -94,6 +107,8 @@ class Draws:
 
     def pick(self, index: Tensor, mine: Tensor) -> Tensor:
         """Rows ``[trials, C, D]`` at the indices, sent by the rank that holds each."""
+        if self.plain:
+            return self.chunks[0][0][index].to(self.like.dtype)
         values = torch.zeros(*index.shape, len(self.like), dtype=torch.float64, device=index.device)
         for (x, _), begin, end in zip(self.chunks, self.chunk_ends, self.chunk_ends[1:]):
             if begin < end:
@@ -171,5 +186,8 @@ def kmeans_plus_plus(
         distances, potentials = draws.closer(candidates, nearest)
         choice = potentials.argmin(0)  # the first of several
         means[:, k] = candidates[choice, torch.arange(num_classes, device=choice.device)]
-        nearest = distances.gather(0, choice[draws.labels].unsqueeze(0)).squeeze(0)
+        if num_classes == 1:
+            nearest = distances.index_select(0, choice).squeeze(0)
+        else:
+            nearest = distances.gather(0, choice[draws.labels].unsqueeze(0)).squeeze(0)
     return means
