@@ -16,9 +16,9 @@ constexpr int64_t kRowsAtOnce = 72;
 constexpr int64_t kRowsOfBlockAtOnce = kWarp;
 #else
 constexpr int64_t kRowsOfBlock = 1024;
-constexpr int64_t kSegments = 512;          // enough to fill a large device
-constexpr int64_t kSharedGroups = 3072;     // 48 KiB
-constexpr int64_t kRowsAtOnce = 1 << 14;    // that are sorted in one launch
+constexpr int64_t kSegments = 512;        // enough to fill a large device
+constexpr int64_t kSharedGroups = 3072;   // 48 KiB
+constexpr int64_t kRowsAtOnce = 1 << 14;  // that are sorted in one launch
 constexpr int64_t kRowsOfBlockAtOnce = kThreads;
 #endif
 constexpr int64_t kCounts = 1 << 16;    // maximum, because every block reads all counts

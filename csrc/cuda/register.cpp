@@ -153,8 +153,8 @@ bool has_agreed(size_t which, AtenTensorHandle features) {
   return false;
 }
 
-// An operator of the package: the kernel where it has agreed; elsewhere Python chooses, in the operator of the same name of
-// cem_fast_choice.
+// An operator of the package: the kernel where it has agreed; elsewhere Python chooses, in the operator of the same
+// name of cem_fast_choice.
 template <size_t which>
 void serve(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
   constexpr Operator kOne = kOperators[which];

@@ -1,5 +1,5 @@
-// A stable counting sort of rows by class: every block counts a range of rows, then places them. Few rows take one launch,
-// in which every block counts all rows.
+// A stable counting sort of rows by class: every block counts a range of rows, then places them. Few rows take one
+// launch, in which every block counts all rows.
 #pragma once
 
 #include "groups.cuh"
