@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cem_fast import cost
 from cem_fast._support.files import check_target
@@ -140,7 +141,7 @@ def export(
             defense=tuple(
                 type(part).__name__ for part in (defense.parts if isinstance(defense, Composed) else [defense])
             ),
-            cost=_cost(model, probe, files[0], example),
+            cost=_cost(model, device, probe, files[0], example),
             undefended=None if undefended is None else _undefended(undefended, probe, suffix),
             run=run,
             digests={file.name: digest(file) for file in files},
@@ -295,8 +296,9 @@ def _std(
     return math.sqrt(sum(normal) or variance)
 
 
-def _cost(model: SplitModel, probe: Tensor, path: Path, example: tuple[Tensor, ...]) -> Cost:
-    counted = cost.measure(model, probe[:1], passes=1)["encoder"]
+def _cost(model: SplitModel, device: Device, probe: Tensor, path: Path, example: tuple[Tensor, ...]) -> Cost:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        device.message(probe[:1])
     half, times = open_half(path), []
     with torch.no_grad():
         sent = half(*example)
@@ -305,7 +307,8 @@ def _cost(model: SplitModel, probe: Tensor, path: Path, example: tuple[Tensor, .
         half(*(each[:1] for each in example))
         times.append(time.perf_counter() - start)
     milliseconds = 1e3 * statistics.median(times[2:])
-    return Cost(counted.parameters, counted.macs, milliseconds, sent[0].numel() * sent.element_size())
+    multiplications = counter.get_total_flops() // 2
+    return Cost(cost.parameters(model.encoder), multiplications, milliseconds, sent[0].numel() * sent.element_size())
 
 
 def _undefended(model: SplitModel, probe: Tensor, suffix: str) -> Cost:
@@ -313,7 +316,7 @@ def _undefended(model: SplitModel, probe: Tensor, suffix: str) -> Cost:
     with tempfile.TemporaryDirectory() as place:
         path = Path(place, f"device{suffix}")
         write_half(device, (probe,), path, inputs=["image"], output="message")
-        return _cost(model, probe, path, (probe,))
+        return _cost(model, device, probe, path, (probe,))
 
 
 def _versions() -> dict[str, str]:

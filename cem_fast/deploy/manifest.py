@@ -79,7 +79,7 @@ class Cost:
 
     Args:
         parameters: trainable numbers of the encoder.
-        multiplications: multiplications of the encoder.
+        multiplications: multiplications of encoder and defense, in convolutions and matrix products.
         milliseconds: median time of the exported half on the exporting machine's CPU.
         message_bytes: bytes of one message.
 

@@ -12,7 +12,7 @@ from cem_fast.benchmarks import quantization
 from support.command_line import status
 from torch import nn
 
-from cem_fast import SplitModel, defenses, deploy, load_run, models, training
+from cem_fast import SplitModel, cost, defenses, deploy, load_run, models, training
 from cem_fast.config import RunConfig
 from cem_fast.deploy import draws, export, verify
 from cem_fast.deploy import manifest as manifests
@@ -168,11 +168,17 @@ def test_noise_of_each_channel_is_stated_for_each_number(tmp_path):
     class Scaled(defenses.Defense):
         noise_std = torch.tensor([0.1, 0.2, 0.3, 0.4])[:, None, None]
 
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Conv2d(4, 4, 1)
+
         def release(self, features):
-            return features + self.noise_std * torch.randn_like(features)
+            return self.mix(features) + self.noise_std * torch.randn_like(features)
 
     manifest = export(network(), Scaled(), tmp_path, image_shape=SHAPE, format="pt2")
     assert manifest.noise.std == pytest.approx(torch.tensor([0.1, 0.2, 0.3, 0.4]).repeat_interleave(16).tolist())
+    encoder = cost.measure(network(), torch.rand(1, *SHAPE), passes=1)["encoder"]
+    assert manifest.cost.multiplications == encoder.macs + 16 * 4 * 4  # with those of the defense
 
 
 def test_numbers_that_are_not_finite_are_noticed(tmp_path):
