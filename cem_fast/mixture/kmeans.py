@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cem_fast._support import optional
+from cem_fast._support.counts import require_count
 from cem_fast.mixture.arrays import numpy_too, rows_of
 from cem_fast.mixture.model import GaussianMixture
 from cem_fast.mixture.rows import class_totals
@@ -103,8 +104,7 @@ class KMeans(nn.Module):
         process_group: torch.distributed.ProcessGroup | None = None,
     ):
         super().__init__()
-        if isinstance(num_clusters, bool) or not hasattr(num_clusters, "__index__") or num_clusters < 1:
-            raise ValueError(f"num_clusters must be a positive integer, got {num_clusters!r}")
+        require_count("num_clusters", num_clusters)
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
         start = rows_of(init)

@@ -210,11 +210,11 @@ def test_conversion_both_ways():
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        (dict(num_clusters=0), ValueError, "num_clusters must be a positive integer, got 0"),
+        (dict(num_clusters=0), ValueError, "num_clusters must be at least 1, got 0"),
         (dict(num_clusters=2, metric="l1"), ValueError, "metric must be one of euclidean, cosine, got 'l1'"),
         (dict(num_clusters=2, init="corners"), ValueError, "init must be 'k-means..', 'random' or a tensor"),
         (dict(num_clusters=2, init=3), TypeError, "init must be .* got int"),
-        (dict(num_clusters=2, num_init=0), ValueError, "num_init must be a positive integer, got 0"),
+        (dict(num_clusters=2, num_init=0), ValueError, "num_init must be at least 1, got 0"),
         (dict(num_clusters=2, tol=-1.0), ValueError, "tol must be finite and not negative"),
     ],
 )
