@@ -126,7 +126,8 @@ def test_asking_for_them_puts_them_on_cuda_and_leaves_the_cpu_alone():
 def test_asking_for_what_is_not_there_names_the_reason(version, record, message, monkeypatch, tmp_path):
     monkeypatch.setattr(backend, "PACKAGE", tmp_path)
     monkeypatch.setattr(torch.version, "cuda", version)
-    monkeypatch.setattr(backend, "cuda_operators", backend.cuda_operators.__wrapped__)
+    for cached in ("cuda_library", "cuda_operators"):
+        monkeypatch.setattr(backend, cached, getattr(backend, cached).__wrapped__)
     if record is not None:
         (tmp_path / "_not_built_cuda.txt").write_text(record + "\n")
     with pytest.raises(RuntimeError, match=message):
