@@ -178,6 +178,41 @@ void problem(const Kernels& kernels, Element element, const Shape& s, bool diago
     kernels.mixture_moments(
         {f, mixture, nullptr, nullptr, s0.get(), s1.get(), s2.get(), static_cast<double*>(log_likelihood.get())}, run);
   });
+  if (out_of_range) return;  // rows of no class are not written
+  const Buffer near = uniform<T>(N, 0, 2), mass = uniform<double>(N, 0, 1);
+  Buffer distances(K * N * size), potentials(K * C * 8);
+  twice("candidate_distances", {&distances, &potentials}, [&](ParallelFor run) {
+    kernels.candidate_distances({f, nearest, near.get(), static_cast<const double*>(mass.get()), distances.get(),
+                                 static_cast<double*>(potentials.get())},
+                                run);
+  });
+}
+
+// Covariance matrices, whose features are double.
+void matrices(const Kernels& kernels, const Shape& s, bool tied, bool labeled, bool out_of_range) {
+  const int64_t N = s.rows, D = s.dimension, C = s.classes, K = s.components, CK = C * K, count = tied ? C : CK;
+  const Buffer x = features(Element::kDouble, N * D), means = uniform<double>(CK * D, 1, 2);
+  const Buffer constants = uniform<double>(CK, -1, 1), shares = uniform<double>(N * K, 0, 1);
+  const Buffer covariances = uniform<double>(count * D * D, 0, 0.1);
+  auto* entries = static_cast<double*>(covariances.get());
+  for (int64_t m = 0; m < count; ++m) {
+    for (int64_t d = 0; d < D; ++d) entries[(m * D + d) * D + d] = static_cast<double>(D);
+  }
+  std::vector<int64_t> labels(N);
+  for (int64_t& label : labels) label = static_cast<int64_t>(generator() % C);
+  if (out_of_range && N > 2) labels[N / 2] = -1, labels[N - 1] = C;
+  const Features f{x.get(), D, Element::kDouble, N, D};
+  const Mixture mixture{C, K, labeled ? labels.data() : nullptr, means.get(), nullptr, nullptr, false};
+  Buffer roots(count * D * D * 8), half_logdets(count * 8), joint(N * K * 8);
+  const auto at = [](const Buffer& buffer) { return static_cast<double*>(buffer.get()); };
+  twice("inverse_roots", {&roots, &half_logdets},
+        [&](ParallelFor run) { kernels.inverse_roots({count, D, entries, at(roots), at(half_logdets)}, run); });
+  twice("matrix_log_joint", {&joint}, [&](ParallelFor run) {
+    kernels.matrix_log_joint({f, mixture, tied, at(roots), at(constants), at(joint)}, run);
+  });
+  Buffer s0(CK * 8), s1(CK * D * 8), s2(count * D * D * 8);
+  twice("matrix_moments", {&s0, &s1, &s2},
+        [&](ParallelFor run) { kernels.matrix_moments({f, mixture, tied, at(shares), at(s0), at(s1), at(s2)}, run); });
 }
 
 }  // namespace
@@ -196,6 +231,11 @@ int main(int argc, char** argv) {
         } else {
           problem<float>(kernels(), element, shape, diagonal, labeled, out_of_range);
         }
+        ++problems;
+      }
+      if (shape.dimension < 100) {
+        const bool labeled = shape.classes > 1;
+        for (const bool out_of_range : {false, labeled}) matrices(kernels(), shape, diagonal, labeled, out_of_range);
         ++problems;
       }
     }
