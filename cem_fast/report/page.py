@@ -189,12 +189,12 @@ def _section(
     record = rows[0].record
     description = read_description(folder / str(record.checkpoint))
     baseline = results.baseline[name]
-    pairs = [_gain(entry, rows, runs) for entry in results.pairs if entry.data == name]
-    frontier = [_gain(entry, rows, runs) for entry in results.frontier if entry.data == name]
+    pairs = [_gain(entry, rows, runs, folder) for entry in results.pairs if entry.data == name]
+    frontier = [_gain(entry, rows, runs, folder) for entry in results.frontier if entry.data == name]
     swept = [row for row in rows if not row.record.plain and gains.noise_sweep(runs, row.runs[0])]
     shown = next((pair for pair in pairs if pair.on.config.defense == "noise"), pairs[0] if pairs else None)
     first = results.lead(name)
-    lead = None if first is None else _gain(first, rows, runs)
+    lead = None if first is None else _gain(first, rows, runs, folder)
     hero = _shown(rows, shown, lead)
     dimension = torch.Size(description.image_shape).numel()
     half_budget = _half_budget(rows)
@@ -206,7 +206,7 @@ def _section(
     return {
         "name": name,
         "rows": rows,
-        "bytes": [_message_bytes(row, description) for row in rows],
+        "bytes": [_message_bytes(row, description, folder) for row in rows],
         "attacks": list(record.attacks),
         "seconds": {attack: _most_seconds(rows, attack) for attack in record.attacks},
         "inferred": {name: rate.chance for name, rate in record.inferred.items()},
@@ -240,7 +240,7 @@ def _section(
     }
 
 
-def _message_bytes(row: Row, description: Description) -> int:
+def _message_bytes(row: Row, description: Description, folder: Path) -> int:
     """Bytes that the device sends for one image, 4 for each number."""
     try:
         with torch.device("meta"):  # shapes alone
@@ -249,18 +249,19 @@ def _message_bytes(row: Row, description: Description) -> int:
             )
         return cost.message_bytes(model, description.image_shape)
     except (TypeError, ValueError, RuntimeError) as error:  # torch's own complaint about a size is a RuntimeError
-        raise ValueError(f"{RESULTS}: the settings of {row.name} are of no network: {one_line(str(error))}") from error
+        where = f"{folder / RESULTS}: the settings of {row.name}"
+        raise ValueError(f"{where} are of no network: {one_line(str(error))}") from error
 
 
-def _gain(entry: Pair | FrontierEntry, rows: Sequence[Row], runs: Sequence[Measured]) -> Gain:
+def _gain(entry: Pair | FrontierEntry, rows: Sequence[Row], runs: Sequence[Measured], folder: Path) -> Gain:
     """A gain with the cells that it is about."""
-    first = runs[entry.run].record
+    first, where = runs[entry.run].record, f"{folder / RESULTS}: run {entry.run}"
     on = next((row for row in rows if row.record.cell == first.cell), None)
     if on is None:
-        raise ValueError(f"{RESULTS}: run {entry.run} is in a gain of {entry.data}, and is not an attacked run on it")
+        raise ValueError(f"{where} is in a gain of {entry.data}, and is not an attacked run on it")
     off = next((row for row in rows if row.role != "on" and row.record.without_cem == first.without_cem), None)
     if off is None and isinstance(entry, Pair):
-        raise ValueError(f"{RESULTS}: run {entry.run} is in a pair, but there is no run without CEM of its settings")
+        raise ValueError(f"{where} is in a pair, but there is no run without CEM of its settings")
     accuracy = entry.accuracy if isinstance(entry, FrontierEntry) else None
     return Gain(on, off, entry.gain, *entry.interval, accuracy)
 
