@@ -63,15 +63,17 @@ def inverse_roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
     roots, failed = torch.linalg.cholesky_ex(matrices)
     half_logdets = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1).masked_fill(failed != 0, math.nan)
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    return torch.linalg.solve_triangular(roots, identity.expand_as(roots), upper=False), half_logdets
+    inverse = torch.linalg.solve_triangular(roots, identity.expand_as(roots), upper=False)
+    return inverse.contiguous(), half_logdets
 
 
 def matrix_log_joint(x: Tensor, means: Tensor, roots: Tensor, constants: Tensor, labels: Tensor | None) -> Tensor:
     """``constants_ck - 1/2 |W_ck (x_n - mu_ck)|^2`` ``[N, K]``; roots ``[C, K, D, D]``, or ``[C, D, D]`` if tied."""
     joint = x.new_full((x.shape[0], means.shape[1]), math.nan)
     for c, rows in by_class(labels, len(means)):
-        deviations = x[rows].unsqueeze(0) - means[c].unsqueeze(1)
-        joint[rows] = constants[c] - 0.5 * (deviations @ roots[c].mT).square().sum(-1).T
+        for k, mean in enumerate(means[c]):
+            root = roots[c] if roots.dim() == 3 else roots[c, k]
+            joint[rows, k] = constants[c, k] - 0.5 * ((x[rows] - mean) @ root.T).square().sum(-1)
     return joint
 
 
@@ -82,11 +84,13 @@ def matrix_moments(
     C, K, D = means.shape
     s0, s1, s2 = x.new_zeros(C, K), x.new_zeros(C, K, D), x.new_zeros((C, D, D) if tied else (C, K, D, D))
     for c, rows in by_class(labels, C):
-        deviations = x[rows].unsqueeze(0) - means[c].unsqueeze(1)
-        shared = deviations * responsibilities[rows].T.unsqueeze(-1)
-        s0[c], s1[c] = responsibilities[rows].sum(0), shared.sum(1)
-        outer = shared.mT @ deviations
-        s2[c] = outer.sum(0) if tied else outer
+        s0[c] = responsibilities[rows].sum(0)
+        for k, mean in enumerate(means[c]):
+            deviations = x[rows] - mean
+            shared = deviations * responsibilities[rows, k].unsqueeze(-1)
+            s1[c, k] = shared.sum(0)
+            total = s2[c] if tied else s2[c, k]
+            total += shared.T @ deviations
     if labels is None:
         return s0, s1, s2
     poison = torch.where(((labels >= 0) & (labels < C)).all(), 0.0, math.nan).to(x.dtype)
