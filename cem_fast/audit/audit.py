@@ -174,16 +174,7 @@ def audit(
         baseline=data.baselines(splits),
         label=label,
         information=information,
-        data={
-            "name": splits.name,
-            "num_classes": splits.num_classes if labeled else 0,
-            "num_attacker": len(splits.attacker),
-            "num_available": splits.num_available or len(splits.attacker),
-            "num_victims": len(splits.victims),
-            "num_shared": _shared(splits),
-            "image_shape": list(splits.image_shape),
-            "digest": splits.digest(),
-        },
+        data=_facts(splits),
         target={"name": name, "digest": digest or target.digest()},
         accuracy=accuracy,
         noise_std=defense.noise_std,
@@ -215,6 +206,20 @@ def _config(budget: str, releases: int, seed: int) -> RunConfig:
         attack_releases=releases,
         seed=seed,
     )
+
+
+def _facts(splits: Splits) -> dict[str, Any]:
+    """What audit.json says of the images."""
+    return {
+        "name": splits.name,
+        "num_classes": splits.num_classes if splits.num_classes > 1 else 0,
+        "num_attacker": len(splits.attacker),
+        "num_available": splits.num_available or len(splits.attacker),
+        "num_victims": len(splits.victims),
+        "num_shared": _shared(splits),
+        "image_shape": list(splits.image_shape),
+        "digest": splits.digest(),
+    }
 
 
 def _shared(splits: Splits) -> int:
