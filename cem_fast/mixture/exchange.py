@@ -76,6 +76,24 @@ class ExchangedMixture(MixtureDensity):
             raise ValueError(f"path must be a file that GaussianMixture.save wrote, got {path}: {error}") from error
         return mixture
 
+    def require_class(self, class_index: int) -> None:
+        """Requires a fitted mixture that has this class.
+
+        Raises:
+            RuntimeError: the mixture is not fitted.
+            ValueError: there is no such class.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast import GaussianMixture
+            >>> GaussianMixture(num_components=1).fit(torch.tensor([[1.0], [3.0]])).require_class(1)
+            Traceback (most recent call last):
+            ValueError: class_index must lie in [0, 1), got 1
+        """
+        self._components(None)
+        if not 0 <= class_index < self.num_classes:
+            raise ValueError(f"class_index must lie in [0, {self.num_classes}), got {class_index}")
+
     def to_sklearn(self, class_index: int = 0) -> Any:
         """Converts the mixture of one class to a fitted ``sklearn.mixture.GaussianMixture``; needs scikit-learn.
 
@@ -89,9 +107,7 @@ class ExchangedMixture(MixtureDensity):
             >>> GaussianMixture(num_components=1).fit(torch.tensor([[1.0], [3.0]])).to_sklearn().means_
             array([[2.]])
         """
-        self._components(None)
-        if not 0 <= class_index < self.num_classes:
-            raise ValueError(f"class_index must lie in [0, {self.num_classes}), got {class_index}")
+        self.require_class(class_index)
         model = interchange.to_sklearn(
             *(value[class_index] for value in (self.means, self.spread, self.weights)),
             covariance_type=self.covariance_type,

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from cem_fast._support import optional
 from cem_fast._support.counts import require_count
-from cem_fast.mixture.arrays import numpy_too, rows_of
+from cem_fast.mixture.arrays import array_of, numpy_too, rows_of
 from cem_fast.mixture.model import GaussianMixture
 from cem_fast.mixture.rows import class_totals
 from cem_fast.mixture.seeding import squared_distance
 from cem_fast.ops import validate
+from cem_fast.ops.fits import by_class
 
 METRICS = ("euclidean", "cosine")
 
@@ -145,7 +146,7 @@ class KMeans(nn.Module):
         """Centers ``[K, D]``, or ``[C, K, D]`` for several classes."""
         self.mixture._components(None)
         centers = self.means if self.num_classes > 1 else self.means[0]
-        return centers.detach().cpu().numpy() if self.fitted_on_arrays else centers
+        return array_of(centers) if self.fitted_on_arrays else centers
 
     @property
     def inertia_(self) -> float:
@@ -282,10 +283,8 @@ class KMeans(nn.Module):
         validate.finite("x", x)
         labels = validate.labels(labels, len(x), len(means), x.device)
         x, distances = x.to(means.dtype), means.new_empty(len(x), means.shape[1])
-        order = torch.arange(len(x), device=x.device) if labels is None else labels.argsort(stable=True)
-        sizes = [len(x)] if labels is None else torch.bincount(labels, minlength=len(means)).tolist()
-        for centers, rows in zip(means, torch.split(order, sizes)):
-            distances[rows] = torch.cdist(x[rows], centers, compute_mode="donot_use_mm_for_euclid_dist")
+        for c, rows in by_class(labels, len(means)):
+            distances[rows] = torch.cdist(x[rows], means[c], compute_mode="donot_use_mm_for_euclid_dist")
         return distances.square() / 2 if self.metric == "cosine" else distances
 
     @numpy_too
@@ -322,16 +321,13 @@ class KMeans(nn.Module):
             >>> KMeans(num_clusters=1).fit(torch.tensor([[1.0], [3.0]])).to_sklearn().cluster_centers_
             array([[2.]], dtype=float32)
         """
-        self.mixture._components(None)
-        if not 0 <= class_index < self.num_classes:
-            raise ValueError(f"class_index must lie in [0, {self.num_classes}), got {class_index}")
+        self.mixture.require_class(class_index)
         if self.metric == "cosine":
             raise ValueError("to_sklearn needs metric='euclidean', got 'cosine', which scikit-learn's KMeans lacks")
         model = optional.load("sklearn.cluster", "to_sklearn", "scikit-learn").KMeans(self.num_clusters)
-        model.cluster_centers_ = self.means[class_index].detach().cpu().numpy()
+        model.cluster_centers_ = array_of(self.means[class_index])
         model.n_features_in_, model.n_iter_, model.inertia_ = self.means.shape[2], self.n_iter_, self.inertia_
-        model._n_threads = model._n_features_out = 1  # which its methods read
-        model._n_features_out = self.num_clusters
+        model._n_threads, model._n_features_out = 1, self.num_clusters  # which its methods read
         return model
 
     @classmethod
