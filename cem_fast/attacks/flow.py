@@ -155,7 +155,7 @@ class Flow(Attack):
                         "a prior needs features that are differentiable with respect to the images, got some without a gradient"
                     )
                 return
-            self.standardize = Standardizer(self.view.pooled(self.view.messages(images)))
+            self.standardize = Standardizer(self.view.averaged(images))
             ridge = KernelRidge(image_shape=self.image_shape, seed=self.seed)
             of_maps = [replace(self.decoder)] if self.standardize.mean.dim() == 3 else []
             self.starts: list[Attack] = [*of_maps, ridge]

@@ -63,7 +63,7 @@ class Scene(nn.Module):
         self.slope_size: float | None = None  # root mean square of J^T score where the corrector starts to learn
         self.mean = images.mean(0)
         self.spread = float((images - self.mean).square().mean().sqrt()) + 1e-6
-        pooled = view.pooled(view.messages(images))
+        pooled = view.averaged(images)
         self.standardize = Standardizer(pooled)
         shape, size = pooled.shape[1:], (images.shape[1], images.shape[2], images.shape[3])
         self.linear: Linear | None = None
@@ -117,7 +117,7 @@ class Scene(nn.Module):
         Args:
             images: ``[N, C, H, W]``.
         """
-        return self.standardize(self.view.pooled(self.view.messages(images)))
+        return self.standardize(self.view.averaged(images))
 
     @torch.enable_grad()
     def _misfit(self, messages: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
