@@ -216,16 +216,10 @@ def _facts(splits: Splits) -> dict[str, Any]:
         "num_attacker": len(splits.attacker),
         "num_available": splits.num_available or len(splits.attacker),
         "num_victims": len(splits.victims),
-        "num_shared": _shared(splits),
+        "num_shared": splits.victims.num_in(splits.attacker),
         "image_shape": list(splits.image_shape),
         "digest": splits.digest(),
     }
-
-
-def _shared(splits: Splits) -> int:
-    """Number of victims whose image the attacker holds as well, pixel by pixel."""
-    known = set(splits.attacker.fingerprints())
-    return sum(image in known for image in splits.victims.fingerprints())
 
 
 def _check(model: SplitModel, splits: Splits) -> tuple[int, ...]:

@@ -80,6 +80,22 @@ class Part:
         """
         return fingerprints(self.images)
 
+    def num_in(self, other: Part) -> int:
+        """Number of images that are also in another part, pixel by pixel.
+
+        Args:
+            other: the other part.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast.data import Part
+            >>> part = Part(torch.rand(3, 1, 8, 8), torch.zeros(3).long(), torch.arange(3))
+            >>> part[torch.tensor([0, 2])].num_in(part)
+            2
+        """
+        known = set(other.fingerprints())
+        return sum(image in known for image in self.fingerprints())
+
 
 def fingerprints(images: Tensor) -> list[bytes]:
     """Digests of the pixels of each image, for finding equal images.
@@ -198,8 +214,7 @@ class Splits:
     @cached_property
     def num_leaked(self) -> int:
         """Number of test images that are also in the training part, pixel by pixel. Who holds that part has seen them."""
-        known = set(self.train.fingerprints())
-        return sum(image in known for image in self.test.fingerprints())
+        return self.test.num_in(self.train)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
