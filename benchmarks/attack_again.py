@@ -156,9 +156,9 @@ def _gains(runs: dict[str, Description], found: dict[str, dict[str, float]]) -> 
         if not on.record.cem:
             continue
         for other, off in runs.items():
-            strongest = "inversion" in found[run].keys() & found[other].keys()
+            both = "inversion" in found[run].keys() & found[other].keys()
             alike = off.record.without_cem == on.record.without_cem and off.record.repeat == on.record.repeat
-            if alike and strongest and not off.record.cem:
+            if alike and both and not off.record.cem:
                 before = _before(on) / _before(off) - 1
                 now = min(_before(on), *found[run].values()) / min(_before(off), *found[other].values()) - 1
                 rows.append([*_named(on)[:3], f"{before:+.0%}", f"{now:+.0%}"])
