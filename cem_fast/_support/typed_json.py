@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache, partial
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cem_fast._support.files import MIB, read_bytes
@@ -234,8 +234,11 @@ def _read(kind: Any, value: Any, file: str | Path, keys: tuple[str, ...]) -> Any
     if is_dataclass(kind) and isinstance(kind, type):
         return read_fields(kind, value, file, *keys)
     if origin in (Union, UnionType):
-        chosen = (each for each in arguments if (get_origin(each) is tuple) == isinstance(value, list))
-        return None if value is None else _read(next(chosen, arguments[0]), value, file, keys)
+        if value is None and NoneType in arguments:
+            return None
+        present = [each for each in arguments if each is not NoneType]
+        chosen = (each for each in present if (get_origin(each) is tuple) == isinstance(value, list))
+        return _read(next(chosen, present[0]), value, file, keys)
     if origin is dict:
         entries = _object(value, file, keys)
         return {key: _read(arguments[1], each, file, (*keys, key)) for key, each in entries.items()}

@@ -66,6 +66,16 @@ def test_a_number_or_a_list_is_either():
         typed_json.read(kind, "a", "it.json", "std")
 
 
+def test_a_list_or_nothing_is_no_scalar():
+    kind = tuple[float, ...] | None
+    assert [typed_json.read(kind, value, "it.json") for value in (None, [1])] == [None, (1,)]
+    for value in (True, 0.5, "a", {}):
+        with pytest.raises(ValueError, match="it.json: mean must be a list, got"):
+            typed_json.read(kind, value, "it.json", "mean")
+    with pytest.raises(ValueError, match="it.json: std must be a number, got None"):
+        typed_json.read(float | tuple[float, ...], None, "it.json", "std")
+
+
 def test_a_document_of_another_kind_is_named_and_cut_short():
     with pytest.raises(ValueError, match=r"file.json: the document must be an object, got \[0, 0, .*\.\.\.$") as raised:
         typed_json.read(Outer, [0] * 1000, "file.json")
