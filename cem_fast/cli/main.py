@@ -74,10 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.fail(parser.explain(error, known))
         return 2
     except (KeyboardInterrupt, click.Abort):
-        console.fail(f"interrupted; {_kept(arguments)} is kept")
+        console.fail(f"interrupted{_kept(arguments)}")
         return 130
     except Terminated:
-        console.fail(f"terminated; {_kept(arguments)} is kept")
+        console.fail(f"terminated{_kept(arguments)}")
         return 143
     except (ValueError, FileNotFoundError) as error:
         return _explain(error, status=2)
@@ -86,12 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _kept(arguments: Sequence[str]) -> str:
+    runs = "every run that had finished"
     kept = {
         "train": "the training up to its latest epoch, from which --resume continues,",
         "data": "what has been downloaded",
         "bench": "every race that had ended",
-    }
-    return kept.get("".join(arguments[:1]), "every run that had finished")
+    } | dict.fromkeys(("demo", "evaluate", "figures", "tune"), runs)
+    found = kept.get("".join(arguments[:1]))
+    return "" if found is None else f"; {found} is kept"
 
 
 def _explain(error: BaseException, *, status: int) -> int:

@@ -12,7 +12,7 @@ import time
 import pytest
 from support.command_line import run
 
-from cem_fast.cli import signals
+from cem_fast.cli import main, signals
 from cem_fast.experiments import saved_run
 from cem_fast.experiments.results import RESULTS
 
@@ -44,6 +44,17 @@ def test_interruption_keeps_finished_runs_and_the_old_report(config, tmp_path, n
     assert (loss is None) == (records[0]["config"]["noise_std"] == 0)
     assert (folder / "report.html").read_text() == older
     assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("command", [["serve", "halves"], ["export", "run", "--folder", "out"], ["doctor"]])
+@pytest.mark.parametrize("ends, line", [(KeyboardInterrupt, "interrupted"), (signals.Terminated, "terminated")])
+def test_commands_without_runs_promise_none(command, ends, line, monkeypatch, capsys):
+    def end() -> None:
+        raise ends
+
+    monkeypatch.setattr(main, "heed_sigterm", end)
+    assert main.main(command) == (130 if ends is KeyboardInterrupt else 143)
+    assert capsys.readouterr().err == f"cem-fast: {line}\n"
 
 
 @pytest.mark.parametrize("module", ["torch", "numpy"])
