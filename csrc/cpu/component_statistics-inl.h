@@ -112,9 +112,12 @@ void best_components(const RowPointers<X>& rows, const Mixture& mixture, int64_t
       transpose_rows(rows.row, rows.count, D, tile);
       int32_t component[kNarrowRows];
       if (nearest_of_narrow<T>(tile, D, means + c * K * D, K, component)) {
+        alignas(64) T squared[kNarrowRows];
+        if (D < kLanes<T>) own_distances_of_narrow<T>(tile, D, means + c * K * D, component, squared);
         for (int64_t i = 0; i < rows.count; ++i) {
+          const T* mean = means + (c * K + component[i]) * D;
           best->component[i] = component[i];
-          best->score[i] = distance_of_tiles(rows.row[i], means + (c * K + component[i]) * D, D);
+          best->score[i] = D < kLanes<T> ? static_cast<double>(squared[i]) : distance_of_tiles(rows.row[i], mean, D);
           found(i);
         }
         return;
@@ -222,11 +225,16 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
                                 nearest_distance[begin + i] = static_cast<T>(squared);
                               });
         if (!fused) continue;
-        for_each_component(rows, best.component, [&](int64_t k, const X* const* members, int64_t count) {
+        const auto accumulate = [&](int64_t k, const X* const* members, int64_t count) {
           accumulate_rows(members, count, means + (c * K + k) * D, D,
                           block_scatter != nullptr ? block_scatter + k * D : nullptr,
                           block_sums != nullptr ? block_sums + k * D : nullptr);
-        });
+        };
+        if (D < kLanes<T>) {  // without a vector to fill, looking for the members costs more than it saves
+          for (int64_t i = 0; i < rows.count; ++i) accumulate(best.component[i], rows.row + i, 1);
+        } else {
+          for_each_component(rows, best.component, accumulate);
+        }
       }
       if (is_one_block(c)) total_up(c, total);
     }

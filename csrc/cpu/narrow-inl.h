@@ -65,10 +65,31 @@ bool nearest_of_narrow(const T* tile, int64_t D, const T* means, int64_t K, int3
   return true;
 }
 
-// The squared distance that `distances` finds: the same sums in the same order. For a single chunk of dimensions.
+// The squared distances of the rows of a tile, each to its own mean: the sums that `distances` finds, in the same
+// order. For fewer dimensions than lanes, which `distances` has in the last lanes of a vector.
+template <class T>
+void own_distances_of_narrow(const T* tile, int64_t D, const T* means, const int32_t* component, T* squared) {
+  alignas(64) T mean[kLanes<T> * kNarrowRows];
+  for (int64_t r = 0; r < kNarrowRows; ++r) {
+    for (int64_t d = 0; d < D; ++d) mean[d * kNarrowRows + r] = means[component[r] * D + d];
+  }
+  for (int start = 0; start < kNarrowRows; start += kLanes<T>) {
+    Vector<T> lane[kLanes<T>]{};
+    for (int64_t d = 0; d < D; ++d) {
+      const Vector<T> deviation = load(tile + d * kNarrowRows + start) - load(mean + d * kNarrowRows + start);
+      lane[kLanes<T> - D + d] = multiply_add(deviation, deviation, Vector<T>{});
+    }
+    for (int half = kLanes<T> / 2; half > 0; half /= 2) {
+      for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
+    }
+    store(squared + start, lane[0]);
+  }
+}
+
+// The squared distance that `distances` finds: the same sums in the same order. For a vector of dimensions at least,
+// and a single chunk.
 template <class X, class T>
 CEM_FAST_INLINE double distance_of_tiles(const X* x, const T* mean, int64_t D) {
-  const bool wide = D >= kLanes<T>;
   Vector<T> sum{};
   int64_t d = 0;
   for (; d + kLanes<T> <= D; d += kLanes<T>) {
@@ -77,7 +98,7 @@ CEM_FAST_INLINE double distance_of_tiles(const X* x, const T* mean, int64_t D) {
   }
   if (d < D) {
     const int rest = static_cast<int>(D - d);
-    const Vector<T> deviation = load_last(x + d, rest, wide) - load_last(mean + d, rest, wide);
+    const Vector<T> deviation = load_last(x + d, rest, true) - load_last(mean + d, rest, true);
     sum = multiply_add(deviation, deviation, sum);
   }
   return static_cast<double>(sum_lanes<T>(sum));
