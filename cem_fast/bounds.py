@@ -25,9 +25,7 @@ from cem_fast.ops import validate
 
 def _noise_variance(noise_std: float | Tensor, like: Tensor, releases: int = 1) -> Tensor:
     """Variance of the noise of the mean of all releases."""
-    std = torch.as_tensor(noise_std, dtype=torch.float64, device=like.device)
-    if std.dim() > 1 or not bool((std > 0).all()):
-        raise ValueError(f"noise_std must be a positive number or a [D] tensor of them, got {noise_std}")
+    std = validate.standard_deviation("noise_std", noise_std).to(like.device)
     if std.dim() == 1 and std.shape[0] not in (1, like.shape[-1]):
         raise ValueError(f"noise_std must be a number or have shape [{like.shape[-1]}], got {tuple(std.shape)}")
     require_count("releases", releases)

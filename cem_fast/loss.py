@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
@@ -15,6 +16,7 @@ from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.warn import warn
 from cem_fast.mixture import GaussianMixture
 from cem_fast.mixture.fitted import FOLLOWER, FittedModule
+from cem_fast.mixture.rows import require_iterable_again
 from cem_fast.ops import validate
 from cem_fast.ops.entropy_bound import COVARIANCES, bound_options, evaluate
 
@@ -105,13 +107,7 @@ class CEMLoss(FittedModule):
         super().__init__()
         if covariance_type not in COVARIANCES:
             raise ValueError(f"covariance_type must be one of {', '.join(COVARIANCES)}, got {covariance_type!r}")
-        try:
-            std = torch.as_tensor(noise_std, dtype=torch.float64).detach().clone()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"noise_std must be a number or a [D] tensor, got {noise_std!r}") from error
-        variance = std.square()
-        if std.dim() > 1 or not bool(((std > 0) & (variance > 0) & variance.isfinite()).all()):
-            raise ValueError(f"noise_std must be a positive number or a [D] tensor of them, got {noise_std}")
+        std = validate.standard_deviation("noise_std", noise_std)
         per_dimension = covariance_type == "diag", std.dim() == 1
         self.options = bound_options(variant, gradient, reduction, boost, threshold, gamma, *per_dimension)
         self.check_finite, self.check_labels, self.process_group = check_finite, check_labels, process_group
@@ -123,7 +119,7 @@ class CEMLoss(FittedModule):
             process_group=process_group,
         )
         self.mixture.rows_name = "features"
-        self.register_buffer("noise_variance", variance.reshape(-1))
+        self.register_buffer("noise_variance", std.square().reshape(-1))
         self.declare_fitted(num_samples=torch.zeros((), dtype=torch.float64))
         self.is_fitted = False
         self._steps_without_fit = 0
@@ -272,9 +268,7 @@ class CEMLoss(FittedModule):
         """
         if not isinstance(encoder, nn.Module):
             raise TypeError(f"encoder must be a torch.nn.Module, got {type(encoder).__name__}")
-        if isinstance(loader, Iterator) or not hasattr(loader, "__iter__"):
-            got = "an iterator" if isinstance(loader, Iterator) else type(loader).__name__
-            raise TypeError(f"loader must be iterable more than once (a list or a DataLoader), got {got}")
+        require_iterable_again("loader", loader)
         with in_eval_mode(encoder):
             batches = _Encoded(self, encoder, loader, unpack or self._images_and_labels)
             self._prepare(batches.dimension(), max_iter, tol)
@@ -502,9 +496,11 @@ class _Encoded:
     ):
         self.loss, self.encoder, self.loader, self.unpack = loss, encoder, loader, unpack
         self.like = next((p for p in encoder.parameters() if p.is_floating_point()), torch.empty(0))
+        self.first_pass: Iterable[Any] | None = None  # begun by `dimension`
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for batch in self.loader:
+        batches, self.first_pass = self.first_pass, None
+        for batch in self.loader if batches is None else batches:
             images, labels = self.unpack(batch)
             rows = self.encode(images)
             keep = labels is not None and self.loss.mixture.num_classes > 1
@@ -515,6 +511,9 @@ class _Encoded:
         return self.loss._rows(self.encoder(images.to(device=self.like.device, dtype=dtype)))
 
     def dimension(self) -> int:
-        for images, _ in map(self.unpack, self.loader):
-            return self.encode(images[:1]).shape[1]
+        """Features of an image. The first pass starts with the batch that is read here: there may be no other pass."""
+        batches = iter(self.loader)
+        for first in batches:
+            self.first_pass = itertools.chain([first], batches)
+            return self.encode(self.unpack(first)[0][:1]).shape[1]
         raise ValueError("loader must yield at least one batch of (images, labels), got none")

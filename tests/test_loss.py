@@ -360,6 +360,29 @@ def test_a_loader_that_can_be_iterated_once_is_refused():
         CEMLoss(num_classes=1).fit_loader(torch.nn.Identity(), iter(batches))
 
 
+class Exhausted:
+    """A loader that has one pass, as that of a file or a queue."""
+
+    def __init__(self, batches):
+        self.batches = iter(batches)
+
+    def __iter__(self):
+        return self.batches
+
+
+def test_a_loader_that_ends_with_its_first_pass_loses_no_batch_or_is_refused():
+    x, labels = torch.rand(100, 8), torch.arange(100) % 2
+    batches = [(x[i : i + 25], labels[i : i + 25]) for i in range(0, 100, 25)]
+    torch.manual_seed(0)
+    expected = CEMLoss(num_classes=2, num_components=1).fit_loader(torch.nn.Identity(), batches)
+    torch.manual_seed(0)
+    found = CEMLoss(num_classes=2, num_components=1).fit_loader(torch.nn.Identity(), Exhausted(batches))
+    assert found.num_samples == 100
+    assert torch.equal(found.mixture.means, expected.mixture.means)
+    with pytest.raises(ValueError, match="loader must give the same rows in every iteration .* got 100 and then 0"):
+        CEMLoss(num_classes=2).fit_loader(torch.nn.Identity(), Exhausted(batches), memory_budget=1)
+
+
 @pytest.mark.parametrize(
     "batch, got",
     [

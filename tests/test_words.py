@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cem_fast import CEMLoss, GaussianMixture, functional
+from cem_fast import CEMLoss, GaussianMixture, KMeans, functional
 
 X, Y = torch.rand(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
 ONE = torch.ones(1, 1)
@@ -28,6 +28,12 @@ def log_prob(**changed):
     return functional.mixture_log_prob(**values | changed)
 
 
+def loaded_centers():
+    kmeans = KMeans(num_clusters=1)
+    kmeans.load_state_dict(KMeans(num_clusters=1).fit(X).state_dict())
+    return kmeans
+
+
 NESTED = torch.nested.nested_tensor([X[:3], X[3:]], layout=torch.jagged)
 START = torch.zeros(1, 1, 4)
 CASES = {
@@ -46,6 +52,8 @@ CASES = {
     "features of another width": (lambda: loss()(X[:, :3], Y), ValueError, r"features must have .* D = 4 .* \(20, 3\)"),
     "features of another type": (lambda: loss()(X.double(), Y), TypeError, "features must be float32, float16 or bf"),
     "noise of another width": (lambda: loss(noise_std=torch.ones(3))(X, Y), ValueError, r"noise_std must .* \[4\]"),
+    "complex noise": (lambda: loss(noise_std=torch.ones(4) * 1j), TypeError, "noise_std must be .* of torch.complex64"),
+    "a flag for noise": (lambda: loss(noise_std=True), TypeError, "noise_std must be a number .* got True"),
     "a boost that is no number": (lambda: loss(boost="a"), TypeError, "boost must be a number, got str"),
     "a tolerance that is no number": (lambda: loss().fit(X, Y, tol="a"), TypeError, "tol must be a number, got str"),
     "means that are no tensor": (lambda: given(means=[1]), TypeError, "means must be a tensor"),
@@ -93,6 +101,23 @@ CASES = {
         ValueError,
         "memory_budget must not be negative, got -1",
     ),
+    "a budget that is no number": (
+        lambda: loss().fit_loader(nn.Identity(), [(X, Y)], memory_budget="1 GB"),
+        TypeError,
+        "memory_budget must be a number, got str",
+    ),
+    "batches of several widths": (
+        lambda: loss().fit_loader(nn.Identity(), [(X, Y), (X[:, :3], Y)]),
+        ValueError,
+        "loader must agree in features, got 4 and then 3 of a row",
+    ),
+    "None for the batches of k-means": (
+        lambda: KMeans(num_clusters=1, metric="cosine").fit_stream(None),
+        TypeError,
+        "batches must be .* got NoneType",
+    ),
+    "inertia before a fit": (lambda: KMeans(num_clusters=1).inertia_, RuntimeError, "not fitted"),
+    "inertia of loaded centers": (lambda: loaded_centers().inertia_, RuntimeError, "inertia_ needs a fit"),
 }
 
 

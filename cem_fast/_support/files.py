@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 MIB = 1 << 20
 KINDS = {
@@ -17,6 +18,27 @@ KINDS = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
+
+
+def require_path(name: str, value: Any) -> None:
+    """Raises unless an argument is a path.
+
+    Args:
+        name: name of the argument, for the error.
+        value: the argument.
+
+    Raises:
+        TypeError: it is something else.
+
+    Example:
+        >>> from cem_fast._support.files import require_path
+        >>> require_path("path", None)
+        Traceback (most recent call last):
+        ...
+        TypeError: path must be a path (str or os.PathLike), got NoneType
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path (str or os.PathLike), got {type(value).__name__}")
 
 
 def require_regular(path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cem_fast._support.files import expanded
+from cem_fast._support.counts import require_count
+from cem_fast._support.files import expanded, require_path
 from cem_fast._support.lookup import lookup
 from cem_fast.data import (
     cifar10,
@@ -84,6 +85,7 @@ def load(
 
     Raises:
         FileNotFoundError: the package that contains the images is missing, or they have not been downloaded.
+        TypeError: the name is no text or path, or image_size no integer.
         ValueError: the name is unknown and no such folder exists, a file is corrupt, or an argument is out of range.
 
     Example:
@@ -92,8 +94,9 @@ def load(
         >>> splits.image_shape, len(splits.train), len(splits.test), splits.unit
         ((1, 16, 16), 320, 80, 'people')
     """
-    if image_size is not None and image_size < 8:
-        raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
+    require_path("name_or_path", name_or_path)
+    if image_size is not None:
+        require_count("image_size", image_size, 8)
     if not name_or_path:
         raise ValueError(f"the data set must be one of {', '.join(names())} or the path of a folder, got ''")
     if name_or_path not in names():

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cem_fast import data
 from cem_fast._support import typed_json
-from cem_fast._support.files import MIB, check_target, expanded, read_bytes, write_atomically
+from cem_fast._support.files import MIB, check_target, expanded, read_bytes, require_path, write_atomically
 from cem_fast.config import RunConfig
 from cem_fast.data import Splits
 from cem_fast.defenses import Defense
@@ -181,6 +181,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu", data_from:
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
+        TypeError: path is no path.
         ValueError: a file is damaged, is of another kind (a pickle is refused), or does not fit the architecture of the settings.
 
     Example:
@@ -199,6 +200,7 @@ def load_run(path: str | Path, *, device: str | torch.device = "cpu", data_from:
         >>> loaded.model(splits.test.images).shape
         torch.Size([8, 2])
     """
+    require_path("path", path)
     folder = Path(path)
     description = read_description(folder)
     weights, source = _read_tensors(folder, description, "weights")

@@ -29,6 +29,7 @@ def mse(reconstructed: Tensor, images: Tensor) -> Tensor:
         ``[N]``.
 
     Raises:
+        TypeError: an argument is no floating-point tensor.
         ValueError: the shapes differ, or there is no image.
 
     Example:
@@ -54,6 +55,7 @@ def psnr(reconstructed: Tensor, images: Tensor) -> Tensor:
         ``[N]``, in dB.
 
     Raises:
+        TypeError: an argument is no floating-point tensor.
         ValueError: the shapes differ, or there is no image.
 
     Example:
@@ -78,6 +80,7 @@ def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
         ``[N]``, 1 for identical images.
 
     Raises:
+        TypeError: an argument is no floating-point tensor.
         ValueError: the shapes differ, or there is no image.
         ImportError: ``pytorch_msssim`` is not installed.
 
@@ -119,6 +122,7 @@ def ssim_paper(reconstructed: Tensor, images: Tensor) -> Tensor:
         ``[N]``, 1 for identical images.
 
     Raises:
+        TypeError: an argument is no floating-point tensor.
         ValueError: the shapes differ, or there is no image.
 
     Source:
@@ -281,6 +285,11 @@ def _by_chunks(measure: Callable[[Tensor, Tensor], Tensor], reconstructed: Tenso
 
 
 def _check(reconstructed: Tensor, images: Tensor) -> None:
+    for name, value in (("reconstructed", reconstructed), ("images", images)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor [N, C, H, W], got {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor of numbers in [0, 1], got {value.dtype}")
     if reconstructed.shape != images.shape or images.dim() != 4 or not len(images):
         raise ValueError(
             f"reconstructed and images must both be [N, C, H, W] with N > 0, got {tuple(reconstructed.shape)} and {tuple(images.shape)}"

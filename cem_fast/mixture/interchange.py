@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cem_fast._support import optional, typed_json
-from cem_fast._support.files import write_atomically
+from cem_fast._support.files import require_path, write_atomically
 
 if TYPE_CHECKING:
     from sklearn.mixture import GaussianMixture as SklearnMixture
@@ -22,6 +22,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], settings: dict[str, Any]
     """Writes tensors and settings to a safetensors file, atomically."""
     import safetensors.torch
 
+    require_path("path", path)
     tensors = {
         name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
     }  # share nothing
@@ -38,6 +39,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     import safetensors
     import safetensors.torch
 
+    require_path("path", path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"path must be a file that GaussianMixture.save wrote, got {path}")
     try:

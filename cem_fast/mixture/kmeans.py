@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from cem_fast._support import optional
 from cem_fast._support.counts import require_count
 from cem_fast.mixture.arrays import array_of, numpy_too, rows_of
 from cem_fast.mixture.model import GaussianMixture
-from cem_fast.mixture.rows import class_totals
+from cem_fast.mixture.rows import class_totals, require_iterable_again
 from cem_fast.mixture.seeding import squared_distance
 from cem_fast.ops import validate
 from cem_fast.ops.fits import by_class
@@ -151,6 +152,9 @@ class KMeans(nn.Module):
     @property
     def inertia_(self) -> float:
         """Sum over the rows of the last fit of the squared distance to their centers, or of 1 - cosine."""
+        self.mixture._components(None)
+        if self.mixture.lower_bound_ == -math.inf:
+            raise RuntimeError("inertia_ needs a fit, got centers from a state_dict, which does not hold it")
         total = -self.mixture.lower_bound_ * float(self.mixture.counts.double().sum())
         return total / 2 if self.metric == "cosine" else total
 
@@ -233,8 +237,9 @@ class KMeans(nn.Module):
             >>> KMeans(num_clusters=1).fit_stream([torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0]])]).cluster_centers_
             tensor([[3.]])
         """
-        again = batches if isinstance(batches, Iterator) or self.metric != "cosine" else Directions(batches)
-        self.mixture.fit_stream(again, memory_budget=memory_budget, on_pass=on_pass)
+        require_iterable_again("batches", batches)
+        scaled = Directions(batches) if self.metric == "cosine" else batches
+        self.mixture.fit_stream(scaled, memory_budget=memory_budget, on_pass=on_pass)
         return self
 
     @numpy_too

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -14,7 +14,7 @@ from cem_fast.mixture import fitting
 from cem_fast.mixture.arrays import numpy_too, rows_of, tensor_of
 from cem_fast.mixture.exchange import FITTED, ExchangedMixture
 from cem_fast.mixture.fitting import Moments, Settings
-from cem_fast.mixture.rows import Chunk, Rows, Stream, class_sizes, draw_sample
+from cem_fast.mixture.rows import Chunk, Rows, Stream, class_sizes, draw_sample, require_iterable_again
 from cem_fast.mixture.selection import Selection, validate_selection
 from cem_fast.ops import validate
 
@@ -253,11 +253,12 @@ class GaussianMixture(ExchangedMixture):
             >>> GaussianMixture(num_components=1).fit_stream(batches).means
             tensor([[[3.]]])
         """
-        if isinstance(batches, Iterator):
-            raise TypeError("batches must be iterable more than once (a list or a loader), got an iterator")
+        require_iterable_again("batches", batches)
+        validate.number("memory_budget", memory_budget)
         if memory_budget < 0:
             raise ValueError(f"memory_budget must not be negative, got {memory_budget}")
-        stream = Stream(lambda: (self._batch(batch) for batch in batches), on_pass)
+        name = "batches" if self.rows_name == "x" else "loader"
+        stream = Stream(lambda: (self._batch(batch) for batch in batches), on_pass, name)
         sample, sizes, complete = draw_sample(stream, self.num_classes, memory_budget, self.generator)
         weighted = any(chunk.mass is not None for chunk in sample)
         kept = Rows(sample, self.process_group, self.rows_name, weighted)

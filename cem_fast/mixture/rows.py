@@ -122,22 +122,45 @@ class Rows:
         return self.like(kept)
 
 
+def require_iterable_again(name: str, batches: Any) -> None:
+    """Requires an iterable that is no iterator."""
+    if isinstance(batches, Iterator) or not hasattr(batches, "__iter__"):
+        got = "an iterator" if isinstance(batches, Iterator) else type(batches).__name__
+        raise TypeError(f"{name} must be iterable more than once (a list or a loader), got {got}")
+
+
 class Stream:
-    """Chunks that are read again in every pass; ``on_pass(number, rows)`` is called after each."""
+    """Chunks that are read again in every pass; ``on_pass(number, rows)`` is called after each.
+
+    Raises:
+        ValueError: batches differ in their number of features, or passes in their number of rows.
+    """
 
     def __init__(
         self,
         read: Callable[[], Iterator[tuple[Any, ...]]],
         on_pass: Callable[[int, int], None] | None = None,
+        name: str = "batches",
     ):
-        self.read, self.on_pass, self.passes = read, on_pass, 0
+        self.read, self.on_pass, self.name, self.passes = read, on_pass, name, 0
+        self.rows = 0  # of the first pass
 
     def __iter__(self) -> Iterator[Chunk]:
         self.passes += 1
-        count = 0
+        count, width = 0, None
         for chunk in self.read():
-            count += len(chunk[0])
+            if width not in (None, chunk[0].shape[1]):
+                raise ValueError(
+                    f"{self.name} must agree in features, got {width} and then {chunk[0].shape[1]} of a row"
+                )
+            count, width = count + len(chunk[0]), chunk[0].shape[1]
             yield Chunk(*chunk)
+        if self.passes > 1 and count != self.rows:
+            # such as a loader of an iterator, which is exhausted after the first pass
+            raise ValueError(
+                f"{self.name} must give the same rows in every iteration over them, got {self.rows} and then {count}"
+            )
+        self.rows = count
         if self.on_pass is not None:
             self.on_pass(self.passes, count)
 

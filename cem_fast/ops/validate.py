@@ -95,6 +95,23 @@ def number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
+def standard_deviation(name: str, value: Any) -> Tensor:
+    """Requires a positive number or a ``[D]`` tensor of them, and returns a float64 copy."""
+    wanted = f"{name} must be a number or a [D] tensor, got"
+    if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
+        raise TypeError(f"{wanted} a tensor of {value.dtype}")
+    if isinstance(value, bool):
+        raise TypeError(f"{wanted} {value}")
+    try:
+        std = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{wanted} {value!r}") from error
+    variance = std.square()
+    if std.dim() > 1 or not bool(((std > 0) & (variance > 0) & variance.isfinite()).all()):
+        raise ValueError(f"{name} must be a positive number or a [D] tensor of them, got {value}")
+    return std
+
+
 def noise_variance(value: Tensor, dimension: int, name: str = "noise_variance") -> None:
     """Requires noise variances ``[1]`` or ``[D]``, float32 or float64."""
     tensor(name, value, "[1] or [D]", 1)

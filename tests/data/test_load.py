@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from cem_fast import data
+from cem_fast import GaussianMixture, data, load_run
 from cem_fast.data.splits import Splits
 
 
@@ -16,11 +16,26 @@ from cem_fast.data.splits import Splits
         (lambda: data.load("facs", fold=0), r"unknown data set 'facs': .*the nearest is 'faces'"),
         (lambda: data.load("no/such/folder", fold=0), r"no/such/folder is not a folder"),
         (lambda: data.load("faces", fold=5), r"fold must be an integer from 0 to 4, got 5"),
-        (lambda: data.load("faces", fold=0, image_size=4), r"image_size must be at least 8 pixels, got 4"),
+        (lambda: data.load("faces", fold=0, image_size=4), r"image_size must be at least 8, got 4"),
     ],
 )
 def test_bad_requests(call, message):
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: data.load(None, fold=0), "name_or_path must be a path .* got NoneType"),
+        (lambda: data.load("digits", fold=0, image_size="16"), "image_size must be an integer .* got '16'"),
+        (lambda: data.load("digits", fold=0, image_size=16.5), "image_size must be an integer .* got 16.5"),
+        (lambda: load_run(None), "path must be a path .* got NoneType"),
+        (lambda: GaussianMixture.load(5), "path must be a path .* got int"),
+    ],
+)
+def test_arguments_of_another_type_are_named(call, message):
+    with pytest.raises(TypeError, match=message):
         call()
 
 

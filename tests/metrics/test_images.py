@@ -199,3 +199,12 @@ def test_bootstrap_depends_only_on_the_seed():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("measure", [metrics.mse, metrics.psnr, metrics.ssim, metrics.ssim_paper])
+def test_images_of_another_type_are_named(measure):
+    levels = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"images must be .* numbers in \[0, 1\], got torch.uint8"):
+        measure(levels / 255, levels)
+    with pytest.raises(TypeError, match="reconstructed must be a tensor .* got NoneType"):
+        measure(None, levels / 255)

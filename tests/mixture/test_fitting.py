@@ -182,6 +182,18 @@ def test_a_stream_must_be_iterable_again_and_hold_rows():
     mixture = GaussianMixture(num_components=1)
     with pytest.raises(TypeError, match="batches must be iterable more than once .* got an iterator"):
         mixture.fit_stream(iter([(torch.rand(4, 2), None)]))
+    with pytest.raises(TypeError, match="batches must be iterable more than once .* got NoneType"):
+        mixture.fit_stream(None)
+    with pytest.raises(ValueError, match="batches must agree in features, got 2 and then 3 of a row"):
+        mixture.fit_stream([torch.rand(4, 2), torch.rand(4, 3)])
+    sizes = iter(range(4, 100))
+
+    class Growing:
+        def __iter__(self):
+            return iter([torch.rand(next(sizes), 2)])
+
+    with pytest.raises(ValueError, match="batches must give the same rows in every iteration .* got 4 and then 5"):
+        mixture.fit_stream(Growing(), memory_budget=1)
     with pytest.raises(ValueError, match="batches must hold at least one batch, got none"):
         mixture.fit_stream([])
 
