@@ -161,7 +161,7 @@ class MapStandardizer(Standardizer):
 
     Args:
         features: observations ``[N, ...]``.
-        image_shape: ``(channels, height, width)`` of the images; the grid has their aspect ratio.
+        image_shape: ``(channels, height, width)`` of the images; the grid has their aspect ratio, apart from a cropped border.
 
     Source:
         Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021 (the grid, and a class token in front).
@@ -202,11 +202,12 @@ class MapStandardizer(Standardizer):
 
 
 def _grid(tokens: int, image_shape: tuple[int, int, int]) -> tuple[int, int] | None:
-    """Rows and columns of a grid of patches with the aspect ratio of the images, behind at most five further tokens."""
+    """Rows and columns of a grid of square patches, behind at most five further tokens."""
     _, height, width = image_shape
-    for rows in range(height, 1, -1):
-        columns, rest = divmod(rows * width, height)
-        if not rest and 0 <= tokens - rows * columns <= FURTHER_TOKENS:
+    in_ratio = [(rows, rows * width // height) for rows in range(height, 1, -1) if rows * width % height == 0]
+    cropped = [(height // side, width // side) for side in range(1, min(height, width) + 1)]
+    for rows, columns in in_ratio + cropped:
+        if rows * columns > 1 and 0 <= tokens - rows * columns <= FURTHER_TOKENS:
             return rows, columns
     return None
 

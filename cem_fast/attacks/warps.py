@@ -37,7 +37,9 @@ def warped(images: Tensor, *, mirror: bool) -> Tensor:
         return (2 * torch.rand(count, *shape, device=device) - 1) * size
 
     angle, zoom = spread(ROTATION), 1 + spread(SCALING)
-    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2) * zoom.view(-1, 1, 1)
+    aspect = images.shape[2] / images.shape[3]  # places are in halves of a side
+    turn = torch.stack([angle.cos(), -angle.sin() * aspect, angle.sin() / aspect, angle.cos()], 1)
+    turn = turn.view(-1, 2, 2) * zoom.view(-1, 1, 1)
     if mirror:
         turn = turn * torch.stack([spread(1.0).sign(), torch.ones(count, device=device)], 1)[:, None]
     places = F.affine_grid(torch.cat([turn, spread(SHIFT, 2, 1)], 2), list(images.shape), align_corners=False)

@@ -71,7 +71,7 @@ def load(
             folders ``train`` and ``test``.
         fold: index of the test fold, 0 to 4; without effect on a data set that came with a test part.
         image_size: side of the square images in pixels; None for the data set's own (``faces``, ``facescrub`` 48, ``tiny_imagenet`` 64,
-            the others 32). A folder keeps its images' size if all are equal squares of 8 to 256 pixels, otherwise 48 with a warning.
+            the others 32). A folder keeps the one size of its images if its sides have 8 to 256 pixels, otherwise 48 with a warning.
         seed: seed of the folds; must be equal in all runs that are compared.
         root: folder of downloaded data sets; None for :func:`cem_fast.data.data_root`.
         skip_corrupt: whether to leave out files of a folder that cannot be read, with a warning that names them; None for what the

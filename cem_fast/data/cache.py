@@ -15,7 +15,7 @@ import PIL
 
 from cem_fast._support.files import require_regular
 
-VERSION = 1
+VERSION = 2
 WORTH = 1000  # files from which on they are kept
 LARGEST = 4 << 30  # bytes of all that is kept; what was used the longest time ago goes first
 

@@ -59,14 +59,14 @@ class Decoded(NamedTuple):
     """Decoded files.
 
     Args:
-        images: ``[N, 3, side, side]``, uint8; zeros for a file that is deep or cannot be read.
+        images: ``[N, 3, H, W]``, uint8; zeros for a file that is deep or cannot be read.
         headers: one per file; None for a file that cannot be opened.
         errors: one for each file that cannot be read.
 
     Example:
         >>> from cem_fast.data.decoding import decode
-        >>> decode([], 8, workers=0).images.shape
-        (0, 3, 8, 8)
+        >>> decode([], (8, 6), workers=0).images.shape
+        (0, 3, 6, 8)
     """
 
     images: np.ndarray
@@ -74,14 +74,16 @@ class Decoded(NamedTuple):
     errors: list[UnreadableImage]
 
 
-def decode(paths: Sequence[Path], side: int, *, workers: int, on_step: Steps = lambda done, total: None) -> Decoded:
-    """Decodes image files: upright, on white where they are transparent, in color, resized to squares with antialiasing.
+def decode(
+    paths: Sequence[Path], size: tuple[int, int], *, workers: int, on_step: Steps = lambda done, total: None
+) -> Decoded:
+    """Decodes image files: upright, on white where they are transparent, in color, resized to one size with antialiasing.
 
     The result is the same for any number of workers.
 
     Args:
         paths: the files.
-        side: side of the squares in pixels.
+        size: width and height in pixels.
         workers: processes; 0 for this one. Few files are decoded by this one.
         on_step: called with the files decoded and the files in total.
 
@@ -96,15 +98,15 @@ def decode(paths: Sequence[Path], side: int, *, workers: int, on_step: Steps = l
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "grey.png"
         ...     Image.new("L", (8, 8), 51).save(path)
-        ...     found = decode([path], 8, workers=0)
+        ...     found = decode([path], (8, 8), workers=0)
         >>> found.images.max(), found.headers[0].grey
         (np.uint8(51), True)
     """
-    images = np.zeros((len(paths), 3, side, side), np.uint8)
+    images = np.zeros((len(paths), 3, size[1], size[0]), np.uint8)
     headers: list[Header | None] = []
     errors: list[UnreadableImage] = []
     on_step(0, len(paths))
-    for part, found, reasons in _decoded(paths, side, workers):
+    for part, found, reasons in _decoded(paths, size, workers):
         images[len(headers) : len(headers) + len(part)] = part
         errors += [UnreadableImage(paths[len(headers) + index], reason) for index, reason in reasons.items()]
         headers += found
@@ -118,16 +120,16 @@ Chunk = tuple[np.ndarray, list[Header | None], dict[int, str]]
 class _Chunks(Dataset[Chunk]):
     """Chunks of decoded files: images, headers, and by index the reasons why files cannot be read."""
 
-    def __init__(self, paths: Sequence[Path], side: int):
-        self.paths, self.side = paths, side
-        self.size = max(1, CHUNK_BYTES // (3 * side * side))
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int]):
+        self.paths, self.size = paths, size
+        self.count = max(1, CHUNK_BYTES // (3 * size[0] * size[1]))
 
     def __len__(self) -> int:
-        return -(-len(self.paths) // self.size)
+        return -(-len(self.paths) // self.count)
 
     def __getitem__(self, index: int) -> Chunk:
-        paths = self.paths[index * self.size : (index + 1) * self.size]
-        images = np.zeros((len(paths), 3, self.side, self.side), np.uint8)
+        paths = self.paths[index * self.count : (index + 1) * self.count]
+        images = np.zeros((len(paths), 3, self.size[1], self.size[0]), np.uint8)
         headers: list[Header | None] = []
         reasons = {}
         for row, path in enumerate(paths):
@@ -136,8 +138,8 @@ class _Chunks(Dataset[Chunk]):
                 header = Header(upright_size(image), is_grey(image), is_deep(image), is_of_unknown_range(image))
                 if not header.deep:
                     found = eight_bits(upright(image))
-                    if found.size != (self.side, self.side):
-                        found = found.resize((self.side, self.side), Resampling.BILINEAR)
+                    if found.size != self.size:
+                        found = found.resize(self.size, Resampling.BILINEAR)
                     images[row] = np.asarray(found).transpose(2, 0, 1)
             headers.append(header)
             if failed:
@@ -145,8 +147,8 @@ class _Chunks(Dataset[Chunk]):
         return images, headers, reasons
 
 
-def _decoded(paths: Sequence[Path], side: int, workers: int) -> Iterator[Chunk]:
-    chunks = _Chunks(paths, side)
+def _decoded(paths: Sequence[Path], size: tuple[int, int], workers: int) -> Iterator[Chunk]:
+    chunks = _Chunks(paths, size)
     workers = min(workers, len(chunks))
     # forked, since a new interpreter would run the caller's script again
     if workers < 2 or len(paths) < MANY or "fork" not in multiprocessing.get_all_start_methods():

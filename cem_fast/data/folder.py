@@ -19,6 +19,7 @@ from cem_fast.data.splits import Splits, by_fold, check_fold, published
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SIDE = 48  # of images that have no common size of their own
 LARGEST = 256  # side of images that are kept at their own size
+Size = tuple[int, int]  # width and height
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "val", "valid", "validation", "validate")  # the first that a folder has is its test part
 
@@ -50,8 +51,8 @@ def load(
     Args:
         path: the folder.
         fold: which fold is the test part, 0 to 4; without effect on a folder with parts.
-        image_size: side in pixels that the images are resized to. None keeps equal squares of 8 to 256 pixels, and resizes other images
-            to 48 with a warning.
+        image_size: side in pixels of the squares that the images are resized to. None keeps the size of images that all have one, with
+            sides of 8 to 256 pixels, and resizes other images to 48x48 with a warning.
         seed: seed of the folds.
         of_class: training and test images that are read of each class of a folder with parts, the first by name; None for all.
         at_most: training and test images, at most, that are drawn by ``seed`` before anything is decoded, with the same share of every
@@ -90,13 +91,13 @@ def load(
         found = [{name: part[name][:most] for name in part} for part, most in zip(found, of_class)]
     available = sum(map(len, found[0].values()))
     if memory is not None:
-        side = image_size or _own_side(_first_size([file for each in found[0].values() for file in each])) or SIDE
-        fitting = max(1, memory // (4 * 3 * side * side))
+        width, height = _size(image_size) or _own_size(_first_size(_listed(found[0]))) or (SIDE, SIDE)
+        fitting = max(1, memory // (4 * 3 * width * height))
         at_most = (min(at_most[0] or fitting, fitting), min(at_most[1] or fitting, fitting))
     if test is None and None not in at_most:
         at_most = (sum(filter(None, at_most)), None)
     found = [part if most is None else _drawn(part, most, seed) for part, most in zip(found, at_most)]
-    files = [file for part in found for each in part.values() for file in each]
+    files = [file for part in found for file in _listed(part)]
     images, errors = _read(path, files, image_size, on_step)
     if errors and not skip_corrupt:
         raise_all(errors, "; --skip-corrupt leaves out such files")
@@ -126,7 +127,7 @@ def load(
         count = sum(map(len, found[0].values()))
         parts = (images[:count], labels[:count]), (images[count:], labels[count:])
         splits = published(name, *parts, class_names=names, credit=credit, mirrored=False)
-    kept = [file for part in found for each in part.values() for file in each]
+    kept = [file for part in found for file in _listed(part)]
     if len(splits.train) < available and at_most[0] is not None and at_most[0] < available:
         splits = replace(splits, num_available=available if test is not None else available * 4 // 5)
     return _with_attributes(splits, attributes.read(path, kept))
@@ -182,6 +183,10 @@ def _files(path: Path) -> Files:
     return found
 
 
+def _listed(files: Files) -> list[Path]:
+    return [file for each in files.values() for file in each]
+
+
 def _require_same_classes(train: Path, in_train: Files, test: Path, in_test: Files) -> None:
     """Raises a ValueError that names the classes of one part alone."""
     alone = [
@@ -233,14 +238,14 @@ def _read(
 def _decoded(files: list[Path], image_size: int | None, on_step: Steps) -> tuple[Decoded, str]:
     """The decoded files, and the least and the largest size such as ``8x6-64x48`` where they are resized unasked."""
     workers = torch.get_num_threads()
-    side = image_size or _own_side(_first_size(files)) or SIDE
-    found = decode(files, side, workers=workers, on_step=on_step)
+    size = _size(image_size) or _own_size(_first_size(files)) or (SIDE, SIDE)
+    found = decode(files, size, workers=workers, on_step=on_step)
     if image_size is not None:
         return found, ""
     sizes = {header.size for header in found.headers if header}
-    own = _own_side(sizes)
-    if side != (own or SIDE):  # the first file is unlike the others
-        found = decode(files, own or SIDE, workers=workers, on_step=on_step)
+    own = _own_size(sizes)
+    if size != (own or (SIDE, SIDE)):  # the first file is unlike the others
+        found = decode(files, own or (SIDE, SIDE), workers=workers, on_step=on_step)
     ends = dict.fromkeys((min(sizes), max(sizes))) if sizes and not own else ()
     return found, "-".join(f"{width}x{height}" for width, height in ends)
 
@@ -249,7 +254,8 @@ def _read_deep(path: Path, files: list[Path], found: Decoded, mode: str) -> tupl
     """The images of a folder with more than 8 bits a channel, as :func:`_read`."""
     failed = {error.path for error in found.errors}
     left = [(file, header) for file, header in zip(files, found.headers) if header and file not in failed]
-    images, errors = read_some([file for file, _ in left], found.images.shape[-1], mode)
+    height, width = found.images.shape[2:]
+    images, errors = read_some([file for file, _ in left], (width, height), mode)
     bad = {error.path for error in errors}
     good = torch.tensor([file not in bad for file, _ in left], dtype=torch.bool)
     unknown = torch.tensor([header.unknown for _, header in left], dtype=torch.bool)
@@ -261,7 +267,7 @@ def _floats(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).float().div_(255)
 
 
-def _first_size(files: list[Path]) -> set[tuple[int, int]]:
+def _first_size(files: list[Path]) -> set[Size]:
     """The size of the first file that can be opened."""
     for file in files:
         with collected([]), opened(file) as image:
@@ -269,12 +275,16 @@ def _first_size(files: list[Path]) -> set[tuple[int, int]]:
     return set()
 
 
-def _own_side(sizes: set[tuple[int, int]]) -> int | None:
-    """The side of images that are equal squares of 8 to 256 pixels; None for others."""
+def _size(side: int | None) -> Size | None:
+    return None if side is None else (side, side)
+
+
+def _own_size(sizes: set[Size]) -> Size | None:
+    """The size that all images have, with sides of 8 to 256 pixels; None for others."""
     if len(sizes) != 1:
         return None
-    ((width, height),) = sizes
-    return width if width == height and 8 <= width <= LARGEST else None
+    (size,) = sizes
+    return size if all(8 <= side <= LARGEST for side in size) else None
 
 
 def _warn_of_sizes(path: Path, sizes: str) -> None:

@@ -191,33 +191,33 @@ def read_all(paths: Sequence[Path], size: int, mode: str, *, side: int | None = 
         >>> images.shape, round(float(images.mean()), 3)
         (torch.Size([1, 3, 4, 4]), 0.2)
     """
-    images, errors = read_some(paths, size, mode, side=side)
+    images, errors = read_some(paths, (size, size), mode, side=side)
     raise_all(errors)
     return images
 
 
 def read_some(
-    paths: Sequence[Path], size: int, mode: str, *, side: int | None = None
+    paths: Sequence[Path], size: tuple[int, int], mode: str, *, side: int | None = None
 ) -> tuple[Tensor, list[UnreadableImage]]:
     """Reads image files as ``read_all`` does, and collects the errors.
 
     Args:
         paths: the files.
-        size: side of the squares in pixels.
+        size: width and height in pixels.
         mode: ``L`` for grey, ``RGB`` for color.
         side: side in pixels that every file must have; None for any.
 
     Returns:
-        ``[N, 1 or 3, size, size]`` float32 in [0, 1], and one error for each file that cannot be read, whose image is undefined.
+        ``[N, 1 or 3, H, W]`` float32 in [0, 1], and one error for each file that cannot be read, whose image is undefined.
 
     Example:
         >>> from pathlib import Path
         >>> from cem_fast.data.images import read_some
-        >>> images, errors = read_some([], 8, "L")
+        >>> images, errors = read_some([], (8, 6), "L")
         >>> images.shape, errors
-        (torch.Size([0, 1, 8, 8]), [])
+        (torch.Size([0, 1, 6, 8]), [])
     """
-    images = torch.empty(len(paths), 3 if mode == "RGB" else 1, size, size)
+    images = torch.empty(len(paths), 3 if mode == "RGB" else 1, size[1], size[0])
     errors: list[UnreadableImage] = []
     for index, path in enumerate(paths):
         with collected(errors), opened(path) as image:
@@ -355,13 +355,13 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if image.getexif().get(ORIENTATION) in (5, 6, 7, 8) else (width, height)
 
 
-def pixels(image: Image.Image, mode: str, size: int | None = None) -> Tensor:
+def pixels(image: Image.Image, mode: str, size: tuple[int, int] | None = None) -> Tensor:
     """Pixels of a PIL image; transparent ones are laid on white.
 
     Args:
         image: with 8 bits a channel or fewer, a palette, 16-bit grey, or floating-point grey in [0, 1].
         mode: ``L`` for grey, ``RGB`` for color.
-        size: side in pixels of the square that it is resized to with antialiasing; None keeps its own size.
+        size: width and height in pixels that it is resized to with antialiasing; None keeps its own.
 
     Returns:
         ``[1 or 3, H, W]`` float32 in [0, 1].
@@ -380,7 +380,7 @@ def pixels(image: Image.Image, mode: str, size: int | None = None) -> Tensor:
     if not deep:
         image = _opaque(image).convert(mode)
     if size is not None:
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
+        image = image.resize(size, Image.Resampling.BILINEAR)
     found = torch.from_numpy(np.array(image)).float()
     if deep:
         return found.expand(3 if mode == "RGB" else 1, -1, -1)

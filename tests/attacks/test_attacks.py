@@ -218,6 +218,15 @@ def test_attacks_take_tokens_and_vectors(name, shape):
     assert attack.reconstruct(observe(images)).shape == images.shape
 
 
+@pytest.mark.parametrize("name", attacks.names())
+def test_attacks_take_images_that_are_not_square(name):
+    images, labels = torch.rand(20, 1, 20, 8), torch.zeros(20, dtype=torch.int64)
+    attack = build(name, images.shape[1:], epochs=1, **FEW_STEPS)
+    observe = torch.nn.AvgPool2d(2)
+    attack.fit(observe, images, labels)
+    assert attack.reconstruct(observe(images)).shape == images.shape
+
+
 @pytest.mark.parametrize("releases", [1.5, True, "2", None, float("nan")])
 def test_a_count_that_is_no_integer_is_named(releases):
     with pytest.raises(TypeError, match="releases must be an integer of at least 1, got"):

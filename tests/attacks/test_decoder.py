@@ -7,6 +7,7 @@ import torch
 from support.attacking import build, error_at_half_budget
 
 from cem_fast import attacks, metrics
+from cem_fast.attacks.base import MapStandardizer
 from cem_fast.attacks.decoder import Decoder
 
 
@@ -70,3 +71,16 @@ def test_no_batch_is_a_single_image(count):
     attack = Decoder(image_shape=(1, 8, 8), epochs=2, batch_size=2)
     attack.fit(torch.clone, images, torch.zeros(count, dtype=torch.int64))
     assert attack.reconstruct(images).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "tokens, image_shape, grid",
+    [(6, (3, 24, 16), (3, 2)), (8, (1, 8, 64), (1, 8)), (7, (3, 30, 22), (3, 2)), (16, (3, 32, 32), (4, 4))],
+    ids=["tall", "one row", "cropped, with a class token", "square"],
+)
+def test_tokens_become_maps_of_their_patches(tokens, image_shape, grid):
+    places = torch.rand(2, tokens, 3)
+    arranged = MapStandardizer(places, image_shape).arranged(places)
+    rows, columns = grid
+    assert arranged.shape[2:] == grid
+    assert torch.equal(arranged[:, :3].flatten(2).mT, places[:, tokens - rows * columns :])

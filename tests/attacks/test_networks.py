@@ -12,7 +12,15 @@ from cem_fast.attacks.networks import Critic
 @pytest.mark.parametrize("network", DECODERS.values(), ids=DECODERS)
 @pytest.mark.parametrize(
     "feature, image",
-    [((8, 8, 8), (3, 32, 32)), ((2, 12, 12), (1, 48, 48)), ((2, 4, 4), (1, 18, 18)), ((2, 8, 8), (1, 8, 8))],
+    [
+        ((8, 8, 8), (3, 32, 32)),
+        ((2, 12, 12), (1, 48, 48)),
+        ((2, 4, 4), (1, 18, 18)),
+        ((2, 8, 8), (1, 8, 8)),
+        ((2, 4, 10), (1, 8, 20)),
+        ((2, 5, 3), (1, 20, 11)),
+        ((4, 1, 1), (1, 8, 30)),
+    ],
 )
 def test_decoders_fit_any_ratio_of_sizes(network, feature, image):
     decoder = network(feature, torch.rand(4, *image))

@@ -210,6 +210,28 @@ def test_equal_squares_keep_their_size(side, tmp_path):
     assert data.load(str(tmp_path / "photos"), fold=0, image_size=24).image_shape == (1, 24, 24)
 
 
+@pytest.mark.parametrize("width, height", [(24, 16), (8, 40), (256, 9)])
+def test_equal_images_that_are_not_square_keep_their_size(width, height, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (10, height, width), dtype=np.uint8)
+    for index, pixels in enumerate(noise):
+        path = tmp_path / "photos" / str(index % 2) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    splits = data.load(str(tmp_path / "photos"), fold=0)
+    found = torch.cat([splits.train.images, splits.test.images])
+    assert found.shape == (10, 1, height, width)
+    assert {image.numpy().tobytes() for image in (255 * found).round().byte()} == {each.tobytes() for each in noise}
+    assert data.load(str(tmp_path / "photos"), fold=0, image_size=24).image_shape == (1, 24, 24)
+
+
+def test_deep_images_that_are_not_square_keep_their_size(tmp_path):
+    for index in range(10):
+        path = tmp_path / "photos" / str(index % 2) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((12, 20), 6000 * index + 5000, np.uint16)).save(path)
+    assert data.load(str(tmp_path / "photos"), fold=0).image_shape == (1, 12, 20)
+
+
 @pytest.mark.parametrize("sides, span", [((16, 20), "16x16 to 20x20"), ((4, 4), "4x4"), ((300, 300), "300x300")])
 def test_other_images_are_resized_with_a_warning(sides, span, tmp_path):
     for index in range(10):
@@ -253,11 +275,11 @@ def mixed(root: Path, *, side: int = 16) -> Path:
 @pytest.mark.parametrize("side", [16, 11])
 def test_any_number_of_processes_decodes_the_same_bits(tmp_path, monkeypatch, side):
     paths = sorted(mixed(tmp_path).rglob("*.*"))
-    alone = decoding.decode(paths, side, workers=0)
+    alone = decoding.decode(paths, (side, side), workers=0)
     monkeypatch.setattr(decoding, "MANY", 2)
     monkeypatch.setattr(decoding, "CHUNK_BYTES", 3 * 3 * side * side)
     steps, state = [], torch.get_rng_state()
-    shared = decoding.decode(paths, side, workers=3, on_step=lambda *step: steps.append(step))
+    shared = decoding.decode(paths, (side, side), workers=3, on_step=lambda *step: steps.append(step))
     assert torch.equal(state, torch.get_rng_state())
     assert (alone.images == shared.images).all()
     assert alone.headers == shared.headers

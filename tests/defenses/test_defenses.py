@@ -21,7 +21,7 @@ from cem_fast.defenses.local_dp import gaussian_scale
 from cem_fast.defenses.patrol import ExtraConvolution
 from cem_fast.defenses.sca import SparseCoding, _gain
 from cem_fast.experiments import saved_run
-from cem_fast.experiments.build import load_data
+from cem_fast.experiments.build import build_parts, load_data
 from cem_fast.experiments.run import run
 from cem_fast.models.split import SplitModel
 
@@ -71,6 +71,18 @@ def test_every_defense_adds_noise_of_the_stated_variance_last(name, training):
     assert first.mean().abs().item() < 5 * 0.3 / features.numel() ** 0.5
     correlation = (first * second).mean().item() / 0.3**2
     assert abs(correlation) < 5 / features.numel() ** 0.5  # fresh at every call
+
+
+@pytest.mark.parametrize("name", defenses.names())
+def test_every_defense_takes_images_that_are_not_square(name):
+    model, defense, _ = build_parts(RunConfig(defense=name), image_shape=(1, 16, 24), num_classes=2)
+    images, labels = torch.rand(4, 1, 16, 24), torch.arange(4) % 2
+    defense.start(model, images)
+    features = model.encoder(images)
+    released = defense.release(features)
+    assert torch.as_tensor(defense.penalty(images, features, released, labels)).isfinite()
+    defense.after_step(images, released.detach())
+    assert model.decoder(released).shape == (4, 2)
 
 
 @pytest.mark.parametrize("name", NOISY)

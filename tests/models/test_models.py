@@ -97,6 +97,13 @@ def test_every_network_learns(name, shape):
     assert all(not torch.equal(value, before[key]) for key, value in model.named_parameters() if key in weights)
 
 
+@pytest.mark.parametrize("name", ["slim", "resnet20", "mobilenet_v2"])
+@pytest.mark.parametrize("bottleneck", [0, "K5C8S2", "D32R4G4"])
+def test_networks_take_images_that_are_not_square(name, bottleneck):
+    model = models.build(name, image_shape=(3, 32, 48), num_classes=5, cut=2, bottleneck=bottleneck).eval()
+    assert model(torch.rand(2, 3, 32, 48)).shape == (2, 5)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_network_is_saved_and_loaded(name, tmp_path):
     config = RunConfig(model=name, bottleneck="noRELU_C4S2", data="digits")
