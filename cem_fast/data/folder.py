@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,9 @@ SIDE = 48  # of images that have no common size of their own
 LARGEST = 256  # side of images that are kept at their own size
 Size = tuple[int, int]  # width and height
 TRAIN = ("train", "training")
-TEST = ("test", "testing", "val", "valid", "validation", "validate")  # the first that a folder has is its test part
+# the first that a folder has is its test part
+TEST = ("test", "testing", "val", "valid", "validation", "validate", "eval", "evaluation", "dev", "holdout")
+AFTER = re.compile(r"[-_ ]?(set|data|images|imgs|\d{4})$")  # as in trainset, test_images and val2017
 
 Files = dict[str, list[Path]]  # by class
 
@@ -40,9 +43,9 @@ def load(
 ) -> Splits:
     """Reads every image below ``path/<class>/``, or below ``path/train/<class>/`` and ``path/test/<class>/``.
 
-    The images are grey if all files are, otherwise in color. A folder whose sub-folders are ``train`` and ``test`` (or ``val``, ``valid``,
-    ``validation``) keeps these parts: the first trains, the other tests, whatever the fold. Hidden files and folders, ``__MACOSX``,
-    ``lost+found`` and dangling links are left out. A file ``attributes.csv`` in the folder gives further columns; see
+    The images are grey if all files are, otherwise in color. A folder whose sub-folders are ``train`` and ``test`` (or ``val``, ``dev``,
+    ``train_set`` and the like) keeps these parts: the first trains, the other tests, whatever the fold. Hidden files and folders,
+    ``__MACOSX``, ``lost+found`` and dangling links are left out. A file ``attributes.csv`` in the folder gives further columns; see
     :func:`cem_fast.data.attributes.read`.
 
     Large folders are decoded by as many processes as torch has threads. Their images are kept under :func:`cem_fast.data.cache.place`, and
@@ -151,8 +154,8 @@ def _parts(path: Path) -> tuple[Path, Path | None]:
         ValueError: the folder holds one part alone, or parts next to classes.
     """
     entries = folders_in(path)
-    train = [entry for name in TRAIN for entry in entries if entry.name.casefold() == name]
-    tests = [entry for name in TEST for entry in entries if entry.name.casefold() == name]
+    train = [entry for name in TRAIN for entry in entries if AFTER.sub("", entry.name.casefold()) == name]
+    tests = [entry for name in TEST for entry in entries if AFTER.sub("", entry.name.casefold()) == name]
     others = [entry.name for entry in entries if entry not in train + tests]
     names = ", ".join(entry.name for entry in train + tests)
     if others and not (train and tests):  # "train" or "test" alone is a class like any other

@@ -276,6 +276,11 @@ class Splits:
         """
         parts: list[Part] = []
         for argument, dataset in (("train", train), ("test", test)):
+            if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+                kind = type(dataset).__name__
+                raise TypeError(
+                    f"{argument} must be a map-style data set or a list of pairs (image, label), got {kind}"
+                )
             images, labels = read_items((dataset[index] for index in range(len(dataset))), argument)
             groups = torch.arange(len(labels)) + sum(map(len, parts))
             parts.append(Part(images, labels, groups))
@@ -284,6 +289,10 @@ class Splits:
             raise ValueError(f"test images must have the shape of the training images {shapes[0]}, got {shapes[1]}")
         num_classes = int(parts[0].labels.max()) + 1
         known = parts[0].labels.unique()
+        if num_classes > len(parts[0]):
+            raise ValueError(
+                f"train labels must number the classes from 0, got {len(known)} classes and the label {num_classes - 1}"
+            )
         if unknown := parts[1].labels[~torch.isin(parts[1].labels, known)].unique().tolist():
             raise ValueError(f"test labels must be among the {len(known)} training classes, got {unknown[0]}")
         names = tuple(str(name) for name in getattr(train, "classes", ()))

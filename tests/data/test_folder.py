@@ -79,8 +79,8 @@ def in_parts(root, *names, classes=("cats", "dogs")):
     return root
 
 
-@pytest.mark.parametrize("train", ["train", "Train", "training"])
-@pytest.mark.parametrize("test", ["test", "val", "valid", "validation", "Test"])
+@pytest.mark.parametrize("train", ["train", "Train", "training", "train_set", "train2017"])
+@pytest.mark.parametrize("test", ["test", "val", "validation", "Test", "dev", "eval", "holdout", "test-images"])
 def test_a_folder_with_parts_keeps_them(train, test, tmp_path):
     folder = in_parts(tmp_path / "photos", train, test)
     splits = data.load(str(folder), fold=0)

@@ -136,6 +136,20 @@ def test_a_class_of_the_test_part_alone_is_refused():
     assert Splits.from_datasets(rows, rows[:2]).num_classes == 3
 
 
+def test_labels_far_above_the_number_of_images_are_refused():
+    rows = [(torch.rand(1, 4, 4), label) for label in (0, 10**12)]
+    with pytest.raises(
+        ValueError, match="train labels must number the classes from 0, got 2 classes and the label 1000"
+    ):
+        Splits.from_datasets(rows, rows)
+
+
+@pytest.mark.parametrize("dataset", [None, iter([(torch.rand(1, 4, 4), 0)])], ids=["none", "iterator"])
+def test_what_is_no_list_of_pairs_is_named(dataset):
+    with pytest.raises(TypeError, match="test must be a map-style data set or a list of pairs .* got "):
+        Splits.from_datasets([(torch.rand(1, 4, 4), 0)], dataset)
+
+
 def test_copies_never_take_a_class_out_of_the_training_part():
     settings = {"seed": 0, "class_names": "ab", "credit": "", "unit": "images", "mirrored": False}
     images = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
