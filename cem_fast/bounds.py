@@ -32,10 +32,19 @@ def _noise_variance(noise_std: float | Tensor, like: Tensor, releases: int = 1) 
     return std.square() / releases
 
 
-def _per_dimension(mixture: GaussianMixture) -> tuple[Tensor, Tensor]:
-    """Joint weights ``pi [C K]`` and variances ``[C K, D]`` (expanded, not copied, when spherical), float64."""
+def _means(mixture: GaussianMixture) -> Tensor:
+    """Means ``[C, K, D]`` of a fitted mixture with variances."""
+    if not isinstance(mixture, GaussianMixture):
+        raise TypeError(f"mixture must be a GaussianMixture, got {type(mixture).__name__}")
     if not mixture.is_fitted:
         raise RuntimeError("the mixture is not fitted: call fit(x, labels) first")
+    if mixture.matrices:
+        raise ValueError(f"mixture must have spherical or diag covariances, got {mixture.covariance_type!r}")
+    return mixture.means
+
+
+def _per_dimension(mixture: GaussianMixture) -> tuple[Tensor, Tensor]:
+    """Joint weights ``pi [C K]`` and variances ``[C K, D]`` (expanded, not copied, when spherical), float64."""
     pi = (mixture.class_prior.double().unsqueeze(1) * mixture.weights.double()).flatten()
     variances = mixture.variances.double()
     variances = variances if variances.dim() == 3 else variances.unsqueeze(-1).expand_as(mixture.means)
@@ -74,7 +83,7 @@ def entropy_upper_bound(mixture: GaussianMixture, noise_std: float | Tensor, *, 
 
     Source: Huber et al., "On entropy approximation for Gaussian mixture random vectors", MFI 2008, Theorem 2.
     """
-    s2 = _noise_variance(noise_std, mixture.means, releases)
+    s2 = _noise_variance(noise_std, _means(mixture), releases)
     pi, variances = _per_dimension(mixture)
     return _expected(pi, 0.5 * torch.log(2 * math.pi * math.e * (variances + s2)).sum(1))
 
@@ -107,7 +116,7 @@ def plugin_information(mixture: GaussianMixture, noise_std: float | Tensor, *, r
 
     Source: Theorem 2 and Eq. 7 of Xia et al., CVPR 2025.
     """
-    s2 = _noise_variance(noise_std, mixture.means, releases)
+    s2 = _noise_variance(noise_std, _means(mixture), releases)
     pi, variances = _per_dimension(mixture)
     return _expected(pi, 0.5 * torch.log1p(variances / s2).sum(1))
 
@@ -140,7 +149,8 @@ def channel_capacity(num_features: int, noise_std: float | Tensor, *, releases: 
 
     Source: Cover and Thomas, "Elements of Information Theory", 2006, sections 9.1 and 9.4 (capacity at a given power).
     """
-    s2 = _noise_variance(noise_std, torch.empty(_positive(num_features, "num_features")), releases)
+    require_count("num_features", num_features)
+    s2 = _noise_variance(noise_std, torch.empty(num_features), releases)
     return (0.5 * torch.log1p(0.25 / s2)).expand(num_features).sum()
 
 
@@ -183,9 +193,7 @@ def heldout_information(
 
     Source: Gibbs' inequality; Cover and Thomas, "Elements of Information Theory", 2006, section 2.6.
     """
-    s2 = _noise_variance(noise_std, mixture.means, releases)
-    if len(features) < 2:
-        raise ValueError(f"features must have at least two rows for a standard error, got {tuple(features.shape)}")
+    s2 = _noise_variance(noise_std, _means(mixture), releases)
     z = _noisy(_rows(mixture, features), s2, generator)
     log_q = mixture_log_prob(z, *(part.unsqueeze(0) for part in _with_noise(mixture, s2)))
     noise_entropy = 0.5 * torch.log(2 * math.pi * math.e * s2).expand(z.shape[1]).sum()
@@ -250,9 +258,7 @@ def heldout_upper_bound(
         raise ValueError(
             f"delta and share must lie between 0 and 1, and radius must be positive, got {delta}, {share} and {radius}"
         )
-    s2 = _noise_variance(noise_std, mixture.means, releases)
-    if len(features) < 2:
-        raise ValueError(f"features must have at least two rows for a variance, got {tuple(features.shape)}")
+    s2 = _noise_variance(noise_std, _means(mixture), releases)
     x = _rows(mixture, features)
     count, dimension = x.shape
     means, spread, pi = _with_noise(mixture, s2)
@@ -391,11 +397,9 @@ def utility(
 
     Source: Eq. 4 of Xia et al., CVPR 2025, over rows instead of over the mixture's own samples.
     """
-    s2 = _noise_variance(noise_std, mixture.means, releases)
-    if not len(features):
-        raise ValueError(f"features must have at least one row, got {tuple(features.shape)}")
+    s2 = _noise_variance(noise_std, _means(mixture), releases)
+    x = _rows(mixture, features, least=1)
     means, spread, pi = _with_noise(mixture, s2)
-    x = _rows(mixture, features)
     nearest = component_statistics(x, mixture.means.double(), labels).assignment
     z = _noisy(x, s2, generator)
     log_q = mixture_log_prob(z, means.unsqueeze(0), spread.unsqueeze(0), pi.unsqueeze(0))
@@ -406,10 +410,17 @@ def utility(
     return Utility(*((each - log_q).exp().mean() for each in (by_component, by_label)))
 
 
-def _rows(mixture: GaussianMixture, features: Tensor) -> Tensor:
-    """Features as float64 rows ``[N, D]`` that fit the mixture."""
+def _rows(mixture: GaussianMixture, features: Tensor, least: int = 2) -> Tensor:
+    """Features as float64 rows ``[N, D]`` that fit the mixture, at least 2 for a standard error."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features must be a tensor of shape [N, ...], got {type(features).__name__}")
+    validate.dense("features", features)
+    if not features.is_floating_point():
+        raise TypeError(f"features must be a floating-point tensor, got {features.dtype}")
+    if features.dim() < 2 or len(features) < least:
+        raise ValueError(f"features must have shape [N, ...] with N of at least {least}, got {tuple(features.shape)}")
     rows = features.detach().flatten(1).double()
-    validate.features(rows, mixture.means.double())
+    validate.features(rows, mixture.means.double(), "features")
     return rows
 
 
@@ -448,7 +459,8 @@ def mse_lower_bound(conditional_entropy: float | Tensor, dimension: int) -> Tens
     Source: Theorem 1 of Xia et al., CVPR 2025.
     """
     entropy = torch.as_tensor(conditional_entropy, dtype=torch.float64)
-    return torch.exp(2 * entropy / _positive(dimension)) / (2 * math.pi * math.e)
+    require_count("dimension", dimension)
+    return torch.exp(2 * entropy / dimension) / (2 * math.pi * math.e)
 
 
 def relative_mse_floor(information: float | Tensor, dimension: int) -> Tensor:
@@ -474,10 +486,5 @@ def relative_mse_floor(information: float | Tensor, dimension: int) -> Tensor:
 
     Source: Theorems 1 and 2 of Xia et al., CVPR 2025.
     """
-    return torch.exp(-2 * torch.as_tensor(information, dtype=torch.float64) / _positive(dimension))
-
-
-def _positive(dimension: int, name: str = "dimension") -> int:
-    if not dimension > 0:
-        raise ValueError(f"{name} must be positive, got {dimension}")
-    return dimension
+    require_count("dimension", dimension)
+    return torch.exp(-2 * torch.as_tensor(information, dtype=torch.float64) / dimension)

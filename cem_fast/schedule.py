@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
+from typing import Any
 
 KINDS = ("constant", "official")
 
@@ -29,6 +31,9 @@ class CEMSchedule:
     """
 
     def __init__(self, weight: float, *, kind: str = "constant"):
+        given: Any = weight
+        if not isinstance(given, Real):
+            raise TypeError(f"weight must be a number, got {type(given).__name__}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weight must be a number >= 0, got {weight}")
         if kind not in KINDS:

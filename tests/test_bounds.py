@@ -158,7 +158,7 @@ def test_no_features_in_the_unit_interval_exceed_the_capacity():
 @pytest.mark.parametrize(
     "count, noise_std, message",
     [
-        (0, 0.1, "num_features must be positive, got 0"),
+        (0, 0.1, "num_features must be at least 1, got 0"),
         (4, 0.0, "noise_std must be a positive number"),
         (4, torch.ones(3), r"noise_std must be a number or have shape \[4\], got \(3,\)"),
     ],
@@ -181,11 +181,11 @@ def test_bad_input(known_mixture):
         bounds.plugin_information(known_mixture, 0.0)
     with pytest.raises(ValueError, match=r"noise_std must be a number or have shape \[4\], got \(3,\)"):
         bounds.entropy_upper_bound(known_mixture, torch.ones(3))
-    with pytest.raises(ValueError, match="dimension must be positive, got 0"):
+    with pytest.raises(ValueError, match="dimension must be at least 1, got 0"):
         bounds.mse_lower_bound(1.0, 0)
-    with pytest.raises(ValueError, match=r"at least two rows for a standard error, got \(1, 4\)"):
+    with pytest.raises(ValueError, match=r"N of at least 2, got \(1, 4\)"):
         bounds.heldout_information(known_mixture, torch.zeros(1, 4), 0.1)
-    with pytest.raises(ValueError, match=r"at least one row, got \(0, 4\)"):
+    with pytest.raises(ValueError, match=r"N of at least 1, got \(0, 4\)"):
         bounds.utility(known_mixture, torch.zeros(0, 4), torch.zeros(0).long(), 0.1)
     with pytest.raises(ValueError, match="labels may be None only for one class, got a mixture of 3 classes"):
         bounds.utility(known_mixture, torch.zeros(2, 4), None, 0.1)
@@ -259,3 +259,49 @@ def test_fisher_information_of_a_linear_release_is_its_trace():
     assert not images.requires_grad
     with pytest.raises(ValueError, match="encoder must be differentiable"):
         bounds.fisher_information(lambda x: x.detach().flatten(1), images, 0.1)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (
+            lambda m, x: bounds.heldout_information(m, x.tolist(), 0.1),
+            TypeError,
+            "features must be a tensor .* got list",
+        ),
+        (
+            lambda m, x: bounds.heldout_information(m, x.long(), 0.1),
+            TypeError,
+            "features must be a floating-point tensor",
+        ),
+        (
+            lambda m, x: bounds.heldout_information(m, x[0], 0.1),
+            ValueError,
+            r"features must have shape \[N, ...\] .* \(4,\)",
+        ),
+        (
+            lambda m, x: bounds.utility(m, x[:, :3], None, 0.1),
+            ValueError,
+            r"features must have shape .* D = 4 .* \(20, 3\)",
+        ),
+        (
+            lambda m, x: bounds.plugin_information(None, 0.1),
+            TypeError,
+            "mixture must be a GaussianMixture, got NoneType",
+        ),
+        (
+            lambda m, x: bounds.plugin_information(
+                GaussianMixture(num_components=1, covariance_type="full").fit(x), 0.1
+            ),
+            ValueError,
+            "mixture must have spherical or diag covariances, got 'full'",
+        ),
+        (lambda m, x: bounds.relative_mse_floor(1.0, 2.5), TypeError, "dimension must be an integer .* got 2.5"),
+        (lambda m, x: bounds.channel_capacity("8", 0.1), TypeError, "num_features must be an integer .* got '8'"),
+        (lambda m, x: bounds.plugin_information(m, math.inf), ValueError, "noise_std must be a positive number .* inf"),
+    ],
+)
+def test_an_error_names_the_wrong_argument(call, error, message):
+    x = torch.rand(20, 4)
+    with pytest.raises(error, match=message):
+        call(GaussianMixture(num_components=1).fit(x), x)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cem_fast import CEMLoss, GaussianMixture, KMeans, functional
+from cem_fast import CEMLoss, CEMSchedule, GaussianMixture, KMeans, SplitModel, functional
 
 X, Y = torch.rand(20, 4, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
 ONE = torch.ones(1, 1)
@@ -54,6 +54,12 @@ CASES = {
     "noise of another width": (lambda: loss(noise_std=torch.ones(3))(X, Y), ValueError, r"noise_std must .* \[4\]"),
     "complex noise": (lambda: loss(noise_std=torch.ones(4) * 1j), TypeError, "noise_std must be .* of torch.complex64"),
     "a flag for noise": (lambda: loss(noise_std=True), TypeError, "noise_std must be a number .* got True"),
+    "a weight that is no number": (lambda: CEMSchedule("1"), TypeError, "weight must be a number, got str"),
+    "an encoder that is no module": (
+        lambda: SplitModel(len, nn.Identity()),
+        TypeError,
+        "encoder must be a torch.nn.Mod",
+    ),
     "a boost that is no number": (lambda: loss(boost="a"), TypeError, "boost must be a number, got str"),
     "a tolerance that is no number": (lambda: loss().fit(X, Y, tol="a"), TypeError, "tol must be a number, got str"),
     "means that are no tensor": (lambda: given(means=[1]), TypeError, "means must be a tensor"),

@@ -31,6 +31,9 @@ class SplitModel(nn.Module):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module):
         super().__init__()
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            if not isinstance(part, nn.Module):
+                raise TypeError(f"{name} must be a torch.nn.Module, got {type(part).__name__}")
         self.encoder = encoder
         self.decoder = decoder
 
