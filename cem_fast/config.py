@@ -25,6 +25,7 @@ UNWRITTEN: dict[str, Any] = {
     "attack_budget": "standard",
     "attack_releases": 1,
     "secure": False,
+    "mirror": False,
 }
 SEEDED = "since evaluations repeat their draws from a seed"  # why they refuse ``secure``
 _KINDS: dict[type, dict[str, Any]] = {}  # types of the settings of each class
@@ -48,6 +49,7 @@ class SharedConfig:
 
     Args:
         image_size: side of the square images in pixels, 8 to 2048; null for the data set's own size.
+        mirror: whether training also shows mirror images, as of photographs in a folder; other data sets bring their own choice.
         protocol: images that the attacker reconstructs: ``inference``, test images, with the training images known; ``train``, training
             images, with none of them known.
         model: network: ``slim``, ``vgg11``, ``vgg13``, ``resnet20``, ``resnet32``, ``mobilenet_v2`` or a variant of one.
@@ -93,6 +95,7 @@ class SharedConfig:
     """
 
     image_size: int | None = None
+    mirror: bool = False
     protocol: str = "inference"
     model: str = "slim"
     cut: int = 2
@@ -281,7 +284,7 @@ class RunConfig(SharedConfig):
 CELL_SETTINGS = tuple(
     field.name
     for field in fields(RunConfig)
-    if field.name not in ("data", "seed", "fold", "secure", "image_size", "protocol", "noise_draws")
+    if field.name not in ("data", "seed", "fold", "secure", "image_size", "mirror", "protocol", "noise_draws")
     and not field.name.startswith("attack")
 )
 

@@ -140,6 +140,12 @@ def test_bad_settings_of_a_data_set_are_named(own, error, message):
         GridConfig(data=("faces", "digits"), per_data=own)
 
 
+def test_mirror_images_are_a_setting_that_files_have_only_where_it_is_set():
+    assert "mirror" not in RunConfig().to_json()
+    assert RunConfig.from_json(RunConfig(mirror=True).to_json()).mirror
+    assert all(run.mirror for run in GridConfig(mirror=True).runs())
+
+
 def test_noise_of_the_training_alone_is_written_only_where_it_is_set():
     assert "train_noise_std" not in RunConfig().to_json()
     config = RunConfig(train_noise_std=0.3)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cem_fast.data import Splits
     from cem_fast.experiments.watch import Watcher
 
-SHOWN = 10  # names of classes that are printed
 FAILED = 3  # exit status where a limit does not hold
 
 
@@ -117,6 +116,7 @@ def _load(
     """Loads the images, as many as fit, and prints what they are."""
     from cem_fast import data as sets
     from cem_fast.audit.parts import MEMORY, NUMBERS
+    from cem_fast.cli.progress import about
 
     splits = sets.load(
         source,
@@ -127,9 +127,7 @@ def _load(
         memory=MEMORY // NUMBERS[0],
         on_step=lambda done, total: on_stage("images", done, total),
     )
-    names, (channels, height, width) = splits.class_names, splits.image_shape
-    listed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-    say(console, f"{splits.name}: {len(names)} classes ({listed}), images of {channels}x{height}x{width}")
+    say(console, about(splits))
     count = splits.num_available or len(splits.train)
     say(
         console,

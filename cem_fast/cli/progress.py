@@ -7,13 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cem_fast import data
 from cem_fast.config import RunConfig
+from cem_fast.experiments.build import load_data
 from cem_fast.experiments.records import Record
 from cem_fast.experiments.results import differing
 from cem_fast.experiments.watch import Watch
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from cem_fast.data import Splits
+
+SHOWN = 10  # names of classes that are printed
 
 
 def describe(config: RunConfig, among: Iterable[RunConfig] = ()) -> str:
@@ -37,11 +43,19 @@ def outcome(record: Record) -> str:
     return f"{text}, {record.seconds['total']:.0f} s"
 
 
+def about(splits: Splits) -> str:
+    """Describe images in one line: names of classes and size."""
+    names, (channels, height, width) = splits.class_names, splits.image_shape
+    listed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return f"{splits.name}: {len(names)} classes ({listed}), images of {channels}x{height}x{width}"
+
+
 class Lines(Watch):
     """One line at the start and one at the end of every run."""
 
     def __init__(self, console: Console, plan: Sequence[RunConfig] = ()):
         self.console, self.plan = console, plan
+        self.named: set[str] = set()  # folders of images whose classes have been named
 
     def __enter__(self) -> Lines:
         return self
@@ -50,6 +64,9 @@ class Lines(Watch):
         pass
 
     def started(self, index: int, total: int, config: RunConfig) -> None:
+        if config.data not in {*data.names(), *self.named}:
+            self.named.add(config.data)
+            self._print(about(load_data(config.data, config.fold, config.image_size, config.protocol)))
         self._print(f"[{index + 1}/{total}] {describe(config, self.plan)}: started")
 
     def finished(self, index: int, total: int, config: RunConfig, record: Record, *, reused: bool) -> None:

@@ -171,7 +171,8 @@ def train(
             f"{config.batch_size}, with {len(part) // steps} images in the smallest batch"
         )
     with seeded(config.seed, "training"):
-        run = _Training(model, defense, cem, schedule, config, ranks, part, steps=steps, mirror=splits.mirrored)
+        mirror = splits.mirrored or config.mirror
+        run = _Training(model, defense, cem, schedule, config, ranks, part, steps=steps, mirror=mirror)
         history = run.restore(snapshot.load() if snapshot else None)
         with synchronized(model, ranks), defense.trained_over(ranks):
             for epoch in range(len(history), config.epochs):

@@ -39,6 +39,17 @@ def test_progress_on_a_terminal_shows_bars(config, tmp_path, monkeypatch):
     assert "report:" in shown
 
 
+def test_classes_of_a_folder_are_named_once_before_training(tiny_images):
+    stream, config = StringIO(), RunConfig(data=str(tiny_images), image_size=16)
+    lines = progress.Lines(Console(file=stream, width=100))
+    for index in range(2):
+        lines.started(index, 2, config)
+    first, second, third = stream.getvalue().splitlines()
+    assert first == "tiny: 3 classes (left, middle, right), images of 1x16x16"
+    assert second.endswith("started")
+    assert third.endswith("started")
+
+
 def test_names_are_no_markup():
     stream = StringIO()
     with progress.counted(Console(file=stream, force_terminal=True, width=100)) as count:

@@ -13,6 +13,7 @@ from cem_fast import CEMLoss, CEMSchedule, defenses, training
 from cem_fast._support.learning_rate import one_cycle
 from cem_fast._support.seeding import seeded
 from cem_fast.config import RunConfig
+from cem_fast.experiments.build import build_parts, load_data
 
 CONFIG = RunConfig(fold=0, epochs=3, batch_size=32, seed=1)
 
@@ -166,6 +167,17 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(model, splits):
 def test_cem_and_its_schedule_go_together(model, splits):
     with pytest.raises(ValueError, match="cem and schedule must be given together"):
         training.train(model, splits, defense(), config=CONFIG, cem=cem())
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_mirror_images_of_a_folder_are_shown_on_request(tiny_images, monkeypatch, mirror):
+    shown, augment = set(), training.loop.augment
+    monkeypatch.setattr(training.loop, "augment", lambda *a, **k: (shown.add(k["mirror"]), augment(*a, **k))[1])
+    config = RunConfig(data=str(tiny_images), image_size=16, epochs=1, mirror=mirror)
+    splits = load_data(config.data, config.fold, config.image_size)
+    model, defended, _ = build_parts(config, image_shape=splits.image_shape, num_classes=3)
+    training.train(model, splits, defended, config=config)
+    assert shown == {mirror}
 
 
 def test_augmentation_shifts_and_mirrors():
