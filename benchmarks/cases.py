@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,11 +21,13 @@ ITERATIONS = 5
 REG_COVAR = 1e-6
 DIRECTIONS = ("forward", "backward", "both")
 OPERATIONS = ("cem_paper", "cem_official", "mixture_log_prob", "component_statistics")
-FITS = ("kmeans", "em")
+FITS = ("kmeans", "seeding", "em")
 # Largest relative error of a correct result, in the Euclidean norm, by dtype of the features.
 ALLOWED = {"float64": 1e-9, "float32": 1e-3, "float16": 1e-2, "bfloat16": 3e-2}
 # The same for the parameters of a fit, relative to their distance from the start; one iteration less exceeds it.
 ALLOWED_IN_FIT = 5e-3
+# Largest relative difference of the inertias of two random seedings.
+ALLOWED_IN_SEEDING = 0.2
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,13 @@ class Case:
 
     Args:
         group: ``operations``, ``scaling`` or ``fitting``; scaling cases have an ``axis`` and compare vectorized peers only.
-        op: one of ``OPERATIONS``, timed forward, backward and both, or one of ``FITS``, run for ``ITERATIONS`` iterations.
+        op: one of ``OPERATIONS``, timed forward, backward and both, or one of ``FITS``: ``kmeans`` and ``em`` for ``ITERATIONS``
+            iterations from a given start, ``seeding`` by greedy k-means++ with one iteration of k-means.
         N: number of rows.
         D: number of features.
         C: number of classes.
         K: components per class.
-        covariance: ``spherical`` or ``diag``.
+        covariance: ``spherical``, ``diag`` or, with EM, ``tied`` or ``full``.
         dtype: dtype of the features.
         axis: the size that a scaling curve varies: N, D, C or K.
         peers: names of the peers that take part; all of them if empty.
@@ -76,14 +80,25 @@ class Case:
     @property
     def allowed(self) -> float:
         """Largest relative error of a correct result."""
+        if self.op == "seeding":
+            return ALLOWED_IN_SEEDING
         return ALLOWED_IN_FIT if self.op in FITS else ALLOWED[self.dtype]
+
+    @property
+    def candidates(self) -> int:
+        """Rows among which greedy k-means++ chooses the next center, as in scikit-learn."""
+        return 2 + int(math.log(self.K))
 
     def work(self, direction: str) -> tuple[float, float]:
         """Floating-point operations, and bytes that must be read or written at least once, of one call."""
         rows, item = self.N * self.D, getattr(torch, self.dtype).itemsize
         pairs = rows * self.K
         if self.op in FITS:
-            return (2 if self.op == "kmeans" else 8) * pairs * ITERATIONS, rows * item
+            matrices = {"full": 2 * pairs * self.D, "tied": 2 * rows * self.D + 4 * pairs}
+            of_iteration = {"kmeans": 2 * pairs, "em": matrices.get(self.covariance, 8 * pairs)}
+            if self.op == "seeding":
+                return 3 * pairs * self.candidates + of_iteration["kmeans"], rows * item
+            return of_iteration[self.op] * ITERATIONS, rows * item
         parameters = 4 * min(self.C, self.N) * self.K * self.D
         if self.op == "mixture_log_prob":
             each = (4 if self.diag else 3) * pairs
@@ -187,26 +202,91 @@ class Problem:
 
 
 def _start(problem: Problem) -> dict[str, Tensor]:
+    if problem.case.op == "seeding":
+        return {}
     variances, weights = start_of_em(problem)
     return {"means": problem.start, "variances": variances, "weights": weights}
 
 
 def start_of_em(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Initial variances ``[C, K, D]`` and weights ``[C, K]`` of every EM fit."""
-    return torch.full_like(problem.start, 0.25), torch.full_like(problem.weights, 1 / problem.case.K)
+    """Initial variances or covariances, of the shape of the case's, and weights ``[C, K]`` of every EM fit."""
+    case, one = problem.case, torch.full_like(problem.weights, 0.25)
+    matrix = 0.25 * torch.eye(case.D, dtype=one.dtype, device=one.device)
+    variances = {
+        "spherical": one,
+        "diag": torch.full_like(problem.start, 0.25),
+        "tied": matrix.repeat(case.C, 1, 1),
+        "full": matrix.repeat(case.C, case.K, 1, 1),
+    }
+    return variances[case.covariance], torch.full_like(one, 1 / case.K)
+
+
+def judged(problem: Problem, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is compared of a fit: its parameters or, of a seeding, the inertia of its centers."""
+    if problem.case.op != "seeding":
+        return parameters
+    x, labels = problem.sets[0]
+    means = parameters["means"].to(x.device).double()
+    found = reference.component_statistics_fwd(x.double(), means, labels, None, None, False, False)
+    return {"inertia": found[1].sum()}
 
 
 def _fitted(problem: Problem, x: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-    """Float64 parameters after ``ITERATIONS`` iterations."""
+    """Float64 parameters after ``ITERATIONS`` iterations, or the inertia of a seeding."""
+    case = problem.case
+    classes = [x] if labels is None else [x[labels == c] for c in range(case.C)]
+    if case.op == "seeding":
+        random = torch.Generator(x.device).manual_seed(0)
+        means = torch.stack([_seeded(rows, case, random) for rows in classes])
+        return judged(problem, {"means": reference.kmeans(x, means, labels, 1, 0.0, False)[0]})
     means, variances, weights = (t.double() for t in _start(problem).values())
-    if problem.case.op == "kmeans":
+    if case.op == "kmeans":
         return {"means": reference.kmeans(x, means, labels, ITERATIONS, 0.0, False)[0]}
+    if not case.diag:
+        fits = [_em(*each, case) for each in zip(classes, means, variances, weights)]
+        return {name: torch.stack(of) for name, of in zip(("means", "variances", "weights"), zip(*fits))}
     for _ in range(ITERATIONS):
         s0, s1, s2, _ = reference.mixture_statistics(x, means, variances, weights, labels)
         n = s0.clamp_min(1e-300).unsqueeze(-1)
         means, variances = means + s1 / n, s2 / n - (s1 / n).square() + REG_COVAR
         weights = s0 / s0.sum(1, keepdim=True)
     return {"means": means, "variances": variances, "weights": weights}
+
+
+def _seeded(x: Tensor, case: Case, random: torch.Generator) -> Tensor:
+    """Greedy k-means++ from its definition (Arthur and Vassilvitskii, SODA 2007): centers ``[K, D]``."""
+    chosen = [x[torch.randint(len(x), (), generator=random, device=x.device)]]
+    nearest = (x - chosen[0]).square().sum(1)
+    for _ in range(case.K - 1):
+        candidates = x[nearest.multinomial(case.candidates, generator=random)]
+        distances = torch.cdist(candidates, x).square().minimum(nearest)
+        best = distances.sum(1).argmin()
+        chosen.append(candidates[best])
+        nearest = distances[best]
+    return torch.stack(chosen)
+
+
+def _em(x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """EM of one class from its definition, with a matrix for every component."""
+    identity = torch.eye(case.D, dtype=x.dtype, device=x.device)
+    matrices = variances.view(-1, 1, 1) * identity if case.covariance == "spherical" else variances
+    for _ in range(ITERATIONS):
+        factor = torch.linalg.cholesky(matrices.expand(case.K, -1, -1))
+        away = (x - means.unsqueeze(1)).mT  # [K, D, N]
+        scaled = torch.linalg.solve_triangular(factor, away, upper=False)
+        log_volume = factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        mass = (weights.log() - log_volume - 0.5 * scaled.square().sum(1).mT).softmax(1)  # [N, K]
+        counts = mass.sum(0)
+        means, weights = mass.mT @ x / counts.unsqueeze(1), counts / counts.sum()
+        away = (x - means.unsqueeze(1)).mT
+        matrices = (away * mass.mT.unsqueeze(1)) @ away.mT / counts.view(-1, 1, 1)
+        if case.covariance == "tied":
+            matrices = (weights.view(-1, 1, 1) * matrices).sum(0)
+        matrices = matrices + REG_COVAR * identity
+        if case.covariance == "spherical":
+            variances = matrices.diagonal(dim1=1, dim2=2).mean(1)
+            matrices = variances.view(-1, 1, 1) * identity
+    return means, variances if case.covariance == "spherical" else matrices, weights
 
 
 VECTORIZED = ("torch eager", "segmented GEMM")
@@ -261,6 +341,14 @@ def fitting(quick: bool) -> Iterator[Case]:
         yield Case("fitting", "kmeans", 16_384, 512, 1, 10)
         yield Case("fitting", "kmeans", 50_000, 512, 100, 5)
         yield Case("fitting", "em", 16_384, 512, 1, 10, "diag")
+        for N, D, K in ((20_000, 16, 10), (20_000, 16, 100), (20_000, 16, 1_000), (100_000, 2, 8), (5_000, 64, 32)):
+            yield Case("fitting", "kmeans", N, D, 1, K)
+        for N, D, K in ((8_000, 16, 1_024), (50_000, 64, 100)):
+            yield Case("fitting", "seeding", N, D, 1, K)
+        for covariance in ("spherical", "diag"):
+            yield Case("fitting", "em", 20_000, 16, 1, 32, covariance)
+        for covariance in ("tied", "full"):  # of which some compute in float64 only
+            yield Case("fitting", "em", 20_000, 16, 1, 32, covariance, dtype="float64")
     for op, covariance in (("kmeans", "spherical"), ("em", "diag")):
         base = Case("fitting", op, 10_000, 64, 10, 8, covariance, peers=("scikit-learn",))
         for axis, sizes in SCALED_FITS.items():

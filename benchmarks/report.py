@@ -25,6 +25,7 @@ OPERATION = {
     "mixture_log_prob": "mixture_log_prob",
     "component_statistics": "component_statistics",
     "kmeans": "k-means, 5 iterations",
+    "seeding": "greedy k-means++, 1 iteration",
     "em": "EM, 5 iterations",
 }
 
@@ -172,7 +173,7 @@ def _main_rows(recorded: Recorded) -> list[Row]:
 
 
 def _label(row: Row) -> str:
-    kind = " diag" if row.covariance == "diag" else ""
+    kind = "" if row.covariance == "spherical" else f" {row.covariance}"
     dtype = f", {row.dtype}" if row.dtype != "float32" else ""
     return f"{OPERATION[row.op]}{kind}{dtype}: {row.N:,} x {row.D:,}, C = {row.C:,}, K = {row.K:,}"
 

@@ -69,7 +69,7 @@ class Row:
         D: number of features.
         C: number of classes.
         K: components per class.
-        covariance: ``spherical`` or ``diag``.
+        covariance: ``spherical``, ``diag``, ``tied`` or ``full``.
         dtype: dtype of the features.
         axis: N, D, C or K if the row belongs to a scaling curve.
         direction: ``forward``, ``backward``, ``both``, ``fit``, ...

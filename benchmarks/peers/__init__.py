@@ -27,10 +27,11 @@ PEERS = [
     Peer("pykeops", libraries.pykeops, LIKELIHOOD, "pykeops"),
     Peer("torchgmm", libraries.torchgmm, (*LIKELIHOOD, "em"), "torchgmm"),
     Peer("scikit-learn", libraries.scikit_learn, (*LIKELIHOOD, *FITS), "scikit-learn", settles=True, devices=("cpu",)),
+    Peer("scikit-learn, array API", libraries.scikit_learn_array_api, ("em",), "scikit-learn"),
     Peer(
         "scikit-learn-intelex",
         libraries.scikit_learn_intelex,
-        ("kmeans",),
+        ("kmeans", "seeding"),
         "scikit-learn-intelex",
         settles=True,
         devices=("cpu",),

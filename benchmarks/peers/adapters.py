@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from cem_fast.benchmarks.cases import Problem
+from cem_fast.benchmarks.cases import Problem, judged, start_of_em
 from torch import Tensor
 
 # Features and labels to a scalar, or to one number per row.
@@ -127,9 +127,9 @@ class Fit:
 
     def results(self) -> dict[str, Tensor]:
         p = self.problem
-        shapes = (p.start.shape, p.start.shape, p.weights.shape)
+        shapes = (p.start.shape, *(start.shape for start in start_of_em(p)))
         given = zip(("means", "variances", "weights"), self.parameters(self.fitted), shapes)
-        return {name: torch.as_tensor(t).reshape(shape) for name, t, shape in given}
+        return judged(p, {name: torch.as_tensor(t).reshape(shape) for name, t, shape in given})
 
 
 Built = Differentiable | Operators | Fit

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -52,10 +53,10 @@ def scikit_learn(problem: Problem) -> Built:
     from sklearn.mixture import GaussianMixture as Mixture
 
     case = problem.case
-    if case.op == "kmeans":
-        return _kmeans_by_class(problem, _lloyd(KMeans))
+    if case.op in ("kmeans", "seeding"):
+        return _kmeans_by_class(problem, _lloyd(KMeans, problem))
     if case.op == "em":
-        return _sklearn_em(problem, Mixture)
+        return _sklearn_em(problem, Mixture, Tensor.numpy)
     if not case.diag:
         raise Skipped("its spherical mixtures are not timed")
 
@@ -69,20 +70,37 @@ def scikit_learn(problem: Problem) -> Built:
     return Differentiable(problem, by_class(functions), differentiable=False)
 
 
-def _sklearn_em(problem: Problem, kind: Any) -> Fit:
-    start, (variances, weights) = problem.start.numpy(), (t.numpy() for t in start_of_em(problem))
+def scikit_learn_array_api(problem: Problem) -> Built:
+    """EM of scikit-learn on torch tensors, by its array API."""
+    os.environ["SCIPY_ARRAY_API"] = "1"  # which scikit-learn asks for
+    from sklearn import config_context
+    from sklearn.mixture import GaussianMixture as Mixture
+
+    class OnTensors(Mixture):  # type: ignore[misc]
+        def fit(self, rows: Tensor) -> Any:
+            with config_context(array_api_dispatch=True):
+                return super().fit(rows)
+
+    return _sklearn_em(problem, OnTensors, lambda tensor: tensor)
+
+
+def _sklearn_em(problem: Problem, kind: Any, array: Callable[[Tensor], Any]) -> Fit:
+    variances, weights = start_of_em(problem)
+    matrices = problem.case.covariance in ("tied", "full")
+    precisions = torch.linalg.inv(variances) if matrices else variances.reciprocal()
 
     def fit(rows: Tensor, c: int) -> Any:
         return kind(
             problem.case.K,
-            covariance_type="diag",
-            means_init=start[c],
-            precisions_init=1 / variances[c],
-            weights_init=weights[c],
+            covariance_type=problem.case.covariance,
+            init_params="random",  # not used: all parameters are given
+            means_init=array(problem.start[c]),
+            precisions_init=array(precisions[c]),
+            weights_init=array(weights[c]),
             max_iter=ITERATIONS,
             tol=0.0,
             reg_covar=REG_COVAR,
-        ).fit(rows.numpy())
+        ).fit(array(rows))
 
     return fit_by_class(problem, fit, lambda m: (m.means_, m.covariances_, m.weights_))
 
@@ -91,13 +109,16 @@ def scikit_learn_intelex(problem: Problem) -> Built:
     """k-means of scikit-learn-intelex."""
     from sklearnex.cluster import KMeans
 
-    return _kmeans_by_class(problem, _lloyd(KMeans))
+    return _kmeans_by_class(problem, _lloyd(KMeans, problem))
 
 
-def _lloyd(kind: Any) -> Callable[[Tensor, Tensor], Any]:
+def _lloyd(kind: Any, problem: Problem) -> Callable[[Tensor, Tensor], Any]:
+    seeding = problem.case.op == "seeding"
+
     def fit(rows: Tensor, start: Tensor) -> Any:
-        options = {"init": start.numpy(), "n_init": 1, "max_iter": ITERATIONS, "tol": 0.0, "algorithm": "lloyd"}
-        return kind(len(start), **options).fit(rows.numpy()).cluster_centers_
+        of = {"init": "k-means++", "max_iter": 1} if seeding else {"init": start.numpy(), "max_iter": ITERATIONS}
+        settings = {"n_init": 1, "tol": 0.0, "algorithm": "lloyd", "random_state": 0}
+        return kind(len(start), **of, **settings).fit(rows.numpy()).cluster_centers_
 
     return fit
 
@@ -139,8 +160,8 @@ def torchgmm(problem: Problem) -> Built:
     from torchgmm.bayes.gmm.model import GaussianMixtureModel, GaussianMixtureModelConfig
 
     case = problem.case
-    if case.op != "em" and not case.diag:
-        raise Skipped("its spherical mixtures are not timed")
+    if not case.diag:
+        raise Skipped(f"its {case.covariance} mixtures are not timed")
 
     def model_of(means: Tensor, variances: Tensor, weights: Tensor) -> Any:
         model = GaussianMixtureModel(GaussianMixtureModelConfig(case.K, case.D, "diag")).to(problem.device)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from cem_fast.benchmarks.cases import FITS, ITERATIONS, NOISE_STD, REG_COVAR, Problem, start_of_em
 from cem_fast.benchmarks.peers.adapters import Built, Differentiable, Fit, Operators
 
-from cem_fast import CEMLoss, GaussianMixture
+from cem_fast import CEMLoss, GaussianMixture, KMeans
 from cem_fast import functional as F
 from cem_fast.ops import backend
 
@@ -41,6 +42,13 @@ def public_interface(problem: Problem) -> Built:
 
 def _fit(problem: Problem) -> Fit:
     case, (x, labels) = problem.case, problem.sets[0]
+    if case.op == "seeding":
+        of = {"num_clusters": case.K, "num_classes": case.C, "max_iter": 1, "tol": 0.0}
+
+        def seeding() -> KMeans:
+            return KMeans(**of, generator=torch.Generator(problem.device).manual_seed(0)).fit(x, labels)
+
+        return Fit(problem, seeding, lambda m: (m.cluster_centers_,))
     settings: dict[str, Any] = {
         "num_components": case.K,
         "num_classes": case.C,
@@ -53,10 +61,11 @@ def _fit(problem: Problem) -> Fit:
     }
     if case.op == "em":
         settings["init_variances"], settings["init_weights"] = start_of_em(problem)
+    kept = "covariances" if case.covariance in ("tied", "full") else "variances"
     return Fit(
         problem,
         lambda: GaussianMixture(**settings).fit(x, labels),
-        lambda m: (m.means, m.variances, m.weights) if case.op == "em" else (m.means,),
+        lambda m: (m.means, getattr(m, kept), m.weights) if case.op == "em" else (m.means,),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cem_fast.benchmarks import cases, machine, peers, released, startup, streams, suite, training
 from cem_fast.benchmarks.cases import Case, Problem
-from cem_fast.benchmarks.peers import OURS, Differentiable, Operators, Peer, plain_torch
+from cem_fast.benchmarks.peers import OURS, Differentiable, Fit, Operators, Peer, plain_torch
 from cem_fast.benchmarks.table import FAILED, MISSING, OK, SKIPPED, WRONG
 
 from cem_fast.ops.library import OPERATORS
@@ -26,6 +26,11 @@ TINY = [
     Case("operations", "cem_paper", 70, 9, 4, 3, dtype="bfloat16", peers=cases.VECTORIZED),
     Case("fitting", "kmeans", 400, 9, 1, 3),
     Case("fitting", "kmeans", 400, 9, 4, 3),
+    Case("fitting", "seeding", 400, 9, 1, 3),
+    Case("fitting", "seeding", 400, 9, 4, 3),
+    Case("fitting", "em", 400, 9, 1, 3, "spherical"),
+    Case("fitting", "em", 400, 9, 4, 3, "tied", dtype="float64"),
+    Case("fitting", "em", 400, 9, 4, 3, "full", dtype="float64"),
     Case("fitting", "em", 400, 9, 1, 3, "diag"),
     Case("fitting", "em", 400, 9, 4, 3, "diag"),
 ]
@@ -125,13 +130,25 @@ def test_wrong_results_are_red_and_never_timed(fault, monkeypatch, capsys):
     assert "WRONG" in line
 
 
-@pytest.mark.parametrize("case", TINY[8:], ids=lambda case: f"{case.op}-{case.C}")
+ITERATED = [case for case in TINY if case.op in ("kmeans", "em")]
+
+
+@pytest.mark.parametrize("case", ITERATED, ids=lambda case: f"{case.op}-{case.covariance}-{case.C}")
 def test_a_fit_with_fewer_iterations_is_wrong(case, monkeypatch):
     monkeypatch.setattr(peers.ours, "ITERATIONS", cases.ITERATIONS - 1)
     problem = Problem(case, CPU)
     fit = peers.ours.public_interface(problem)
     fit.run(0)
     assert problem.error(fit.results()) > case.allowed
+
+
+def test_a_seeding_of_one_row_again_and_again_is_wrong():
+    problem = Problem(Case("fitting", "seeding", 400, 9, 4, 3), CPU)
+    x, labels = problem.sets[0]
+    first = torch.stack([x[labels == c][:1].expand(3, -1) for c in range(4)])
+    fit = Fit(problem, lambda: None, lambda _: (first,))
+    fit.run(0)
+    assert problem.error(fit.results()) > problem.case.allowed
 
 
 def test_missing_failing_and_skipped_contenders_become_rows(monkeypatch):
