@@ -97,11 +97,11 @@ void add_mean(T rows, const T* mean, int64_t length, T* sums) {
 
 // The best component of each of up to kBlockRows rows of class c: the nearest mean or, with normalizers, the highest
 // posterior; found(i) is called as soon as it is known for row i. `distance` is room for kBlockRows times a block of
-// components.
+// components. `centered` may be null.
 template <class X, class T, bool kWithSecond, class F>
 void best_components(const RowPointers<X>& rows, const Mixture& mixture, int64_t c, int64_t next_class,
                      int64_t dimension, const double* normalizers, PackedComponents<T>& packed, double* distance,
-                     Nearest<kWithSecond>* best, const F& found) {
+                     const CenteredMeans<T>* centered, Nearest<kWithSecond>* best, const F& found) {
   const int64_t K = mixture.components, D = dimension;
   const T* means = static_cast<const T*>(mixture.means);
   const T* variances = static_cast<const T*>(mixture.variances);
@@ -111,7 +111,10 @@ void best_components(const RowPointers<X>& rows, const Mixture& mixture, int64_t
       alignas(64) T tile[kNarrow * kNarrowRows];
       transpose_rows(rows.row, rows.count, D, tile);
       int32_t component[kNarrowRows];
-      if (nearest_of_narrow<T>(tile, D, means + c * K * D, K, component)) {
+      const auto decide = [&](const T* rows_of_tile, int32_t* of_rows) {
+        return centered != nullptr && centered->decide(rows_of_tile, c, of_rows);
+      };
+      if (nearest_of_narrow<T>(tile, D, means + c * K * D, K, component, decide)) {
         alignas(64) T squared[kNarrowRows];
         if (D < kLanes<T>) own_distances_of_narrow<T>(tile, D, means + c * K * D, component, squared);
         for (int64_t i = 0; i < rows.count; ++i) {
@@ -174,6 +177,10 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
   Scratch<double> normalizers(posterior ? C * K : 0);
   if (posterior) log_normalizers<T>(p.mixture, D, groups, parallel_for, normalizers);
 
+  // worth their making where enough rows look at enough means
+  std::optional<CenteredMeans<T>> centered;
+  if (!posterior && D >= 8 && D <= kNarrow && K >= 16 && N >= 16 * C) centered.emplace(means, C, K, D);
+
   // The chosen component and the distance to it (not needed where the scatter is per dimension), by position: rows that
   // share a cache line of the assignment are mostly another thread's.
   Scratch<int32_t> component(N);
@@ -216,8 +223,8 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
         const RowPointers<X> rows(p.x, groups, begin, smaller(begin + kStatisticsRows, block.end));
         Nearest<false> best;
         best_components<X, T>(rows, p.mixture, c, next_class, D,
-                              posterior ? static_cast<const double*>(normalizers) : nullptr, packed, distance, &best,
-                              [&](int64_t i) {
+                              posterior ? static_cast<const double*>(normalizers) : nullptr, packed, distance,
+                              centered ? &*centered : nullptr, &best, [&](int64_t i) {
                                 const int64_t k = component[begin + i] = best.component[i];
                                 if (per_dimension != nullptr) return;
                                 double squared = best.score[i];

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <optional>
 
 #if defined(__x86_64__)
 #include <immintrin.h>

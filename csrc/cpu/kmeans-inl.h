@@ -153,7 +153,7 @@ class ResidentClass {
   template <class F>
   void nearest(const RowPointers<X>& rows, Nearest<true>* best, const F& found) {
     const Mixture mixture{1, K_, nullptr, means_, nullptr, nullptr, false};
-    best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, unpacked_, distance_, best, found);
+    best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, unpacked_, distance_, nullptr, best, found);
   }
 
   void bound(int64_t i, double squared_own, double squared_others) {

@@ -32,11 +32,117 @@ CEM_FAST_INLINE void narrow_distances(const T* tile, const T* means, int64_t str
   }
 }
 
-// The nearest of K means of each row of a tile, the lowest index of several; false if a distance is NaN.
+// Means of every class about their center c, for a search by |m - c|^2 / 2 - (x - c) (m - c): half the arithmetic of
+// squared distances. It decides for the rows whose second best is behind by more than rounding could do.
 template <class T>
-bool nearest_of_narrow(const T* tile, int64_t D, const T* means, int64_t K, int32_t* component) {
+class CenteredMeans {
+ public:
+  CenteredMeans(const T* means, int64_t C, int64_t K, int64_t D)
+      : components_(divide_up(K, 4) * 4),
+        dimension_(D),
+        center_(C * D),
+        means_(C * components_ * D),
+        half_squares_(C * components_),
+        reach_(C) {
+    for (int64_t c = 0; c < C; ++c) {
+      const T* of_class = means + c * K * D;
+      T* center = center_ + c * D;
+      for (int64_t d = 0; d < D; ++d) {
+        double sum = 0;
+        for (int64_t k = 0; k < K; ++k) sum += static_cast<double>(of_class[k * D + d]);
+        center[d] = static_cast<T>(sum / static_cast<double>(K));
+      }
+      T* centered = means_ + c * components_ * D;
+      T* half = half_squares_ + c * components_;
+      fill(centered, components_ * D, T(0));
+      fill(half, components_, static_cast<T>(__builtin_inf()));
+      reach_[c] = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        double square = 0;
+        for (int64_t d = 0; d < D; ++d) {
+          const T away = of_class[k * D + d] - center[d];
+          centered[k * D + d] = -away;
+          square += static_cast<double>(away) * static_cast<double>(away);
+        }
+        half[k] = static_cast<T>(0.5 * square);
+        // NaN and infinity stay, and leave all rows undecided
+        if (reach_[c] == reach_[c] && !(square <= static_cast<double>(reach_[c]))) reach_[c] = static_cast<T>(square);
+      }
+    }
+  }
+
+  // Whether it is certain which component of class c is the nearest of every one of two vectors of rows.
+  bool decide(const T* tile, int64_t c, int32_t* component) const {
+    constexpr int V = 2, L = kLanes<T>;
+    const int64_t D = dimension_;
+    const T* center = center_ + c * D;
+    alignas(64) T rows[kNarrow * V * L];
+    Vector<T> square[V]{}, best[V], second[V];
+    Bits<T> index[V]{};
+    for (int64_t d = 0; d < D; ++d) {
+      const Vector<T> middle = broadcast<T>(center[d]);
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        const Vector<T> x = load(tile + d * kNarrowRows + v * L) - middle;
+        store(rows + (d * V + v) * L, x);
+        square[v] = multiply_add(x, x, square[v]);
+      }
+    }
+    for (int v = 0; v < V; ++v) best[v] = second[v] = broadcast<T>(static_cast<T>(__builtin_inf()));
+    for (int64_t k = 0; k < components_; k += 4) {
+      const T* mean = means_ + (c * components_ + k) * D;
+      Vector<T> score[4][V];
+      for (int q = 0; q < 4; ++q) score[q][0] = score[q][1] = broadcast<T>(half_squares_[c * components_ + k + q]);
+      for (int64_t d = 0; d < D; ++d) {
+        const Vector<T> first = load(rows + d * V * L), other = load(rows + (d * V + 1) * L);
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+          const Vector<T> m = broadcast<T>(mean[q * D + d]);
+          score[q][0] = multiply_add(first, m, score[q][0]);
+          score[q][1] = multiply_add(other, m, score[q][1]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        const Bits<T> number = Bits<T>{} + static_cast<decltype(index[0][0] + 0)>(k + q);
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) {
+          const Vector<T> value = score[q][v];
+          const auto better = value < best[v];
+          const Vector<T> loser = better ? best[v] : value;
+          second[v] = loser < second[v] ? loser : second[v];
+          best[v] = better ? value : best[v];
+          index[v] = better ? number : index[v];
+        }
+      }
+    }
+    // Sums of D products and of D squares round by at most this share of the squares of the row and of the means.
+    const Vector<T> share = broadcast<T>(static_cast<T>(4 * (D + 4)) * (sizeof(T) == 4 ? T(0x1p-23) : T(0x1p-52)));
+    Bits<T> decided = ~Bits<T>{};
+    for (int v = 0; v < V; ++v) decided &= second[v] - best[v] > share * (square[v] + broadcast<T>(reach_[c]));
+    bool all = true;
+    for (int i = 0; i < L; ++i) all &= decided[i] != 0;
+    for (int v = 0; v < V && all; ++v) {
+      for (int i = 0; i < L; ++i) component[v * L + i] = static_cast<int32_t>(index[v][i]);
+    }
+    return all;
+  }
+
+ private:
+  int64_t components_, dimension_;  // components are filled up to whole blocks with some that are infinitely far
+  Scratch<T> center_;               // [C, D]
+  Scratch<T> means_;                // c - m [C, components, D]
+  Scratch<T> half_squares_;         // [C, components]
+  Scratch<T> reach_;                // the largest |m - c|^2 [C]
+};
+
+// The nearest of K means of each row of a tile, the lowest index of several; false if a distance is NaN. `decide` may
+// settle two vectors of rows without a look at every distance.
+template <class T, class F>
+bool nearest_of_narrow(const T* tile, int64_t D, const T* means, int64_t K, int32_t* component, const F& decide) {
   Bits<T> unordered{};
   for (int start = 0; start < kNarrowRows; start += 2 * kLanes<T>) {
+    if (decide(tile + start, component + start)) continue;
     Vector<T> best[2] = {broadcast<T>(static_cast<T>(__builtin_inf())), broadcast<T>(static_cast<T>(__builtin_inf()))};
     Bits<T> index[2] = {};
     for (int64_t k = 0; k < K; k += 4) {
@@ -146,9 +252,10 @@ void candidate_distances_of(const CandidateDistances& p, ParallelFor parallel_fo
             }
           }
         }
-        for (int64_t t = 0; t < S; ++t) {
-          for (int64_t r = 0; r < count; ++r) {
-            const int64_t n = groups.row(begin + r);
+        for (int64_t r = 0; r < count; ++r) {
+          // candidates side by side: the sum of one alone would wait for its last addition
+          const int64_t n = groups.row(begin + r);
+          for (int64_t t = 0; t < S; ++t) {
             const T square = squares[t * kNarrowRows + r], value = square < nearest[n] ? square : nearest[n];
             distances[t * N + n] = value;
             total[t] += p.mass[n] * static_cast<double>(value);

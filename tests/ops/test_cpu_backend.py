@@ -203,6 +203,38 @@ def test_large_gradients_are_stored_past_the_caches(capability):
             agree("component_statistics_bwd", [grad, None, x, means, labels, assignment], dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("components, dimension", [(16, 8), (61, 16), (40, 64)])
+@pytest.mark.usefixtures("capability")
+def test_rows_between_two_means_are_assigned_together_as_they_are_alone(components, dimension, offset, dtype):
+    torch.manual_seed(0)
+    means = (torch.randn(1, components, dimension) + offset).to(dtype)
+    pairs = torch.randint(components, (500, 2))
+    x = means[0, pairs].mean(1)
+    x[:250] += torch.randn(250, dimension).to(dtype) * 1e-6 * (1 + offset)
+    means[0, 1::7] = means[0, 0]  # equal means
+    together = OPS.component_statistics_fwd(x, means, None, None, None, False, False)[3]
+    alone = [OPS.component_statistics_fwd(row, means, None, None, None, False, False)[3] for row in x.split(1)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("spoiled", ["row", "mean"])
+@pytest.mark.usefixtures("capability")
+def test_numbers_that_are_not_finite_spoil_no_other_row(spoiled):
+    torch.manual_seed(0)
+    means, x = torch.randn(1, 20, 9), torch.randn(300, 9)
+    right = OPS.component_statistics_fwd(x, means, None, None, None, False, False)[3]
+    if spoiled == "row":
+        x[7, 3], x[40, 0] = float("inf"), float("nan")
+        others = torch.arange(300).gt(40)
+    else:
+        means[0, 19, 2] = float("inf")
+        others = right != 19
+    found = OPS.component_statistics_fwd(x, means, None, None, None, False, False)[3]
+    assert torch.equal(found[others], right[others])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_ties_go_to_the_lowest_component(capability, dtype):
     """Equal means at every place of a register tile, in tiles of every width, and in different blocks."""
