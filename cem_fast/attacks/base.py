@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from cem_fast._support.counts import require_count
+from cem_fast._support.maps import as_maps
 from cem_fast._support.seeding import seeded
 
 Observe = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in total."""
 
-FURTHER_TOKENS = 5  # of a transformer apart from its patches: a class token, a distillation token, registers
 MEMORY = 512 * 2**20  # bytes of intermediate results of images attacked together, about
 PER_VALUE = 800  # bytes per value of an image, for an encoder of ordinary width
 TOGETHER = 256  # images attacked together, at most
@@ -154,17 +154,11 @@ class Standardizer:
 
 
 class MapStandardizer(Standardizer):
-    """Standardizes features of any shape and arranges them as maps ``[N, C, H, W]``.
-
-    Tokens ``[N, T, D]`` of a grid of patches become maps of D channels; up to five further tokens, such as a class token, are repeated at
-    every place. Vectors, and tokens without a grid, become maps of one pixel.
+    """Standardizes features and arranges them as maps ``[N, C, H, W]``: tokens as a grid of patches, vectors as one pixel.
 
     Args:
         features: observations ``[N, ...]``.
-        image_shape: ``(channels, height, width)`` of the images; the grid has their aspect ratio, apart from a cropped border.
-
-    Source:
-        Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021 (the grid, and a class token in front).
+        image_shape: ``(channels, height, width)`` of the images.
 
     Example:
         >>> import torch
@@ -179,37 +173,10 @@ class MapStandardizer(Standardizer):
 
     def __init__(self, features: Tensor, image_shape: tuple[int, int, int]):
         self.image_shape = image_shape
-        super().__init__(self.arranged(features))
+        super().__init__(as_maps(features, image_shape))
 
     def __call__(self, features: Tensor) -> Tensor:
-        return super().__call__(self.arranged(features))
-
-    def arranged(self, features: Tensor) -> Tensor:
-        """Returns features as maps ``[N, C, H, W]``.
-
-        Args:
-            features: ``[N, ...]``.
-        """
-        if features.dim() == 4:
-            return features
-        if features.dim() == 3 and (grid := _grid(features.shape[1], self.image_shape)):
-            rows, columns = grid
-            further, places = features.tensor_split([features.shape[1] - rows * columns], dim=1)
-            maps = places.transpose(1, 2).unflatten(2, grid)
-            everywhere = further.flatten(1)[:, :, None, None].expand(-1, -1, rows, columns)
-            return torch.cat([maps, everywhere], 1)
-        return features.flatten(1)[:, :, None, None]
-
-
-def _grid(tokens: int, image_shape: tuple[int, int, int]) -> tuple[int, int] | None:
-    """Rows and columns of a grid of square patches, behind at most five further tokens."""
-    _, height, width = image_shape
-    in_ratio = [(rows, rows * width // height) for rows in range(height, 1, -1) if rows * width % height == 0]
-    cropped = [(height // side, width // side) for side in range(1, min(height, width) + 1)]
-    for rows, columns in in_ratio + cropped:
-        if rows * columns > 1 and 0 <= tokens - rows * columns <= FURTHER_TOKENS:
-            return rows, columns
-    return None
+        return super().__call__(as_maps(features, self.image_shape))
 
 
 def rows_in_memory(image_shape: tuple[int, int, int]) -> int:

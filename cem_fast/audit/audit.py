@@ -160,9 +160,10 @@ def audit(
             if "label" in measures:
                 right = round(rate.share * len(splits.victims))
                 measures["label"]["label"] = (torch.arange(len(splits.victims)) < right).double()
-        accuracy = information = None
+        accuracy = clean = information = None
         if labeled and decoder is not None and not verdicts_only:
             accuracy = training.evaluate_accuracy(model, defense, splits.victims, draws=5, seed=seed)
+            clean = training.evaluate_accuracy(model, NoDefense(), splits.victims, draws=1, seed=seed)
         if noise_std and not verdicts_only:
             information = estimates.information(model, splits, noise_std, releases=releases, seed=seed)
     verdicts = tuple(judge(limit, measures[limit.metric], seed=seed) for limit in wanted)
@@ -177,6 +178,7 @@ def audit(
         data=_facts(splits),
         target={"name": name, "digest": digest or target.digest()},
         accuracy=accuracy,
+        clean_accuracy=clean,
         noise_std=defense.noise_std,
         releases=releases,
         seed=seed,

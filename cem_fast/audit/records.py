@@ -64,6 +64,7 @@ class Audit:
         releases: messages of one image that the attacker uses.
         seed: seed of all random choices.
         versions: versions of packages.
+        clean_accuracy: accuracy of the decoder on features without noise and defense; None without a decoder or labels.
         pictures: originals and, by attack, reconstructions; not in audit.json.
 
     Example:
@@ -86,6 +87,7 @@ class Audit:
     releases: int
     seed: int
     versions: dict[str, str | None]
+    clean_accuracy: float | None = None
     pictures: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @property

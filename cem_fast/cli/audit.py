@@ -100,7 +100,10 @@ def show(console: Console, result: Audit) -> None:
         by_chance = f"(by chance {result.label['chance']:.1%})"
         say(console, f"label read from the features: {result.label['share']:.1%} right {by_chance}")
     if result.accuracy is not None:
-        say(console, f"accuracy {result.accuracy:.1%} at noise {result.noise_std:.4g}")
+        say(
+            console,
+            f"accuracy {result.accuracy:.1%} at noise {result.noise_std:.4g}, {result.clean_accuracy:.1%} without",
+        )
     for verdict in result.limits:
         low, high = verdict.interval
         words = f"{verdict.value:.4g} under {verdict.attack}, 95% interval {low:.4g} to {high:.4g}"

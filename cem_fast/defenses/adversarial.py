@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cem_fast._support.eval_mode import in_eval_mode
+from cem_fast._support.maps import as_maps
 from cem_fast._support.seeding import seeded
 from cem_fast.defenses.base import Defense
 from cem_fast.models.split import SplitModel
@@ -18,10 +20,11 @@ class ProxyDecoder(nn.Module):
     """Decoder from released features to images: the adversary inside the defense, separate from the attacker's networks.
 
     Its initial output is ``mean``, the mean of the training images, and the residual added to it is unbounded. Behind a Sigmoid, mostly
-    black images would drive the whole output to black, where the gradient vanishes.
+    black images would drive the whole output to black, where the gradient vanishes. Tokens are arranged as a grid of patches. Vectors
+    first pass a linear layer to maps of at most 8x8 places.
 
     Args:
-        feature_shape: ``(channels, height, width)`` of the features.
+        feature_shape: shape of an image's features: maps ``(C, H, W)``, tokens ``(T, D)``, or a vector ``(D,)``.
         image_shape: ``(channels, height, width)`` of the images.
         width: channels of the first layer; later layers have half as many.
 
@@ -34,11 +37,17 @@ class ProxyDecoder(nn.Module):
 
     mean: Tensor
 
-    def __init__(self, feature_shape: tuple[int, int, int], image_shape: tuple[int, int, int], width: int = 32):
+    def __init__(self, feature_shape: Sequence[int], image_shape: Sequence[int], width: int = 32):
         super().__init__()
-        self.size = list(image_shape[1:])
-        self.first = nn.Conv2d(feature_shape[0], width, 3, padding=1)
-        doublings = max(0, round(math.log2(image_shape[1] / feature_shape[1])))
+        self.image_shape, self.size = tuple(image_shape), list(image_shape[1:])
+        channels, rows, columns = as_maps(torch.empty(1, *feature_shape), image_shape).shape[1:]
+        self.first: nn.Module = nn.Conv2d(channels, width, 3, padding=1)
+        if len(feature_shape) < 3 and rows * columns == 1:
+            rows, columns = (min(8, math.ceil(side / 4)) for side in self.size)
+            self.first = nn.Sequential(
+                nn.Flatten(), nn.Linear(channels, width * rows * columns), nn.Unflatten(1, (width, rows, columns))
+            )
+        doublings = max(0, round(math.log2(image_shape[1] / rows)))
         widths = [width] + [width // 2] * doublings
         self.middle = nn.ModuleList(
             nn.Conv2d(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)
@@ -49,7 +58,7 @@ class ProxyDecoder(nn.Module):
         self.register_buffer("mean", torch.zeros(image_shape))
 
     def forward(self, released: Tensor) -> Tensor:
-        hidden = F.relu(self.first(released))
+        hidden = F.relu(self.first(as_maps(released, self.image_shape)))
         for convolution in self.middle:
             hidden = F.relu(convolution(F.interpolate(hidden, scale_factor=2.0)))
         if list(hidden.shape[2:]) != self.size:
@@ -104,13 +113,8 @@ class AdversarialRepresentation(Defense):
     def attach(self, model: SplitModel, image_shape: torch.Size) -> None:
         with torch.no_grad(), in_eval_mode(model):
             features = model.encoder(torch.zeros(1, *image_shape, device=model.device))
-        if features.dim() != 4:
-            raise ValueError(
-                f"adversarial defenses need features that are maps [N, C, H, W], got shape {tuple(features.shape)}: "
-                "cut the network before it flattens them"
-            )
         with seeded(self.seed, "proxy decoder"):
-            self.proxy = ProxyDecoder(_sizes(features.shape[1:]), _sizes(image_shape)).to(model.device)
+            self.proxy = ProxyDecoder(features.shape[1:], image_shape).to(model.device)
 
     def start(self, model: SplitModel, images: Tensor) -> None:
         super().start(model, images)
@@ -129,8 +133,3 @@ class AdversarialRepresentation(Defense):
         F.mse_loss(self.proxy(released), images).backward()
         self.ranks.average_gradients(self.proxy.parameters(), rows=len(images))
         self.optimizer.step()
-
-
-def _sizes(shape: torch.Size) -> tuple[int, int, int]:
-    channels, height, width = shape
-    return channels, height, width

@@ -7,7 +7,7 @@ import torch
 from support.attacking import build, error_at_half_budget
 
 from cem_fast import attacks, metrics
-from cem_fast.attacks.base import MapStandardizer
+from cem_fast._support.maps import as_maps
 from cem_fast.attacks.decoder import Decoder
 
 
@@ -80,7 +80,7 @@ def test_no_batch_is_a_single_image(count):
 )
 def test_tokens_become_maps_of_their_patches(tokens, image_shape, grid):
     places = torch.rand(2, tokens, 3)
-    arranged = MapStandardizer(places, image_shape).arranged(places)
+    arranged = as_maps(places, image_shape)
     rows, columns = grid
     assert arranged.shape[2:] == grid
     assert torch.equal(arranged[:, :3].flatten(2).mT, places[:, tokens - rows * columns :])

@@ -200,6 +200,18 @@ def test_the_report_says_which_victims_the_attacker_holds():
         assert words in page.render(result, command="").replace("&#39;", "'")
 
 
+def test_noise_is_told_with_what_it_costs_in_accuracy():
+    images = torch.cat([torch.rand(30, 1, 8, 8) * 0.4, 0.6 + torch.rand(30, 1, 8, 8) * 0.4])
+    labels = torch.arange(60) // 30
+    bright = nn.Linear(1, 2)
+    bright.weight.data, bright.bias.data = torch.tensor([[-1.0], [1.0]]), torch.tensor([0.5, -0.5])
+    encoder = nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
+    result = audit(encoder, images, labels, decoder=bright, noise_std=1.0, attacks=["ridge"])
+    assert result.to_json()["clean_accuracy"] == 1
+    assert result.accuracy < 0.9
+    assert "100.0% without noise" in page.render(result, command="")
+
+
 def test_a_defense_brings_its_own_noise():
     settings = {"defense": GaussianNoise(noise_std=0.25), "attacks": ["ridge"]}
     assert audit(nn.AvgPool2d(2), IMAGES, LABELS, **settings).noise_std == 0.25

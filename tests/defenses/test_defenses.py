@@ -713,13 +713,31 @@ def test_settings_that_a_defense_does_not_use_are_ignored():
     build("bottleneck", noise_std=0.0, adversary_weight=0.0)
 
 
-def test_an_adversary_needs_feature_maps(tiny):
-    _, images, _ = tiny
-    flat = SplitModel(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Sigmoid()), nn.Linear(8, 2))
-    with pytest.raises(
-        ValueError, match=r"need features that are maps \[N, C, H, W\], got shape \(1, 8\): cut the network"
-    ):
-        build("adversarial").start(flat, images)
+class Tokens(nn.Module):
+    """A token for each patch of 2x2 pixels, [N, 16, 8]."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 8)
+
+    def forward(self, images):
+        return torch.sigmoid(self.embed(F.unfold(images, 2, stride=2).transpose(1, 2)))
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [Tokens(), nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Sigmoid())],
+    ids=["tokens", "vectors"],
+)
+def test_an_adversary_rebuilds_images_from_tokens_and_vectors(tiny, encoder):
+    _, images, labels = tiny
+    model = SplitModel(encoder, nn.Flatten())
+    defense = build("adversarial", adversary_weight=1.0, noise_std=0.0)
+    defense.start(model, images)
+    released = model.encoder(images).detach()
+    for _ in range(150):
+        defense.after_step(images, released)
+    assert defense.penalty(images, released, released, labels) > 0.5  # the share of the variance that is explained
 
 
 def test_patrol_restores_depthwise_convolutions_as_they_were_pruned(tmp_path):
