@@ -81,7 +81,7 @@ def audit(
         victims: images under attack, at most, drawn by ``seed``.
         attacker_images: images that the attacker holds, at most, drawn by ``seed``; None for as many as fit into 2 GB with all that attacks
             make of them.
-        mirror: whether the attacker also learns from mirror images of its own, which count as images that it holds.
+        mirror: whether the attacker also learns from mirror images of its own, which take as much room.
         normalize: mean and standard deviation of the channels; None for the encoder's own preprocessing.
         device: where modules are moved to, and attacks compute; None for where they are. A function stays where it computes.
         seed: seed of all random choices.
@@ -108,7 +108,7 @@ def audit(
         (False, 'ridge', 8)
     """
     wanted = [Limit.parse(limit) for limit in limits]
-    chosen = _chosen(attacks, budget)
+    chosen_attacks = chosen(attacks, budget)
     if not 0 <= noise_std <= MOST_NOISE:
         raise ValueError(f"noise_std must be from 0 to {MOST_NOISE:g}, got {noise_std}")
     if not 0 <= seed < 2**63:
@@ -122,6 +122,8 @@ def audit(
     drawn = attacker_images and attacker_images + victims
     splits = images if isinstance(images, Splits) else parts.read(images, labels, drawn, seed=seed)
     labeled = splits.num_classes > 1
+    if "lpips" in {limit.metric for limit in wanted}:
+        _require_lpips(splits)
     needing = [limit.text for limit in wanted if limit.metric in OF_LABELS and not labeled]
     if needing:
         raise ValueError(f"the limit {needing[0]!r} needs labels of at least 2 classes, got none")
@@ -145,7 +147,7 @@ def audit(
         observe = training.observer(model, defense)
         config = _config(budget, releases, seed)
         tried, pictures = {}, {"original": splits.victims.images[choose_pictures(splits.victims)]}
-        for attack in chosen:
+        for attack in chosen_attacks:
             tried[attack], rebuilt, measured = _attacked(
                 attack, model, defense, splits, config, observe, draws, [*measures], on_stage, labeled
             )
@@ -171,11 +173,11 @@ def audit(
         passed=all(each.holds for each in verdicts),
         limits=verdicts,
         attacks=tried,
-        not_tried=tuple(each for each in attack_names() if each not in chosen),
+        not_tried=tuple(each for each in attack_names() if each not in chosen_attacks),
         baseline=data.baselines(splits),
         label=label,
         information=information,
-        data=_facts(splits),
+        data=_facts(splits, mirror),
         target={"name": name, "digest": digest or target.digest()},
         accuracy=accuracy,
         clean_accuracy=clean,
@@ -187,15 +189,36 @@ def audit(
     )
 
 
-def _chosen(attacks: Sequence[str] | None, budget: str) -> tuple[str, ...]:
-    """The attacks, which exist."""
+def chosen(attacks: Sequence[str] | None, budget: str) -> tuple[str, ...]:
+    """Names of the attacks to try.
+
+    Args:
+        attacks: as of :func:`audit`.
+        budget: as of :func:`audit`.
+
+    Raises:
+        ValueError: a name is unknown, or there is none.
+
+    Example:
+        >>> from cem_fast.audit.audit import chosen
+        >>> chosen(None, "quick")
+        ('ridge', 'decoder')
+    """
     lookup("budget", budget, ATTACKS)
-    chosen = tuple(dict.fromkeys(ATTACKS[budget] if attacks is None else attacks))
-    for each in chosen:
+    found = tuple(dict.fromkeys(ATTACKS[budget] if attacks is None else attacks))
+    for each in found:
         lookup("attack", each, dict.fromkeys(attack_names()))
-    if not chosen:
+    if not found:
         raise ValueError("attacks must name at least one attack, got none")
-    return chosen
+    return found
+
+
+def _require_lpips(splits: Splits) -> None:
+    """Fails before any attack if LPIPS cannot be computed."""
+    try:
+        metrics.lpips(splits.victims.images[:1], splits.victims.images[:1])
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"a limit on lpips cannot be judged: {error}") from error
 
 
 def _config(budget: str, releases: int, seed: int) -> RunConfig:
@@ -210,13 +233,15 @@ def _config(budget: str, releases: int, seed: int) -> RunConfig:
     )
 
 
-def _facts(splits: Splits) -> dict[str, Any]:
+def _facts(splits: Splits, mirror: bool) -> dict[str, Any]:
     """What audit.json says of the images."""
+    held = len(splits.attacker) // (2 if mirror else 1)
     return {
         "name": splits.name,
         "num_classes": splits.num_classes if splits.num_classes > 1 else 0,
-        "num_attacker": len(splits.attacker),
-        "num_available": splits.num_available or len(splits.attacker),
+        "num_attacker": held,
+        "num_available": splits.num_available or held,
+        "mirror": mirror,
         "num_victims": len(splits.victims),
         "num_shared": splits.victims.num_in(splits.attacker),
         "image_shape": list(splits.image_shape),

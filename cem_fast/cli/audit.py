@@ -54,11 +54,13 @@ def flags() -> list[click.Parameter]:
 def run(*, folder: str, limit: tuple[str, ...], find_noise: str | None, command: str, **values: Any) -> int:
     """Audits, writes the files, and prints the verdict."""
     from cem_fast.audit import Limit, page
+    from cem_fast.audit.audit import chosen
     from cem_fast.audit.noise import find_noise as search
 
     limits = [*limit, *([find_noise] if find_noise else [])]
     for each in limits:
         Limit.parse(each)
+    chosen(values["attacks"], values["budget"])
     page.check(folder)
     values["device"] = devices.find(values["device"])
     console = consoles.make()
@@ -66,10 +68,14 @@ def run(*, folder: str, limit: tuple[str, ...], find_noise: str | None, command:
         raise ValueError("noise_std must be left out with find_noise, which finds it")
     with consoles.watch(console) as watch:
         on_stage: Watcher = lambda *stage: watch.stage(0, *stage)  # noqa: E731
-        audited, scale = _prepared(limits=limits, on_stage=on_stage, console=console, **values)
+        audited, scale = _prepared(
+            limits=limits, searches=find_noise is not None, on_stage=on_stage, console=console, **values
+        )
         result = search(audited, find_noise, start=scale()) if find_noise else audited(values["noise_std"], True)
     written = page.write(result, folder, command=command)
     show(console, result)
+    if find_noise:
+        say(console, f"least noise with which {find_noise} holds: {result.noise_std:.4g}")
     say(console, f"report: {written}")
     return 0 if result.passed else FAILED
 
@@ -94,16 +100,15 @@ def show(console: Console, result: Audit) -> None:
         )
     console.print(table)
     baseline, count = result.baseline, result.data
-    say(console, f"the attacker holds {count['num_attacker']} of {count['num_available']} images")
+    mirrored = " and their mirror images" if count["mirror"] else ""
+    say(console, f"the attacker holds {count['num_attacker']} of {count['num_available']} images{mirrored}")
     say(console, f"class mean {baseline['class_mean_mse']:.5f}, mean image {baseline['mean_image_mse']:.5f}")
     if result.label:
         by_chance = f"(by chance {result.label['chance']:.1%})"
         say(console, f"label read from the features: {result.label['share']:.1%} right {by_chance}")
     if result.accuracy is not None:
-        say(
-            console,
-            f"accuracy {result.accuracy:.1%} at noise {result.noise_std:.4g}, {result.clean_accuracy:.1%} without",
-        )
+        without = f", {result.clean_accuracy:.1%} without" if result.noise_std else ""
+        say(console, f"accuracy {result.accuracy:.1%} at noise {result.noise_std:.4g}{without}")
     for verdict in result.limits:
         low, high = verdict.interval
         words = f"{verdict.value:.4g} under {verdict.attack}, 95% interval {low:.4g} to {high:.4g}"
@@ -151,6 +156,7 @@ def _prepared(
     size: int | None,
     attacks: tuple[str, ...] | None,
     limits: list[str],
+    searches: bool,
     on_stage: Watcher,
     console: Console,
     noise_std: float,
@@ -183,9 +189,9 @@ def _prepared(
     elif images is not None or features is not None or labels is not None:
         raise ValueError("images, features and labels are for pairs without a target: give its images by data")
     elif Path(target, saved_run.DESCRIPTION).is_file():
-        if cut is not None or normalize is not None or noise_std:
+        if cut is not None or normalize is not None or noise_std or searches:
             raise ValueError(
-                "a saved run has its own cut, preprocessing and noise: leave out cut, normalize and noise_std"
+                "a saved run has its own cut, preprocessing and noise: leave out cut, normalize, noise_std and find_noise"
             )
         loaded = saved_run.load_run(target)
         loaded.defense.secure = False  # an evaluation repeats its draws from the seed
@@ -197,7 +203,7 @@ def _prepared(
             "images": splits,
             "name": target,
         }
-        scale = lambda: 1.0  # noqa: E731
+        scale = lambda: 0.0  # noqa: E731
     else:
         if data is None:
             raise ValueError("a target needs data: a folder of images, or a data set's name")

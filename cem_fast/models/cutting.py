@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cem_fast._support.eval_mode import in_eval_mode
@@ -182,7 +182,7 @@ def _by_graph(
         raise ValueError(f"cut must be a module whose result is a batch of numbers [N, ...], and {cut!r} gives another")
     _, *others = graph.crossing(node)
     if others:
-        raise ValueError(_crossed(graph, cut, [graph.values[each].modules for each in others]))
+        raise ValueError(_crossed(graph, cut, [_origin(graph, each) for each in others]))
     encoder, decoder = graph.halves(node)
     for half in (encoder, decoder):
         half.train(network.training)
@@ -193,15 +193,21 @@ def _by_graph(
     return encoder, decoder
 
 
-def _crossed(graph: Graph, cut: str, others: list[tuple[str, ...]]) -> str:
+def _origin(graph: Graph, node: fx.Node) -> str:
+    """The last module that a value went through."""
+    while not graph.values[node].modules and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return graph.values[node].modules[-1] if graph.values[node].modules else "the input"
+
+
+def _crossed(graph: Graph, cut: str, others: list[str]) -> str:
     """Names the values that pass a cut by, and the nearest cut that has none."""
-    names = [modules[-1] if modules else "the input" for modules in others]
     parents = [cut.rpartition(".")[0]]
     while parents[-1]:
         parents.append(parents[-1].rpartition(".")[0])
     whole = [p for p in parents if p in graph.by_module and len(graph.crossing(graph.by_module[p])) == 1]
     advice = f"; cut at {whole[0]!r}" if whole else "; models.cuts lists the cuts"
-    return f"one value must cross a cut, and a skip connection from {', '.join(dict.fromkeys(names))} passes by {cut!r}{advice}"
+    return f"one value must cross a cut, and a skip connection from {', '.join(dict.fromkeys(others))} passes by {cut!r}{advice}"
 
 
 class _Stop(Exception):

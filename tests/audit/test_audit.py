@@ -100,6 +100,7 @@ def test_weights_next_to_an_onnx_file_are_read_and_others_are_not(place, capsys)
         (["mine.py:net", "--limit", "msee >= 1"], "nearest is 'mse'"),
         (["mine.py:net", "--limit", "mse > 1"], "limit must be a metric"),
         (["mine.py:net", "--attacks", "ridg"], "nearest is 'ridge'"),
+        (["mine.py:net", "--budget", "quik"], "nearest is 'quick'"),
         (["mine.py:broken"], "OSError: no weights"),
         (["nowhere.py:net"], "nowhere.py"),
         (["mine.py"], "target must be"),
@@ -111,6 +112,16 @@ def test_weights_next_to_an_onnx_file_are_read_and_others_are_not(place, capsys)
 def test_bad_input_is_status_2(place, capsys, arguments, message):
     assert main(["audit", *arguments, "--data", "photos"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_limit_that_cannot_be_judged_is_refused_before_any_attack(monkeypatch):
+    def missing(*_):
+        raise ImportError("LPIPS needs the package lpips")
+
+    monkeypatch.setattr("cem_fast.metrics.lpips", missing)
+    monkeypatch.setattr("cem_fast.audit.audit.attack_model", None)
+    with pytest.raises(ValueError, match="a limit on lpips cannot be judged: LPIPS needs the package lpips"):
+        audit(nn.AvgPool2d(2), IMAGES, attacks=["ridge"], limits=["lpips >= 0.1"])
 
 
 def test_pairs_of_arrays_need_no_target(place, capsys):
@@ -149,11 +160,14 @@ def test_onnx_is_a_black_box(place, capsys):
 
 
 @pytest.mark.long
-def test_the_least_noise_keeps_the_limit(place):
+def test_the_least_noise_keeps_the_limit(place, capsys):
     arguments = ["mine.py:pair", "--data", "photos", "--attacks", "ridge", "--find-noise", "mse >= 0.08"]
     assert main(["audit", *arguments, "--folder", "noise"]) == 0
     found = json.loads((place / "noise/audit.json").read_text())
     assert found["noise_std"] > 0
+    printed = capsys.readouterr().out
+    assert f"least noise with which mse >= 0.08 holds: {found['noise_std']:.4g}" in printed
+    assert f"% at noise {found['noise_std']:.4g}, " in printed
     assert 0.08 <= found["limits"][0]["interval"][0] < 0.082
 
 
@@ -234,8 +248,8 @@ def test_a_data_set_or_its_loader_is_audited_as_its_images(workers):
 def test_the_attacker_holds_what_fits_and_mirror_images(monkeypatch):
     monkeypatch.setattr(parts, "room", lambda image, features=(): 24)
     result = audit(nn.AvgPool2d(2), IMAGES, LABELS, attacks=["ridge"], mirror=True)
-    assert (result.data["num_attacker"], result.data["num_available"]) == (24, 48)
-    assert "holds 24 of 48 images" in page.render(result, command="")
+    assert (result.data["num_attacker"], result.data["num_available"]) == (12, 48)
+    assert "holds 12 of 48 images of the same kind and their mirror images" in page.render(result, command="")
     own = parts.held(parts.split(IMAGES, LABELS, seed=0), 24, 5, mirror=True, seed=0).attacker
     assert torch.equal(own.images[12:], own.images[:12].flip(3))
     assert torch.equal(own.labels[12:], own.labels[:12])

@@ -106,6 +106,19 @@ def test_the_halves_compute_what_the_network_does(kind, cut, shape):
     assert {id(p) for p in model.parameters()} <= own
 
 
+class Skipping(Residual):
+    """A skip connection outside of any block."""
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return self.head((x + self.layer1(x)).flatten(1))
+
+
+def test_a_skip_connection_is_named_by_the_module_that_it_comes_from():
+    with pytest.raises(ValueError, match="a skip connection from stem passes by 'layer1'"):
+        SplitModel.from_module(seeded(Skipping), cut="layer1", example=IMAGES)
+
+
 def test_a_skip_connection_is_named_where_nothing_can_be_traced():
     with pytest.raises(ValueError, match="skip connection passes by 'layer1.one'"):
         SplitModel.from_module(seeded(Branching), cut="layer1.one", example=IMAGES)
