@@ -119,7 +119,7 @@ def test_a_limit_that_cannot_be_judged_is_refused_before_any_attack(monkeypatch)
         raise ImportError("LPIPS needs the package lpips")
 
     monkeypatch.setattr("cem_fast.metrics.lpips", missing)
-    monkeypatch.setattr("cem_fast.audit.audit.attack_model", None)
+    monkeypatch.setattr("cem_fast.attacks.Ridge.fit", None)
     with pytest.raises(ValueError, match="a limit on lpips cannot be judged: LPIPS needs the package lpips"):
         audit(nn.AvgPool2d(2), IMAGES, attacks=["ridge"], limits=["lpips >= 0.1"])
 
