@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from cem_fast.audit.targets import as_images
-from cem_fast.data.items import LabeledImages, read_items
+from cem_fast.data.items import LabeledImages, chosen_items, dataset_of, read_items
 from cem_fast.data.splits import Part, Splits, by_fold
 
 MEMORY = 2_000_000_000  # bytes of images, of features, and of what attacks make of them
@@ -117,8 +117,7 @@ def read(
         return split(images, labels, seed=seed)
     if labels is not None:
         raise ValueError("labels must be left out with a data set, whose items are pairs of an image and a label")
-    loader = images if isinstance(images, DataLoader) else None
-    dataset: Any = images if loader is None else loader.dataset
+    dataset = dataset_of(images)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(
             f"images must be a tensor, splits, or a data set with a length and items, got {type(dataset).__name__}"
@@ -126,19 +125,8 @@ def read(
     first, _ = read_items([dataset[0]] if len(dataset) else [], "images")
     count = min(len(dataset), most or room(first.shape[1:]))
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
-    items: Any = DataLoader(
-        Subset(dataset, order),
-        batch_size=None,
-        num_workers=0 if loader is None else loader.num_workers,
-        collate_fn=_unchanged,
-        generator=torch.Generator(),
-    )
-    found = split(*read_items(items, "images"), seed=seed)
+    found = split(*read_items(chosen_items(images, order), "images"), seed=seed)
     return replace(found, num_available=len(dataset) * len(found.attacker) // count if count < len(dataset) else 0)
-
-
-def _unchanged(item: Any) -> Any:
-    return item
 
 
 def split(images: Tensor, labels: Tensor | None, *, seed: int) -> Splits:

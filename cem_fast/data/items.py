@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 from cem_fast.data.images import is_grey, is_of_unknown_range, pixels, require_bright
 
@@ -30,6 +31,49 @@ class LabeledImages(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
+
+
+def dataset_of(source: LabeledImages | DataLoader[Any]) -> Any:
+    """The data set itself, or that of a loader.
+
+    Args:
+        source: the data set or its loader.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from cem_fast.data.items import dataset_of
+        >>> dataset_of(DataLoader([1, 2])), dataset_of([1, 2])
+        ([1, 2], [1, 2])
+    """
+    return source.dataset if isinstance(source, DataLoader) else source
+
+
+def chosen_items(source: LabeledImages | DataLoader[Any], indices: Sequence[int]) -> Iterable[Any]:
+    """Items of a data set, or of a loader's, which its processes read; the loader's batches and order are ignored.
+
+    Args:
+        source: the data set or its loader.
+        indices: which items, in this order.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from cem_fast.data.items import chosen_items
+        >>> list(chosen_items(DataLoader(["a", "b", "c"], batch_size=3, shuffle=True), [2, 0]))
+        ['c', 'a']
+    """
+    if not isinstance(source, DataLoader):
+        return (source[index] for index in indices)
+    return DataLoader(
+        Subset(source.dataset, indices),
+        batch_size=None,
+        num_workers=source.num_workers,
+        collate_fn=_unchanged,
+        generator=torch.Generator(),  # or a seed would be drawn from the caller's random numbers
+    )
+
+
+def _unchanged(item: Any) -> Any:
+    return item
 
 
 def read_items(items: Iterable[Any], argument: str) -> tuple[Tensor, Tensor]:

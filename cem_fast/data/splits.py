@@ -6,13 +6,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from cem_fast._support.lookup import lookup
 from cem_fast._support.warn import warn
-from cem_fast.data.items import LabeledImages, read_items, require_channels_first
+from cem_fast.data.items import LabeledImages, chosen_items, dataset_of, read_items, require_channels_first
 
 NUM_FOLDS = 5
 PROTOCOLS = ("inference", "train")
@@ -246,8 +248,10 @@ class Splits:
         return digest.hexdigest()[:16]
 
     @classmethod
-    def from_datasets(cls, train: LabeledImages, test: LabeledImages, *, name: str = "custom") -> Splits:
-        """Splits from any two map-style data sets of pairs (image, label).
+    def from_datasets(
+        cls, train: LabeledImages | DataLoader[Any], test: LabeledImages | DataLoader[Any], *, name: str = "custom"
+    ) -> Splits:
+        """Splits from any two map-style data sets of pairs (image, label), or from their loaders, whose processes then read the items.
 
         An image is a tensor ``[C, H, W]`` or ``[H, W]``, an array ``[H, W, C]`` or ``[H, W]``, or a PIL image. Numbers are floating point
         in [0, 1] or uint8.
@@ -275,13 +279,14 @@ class Splits:
             ((3, 8, 8), 2, 4)
         """
         parts: list[Part] = []
-        for argument, dataset in (("train", train), ("test", test)):
+        for argument, source in (("train", train), ("test", test)):
+            dataset = dataset_of(source)
             if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
                 kind = type(dataset).__name__
                 raise TypeError(
                     f"{argument} must be a map-style data set or a list of pairs (image, label), got {kind}"
                 )
-            images, labels = read_items((dataset[index] for index in range(len(dataset))), argument)
+            images, labels = read_items(chosen_items(source, range(len(dataset))), argument)
             groups = torch.arange(len(labels)) + sum(map(len, parts))
             parts.append(Part(images, labels, groups))
         shapes = [tuple(part.images.shape[1:]) for part in parts]
@@ -295,7 +300,7 @@ class Splits:
             )
         if unknown := parts[1].labels[~torch.isin(parts[1].labels, known)].unique().tolist():
             raise ValueError(f"test labels must be among the {len(known)} training classes, got {unknown[0]}")
-        names = tuple(str(name) for name in getattr(train, "classes", ()))
+        names = tuple(str(name) for name in getattr(dataset_of(train), "classes", ()))
         if len(names) != num_classes:
             names = tuple(str(label) for label in range(num_classes))
         return cls(name, parts[0], parts[1], parts[0], num_classes, names)

@@ -19,6 +19,15 @@ def test_any_two_datasets():
     assert splits.attacker is splits.train
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loaders_of_two_datasets(workers):
+    train, test = ([(torch.rand(1, 6, 6), index % 2) for index in range(8)] for _ in range(2))
+    loaders = [
+        torch.utils.data.DataLoader(part, batch_size=3, shuffle=True, num_workers=workers) for part in (train, test)
+    ]
+    assert Splits.from_datasets(*loaders).digest() == Splits.from_datasets(train, test).digest()
+
+
 PIXEL = torch.zeros(1, 4, 4)
 
 
