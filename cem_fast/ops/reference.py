@@ -42,6 +42,17 @@ def _squared_distance(x: Tensor, means: Tensor, inverse_variances: Tensor | None
     return (deviation * inverse * deviation).sum(-1)  # the square alone may overflow
 
 
+def _nearest(x: Tensor, means: Tensor) -> Tensor:
+    """Index ``[n]`` of the nearest of each row's means ``[n, K, D]``."""
+    distance = _squared_distance(x, means, None)
+    overflows = distance.amin(1) == math.inf
+    if distance.is_cpu and not overflows.any():
+        return distance.argmin(1)
+    # squares of smaller deviations keep the order where all others overflow
+    shrink = torch.finfo(x.dtype).max ** -0.6
+    return torch.where(overflows[:, None], _squared_distance(x * shrink, means * shrink, None), distance).argmin(1)
+
+
 def _log_joint(x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, classes: Tensor) -> Tensor:
     """log(w_ck N(x_n; mu_ck, v_ck)) of each row's own class, [n, K]."""
     log_2pi_v = math.log(2 * math.pi) + torch.log(variances)  # 2 pi v alone may overflow
@@ -175,7 +186,7 @@ def component_statistics_fwd(
     for rows in _row_blocks(x, means):
         block = x[rows].to(means.dtype)
         if variances is None or weights is None:
-            best = _squared_distance(block, means[classes[rows]], None).argmin(1)
+            best = _nearest(block, means[classes[rows]])
         else:
             best = _log_joint(block, means, variances, weights, classes[rows]).argmax(1)
         assignment[rows] = best.where(valid[rows], -1)

@@ -133,6 +133,7 @@ void best_components(const RowPointers<X>& rows, const Mixture& mixture, int64_t
     const Components<T> components{means + at * D, weighted ? variances + at * D : nullptr, means + next * D,
                                    weighted ? variances + next * D : nullptr};
     distances<X, T>(rows, D, components, size, packed, distance);
+    if (!weighted) widen_distances(rows, D, components.means, posterior ? variances + at : nullptr, size, distance);
     for (int64_t i = 0; i < rows.count; ++i) {
       const double* of_row = distance + i * size;
       if (posterior) {

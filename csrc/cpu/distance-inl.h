@@ -242,6 +242,28 @@ struct Components {
   const T* next_variances;
 };
 
+// One row and one mean in double, for a distance that float cannot hold.
+template <class X, class T>
+double wide_distance(const X* x, const T* mean, int64_t dimension) {
+  double total = 0;
+  for (int64_t d = 0; d < dimension; ++d) {
+    const double deviation = static_cast<double>(widen(x[d])) - static_cast<double>(mean[d]);
+    total += deviation * deviation;
+  }
+  return total;
+}
+
+// Whether one of n numbers is infinite.
+CEM_FAST_INLINE bool any_infinite(const double* values, int64_t n) {
+  const Vector<double> infinite = broadcast(__builtin_inf());
+  Bits<double> found{};
+  int64_t i = 0;
+  for (; i + kLanes<double> <= n; i += kLanes<double>) found |= load(values + i) == infinite;
+  bool any = !all_lanes(~found);
+  for (; i < n; ++i) any |= values[i] == __builtin_inf();
+  return any;
+}
+
 // distance[i * components + k] for the rows of `rows`: room for kBlockRows x components.
 template <class X, class T>
 void distances(const RowPointers<X>& rows, int64_t dimension, const Components<T>& c, int64_t components,
@@ -320,6 +342,21 @@ void distances(const RowPointers<X>& rows, int64_t dimension, const Components<T
   }
 }
 
+// Replaces distances that float cannot hold; with variances [components], only those whose log-density float can hold.
+template <class X, class T>
+CEM_FAST_INLINE void widen_distances(const RowPointers<X>& rows, int64_t dimension, const T* means, const T* variances,
+                                     int64_t components, double* distance) {
+  if (sizeof(T) == sizeof(double) || !any_infinite(distance, rows.count * components)) return;
+  for (int64_t i = 0; i < rows.count; ++i) {
+    for (int64_t k = 0; k < components; ++k) {
+      double& own = distance[i * components + k];
+      if (own != __builtin_inf()) continue;
+      const double wide = wide_distance(rows.row[i], means + k * dimension, dimension);
+      if (variances == nullptr || 0.5 * wide / static_cast<double>(variances[k]) < 0x1.fffffep127) own = wide;
+    }
+  }
+}
+
 // One row and one mean.
 template <class X, class T>
 double squared_distance(const X* x, const T* mean, int64_t dimension) {
@@ -346,5 +383,6 @@ double squared_distance(const X* x, const T* mean, int64_t dimension) {
       total += static_cast<double>(deviation * deviation);
     }
   }
+  if (sizeof(T) < sizeof(double) && total == __builtin_inf()) return wide_distance(x, mean, dimension);
   return total;
 }

@@ -79,6 +79,7 @@ class LogJoint {
       components.next_variances = variances + next * dimension_;
     }
     distances<X, T>(rows, dimension_, components, size, packed_, out);
+    if (!mixture_.diagonal) widen_distances(rows, dimension_, components.means, variances + at, size, out);
     double factor[kBlockComponents];
     for (int64_t q = 0; q < size; ++q) {
       factor[q] = mixture_.diagonal ? -0.5 : -0.5 / static_cast<double>(variances[at + q]);

@@ -136,14 +136,15 @@ class CenteredMeans {
   Scratch<T> reach_;                // the largest |m - c|^2 [C]
 };
 
-// The nearest of K means of each row of a tile, the lowest index of several; false if a distance is NaN. `decide` may
-// settle two vectors of rows without a look at every distance.
+// The nearest of K means of each row of a tile, the lowest index of several; false if a distance is NaN, or all of a
+// row's are infinite. `decide` may settle two vectors of rows without a look at every distance.
 template <class T, class F>
 bool nearest_of_narrow(const T* tile, int64_t D, const T* means, int64_t K, int32_t* component, const F& decide) {
+  const Vector<T> infinite = broadcast<T>(static_cast<T>(__builtin_inf()));
   Bits<T> unordered{};
   for (int start = 0; start < kNarrowRows; start += 2 * kLanes<T>) {
     if (decide(tile + start, component + start)) continue;
-    Vector<T> best[2] = {broadcast<T>(static_cast<T>(__builtin_inf())), broadcast<T>(static_cast<T>(__builtin_inf()))};
+    Vector<T> best[2] = {infinite, infinite};
     Bits<T> index[2] = {};
     for (int64_t k = 0; k < K; k += 4) {
       const int64_t size = smaller<int64_t>(4, K - k);
@@ -162,6 +163,7 @@ bool nearest_of_narrow(const T* tile, int64_t D, const T* means, int64_t K, int3
       }
     }
     for (int v = 0; v < 2; ++v) {
+      unordered |= best[v] == infinite;
       for (int i = 0; i < kLanes<T>; ++i) component[start + v * kLanes<T> + i] = static_cast<int32_t>(index[v][i]);
     }
   }

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from support import definitions
+from support import definitions, far
 from support.definitions import SHAPES, draw
 from support.tolerances import RELATIVE, relative_error
 
 from cem_fast.functional import component_statistics, mixture_log_prob
+from cem_fast.ops import reference
 
 
 @pytest.mark.parametrize("dtype", list(RELATIVE), ids=str)
@@ -73,6 +74,13 @@ def test_distance_ties_go_to_the_lowest_index():
     means = torch.zeros(1, 4, 5).double()
     means[0, 0] = 100
     assert component_statistics(x, means).assignment.eq(1).all()
+
+
+@pytest.mark.parametrize("components", [3, 6])
+@pytest.mark.parametrize("width", far.WIDTHS)
+def test_rows_too_far_to_square_go_to_the_nearest_mean(width, components):
+    far.check_nearest(torch.ops.cem_fast, width, components=components)
+    far.check_nearest(reference, width, components=components)
 
 
 def test_common_offset_does_not_change_the_nearest_mean():

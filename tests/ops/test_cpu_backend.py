@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from support import far
 from support.definitions import draw
 from support.tolerances import RELATIVE, relative_error
 
@@ -491,3 +492,11 @@ def test_operators_refuse_mixtures_without_parameters(classes, components, dimen
     ):
         with pytest.raises(RuntimeError, match="means must have at least one class, component and dimension"):
             call()
+
+
+@pytest.mark.parametrize("width", far.WIDTHS)
+def test_features_too_large_to_square_on_every_instruction_set(capability, width):
+    for components in (3, 6, 66):
+        far.check_nearest(OPS, width, components=components)
+        for diag in (False, True):
+            far.check_densities(OPS, width, diag=diag, components=components)

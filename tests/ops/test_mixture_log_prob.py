@@ -1,10 +1,8 @@
 """mixture_log_prob: value, gradients, bad input and the promises of a differentiable operation."""
 
-import math
-
 import pytest
 import torch
-from support import definitions
+from support import definitions, far
 from support.definitions import SHAPES, Mixture, draw
 from support.tolerances import RELATIVE, relative_error
 
@@ -243,12 +241,11 @@ def test_a_component_of_weight_zero_has_no_gradient():
         assert t.grad[:, 0].any()
 
 
-def test_large_features_have_finite_densities_on_the_reference():
-    x, variances = torch.full((1, 3), 3e19), torch.full((1, 1, 3), 1e38)
-    for spread in (variances, variances[:, :, 0]):
-        value, _ = reference.mixture_log_prob_fwd(x, torch.zeros(1, 1, 3), spread, torch.ones(1, 1), None, False)
-        expected = -1.5 * (3e19**2 / 1e38 + math.log(2 * math.pi * 1e38))
-        torch.testing.assert_close(value, torch.tensor([expected]), rtol=1e-5, atol=0)
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+@pytest.mark.parametrize("width", far.WIDTHS)
+def test_features_too_large_to_square_have_right_densities_and_gradients(width, diag):
+    far.check_densities(torch.ops.cem_fast, width, diag=diag)
+    far.check_densities(reference, width, diag=diag)
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (1, 2, 4)], ids=["spherical", "diag"])
