@@ -17,7 +17,7 @@ from cem_fast.data.items import LabeledImages, chosen_items, dataset_of, read_it
 from cem_fast.data.splits import Part, Splits, by_fold
 
 MEMORY = 2_000_000_000  # bytes of images, of features, and of what attacks make of them
-NUMBERS = (6, 8)  # float32 numbers in memory at once, of each pixel and of each feature of the attacker's images
+NUMBERS = (9, 8)  # float32 numbers in memory at once, of each pixel and of each feature of the attacker's images
 
 
 def room(image_shape: Sequence[int], feature_shape: Sequence[int] = ()) -> int:
@@ -30,7 +30,7 @@ def room(image_shape: Sequence[int], feature_shape: Sequence[int] = ()) -> int:
     Example:
         >>> from cem_fast.audit.parts import room
         >>> room((3, 32, 32)), room((3, 32, 32), (64, 8, 8))
-        (27126, 9765)
+        (18084, 8275)
     """
     pixels, features = math.prod(image_shape), math.prod(feature_shape) if feature_shape else 0
     return max(100, MEMORY // (4 * (NUMBERS[0] * pixels + NUMBERS[1] * features)))
@@ -45,7 +45,7 @@ def draws(images: int, feature_shape: Sequence[int]) -> int:
 
     Example:
         >>> from cem_fast.audit.parts import draws
-        >>> draws(1000, (64, 8, 8)), draws(9765, (64, 8, 8))
+        >>> draws(1000, (64, 8, 8)), draws(8275, (64, 8, 8))
         (15, 1)
     """
     return max(1, 3 * MEMORY // 4 // (24 * images * max(1, math.prod(feature_shape))))
