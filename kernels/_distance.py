@@ -26,7 +26,8 @@ def tile_distances(
         deviation = x - tl.load(means_ptr + at + d, mask=inside, other=0)[None, :]
         if DIAG:
             variance = tl.load(variances_ptr + at + d, mask=inside, other=1)
-            distance = tl.sum(deviation * deviation * (1 / variance)[None, :], 1) + tl.sum(tl.log(variance), 0)
+            # the square alone may overflow
+            distance = tl.sum(deviation * (1 / variance)[None, :] * deviation, 1) + tl.sum(tl.log(variance), 0)
         else:
             distance = tl.sum(deviation * deviation, 1)
         total += tl.where((component == k - first_component)[None, :], distance[:, None], 0.0)

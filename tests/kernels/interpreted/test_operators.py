@@ -99,6 +99,14 @@ def test_against_the_reference(shape, dtype, diag):
     check_all(*case(shape, diag, dtype), dtype)
 
 
+def test_features_too_large_to_square_have_right_densities():
+    x, means = torch.full((2, 3), 3e19), torch.zeros(1, 1, 3)
+    variances, weights = torch.full((1, 1, 3), 1e38), torch.ones(1, 1)
+    log_prob, kept = check("mixture_log_prob_fwd", torch.float32, x, means, variances, weights, None, True)
+    assert log_prob.isfinite().all()
+    check("mixture_log_prob_bwd", torch.float32, torch.ones(2), x, means, variances, weights, None, log_prob, kept)
+
+
 @pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
 @pytest.mark.parametrize(
     "shape", [(300, 20, 1, 2), (600, 3, 3, 2), *(pytest.param((700, 150, 2, 17), marks=long),)], ids=str
