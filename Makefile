@@ -39,7 +39,7 @@ test: $(READY) ## run the tests (at most 10 minutes on 2 cores)
 	@echo "the operations once more, on the plain torch reference"
 	@OMP_NUM_THREADS=1 CEM_FAST_BACKEND=reference $(PY) -m pytest -q -n 2 --dist loadfile tests/ops tests/test_loss.py tests/mixture/test_model.py
 
-bench: $(READY) ## compare speed with other libraries and update docs/results/benchmarks.md (about 13 minutes; BENCH=--quick for 2)
+bench: $(READY) ## compare speed with other libraries and update docs/results/benchmarks.md (about 20 minutes; BENCH=--quick for 2)
 	@$(PY) -c "$$PEERS" | xargs $(PIP) install || echo "make: not every library could be installed: the others are listed as missing"
 	@$(PY) -m cem_fast bench --save benchmarks/results --readme docs/results/benchmarks.md $(BENCH)
 
