@@ -412,12 +412,8 @@ def utility(
 
 def _rows(mixture: GaussianMixture, features: Tensor, least: int = 2) -> Tensor:
     """Features as float64 rows ``[N, D]`` that fit the mixture, at least 2 for a standard error."""
-    if not isinstance(features, Tensor):
-        raise TypeError(f"features must be a tensor of shape [N, ...], got {type(features).__name__}")
-    validate.dense("features", features)
-    if not features.is_floating_point():
-        raise TypeError(f"features must be a floating-point tensor, got {features.dtype}")
-    if features.dim() < 2 or len(features) < least:
+    validate.rows("features", features)
+    if len(features) < least:
         raise ValueError(f"features must have shape [N, ...] with N of at least {least}, got {tuple(features.shape)}")
     rows = features.detach().flatten(1).double()
     validate.features(rows, mixture.means.double(), "features")

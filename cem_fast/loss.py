@@ -424,17 +424,7 @@ class CEMLoss(FittedModule):
         self.mark_fitted()
 
     def _rows(self, features: Tensor) -> Tensor:
-        if not isinstance(features, Tensor):
-            raise TypeError(f"features must be a tensor of shape [N, ...], got {type(features).__name__}")
-        validate.dense("features", features)
-        if features.dim() < 2:
-            raise ValueError(
-                f"features must have shape [N, ...] with at least two dimensions, got {tuple(features.shape)}"
-            )
-        if not features.dtype.is_floating_point:
-            raise TypeError(f"features must be a floating-point tensor, got {features.dtype}")
-        if 0 in features.shape[1:]:
-            raise ValueError(f"features must have at least one number per row, got {tuple(features.shape)}")
+        validate.rows("features", features)
         return features if features.dim() == 2 else features.flatten(1)
 
     def _images_and_labels(self, batch: Any) -> tuple[Tensor, Tensor | None]:

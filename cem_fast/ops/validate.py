@@ -28,6 +28,19 @@ def dense(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be a dense tensor, got a {kind} one")
 
 
+def rows(name: str, value: Any) -> None:
+    """Requires dense floating-point rows ``[N, ...]`` with at least one number each."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape [N, ...], got {type(value).__name__}")
+    dense(name, value)
+    if value.dim() < 2:
+        raise ValueError(f"{name} must have shape [N, ...] with at least two dimensions, got {tuple(value.shape)}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+    if 0 in value.shape[1:]:
+        raise ValueError(f"{name} must have at least one number per row, got {tuple(value.shape)}")
+
+
 def same_shape(name: str, value: Tensor, expected: tuple[int, ...], shape: str) -> None:
     """Requires a shape; the message also shows ``shape``, its symbolic form."""
     if tuple(value.shape) != expected:
