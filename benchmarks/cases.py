@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cem_fast.ops import reference
 from cem_fast.ops.entropy_bound import BoundOptions, bound_options
+from cem_fast.ops.fits import by_class
 
 NOISE_STD = 0.05
 NUM_SAMPLES = 50_000
@@ -210,15 +211,11 @@ def _start(problem: Problem) -> dict[str, Tensor]:
 
 def start_of_em(problem: Problem) -> tuple[Tensor, Tensor]:
     """Initial variances or covariances, of the shape of the case's, and weights ``[C, K]`` of every EM fit."""
-    case, one = problem.case, torch.full_like(problem.weights, 0.25)
-    matrix = 0.25 * torch.eye(case.D, dtype=one.dtype, device=one.device)
-    variances = {
-        "spherical": one,
-        "diag": torch.full_like(problem.start, 0.25),
-        "tied": matrix.repeat(case.C, 1, 1),
-        "full": matrix.repeat(case.C, case.K, 1, 1),
-    }
-    return variances[case.covariance], torch.full_like(one, 1 / case.K)
+    case, weights = problem.case, torch.full_like(problem.weights, 1 / problem.case.K)
+    if case.covariance in ("tied", "full"):
+        components = (case.K,) if case.covariance == "full" else ()
+        return 0.25 * torch.eye(case.D).to(problem.start).repeat(case.C, *components, 1, 1), weights
+    return torch.full_like(problem.start if case.diag else weights, 0.25), weights
 
 
 def judged(problem: Problem, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -234,16 +231,15 @@ def judged(problem: Problem, parameters: dict[str, Tensor]) -> dict[str, Tensor]
 def _fitted(problem: Problem, x: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
     """Float64 parameters after ``ITERATIONS`` iterations, or the inertia of a seeding."""
     case = problem.case
-    classes = [x] if labels is None else [x[labels == c] for c in range(case.C)]
     if case.op == "seeding":
         random = torch.Generator(x.device).manual_seed(0)
-        means = torch.stack([_seeded(rows, case, random) for rows in classes])
+        means = torch.stack([_seeded(x[rows], case, random) for _, rows in by_class(labels, case.C)])
         return judged(problem, {"means": reference.kmeans(x, means, labels, 1, 0.0, False)[0]})
     means, variances, weights = (t.double() for t in _start(problem).values())
     if case.op == "kmeans":
         return {"means": reference.kmeans(x, means, labels, ITERATIONS, 0.0, False)[0]}
     if not case.diag:
-        fits = [_em(*each, case) for each in zip(classes, means, variances, weights)]
+        fits = [_em(x[rows], means[c], variances[c], weights[c], case) for c, rows in by_class(labels, case.C)]
         return {name: torch.stack(of) for name, of in zip(("means", "variances", "weights"), zip(*fits))}
     for _ in range(ITERATIONS):
         s0, s1, s2, _ = reference.mixture_statistics(x, means, variances, weights, labels)
