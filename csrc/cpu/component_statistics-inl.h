@@ -180,7 +180,7 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
 
   // worth their making where enough rows look at enough means
   std::optional<CenteredMeans<T>> centered;
-  if (!posterior && D >= 8 && D <= kNarrow && K >= 16 && N >= 16 * C) centered.emplace(means, C, K, D);
+  if (!posterior && D >= 8 && D <= kNarrow && K >= 16 && N >= 64 * C) centered.emplace(means, C, K, D);
 
   // The chosen component and the distance to it (not needed where the scatter is per dimension), by position: rows that
   // share a cache line of the assignment are mostly another thread's.

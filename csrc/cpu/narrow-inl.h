@@ -44,30 +44,28 @@ class CenteredMeans {
         means_(C * components_ * D),
         half_squares_(C * components_),
         reach_(C) {
+    Scratch<double> sum(D);
     for (int64_t c = 0; c < C; ++c) {
       const T* of_class = means + c * K * D;
       T* center = center_ + c * D;
-      for (int64_t d = 0; d < D; ++d) {
-        double sum = 0;
-        for (int64_t k = 0; k < K; ++k) sum += static_cast<double>(of_class[k * D + d]);
-        center[d] = static_cast<T>(sum / static_cast<double>(K));
+      fill<double>(sum, D, 0);
+      for (int64_t k = 0; k < K; ++k) {
+        for (int64_t d = 0; d < D; ++d) sum[d] += static_cast<double>(of_class[k * D + d]);
       }
+      for (int64_t d = 0; d < D; ++d) center[d] = static_cast<T>(sum[d] / static_cast<double>(K));
       T* centered = means_ + c * components_ * D;
       T* half = half_squares_ + c * components_;
-      fill(centered, components_ * D, T(0));
-      fill(half, components_, static_cast<T>(__builtin_inf()));
-      reach_[c] = 0;
+      fill(centered + K * D, (components_ - K) * D, T(0));
+      fill(half + K, components_ - K, static_cast<T>(__builtin_inf()));
+      double reach = kLeastReach;
       for (int64_t k = 0; k < K; ++k) {
-        double square = 0;
-        for (int64_t d = 0; d < D; ++d) {
-          const T away = of_class[k * D + d] - center[d];
-          centered[k * D + d] = -away;
-          square += static_cast<double>(away) * static_cast<double>(away);
-        }
+        for (int64_t d = 0; d < D; ++d) centered[k * D + d] = center[d] - of_class[k * D + d];
+        const double square = squared_distance(of_class + k * D, static_cast<const T*>(center), D);
         half[k] = static_cast<T>(0.5 * square);
         // NaN and infinity stay, and leave all rows undecided
-        if (reach_[c] == reach_[c] && !(square <= static_cast<double>(reach_[c]))) reach_[c] = static_cast<T>(square);
+        if (reach == reach && !(square <= reach)) reach = square;
       }
+      reach_[c] = static_cast<T>(reach);
     }
   }
 
@@ -129,11 +127,13 @@ class CenteredMeans {
   }
 
  private:
+  static constexpr double kLeastReach = 0x1p-100;  // far above products that lose digits by underflow
+
   int64_t components_, dimension_;  // components are filled up to whole blocks with some that are infinitely far
   Scratch<T> center_;               // [C, D]
   Scratch<T> means_;                // c - m [C, components, D]
   Scratch<T> half_squares_;         // [C, components]
-  Scratch<T> reach_;                // the largest |m - c|^2 [C]
+  Scratch<T> reach_;                // the largest |m - c|^2, and at least kLeastReach [C]
 };
 
 // The nearest of K means of each row of a tile, the lowest index of several; false if a distance is NaN, or all of a

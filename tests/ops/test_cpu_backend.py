@@ -205,16 +205,17 @@ def test_large_gradients_are_stored_past_the_caches(capability):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("offset, scale", [(0.0, 1.0), (1e3, 1.0), (1e6, 1.0), (0.0, 1e-20), (0.0, 1e-22)])
 @pytest.mark.parametrize("components, dimension", [(16, 8), (61, 16), (40, 64)])
 @pytest.mark.usefixtures("capability")
-def test_rows_between_two_means_are_assigned_together_as_they_are_alone(components, dimension, offset, dtype):
+def test_rows_between_two_means_are_assigned_together_as_they_are_alone(components, dimension, offset, scale, dtype):
     torch.manual_seed(0)
     means = (torch.randn(1, components, dimension) + offset).to(dtype)
     pairs = torch.randint(components, (500, 2))
     x = means[0, pairs].mean(1)
     x[:250] += torch.randn(250, dimension).to(dtype) * 1e-6 * (1 + offset)
     means[0, 1::7] = means[0, 0]  # equal means
+    means, x = means * scale, x * scale  # small ones have squares that lose digits
     together = OPS.component_statistics_fwd(x, means, None, None, None, False, False)[3]
     alone = [OPS.component_statistics_fwd(row, means, None, None, None, False, False)[3] for row in x.split(1)]
     assert torch.equal(together, torch.cat(alone))
