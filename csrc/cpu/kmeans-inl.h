@@ -143,8 +143,13 @@ class ResidentClass {
   }
 
  private:
-  // Maximum relative error of a computed distance.
+  // Maximum error of a computed distance: relative, and absolute where squares underflow.
   static constexpr double kRounding = 128 * (sizeof(T) == 4 ? 0x1p-23 : 0x1p-52);
+  static constexpr double kUnderflow = sizeof(T) == 4 ? 0x1p-68 : 0x1p-530;
+
+  // What a distance is at most and at least, given its computed square.
+  static double at_most(double squared) { return __builtin_sqrt(squared) * (1 + kRounding) + kUnderflow; }
+  static double at_least(double squared) { return __builtin_sqrt(squared) * (1 - kRounding) - kUnderflow; }
 
   static constexpr int kDoubles = kLanes<T> / kLanes<double>;  // vectors of double that a vector widens to
 
@@ -157,7 +162,7 @@ class ResidentClass {
   }
 
   void bound(int64_t i, double squared_own, double squared_others) {
-    bounds_[i] = {__builtin_sqrt(squared_own) * (1 + kRounding), __builtin_sqrt(squared_others) * (1 - kRounding)};
+    bounds_[i] = {at_most(squared_own), at_least(squared_others)};
   }
 
   // f(k, rows, count) for the rows of component k in every block of rows.
@@ -285,7 +290,7 @@ class ResidentClass {
       if (bounds_[i].own < others) continue;
       if (tried < kTries || kWorthwhile * closed >= tried) {
         ++tried;
-        bounds_[i].own = __builtin_sqrt(squared_distance(row(i), means_ + k * D_, D_)) * (1 + kRounding);
+        bounds_[i].own = at_most(squared_distance(row(i), means_ + k * D_, D_));
         if (bounds_[i].own < others) {
           ++closed;
           continue;
@@ -320,8 +325,7 @@ class ResidentClass {
     for (int64_t k = 0; k < K_; ++k) gap_[k] = K_ * K_ <= rows_ ? __builtin_inf() : 0;
     for (int64_t k = 0; k < K_ && K_ * K_ <= rows_; ++k) {
       for (int64_t j = 0; j < k; ++j) {
-        const double half =
-            0.5 * (1 - kRounding) * __builtin_sqrt(squared_distance(means_ + j * D_, means_ + k * D_, D_));
+        const double half = 0.5 * at_least(squared_distance(means_ + j * D_, means_ + k * D_, D_));
         gap_[j] = smaller(gap_[j], half);
         gap_[k] = smaller(gap_[k], half);
       }

@@ -98,6 +98,17 @@ def test_operators_pass_opcheck():
         torch.library.opcheck(operator, arguments)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e-22])
+def test_clusters_of_tiny_features_count_the_rows_nearest_to_them(scale):
+    for seed in range(6):
+        g = torch.Generator().manual_seed(seed)
+        x, labels = torch.randn(3000, 5, generator=g) * scale, torch.randint(9, (3000,), generator=g)
+        start = torch.stack([x[labels == c][:3] for c in range(9)])
+        means, counts, *_ = OPS.kmeans(x, start, labels, 6, 0.0, False)
+        nearest = OPS.component_statistics_fwd(x, means, labels, None, None, False, False)[0]
+        assert torch.equal(counts, nearest)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("dimension", [1, 2, 7, 16, 33, 64])
 @pytest.mark.parametrize("components", [4, 7, 65])
