@@ -32,8 +32,9 @@ CEM_FAST_INLINE void narrow_distances(const T* tile, const T* means, int64_t str
   }
 }
 
-// Means of every class about their center c, for a search by |m - c|^2 / 2 - (x - c) (m - c): half the arithmetic of
-// squared distances. It decides for the rows whose second best is behind by more than rounding could do.
+// Means m of every class about their center c. The nearest mean of a row x has the least |m - c|^2 / 2 - (x - c) (m -
+// c), which takes half the arithmetic of squared distances but rounds more. A row is decided if its second best mean is
+// further behind than rounding explains.
 template <class T>
 class CenteredMeans {
  public:
@@ -69,7 +70,7 @@ class CenteredMeans {
     }
   }
 
-  // Whether it is certain which component of class c is the nearest of every one of two vectors of rows.
+  // Finds the nearest component of class c for two vectors of rows. Returns false if rounding leaves a row undecided.
   bool decide(const T* tile, int64_t c, int32_t* component) const {
     constexpr int V = 2, L = kLanes<T>;
     const int64_t D = dimension_;
