@@ -32,8 +32,9 @@ CEM_FAST_INLINE void narrow_distances(const T* tile, const T* means, int64_t str
   }
 }
 
-// Means m of every class about their center c. The nearest mean of a row x has the least |m - c|^2 / 2 - (x - c) (m -
-// c), which takes half the arithmetic of squared distances but rounds more. A row is decided if its second best mean is
+// Means of every class about their center c. The nearest mean m of a row x has the least
+//   |m - c|^2 / 2 - (x - c) (m - c),
+// which takes half the arithmetic of squared distances but rounds more. A row is decided if its second best mean is
 // further behind than rounding explains.
 template <class T>
 class CenteredMeans {
