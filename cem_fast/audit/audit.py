@@ -21,6 +21,7 @@ from cem_fast.audit.limits import OF_LABELS, Limit, judge
 from cem_fast.audit.records import Audit, Tried
 from cem_fast.audit.targets import Normalization, Pairs, Target, as_images
 from cem_fast.config import RunConfig
+from cem_fast.data import memory
 from cem_fast.data.items import LabeledImages
 from cem_fast.data.splits import Splits
 from cem_fast.defenses import Defense, GaussianNoise, NoDefense
@@ -141,9 +142,9 @@ def audit(
     measures: dict[str, dict[str, Tensor]] = {limit.metric: {} for limit in wanted}
     with in_eval_mode(model, defense):
         shape = _check(model, splits)
-        most = attacker_images or parts.room(splits.image_shape, shape)
-        splits = parts.held(splits, most, victims, mirror=mirror, seed=seed)
-        draws = parts.draws(len(splits.attacker), shape)
+        most = attacker_images or memory.room(splits.image_shape, shape)
+        splits = memory.held(splits, most, victims, mirror=mirror, seed=seed)
+        draws = memory.draws(len(splits.attacker), shape)
         observe = training.observer(model, defense)
         config = _config(budget, releases, seed)
         tried, pictures = {}, {"original": splits.victims.images[choose_pictures(splits.victims)]}

@@ -1,11 +1,8 @@
-"""The images of an audit: the attacker's and the victims', as many as fit into memory."""
+"""The images of an audit: the attacker's and the victims'."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,81 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cem_fast.audit.targets import as_images
+from cem_fast.data import memory
 from cem_fast.data.items import LabeledImages, chosen_items, dataset_of, read_items
-from cem_fast.data.splits import Part, Splits, by_fold
-
-MEMORY = 2_000_000_000  # bytes of images, of features, and of what attacks make of them
-NUMBERS = (9, 8)  # float32 numbers in memory at once, of each pixel and of each feature of the attacker's images
-
-
-def room(image_shape: Sequence[int], feature_shape: Sequence[int] = ()) -> int:
-    """Number of images of the attacker that fit into 2 GB, at least 100.
-
-    Args:
-        image_shape: shape of an image.
-        feature_shape: shape of its features; nothing while it is unknown.
-
-    Example:
-        >>> from cem_fast.audit.parts import room
-        >>> room((3, 32, 32)), room((3, 32, 32), (64, 8, 8))
-        (18084, 8275)
-    """
-    pixels, features = math.prod(image_shape), math.prod(feature_shape) if feature_shape else 0
-    return max(100, MEMORY // (4 * (NUMBERS[0] * pixels + NUMBERS[1] * features)))
-
-
-def draws(images: int, feature_shape: Sequence[int]) -> int:
-    """Observations of each image that an attack in closed form can keep in 1.5 GB, in float64 with two copies; at least 1.
-
-    Args:
-        images: number of images.
-        feature_shape: shape of the features of an image.
-
-    Example:
-        >>> from cem_fast.audit.parts import draws
-        >>> draws(1000, (64, 8, 8)), draws(8275, (64, 8, 8))
-        (15, 1)
-    """
-    return max(1, 3 * MEMORY // 4 // (24 * images * max(1, math.prod(feature_shape))))
-
-
-@lru_cache(maxsize=1)
-def held(splits: Splits, most: int, victims: int, *, mirror: bool, seed: int) -> Splits:
-    """Splits with at most so many of the attacker's images and of the victims, drawn by ``seed``.
-
-    The last result is kept, and with it what is fitted to these images alone: a search for noise audits them many times.
-
-    Args:
-        splits: the images.
-        most: images of the attacker, at most, with their mirror images.
-        victims: images under attack, at most.
-        mirror: whether the attacker also learns from mirror images of its own.
-        seed: seed of the draws.
-
-    Example:
-        >>> from cem_fast import data
-        >>> from cem_fast.audit.parts import held
-        >>> splits = held(data.load("digits", fold=0), 300, 50, mirror=True, seed=0)
-        >>> len(splits.attacker), len(splits.victims), splits.num_available
-        (300, 50, 4000)
-    """
-    own, available = splits.attacker, splits.num_available or len(splits.attacker)
-    own = _drawn(own, most // 2 if mirror else most, seed)
-    if mirror:
-        attributes = {name: torch.cat([values, values]) for name, values in own.attributes.items()}
-        labels, groups = torch.cat([own.labels, own.labels]), torch.cat([own.groups, own.groups])
-        own = Part(torch.cat([own.images, own.images.flip(3)]), labels, groups, attributes)
-    available = available if own is not splits.attacker or splits.num_available else 0
-    if splits.protocol == "train":
-        return replace(splits, train=_drawn(splits.train, victims, seed), attacker=own, num_available=available)
-    return replace(splits, train=own, attacker=own, test=_drawn(splits.test, victims, seed), num_available=available)
-
-
-def _drawn(part: Part, most: int, seed: int) -> Part:
-    if len(part) <= most:
-        return part
-    chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:most]
-    return part[chosen.sort().values]
+from cem_fast.data.splits import Splits, by_fold
 
 
 def read(
@@ -123,7 +48,7 @@ def read(
             f"images must be a tensor, splits, or a data set with a length and items, got {type(dataset).__name__}"
         )
     first, _ = read_items([dataset[0]] if len(dataset) else [], "images")
-    count = min(len(dataset), most or room(first.shape[1:]))
+    count = min(len(dataset), most or memory.room(first.shape[1:]))
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
     found = split(*read_items(chosen_items(images, order), "images"), seed=seed)
     return replace(found, num_available=len(dataset) * len(found.attacker) // count if count < len(dataset) else 0)

@@ -123,8 +123,8 @@ def _load(
 ) -> Splits:
     """Loads the images, as many as fit, and prints what they are."""
     from cem_fast import data as sets
-    from cem_fast.audit.parts import MEMORY, NUMBERS
     from cem_fast.cli.progress import about
+    from cem_fast.data.memory import MEMORY, NUMBERS
 
     splits = sets.load(
         source,

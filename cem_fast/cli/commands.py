@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import click
 
-from cem_fast._support.text import printable
 from cem_fast.cli import audit as audits
 from cem_fast.cli import console as consoles
 from cem_fast.cli import device as devices
@@ -112,13 +111,14 @@ def train(folder: str, resume: bool, dry_run: bool, device: str, **values: Any) 
 
     config: RunConfig = build(RunConfig, values)
     place, first = devices.find(device), torchrun.rank() == 0
-    check([config])
+    console = consoles.make()
+    console.quiet = not first
+    with consoles.watch(console) as watch:
+        check([config], watch)
     if first:
         check_run_folder(folder, config)
     if dry_run:
-        return _show_plan(config, [config], folder, attack=False) if first else 0
-    console = consoles.make()
-    console.quiet = not first
+        return consoles.show_plan(config, [config], folder, attack=False) if first else 0
     with torchrun.together(place) as (group, own_place):
         if resume and is_finished(config, folder):
             say(console, f"{folder} holds the finished run of these settings")
@@ -479,7 +479,7 @@ def _run_grid(
     if dry_run:
         check(grid.runs())
         check_folder(folder, grid.runs())
-        return _show_plan(grid, grid.runs(), folder)
+        return consoles.show_plan(grid, grid.runs(), folder)
     # on the CPU, runs side by side use the cores better than the threads of one small run
     jobs = jobs or (workers.num_cores() if place.type == "cpu" else 1)
     console = consoles.make()
@@ -493,28 +493,3 @@ def _run_grid(
         run = progress.describe(entry.config, grid.runs())
         fail(f"{run} failed, and is tried again by the same command: {entry.reason}")
     return 1 if results.failed else 0
-
-
-def _show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str, *, attack: bool = True) -> int:
-    """Print the settings and the planned runs, with counts of images instead of times, which depend on the machine."""
-    from dataclasses import asdict
-
-    import yaml
-
-    from cem_fast.cli import progress
-    from cem_fast.experiments.build import load_data
-
-    shown = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
-    print(yaml.safe_dump(shown, sort_keys=False), end="")
-    trained = attacked = 0
-    for index, run in enumerate(plan):
-        splits = load_data(run.data, run.fold, run.image_size, run.protocol)
-        trained += run.epochs * len(splits.train)
-        if attack and {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
-            attacked += (run.attack_epochs + run.attack_epochs // 2) * len(splits.attacker)
-        sizes = f"{len(splits.train)} training, {len(splits.test)} test images"
-        print(f"[{index + 1}/{len(plan)}] {printable(progress.describe(run, plan))}: {sizes}")
-    attacks = f" and {attacked:,} for the decoder attacks" if attack else ""
-    print(f"in all {trained:,} images to train on{attacks}, counting every epoch; nothing was run")
-    print(f"the results would go to {printable(folder)}")
-    return 0

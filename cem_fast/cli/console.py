@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from cem_fast.cli.progress import Lines
-    from cem_fast.config import RunConfig
+    from cem_fast.config import GridConfig, RunConfig
     from cem_fast.deploy import Manifest
     from cem_fast.experiments.gain_records import FrontierEntry, Pair
     from cem_fast.experiments.records import Results
@@ -131,6 +131,31 @@ def show_results(console: Console, results: Results, runs: list[Measured]) -> No
             table.add_row(data, title, "", "", "", f"{error:.5f}", share, "", "", style="dim")
     console.print(table)
     _show_gains(console, results, {row.record.cell: row for row in rows})
+
+
+def show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str, *, attack: bool = True) -> int:
+    """Print the settings and the planned runs, with counts of images instead of times, which depend on the machine."""
+    from dataclasses import asdict
+
+    import yaml
+
+    from cem_fast.cli.progress import describe
+    from cem_fast.experiments.build import load_data
+
+    shown = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    print(yaml.safe_dump(shown, sort_keys=False), end="")
+    trained = attacked = 0
+    for index, run in enumerate(plan):
+        splits = load_data(run.data, run.fold, run.image_size, run.protocol)
+        trained += run.epochs * len(splits.train)
+        if attack and {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
+            attacked += (run.attack_epochs + run.attack_epochs // 2) * len(splits.attacker)
+        sizes = f"{len(splits.train)} training, {len(splits.test)} test images"
+        print(f"[{index + 1}/{len(plan)}] {printable(describe(run, plan))}: {sizes}")
+    attacks = f" and {attacked:,} for the decoder attacks" if attack else ""
+    print(f"in all {trained:,} images to train on{attacks}, counting every epoch; nothing was run")
+    print(f"the results would go to {printable(folder)}")
+    return 0
 
 
 def show_export(console: Console, manifest: Manifest, folder: str) -> None:

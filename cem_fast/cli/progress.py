@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cem_fast import data
 from cem_fast.config import RunConfig
+from cem_fast.data.stored import StoredImages
 from cem_fast.experiments.build import load_data
 from cem_fast.experiments.records import Record
 from cem_fast.experiments.results import differing
@@ -44,10 +45,12 @@ def outcome(record: Record) -> str:
 
 
 def about(splits: Splits) -> str:
-    """Describe images in one line: names of classes and size."""
+    """Describe images in one line: names of classes, size, and bytes where they do not fit into memory."""
     names, (channels, height, width) = splits.class_names, splits.image_shape
     listed = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-    return f"{splits.name}: {len(names)} classes ({listed}), images of {channels}x{height}x{width}"
+    images = splits.train.images
+    apart = f", read from disk ({images.nbytes / 1e9:.1f} GB in memory)" if isinstance(images, StoredImages) else ""
+    return f"{splits.name}: {len(names)} classes ({listed}), images of {channels}x{height}x{width}{apart}"
 
 
 class Lines(Watch):
@@ -109,6 +112,7 @@ class Bars(Lines):
         )
         self.grid = self.bars.add_task("runs", total=None)
         self.done = 0
+        self.images: dict[str, Any] = {}  # bar of every folder that is being decoded
         self.current: dict[int, tuple[str, Any]] = {}  # stage and bar of every active run
 
     def __enter__(self) -> Bars:
@@ -117,6 +121,13 @@ class Bars(Lines):
 
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
+
+    def loading(self, name: str, done: int, total: int) -> None:
+        if name not in self.images:
+            self.images[name] = self.bars.add_task(f"images of {Path(name).name}", total=total)
+        self.bars.update(self.images[name], completed=done, total=total)
+        if done == total:
+            self.bars.remove_task(self.images.pop(name))
 
     def started(self, index: int, total: int, config: RunConfig) -> None:
         super().started(index, total, config)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import PIL
 
-from cem_fast._support.files import require_regular
+from cem_fast.data.stored import StoredImages
 
 VERSION = 2
 WORTH = 1000  # files from which on they are kept
 LARGEST = 4 << 30  # bytes of all that is kept; what was used the longest time ago goes first
+PART = ".part"  # suffix of a file that is being written
+ABANDONED = 86400  # seconds after which such a file is one that a killed process has left
 
 
 def place() -> Path:
@@ -41,19 +46,20 @@ def place() -> Path:
 def key(root: Path, paths: Sequence[Path], **settings: object) -> str:
     """Digest of the paths, sizes and times of files, and of what else decides their decoded images.
 
-    Args:
-        root: folder that holds the files.
-        paths: the files.
-        settings: further settings, such as the side.
+        Args:
+            root: folder that holds the files.
+            paths: the files.
+            settings: further settings, such as the side.
 
-    Raises:
-        OSError: a file is not there.
+        Raises:
+            OSError: a file is not there.
 
-    Example:
-        >>> from pathlib import Path
-        >>> from cem_fast.data import cache
-        >>> len(cache.key(Path(), [], side=8))
-        32
+        Example:
+            >>> from pathlib import Path
+    from typing import IO
+            >>> from cem_fast.data import cache
+            >>> len(cache.key(Path(), [], side=8))
+            32
     """
     digest = hashlib.sha256(json.dumps([VERSION, PIL.__version__, str(root.resolve()), settings], default=str).encode())
     for path in paths:
@@ -62,8 +68,8 @@ def key(root: Path, paths: Sequence[Path], **settings: object) -> str:
     return digest.hexdigest()[:32]
 
 
-def find(name: str, count: int) -> tuple[np.ndarray, str] | None:
-    """Kept images ``[count, C, H, W]`` uint8 and their note; None if there are none. Never a pickle.
+def find(name: str, count: int) -> tuple[StoredImages, str] | None:
+    """Kept images ``[count, C, H, W]`` uint8, not yet read, and their note; None if there are none. Never a pickle or a link.
 
     Args:
         name: their key.
@@ -75,23 +81,56 @@ def find(name: str, count: int) -> tuple[np.ndarray, str] | None:
     """
     try:
         path = next(place().glob(f"{name}*.npy"))
-        require_regular(path)
-        images = np.load(path, allow_pickle=False)
-    except (StopIteration, OSError, ValueError, EOFError, RuntimeError):
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+            images = StoredImages(file)
+    except (StopIteration, OSError, ValueError, RuntimeError):
         return None
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or len(images) != count:
+    if images.kind != np.uint8 or len(images) != count:
         return None
     with suppress(OSError):
         os.utime(path)  # used now
     return images, path.stem[len(name) + 1 :]
 
 
-def keep(name: str, images: np.ndarray, note: str = "") -> None:
-    """Keeps images. Does nothing where the folder cannot be written to.
+@contextmanager
+def scratch(size: int) -> Iterator[IO[bytes]]:
+    """An empty file for so many bytes, among the kept images; at the end it loses its name, unless its images are kept.
+
+    Args:
+        size: number of bytes.
+
+    Yields:
+        The file, open for reading and writing.
+
+    Raises:
+        ValueError: the folder cannot be written to, or has too little space.
+    """
+    try:
+        place().mkdir(parents=True, exist_ok=True, mode=0o700)
+        free = shutil.disk_usage(place()).free
+        if free < size:
+            raise ValueError(
+                f"the images take {size / 1e9:.1f} GB of {place()}, which has {free / 1e9:.1f} GB left: XDG_CACHE_HOME names "
+                "another folder for them"
+            )
+        file = tempfile.NamedTemporaryFile("w+b", dir=place(), suffix=PART, delete=False)  # noqa: SIM115, closed below
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"images that do not fit into memory need a folder that can be written to, and XDG_CACHE_HOME gives none ({error})"
+        ) from error
+    try:
+        with file:
+            yield file
+    finally:
+        Path(file.name).unlink(missing_ok=True)
+
+
+def keep(name: str, images: np.ndarray | StoredImages, note: str = "") -> None:
+    """Keeps images. Does nothing where the folder cannot be written to, or with an array that takes more than half of the room.
 
     Args:
         name: their key.
-        images: ``[N, C, H, W]`` uint8.
+        images: ``[N, C, H, W]`` uint8; the file of stored images becomes the kept one, whatever its size.
         note: a few letters and digits, for the name of the file.
 
     Example:
@@ -103,24 +142,36 @@ def keep(name: str, images: np.ndarray, note: str = "") -> None:
         ...     cache.keep("mine", np.zeros((2, 1, 4, 4), np.uint8), "small")
         ...     images, note = cache.find("mine", 2)
         >>> images.shape, note
-        ((2, 1, 4, 4), 'small')
+        (torch.Size([2, 1, 4, 4]), 'small')
     """
+    if isinstance(images, StoredImages):
+        with suppress(OSError, RuntimeError):
+            _make_room(images.nbytes // 4)
+            os.replace(images.name, place() / f"{name}-{note}.npy")
+        return
     if images.nbytes > LARGEST // 2:
         return
     with suppress(OSError, RuntimeError):
-        path = place() / f"{name}-{note}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        others = sorted(path.parent.glob("*.npy"), key=lambda each: each.stat().st_mtime)
-        left = sum(each.stat().st_size for each in others) + images.nbytes - LARGEST
-        for each in others:
-            if left > 0:
-                left -= each.stat().st_size
-                each.unlink()
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        place().mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_room(images.nbytes)
+        with tempfile.NamedTemporaryFile(dir=place(), suffix=PART, delete=False) as file:
             try:
                 np.save(file, images, allow_pickle=False)
                 file.flush()
-                os.replace(file.name, path)
+                os.replace(file.name, place() / f"{name}-{note}.npy")
             except BaseException:
                 os.unlink(file.name)
                 raise
+
+
+def _make_room(size: int) -> None:
+    """Removes what was used the longest time ago, and what a killed process has left, for so many more bytes."""
+    for part in place().glob(f"*{PART}"):
+        if time.time() - part.stat().st_mtime > ABANDONED:
+            part.unlink()
+    others = sorted(place().glob("*.npy"), key=lambda each: each.stat().st_mtime)
+    left = sum(each.stat().st_size for each in others) + size - LARGEST
+    for each in others:
+        if left > 0:
+            left -= each.stat().st_size
+            each.unlink()

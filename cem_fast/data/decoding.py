@@ -59,7 +59,7 @@ class Decoded(NamedTuple):
     """Decoded files.
 
     Args:
-        images: ``[N, 3, H, W]``, uint8; zeros for a file that is deep or cannot be read.
+        images: ``[N, 3, H, W]``, uint8; zeros for a file that is deep or cannot be read. None of them where they are written elsewhere.
         headers: one per file; None for a file that cannot be opened.
         errors: one for each file that cannot be read.
 
@@ -75,7 +75,12 @@ class Decoded(NamedTuple):
 
 
 def decode(
-    paths: Sequence[Path], size: tuple[int, int], *, workers: int, on_step: Steps = lambda done, total: None
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    *,
+    workers: int,
+    on_step: Steps = lambda done, total: None,
+    into: Callable[[bytes], object] | None = None,
 ) -> Decoded:
     """Decodes image files: upright, on white where they are transparent, in color, resized to one size with antialiasing.
 
@@ -86,6 +91,7 @@ def decode(
         size: width and height in pixels.
         workers: processes; 0 for this one. Few files are decoded by this one.
         on_step: called with the files decoded and the files in total.
+        into: called with the bytes of a few images at a time, in order, which are then not kept; None keeps all.
 
     Returns:
         Images, headers and errors, in the order of the files.
@@ -102,12 +108,15 @@ def decode(
         >>> found.images.max(), found.headers[0].grey
         (np.uint8(51), True)
     """
-    images = np.zeros((len(paths), 3, size[1], size[0]), np.uint8)
+    images = np.zeros((0 if into else len(paths), 3, size[1], size[0]), np.uint8)
     headers: list[Header | None] = []
     errors: list[UnreadableImage] = []
     on_step(0, len(paths))
     for part, found, reasons in _decoded(paths, size, workers):
-        images[len(headers) : len(headers) + len(part)] = part
+        if into is None:
+            images[len(headers) : len(headers) + len(part)] = part
+        else:
+            into(part.tobytes())
         errors += [UnreadableImage(paths[len(headers) + index], reason) for index, reason in reasons.items()]
         headers += found
         on_step(len(headers), len(paths))

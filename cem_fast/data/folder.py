@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cem_fast._support.warn import warn
-from cem_fast.data import attributes, cache
+from cem_fast.data import attributes, cache, stored
 from cem_fast.data.decoding import Decoded, Steps, decode
 from cem_fast.data.files import files_in, folders_in
 from cem_fast.data.images import UnreadableImage, collected, opened, raise_all, read_some, require_bright, upright_size
 from cem_fast.data.splits import Splits, by_fold, check_fold, published
+from cem_fast.data.stored import StoredImages, taken
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SIDE = 48  # of images that have no common size of their own
@@ -128,7 +131,10 @@ def load(
         )
     else:
         count = sum(map(len, found[0].values()))
-        parts = (images[:count], labels[:count]), (images[count:], labels[count:])
+        parts = (
+            (taken(images, slice(count)), labels[:count]),
+            (taken(images, slice(count, None)), labels[count:]),
+        )
         splits = published(name, *parts, class_names=names, credit=credit, mirrored=False)
     kept = [file for part in found for file in _listed(part)]
     if len(splits.train) < available and at_most[0] is not None and at_most[0] < available:
@@ -218,39 +224,66 @@ def _read(
     path: Path, files: list[Path], image_size: int | None, on_step: Steps
 ) -> tuple[Tensor, list[UnreadableImage]]:
     """The images of all files that can be read, with one size and one number of channels, and the errors of the others."""
-    name = cache.key(path, files, image_size=image_size) if len(files) >= cache.WORTH else ""
+    guess = _size(image_size) or _own_size(_first_size(files)) or (SIDE, SIDE)
+    large = _bytes(files, guess) > stored.MEMORY
+    name = cache.key(path, files, image_size=image_size) if len(files) >= cache.WORTH or large else ""
     if name and (kept := cache.find(name, len(files))):
-        images, sizes = kept
+        _warn_of_sizes(path, kept[1])
+        return _fitting(kept[0]), []
+    with ExitStack() as scratches:
+        found, images, sizes = _decoded(files, guess, image_size, on_step, scratches)
         _warn_of_sizes(path, sizes)
-        return _floats(images), []
-    found, sizes = _decoded(files, image_size, on_step)
-    _warn_of_sizes(path, sizes)
-    headers = [header for header in found.headers if header]
-    grey = all(header.grey for header in headers)
-    if any(header.deep for header in headers):
-        return _read_deep(path, files, found, "L" if grey else "RGB")
-    images = found.images[:, :1] if grey else found.images
-    if found.errors:
-        bad = {error.path for error in found.errors}
-        return _floats(images[[file not in bad for file in files]]), found.errors
-    if name:
-        cache.keep(name, images, sizes)
-    return _floats(images), []
+        headers = [header for header in found.headers if header]
+        grey = all(header.grey for header in headers)
+        if any(header.deep for header in headers):
+            return _read_deep(path, files, found, "L" if grey else "RGB")
+        if grey:
+            images = images[:, :1] if isinstance(images, np.ndarray) else images.grey(_scratch(images, scratches))
+        if found.errors:
+            bad = {error.path for error in found.errors}
+            good = torch.tensor([file not in bad for file in files], dtype=torch.bool)
+            return taken(_fitting(images), good), found.errors
+        if name:
+            cache.keep(name, images, sizes)
+        return _fitting(images), []
 
 
-def _decoded(files: list[Path], image_size: int | None, on_step: Steps) -> tuple[Decoded, str]:
-    """The decoded files, and the least and the largest size such as ``8x6-64x48`` where they are resized unasked."""
-    workers = torch.get_num_threads()
-    size = _size(image_size) or _own_size(_first_size(files)) or (SIDE, SIDE)
-    found = decode(files, size, workers=workers, on_step=on_step)
+def _decoded(
+    files: list[Path], size: Size, image_size: int | None, on_step: Steps, scratches: ExitStack
+) -> tuple[Decoded, np.ndarray | StoredImages, str]:
+    """The decoded files, their images, and the least and the largest size such as ``8x6-64x48`` where they are resized unasked.
+
+    Args:
+        files: the files.
+        size: the size of all images, as far as the first file tells.
+        image_size: side of the images; None for their own.
+        on_step: called with the files decoded and the files in total.
+        scratches: gets the files of images that do not fit into memory.
+    """
+    found, images = _written(files, size, on_step, scratches)
     if image_size is not None:
-        return found, ""
+        return found, images, ""
     sizes = {header.size for header in found.headers if header}
     own = _own_size(sizes)
     if size != (own or (SIDE, SIDE)):  # the first file is unlike the others
-        found = decode(files, own or (SIDE, SIDE), workers=workers, on_step=on_step)
+        found, images = _written(files, own or (SIDE, SIDE), on_step, scratches)
     ends = dict.fromkeys((min(sizes), max(sizes))) if sizes and not own else ()
-    return found, "-".join(f"{width}x{height}" for width, height in ends)
+    return found, images, "-".join(f"{width}x{height}" for width, height in ends)
+
+
+def _written(
+    files: list[Path], size: Size, on_step: Steps, scratches: ExitStack
+) -> tuple[Decoded, np.ndarray | StoredImages]:
+    """The decoded files, and their images in an array, or in a scratch file where they do not fit into memory."""
+    workers = torch.get_num_threads()
+    if _bytes(files, size) <= stored.MEMORY:
+        found = decode(files, size, workers=workers, on_step=on_step)
+        return found, found.images
+    file = scratches.enter_context(cache.scratch(_bytes(files, size) // 4))
+    stored.begin(file, (len(files), 3, size[1], size[0]), "|u1")
+    found = decode(files, size, workers=workers, on_step=on_step, into=file.write)
+    file.flush()
+    return found, StoredImages(file)
 
 
 def _read_deep(path: Path, files: list[Path], found: Decoded, mode: str) -> tuple[Tensor, list[UnreadableImage]]:
@@ -266,8 +299,21 @@ def _read_deep(path: Path, files: list[Path], found: Decoded, mode: str) -> tupl
     return images[good], found.errors + errors
 
 
-def _floats(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images).float().div_(255)
+def _bytes(files: list[Path], size: Size) -> int:
+    """Bytes of the images as float32, in color."""
+    return 4 * 3 * size[0] * size[1] * len(files)
+
+
+def _scratch(images: StoredImages, scratches: ExitStack) -> IO[bytes]:
+    """A scratch file for a third of the images."""
+    return scratches.enter_context(cache.scratch(images.nbytes // 12))
+
+
+def _fitting(images: np.ndarray | StoredImages) -> Tensor:
+    """The images as a tensor if it fits into memory."""
+    if isinstance(images, np.ndarray):
+        return torch.from_numpy(images).float().div_(255)
+    return images[:] if images.nbytes <= stored.MEMORY else images.as_tensor()
 
 
 def _first_size(files: list[Path]) -> set[Size]:

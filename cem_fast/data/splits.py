@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from cem_fast._support.lookup import lookup
 from cem_fast._support.warn import warn
 from cem_fast.data.items import LabeledImages, chosen_items, dataset_of, read_items, require_channels_first
+from cem_fast.data.stored import CHUNK, taken
 
 NUM_FOLDS = 5
 PROTOCOLS = ("inference", "train")
@@ -25,7 +26,7 @@ class Part:
     """Images of one part of a data set.
 
     Args:
-        images: ``[N, C, H, W]`` float32 in [0, 1].
+        images: ``[N, C, H, W]`` float32 in [0, 1]; or :class:`cem_fast.data.stored.StoredImages`, which are read as they are needed.
         labels: ``[N]`` int64.
         groups: ``[N]`` int64, the units of resampling: images of one group, such as photographs of one person, are not independent.
         attributes: further categories by name, ``[N]`` int64 each, that an attacker may want to know.
@@ -64,7 +65,7 @@ class Part:
 
     def __getitem__(self, index: Tensor) -> Part:
         attributes = {name: values[index] for name, values in self.attributes.items()}
-        return Part(self.images[index], self.labels[index], self.groups[index], attributes)
+        return Part(taken(self.images, index), self.labels[index], self.groups[index], attributes)
 
     def fingerprints(self) -> list[bytes]:
         """One digest per image, equal for equal images.
@@ -115,8 +116,11 @@ def fingerprints(images: Tensor) -> list[bytes]:
         >>> first == second
         True
     """
-    pixels = images.detach().cpu().contiguous().flatten(1).numpy()
-    return [hashlib.sha256(row.tobytes()).digest() for row in pixels]
+    found = []
+    for part in images.split(CHUNK):
+        pixels = part.detach().cpu().contiguous().flatten(1).numpy()
+        found += [hashlib.sha256(row.tobytes()).digest() for row in pixels]
+    return found
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,7 @@ class Splits:
         # cached: takes seconds for gigabytes of images, and every run of a grid needs it
         digest = hashlib.sha256()
         for part in (self.train, self.attacker, self.test):
-            for tensor in (part.images, part.labels, part.groups):
+            for tensor in (*part.images.split(CHUNK), part.labels, part.groups):
                 digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 

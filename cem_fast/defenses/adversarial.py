@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.maps import as_maps
 from cem_fast._support.seeding import seeded
+from cem_fast.data.stored import moments
 from cem_fast.defenses.base import Defense
 from cem_fast.models.split import SplitModel
 
@@ -119,8 +120,7 @@ class AdversarialRepresentation(Defense):
     def start(self, model: SplitModel, images: Tensor) -> None:
         super().start(model, images)
         self.optimizer = torch.optim.Adam(self.proxy.parameters(), lr=2e-3)
-        self.proxy.mean = images.mean(0)
-        self.variance = (images - self.proxy.mean).square().mean()
+        self.proxy.mean, self.variance = moments(images)
 
     def penalty(self, images: Tensor, features: Tensor, released: Tensor, labels: Tensor) -> Tensor:
         self.proxy.requires_grad_(False)  # the gradient is for the encoder alone

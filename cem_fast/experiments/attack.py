@@ -10,12 +10,14 @@ from torch import Tensor
 
 from cem_fast import metrics, training
 from cem_fast._support.seeding import seeded
+from cem_fast._support.warn import warn
 from cem_fast.attacks.base import Attack, ClosedForm, Observe
 from cem_fast.attacks.inference import FeatureClassifier
 from cem_fast.attacks.joint import Joint
 from cem_fast.attacks.nearest import Nearest
 from cem_fast.config import RunConfig
-from cem_fast.data import Part, Splits
+from cem_fast.data import Part, Splits, memory
+from cem_fast.data.stored import StoredImages
 from cem_fast.defenses import Defense
 from cem_fast.experiments.build import build_attack
 from cem_fast.experiments.records import Outcome
@@ -25,6 +27,7 @@ from cem_fast.metrics.recognition import Rate
 from cem_fast.models.split import SplitModel
 
 NUM_PICTURES = 6
+VICTIMS = 1000  # of images in a file, at most
 STEPS = 60  # of the progress of an attack, a third for half its budget
 
 
@@ -45,7 +48,8 @@ def attack_model(
         name: one of ``attacks.names()``.
         model: trained network, in eval mode.
         defense: its defense, in eval mode.
-        splits: the images; the attack learns from ``splits.attacker`` and is measured on ``splits.victims``.
+        splits: the images; the attack learns from ``splits.attacker`` and is measured on ``splits.victims``, or those of
+            :func:`in_memory`.
         config: its ``seed`` and the settings that start with ``attack_`` are used.
         observe: observer of the network; attacks given the same one share the networks that they start from.
         draws: observations per image of attacks in closed form, at most; None for those of the budget.
@@ -71,6 +75,8 @@ def attack_model(
         (torch.Size([8]), torch.Size([8, 1, 16, 16]))
     """
     observe = observe or training.observer(model, defense)
+    if (drawn := in_memory(splits, model)) is not splits:
+        splits, draws = drawn, memory.draws(len(drawn.attacker), _feature_shape(drawn, model))
     truth = splits.victims.images
     full = build_attack(name, config, splits)
     if draws is not None:
@@ -137,6 +143,7 @@ def infer(
         ['label', 'attribute glasses']
     """
     observe = observe or training.observer(model, defense)
+    splits = in_memory(splits, model)
     known, victims, device = splits.attacker, splits.victims, model.device
     asked = {"label": (known.labels, victims.labels)}
     asked |= {f"attribute {name}": (known.attributes[name], values) for name, values in victims.attributes.items()}
@@ -156,6 +163,47 @@ def infer(
         found["identity"] = _rate(known.groups[nearest.lookup(released).cpu()], victims.groups)
     on_stage("inference from features", total, total)
     return found
+
+
+def in_memory(splits: Splits, model: SplitModel) -> Splits:
+    """The images that attacks work on: the same, unless they are in a file. Of these, as many are drawn as fit into memory.
+
+    All networks are attacked on the same victims. The attacker holds fewer images where features are larger.
+
+    Args:
+        splits: the images.
+        model: the network, whose features take memory.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast import models
+        >>> from cem_fast.data import Part, Splits
+        >>> from cem_fast.experiments.attack import in_memory
+        >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
+        >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
+        >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=2, cut=2, bottleneck=4)
+        >>> in_memory(splits, model) is splits
+        True
+    """
+    if not any(isinstance(part.images, StoredImages) for part in (splits.train, splits.test, splits.attacker)):
+        return splits
+    return _in_memory(splits, _feature_shape(splits, model))
+
+
+@lru_cache(maxsize=1)
+def _in_memory(splits: Splits, feature_shape: tuple[int, ...]) -> Splits:
+    most = memory.room(splits.image_shape, feature_shape)
+    victims = min(VICTIMS, memory.room(splits.image_shape))
+    drawn = memory.held(splits, most, victims, mirror=False, seed=0)
+    warn(
+        f"attacks hold {len(drawn.attacker)} of {len(splits.attacker)} images and rebuild {len(drawn.victims)} of {len(splits.victims)}, "
+        "drawn by a fixed seed: all of them do not fit into 2 GB with their features"
+    )
+    return drawn
+
+
+def _feature_shape(splits: Splits, model: SplitModel) -> tuple[int, ...]:
+    return tuple(training.clean_features(model, splits.attacker.images[:1]).shape[1:])
 
 
 def _rate(read: Tensor, truth: Tensor) -> Rate:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from cem_fast import attacks, data, defenses, models
 from cem_fast.attacks.base import Attack
 from cem_fast.config import RunConfig
 from cem_fast.data import Splits
+from cem_fast.data.decoding import Steps
 from cem_fast.data.root import SKIP_CORRUPT, VARIABLE
 from cem_fast.defenses import Defense
 from cem_fast.loss import CEMLoss
@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def load_data(name_or_path: str, fold: int, image_size: int | None, protocol: str = "inference") -> Splits:
+CACHED = 4  # splits that are kept
+_loaded: dict[tuple[object, ...], Splits] = {}
+
+
+def load_data(
+    name_or_path: str,
+    fold: int,
+    image_size: int | None,
+    protocol: str = "inference",
+    *,
+    on_step: Steps = lambda done, total: None,
+) -> Splits:
     """Loads the splits of one fold, cached for the runs that share it. All seeds share one split.
 
     Args:
@@ -27,6 +38,7 @@ def load_data(name_or_path: str, fold: int, image_size: int | None, protocol: st
         fold: fold that is the test set.
         image_size: side of the square images in pixels; None keeps the data set's own.
         protocol: ``inference`` or ``train``.
+        on_step: called with the files of a folder that are decoded and their total; not if they are kept decoded.
 
     Returns:
         The splits under the protocol.
@@ -41,12 +53,14 @@ def load_data(name_or_path: str, fold: int, image_size: int | None, protocol: st
         >>> splits.image_shape, splits.num_classes, len(splits.train), len(splits.test)
         ((1, 16, 16), 40, 320, 80)
     """
-    return _loaded(name_or_path, fold, image_size, protocol, *map(os.environ.get, (VARIABLE, SKIP_CORRUPT)))
-
-
-@lru_cache(maxsize=4)
-def _loaded(name_or_path: str, fold: int, image_size: int | None, protocol: str, *_: str | None) -> Splits:
-    return data.load(name_or_path, fold=fold, image_size=image_size).under(protocol)
+    key = (name_or_path, fold, image_size, protocol, *map(os.environ.get, (VARIABLE, SKIP_CORRUPT)))
+    splits = _loaded.pop(key, None)
+    if splits is None:
+        splits = data.load(name_or_path, fold=fold, image_size=image_size, on_step=on_step).under(protocol)
+    _loaded[key] = splits  # the last of those that were used
+    if len(_loaded) > CACHED:
+        del _loaded[next(iter(_loaded))]
+    return splits
 
 
 def build_parts(

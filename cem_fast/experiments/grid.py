@@ -56,11 +56,12 @@ class MadeWith(NamedTuple):
     versions: dict[str, str | None]
 
 
-def check(plan: list[RunConfig]) -> None:
+def check(plan: list[RunConfig], watch: Watch | None = None) -> None:
     """Fails early if the settings of a plan would fail later. Trains nothing.
 
     Args:
         plan: the planned runs.
+        watch: callbacks for the progress of loading the images.
 
     Raises:
         FileNotFoundError: a data set is missing.
@@ -74,11 +75,13 @@ def check(plan: list[RunConfig]) -> None:
         ValueError: unknown defense 'nois': expected one of ...
     """
     names: dict[str, str] = {}
+    watch = watch or Watch()
     for config in plan:
         lookup("defense", config.defense, dict.fromkeys(defenses.names()))
         for attack in config.attacks:
             lookup("attack", attack, dict.fromkeys(attacks.names()))
-        splits = load_data(config.data, config.fold, config.image_size, config.protocol)
+        on_step = partial(watch.loading, config.data)
+        splits = load_data(config.data, config.fold, config.image_size, config.protocol, on_step=on_step)
         if splits.fixed and config.fold != plan[0].fold:
             raise ValueError(
                 f"folds must list one value for {config.data!r}, whose test part is the same in all of them, got {plan[0].fold} "
@@ -182,7 +185,7 @@ def evaluate(
     plan, watch = grid.runs(), watch or Watch()
     for config in plan:
         require_seeded(config)
-    check(plan)
+    check(plan, watch)
     check_folder(folder, plan)
     folder = Path(folder)
     made_with = MadeWith(command or provenance.command_line(), provenance.commit(), provenance.versions())

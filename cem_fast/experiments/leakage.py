@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from cem_fast import bounds, training
 from cem_fast._support.seeding import seeded
 from cem_fast.config import RunConfig
-from cem_fast.data import Splits
+from cem_fast.data import Part, Splits
 from cem_fast.defenses import Defense
 from cem_fast.experiments.build import build_loss
 from cem_fast.experiments.records import Leakage
 from cem_fast.experiments.saved_run import Run
 from cem_fast.loss import CEMLoss
 from cem_fast.models.split import SplitModel
+from cem_fast.training.measure import fit as fit_to_features
+from cem_fast.training.measure import fitting
 
 COMPONENTS = 5  # per class
 
@@ -48,9 +50,8 @@ def fit(loss: CEMLoss | None, config: RunConfig, model: SplitModel, defense: Def
     """
     if loss is not None:
         with seeded(config.seed):
-            sent = _before_noise(model, defense, splits.train.images)
             labels = splits.train.labels.to(model.device) if loss.mixture.num_classes > 1 else None
-            loss.to(model.device).fit(sent, labels)
+            fit_to_features(loss.to(model.device), model, splits.train.images, labels, sent=defense.before_noise)
     return loss
 
 
@@ -99,7 +100,7 @@ def estimate(loss: CEMLoss | None, model: SplitModel, defense: Defense, splits: 
         loss: result of :func:`fitted_mixture`.
         model: trained network.
         defense: its defense.
-        splits: the images; only the test part is used.
+        splits: the images; only the test part is used, or a draw of it where its features do not fit into memory.
         seed: seed of the noise.
 
     Returns:
@@ -120,7 +121,7 @@ def estimate(loss: CEMLoss | None, model: SplitModel, defense: Defense, splits: 
     if loss is None:
         return Leakage(None, None, None)
     with seeded(seed, "leakage"):
-        sent = _before_noise(model, defense, splits.test.images)
+        sent = _before_noise(model, defense, _sample(model, splits.test).images)
     generator = torch.Generator(device=model.device).manual_seed(seed)
     nats, error = bounds.heldout_information(loss.mixture, sent, defense.noise_std, generator=generator)
     return Leakage(
@@ -172,12 +173,20 @@ def posteriors(run: Run) -> Tensor:
     """
     if run.loss is None:
         raise ValueError(f"{run.path}: posteriors need noise, got noise_std 0")
-    part, draws = run.data.test, run.config.noise_draws
+    part, draws = _sample(run.model, run.data.test), run.config.noise_draws
     labels = part.labels.repeat(draws) if run.config.cem_by_class else None
     with seeded(run.config.seed, "utility"):
         sent = _before_noise(run.model, run.defense, part.images).flatten(1)
         found = bounds.utility(run.loss.mixture, sent.repeat(draws, 1), labels, run.config.noise_std)
     return torch.stack([found.label, found.component])
+
+
+def _sample(model: SplitModel, part: Part) -> Part:
+    """As many images as have features that fit into memory, drawn by a fixed seed; all if they are in memory themselves."""
+    most = fitting(model, part.images)
+    if len(part) <= most:
+        return part
+    return part[torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:most].sort().values]
 
 
 @torch.no_grad()

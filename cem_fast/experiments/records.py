@@ -235,6 +235,7 @@ class Images:
         num_attacker: number of images that the attacker holds.
         num_victims: number of images under attack.
         num_leaked: number of images under attack that the attacker holds as well; None in runs of earlier versions.
+        num_available: number of images that those of the attacker were drawn from, as many as fit into memory; None if it holds all.
 
     Example:
         >>> from cem_fast.experiments.records import Images
@@ -249,6 +250,7 @@ class Images:
     num_attacker: int
     num_victims: int
     num_leaked: int | None = None
+    num_available: int | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from cem_fast.config import LATER, SEEDED, UNWRITTEN, RunConfig
 from cem_fast.data import Splits
 from cem_fast.defenses import Defense
 from cem_fast.experiments import leakage, provenance, saved_run
-from cem_fast.experiments.attack import attack_model, choose_pictures, infer, recognizer
+from cem_fast.experiments.attack import attack_model, choose_pictures, in_memory, infer, recognizer
 from cem_fast.experiments.build import build_loss, build_parts, load_data
 from cem_fast.experiments.records import (
     Baseline,
@@ -132,12 +132,13 @@ def run(
     loss, measured, correct = _measure(config, model, defense, splits, clock, on_stage)
     attacked: dict[str, Outcome] = {}
     inferred: dict[str, Rate] = {}
-    measurements = {"correct": correct, "correct.groups": splits.test.groups.clone(), "groups": splits.victims.groups}
+    drawn = in_memory(splits, model)
+    measurements = {"correct": correct, "correct.groups": splits.test.groups.clone(), "groups": drawn.victims.groups}
     if attack:
-        attacked, found = _attack(config, model, defense, splits, clock, on_stage)
+        attacked, found = _attack(config, model, defense, drawn, clock, on_stage)
         measurements |= found
         with clock.timed("inference"):
-            inferred = infer(model, defense, splits, seed=config.seed, on_stage=on_stage)
+            inferred = infer(model, defense, drawn, seed=config.seed, on_stage=on_stage)
     record = Record(
         data=splits.name,
         config=config,
@@ -154,7 +155,7 @@ def run(
         defense=defense,
         loss=loss,
         measurements=measurements,
-        description=_describe(splits, record, history, curves.points),
+        description=_describe(splits, drawn, record, history, curves.points),
     )
     return record
 
@@ -372,10 +373,10 @@ def _attack(
 
 
 def _describe(
-    splits: Splits, record: Record, history: list[training.Epoch], curves: list[dict[str, Any]]
+    splits: Splits, drawn: Splits, record: Record, history: list[training.Epoch], curves: list[dict[str, Any]]
 ) -> Description:
-    """Content of ``run.json``."""
-    victims = splits.victims
+    """Content of ``run.json``; ``drawn`` are the images that attacks work on."""
+    victims = drawn.victims
     return Description(
         config=record.config,
         image_shape=splits.image_shape,
@@ -385,13 +386,14 @@ def _describe(
             credit=splits.credit,
             unit=splits.unit,
             num_train=len(splits.train),
-            num_attacker=len(splits.attacker),
+            num_attacker=len(drawn.attacker),
             num_victims=len(victims),
-            num_leaked=splits.num_leaked,
+            num_leaked=splits.num_leaked if drawn is splits else drawn.test.num_in(splits.train),
+            num_available=None if drawn is splits else len(splits.attacker),
         ),
-        baseline=Baseline(**data.baselines(splits)),
+        baseline=Baseline(**data.baselines(drawn)),
         recognition=Recognition(
-            clean=recognizer(splits).rate(victims.images, victims.labels),
+            clean=recognizer(drawn).rate(victims.images, victims.labels),
             chance=recognition.chance(victims.labels),
         ),
         identity=provenance.identity(splits),

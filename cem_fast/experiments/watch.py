@@ -27,6 +27,9 @@ class Watch:
     def started(self, index: int, total: int, config: RunConfig) -> None:
         """Run ``index`` (from 0) of ``total`` starts."""
 
+    def loading(self, name: str, done: int, total: int) -> None:
+        """``done`` of ``total`` files of the images ``name`` are decoded, before any run."""
+
     def stage(self, index: int, name: str, done: int, total: int) -> None:
         """Run ``index`` has done ``done`` of ``total`` steps of a stage."""
 

@@ -22,7 +22,7 @@ from cem_fast.data.splits import Part, Splits
 from cem_fast.defenses.base import Defense
 from cem_fast.models.split import SplitModel
 from cem_fast.training.batch_norm import synchronized
-from cem_fast.training.measure import clean_features
+from cem_fast.training.measure import fit
 from cem_fast.training.resume import Snapshot, random_state, set_random_state
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class _Training:
         self._follow()
         cem = self.cem if index > 0 else None
         if cem is not None:
-            cem.fit(clean_features(model, ranks.share(part.images)), ranks.share(part.labels) if by_class else None)
+            fit(cem, model, part.images, part.labels if by_class else None, ranks=ranks)
         model.train()
         for module in self.frozen:
             module.eval()

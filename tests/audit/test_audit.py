@@ -16,7 +16,7 @@ from cem_fast.audit import Audit, Judged, Limit, audit, find_noise, page, parts
 from cem_fast.audit.limits import judge
 from cem_fast.audit.targets import normalization
 from cem_fast.cli.main import main
-from cem_fast.data import Part, Splits
+from cem_fast.data import Part, Splits, memory
 from cem_fast.defenses import GaussianNoise
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -246,15 +246,15 @@ def test_a_data_set_or_its_loader_is_audited_as_its_images(workers):
 
 
 def test_the_attacker_holds_what_fits_and_mirror_images(monkeypatch):
-    monkeypatch.setattr(parts, "room", lambda image, features=(): 24)
+    monkeypatch.setattr(memory, "room", lambda image, features=(): 24)
     result = audit(nn.AvgPool2d(2), IMAGES, LABELS, attacks=["ridge"], mirror=True)
     assert (result.data["num_attacker"], result.data["num_available"]) == (12, 48)
     assert "holds 12 of 48 images of the same kind and their mirror images" in page.render(result, command="")
-    own = parts.held(parts.split(IMAGES, LABELS, seed=0), 24, 5, mirror=True, seed=0).attacker
+    own = memory.held(parts.split(IMAGES, LABELS, seed=0), 24, 5, mirror=True, seed=0).attacker
     assert torch.equal(own.images[12:], own.images[:12].flip(3))
     assert torch.equal(own.labels[12:], own.labels[:12])
     splits = parts.split(IMAGES, LABELS, seed=0)
-    assert parts.held(splits, 24, 5, mirror=False, seed=0) is parts.held(splits, 24, 5, mirror=False, seed=0)
+    assert memory.held(splits, 24, 5, mirror=False, seed=0) is memory.held(splits, 24, 5, mirror=False, seed=0)
     with pytest.raises(ValueError, match="mirror needs an encoder"):
         audit(nn.functional.avg_pool2d(IMAGES, 2), IMAGES, LABELS, attacks=["ridge"], mirror=True)
 
@@ -269,7 +269,8 @@ def test_classes_are_named_before_the_audit(place, capsys):
 PEAK = """
 import resource, sys
 import torch
-from cem_fast.audit import audit, parts
+from cem_fast.audit import audit
+from cem_fast.data import memory
 
 class Photos:
     def __init__(self, count):
@@ -284,7 +285,7 @@ class Photos:
         return image, index % 2
 
 torch.set_num_threads(1)
-parts.MEMORY = 60_000_000
+memory.MEMORY = 60_000_000
 encoder = torch.nn.Sequential(torch.nn.AvgPool2d(8))
 result = audit(encoder, Photos(int(sys.argv[1])), attacks=["ridge"], budget="quick", verdicts_only=True)
 print(result.data["num_available"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)

@@ -70,3 +70,15 @@ def test_runs_that_differ_do_not_look_alike():
         "faces / noise at noise 0.1, bottleneck = 8, cut = 2, seed 0, fold 1",
         "faces / noise + CEM at noise 0.1, λ = 0.1, bottleneck = 8, cut = 2, seed 0, fold 1",
     ]
+
+
+def test_a_bar_shows_how_many_files_of_a_folder_are_decoded():
+    stream = StringIO()
+    with Bars(Console(file=stream, force_terminal=True, width=100)) as bars:
+        bars.loading("runs/photos", 0, 60_000)
+        bars.loading("runs/photos", 30_000, 60_000)
+        bars.bars.refresh()
+        bars.loading("runs/photos", 60_000, 60_000)
+    assert "images of photos" in stream.getvalue()
+    assert "30000/60000" in stream.getvalue()
+    assert not bars.images
