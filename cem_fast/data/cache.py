@@ -46,20 +46,19 @@ def place() -> Path:
 def key(root: Path, paths: Sequence[Path], **settings: object) -> str:
     """Digest of the paths, sizes and times of files, and of what else decides their decoded images.
 
-        Args:
-            root: folder that holds the files.
-            paths: the files.
-            settings: further settings, such as the side.
+    Args:
+        root: folder that holds the files.
+        paths: the files.
+        settings: further settings, such as the side.
 
-        Raises:
-            OSError: a file is not there.
+    Raises:
+        OSError: a file is not there.
 
-        Example:
-            >>> from pathlib import Path
-    from typing import IO
-            >>> from cem_fast.data import cache
-            >>> len(cache.key(Path(), [], side=8))
-            32
+    Example:
+        >>> from pathlib import Path
+        >>> from cem_fast.data import cache
+        >>> len(cache.key(Path(), [], side=8))
+        32
     """
     digest = hashlib.sha256(json.dumps([VERSION, PIL.__version__, str(root.resolve()), settings], default=str).encode())
     for path in paths:
@@ -104,6 +103,17 @@ def scratch(size: int) -> Iterator[IO[bytes]]:
 
     Raises:
         ValueError: the folder cannot be written to, or has too little space.
+
+    Example:
+        >>> import os, tempfile
+        >>> from unittest import mock
+        >>> from cem_fast.data import cache
+        >>> with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, XDG_CACHE_HOME=folder):
+        ...     with cache.scratch(1000) as file:
+        ...         print(len(list(cache.place().iterdir())))
+        ...     print(len(list(cache.place().iterdir())))
+        1
+        0
     """
     try:
         place().mkdir(parents=True, exist_ok=True, mode=0o700)

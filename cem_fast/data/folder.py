@@ -282,7 +282,6 @@ def _written(
     file = scratches.enter_context(cache.scratch(_bytes(files, size) // 4))
     stored.begin(file, (len(files), 3, size[1], size[0]), "|u1")
     found = decode(files, size, workers=workers, on_step=on_step, into=file.write)
-    file.flush()
     return found, StoredImages(file)
 
 

@@ -53,6 +53,7 @@ class StoredImages:
     dtype = torch.float32
 
     def __init__(self, file: IO[bytes]):
+        file.flush()
         self.name, self.file = file.name, _File(file.fileno())
         found = os.fstat(file.fileno())
         header = HEADER.match(self.file.read(256, 0)) if stat.S_ISREG(found.st_mode) else None
@@ -133,7 +134,6 @@ class StoredImages:
         begin(file, (len(self), 1, *self.size[1:]), self.kind.str)
         for rows in self.rows.split(CHUNK):
             file.write(self._read(rows.numpy())[:, :1].tobytes())
-        file.flush()
         return StoredImages(file)
 
     def as_tensor(self) -> Tensor:
@@ -208,7 +208,6 @@ def begin(file: IO[bytes], shape: tuple[int, ...], kind: str) -> None:
         >>> with tempfile.TemporaryFile() as file:
         ...     stored.begin(file, (2, 1, 1, 3), "|u1")
         ...     _ = file.write(bytes([0, 51, 102, 153, 204, 255]))
-        ...     file.flush()
         ...     print(stored.StoredImages(file)[:].flatten())
         tensor([0.0000, 0.2000, 0.4000, 0.6000, 0.8000, 1.0000])
     """
