@@ -54,7 +54,7 @@ class Inversion(Attack):
         image_shape: ``(channels, height, width)`` of the images.
         decoder_steps: training steps of the decoder.
         corrector_steps: training steps of the corrector.
-        map_steps: steps of Adam on each image in stage 3.
+        map_steps: steps of L-BFGS on each image in stage 3.
         stages: last stage, 1 to 3.
         seed: seed of all random numbers.
         releases: messages of each image, used jointly.
@@ -90,7 +90,7 @@ class Inversion(Attack):
     image_shape: tuple[int, int, int]
     decoder_steps: int = 1200
     corrector_steps: int = 300
-    map_steps: int = 60
+    map_steps: int = 120
     stages: int = 3
     seed: int = 0
     releases: int = 1
@@ -106,7 +106,7 @@ class Inversion(Attack):
         parts = (
             f"{counted(self.decoder_steps, 'step')} of a decoder",
             f"{counted(self.corrector_steps, 'step')} of a corrector",
-            f"{counted(self.map_steps, 'step')} of Adam on each image",
+            f"{counted(self.map_steps, 'step')} of L-BFGS on each image",
         )
         return ", ".join(parts[: self.stages])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cem_fast._support.learning_rate import falling
+from cem_fast.attacks.inversion.lbfgs import lbfgs
 from cem_fast.attacks.view import View
 
 RANK = 512  # directions of the covariance, at most; isotropic in the others
@@ -47,11 +47,10 @@ class Errors:
         return (self.base * flat + (flat @ self.axes.T * self.gains) @ self.axes).view_as(white)
 
 
-@torch.enable_grad()
 def most_probable(
-    view: View, messages: Tensor, start: Tensor, errors: Errors, *, weights: Tensor, steps: int, step_size: float = 0.15
+    view: View, messages: Tensor, start: Tensor, errors: Errors, *, weights: Tensor, steps: int
 ) -> Tensor:
-    """Minimizes ``-log p(messages | start + S u) + weight / 2 ||u||^2`` over u by Adam, with ``S S^T`` the covariance of errors.
+    """Minimizes ``-log p(messages | start + S u) + weight / 2 ||u||^2`` over u by L-BFGS, with ``S S^T`` the covariance of errors.
 
     Args:
         view: the network under attack, differentiable.
@@ -59,8 +58,7 @@ def most_probable(
         start: reconstructions so far, ``[N, C, H, W]``.
         errors: the distribution of their errors.
         weights: weight of the prior for every image ``[N]``; 1 is that of Bayes' rule.
-        steps: steps of Adam.
-        step_size: size of the first steps, in standard deviations of the prior.
+        steps: steps of L-BFGS.
 
     Returns:
         Images ``[N, C, H, W]``.
@@ -73,19 +71,19 @@ def most_probable(
         >>> view = View(lambda x: x + 0.01 * torch.randn(x.shape), images)
         >>> start = torch.full_like(images, 0.5)
         >>> found = most_probable(
-        ...     view, view.messages(images), start, Errors(images - start), weights=torch.ones(50), steps=100
+        ...     view, view.messages(images), start, Errors(images - start), weights=torch.ones(50), steps=30
         ... )
         >>> bool((found - images).square().mean() < 0.02)
         True
     """
-    white = torch.zeros_like(start, memory_format=torch.contiguous_format).requires_grad_()
-    optimizer = torch.optim.Adam([white], lr=step_size, betas=(0.9, 0.95))
-    rates = falling(optimizer, steps=steps)
-    for _ in range(steps):
-        images = start + errors.colored(white)
-        objective = 0.5 * (weights * white.square().flatten(1).sum(1)).sum()
-        objective = objective - view.log_density(messages, view.features(images)).sum()
-        (white.grad,) = torch.autograd.grad(objective, white)
-        optimizer.step()
-        rates.step()
-    return (start + errors.colored(white)).detach()
+
+    @torch.enable_grad()
+    def objective(white: Tensor) -> tuple[Tensor, Tensor]:
+        white = white.detach().requires_grad_()
+        images = start + errors.colored(white.view_as(start))
+        values = 0.5 * weights * white.square().sum(1) - view.log_density(messages, view.features(images))
+        (slopes,) = torch.autograd.grad(values.sum(), white)
+        return values.detach(), slopes
+
+    white = lbfgs(objective, torch.zeros_like(start.flatten(1)), steps=steps)
+    return start + errors.colored(white.view_as(start))
