@@ -26,7 +26,7 @@ class Part:
     """Images of one part of a data set.
 
     Args:
-        images: ``[N, C, H, W]`` float32 in [0, 1]; or :class:`cem_fast.data.stored.StoredImages`, which are read as they are needed.
+        images: ``[N, C, H, W]`` float32 in [0, 1]; or ``cem_fast.data.stored.StoredImages``, which are read as they are needed.
         labels: ``[N]`` int64.
         groups: ``[N]`` int64, the units of resampling: images of one group, such as photographs of one person, are not independent.
         attributes: further categories by name, ``[N]`` int64 each, that an attacker may want to know.
