@@ -70,9 +70,12 @@ class Ridge(ClosedForm):
         if all(torch.equal(observations[0], other) for other in observations[1:]):
             del observations[1:]  # without noise, one observation suffices
         stacked = torch.stack(observations).double()  # [draws, N, D]
+        del observations
         self.standardize = Standardizer(stacked.flatten(0, 1))
         stacked = self.standardize(stacked)
-        pixels = images.flatten(1).double()
+        pixels = images.flatten(1).to(
+            torch.float64, copy=True
+        )  # centered in place below: copies would be most of the memory
 
         dual = len(stacked) * len(training) < stacked.shape[2]
         self.factors, self.intercept, self.penalty = (_by_observations if dual else _by_features)(
@@ -132,7 +135,7 @@ def _by_observations(
         path = _Path(features, pixels)
         return (path.weights(penalty),), path.intercept, penalty
     intercept = pixels.mean(0)
-    coefficients = torch.cholesky_solve((pixels - intercept).repeat(draws, 1), _factor(gram, penalty))
+    coefficients = torch.cholesky_solve(pixels.sub_(intercept).repeat(draws, 1), _factor(gram, penalty))
     factors = (flat.T, coefficients)
     return factors if dimensions * pixels.shape[1] > LARGEST else (flat.T @ coefficients,), intercept, penalty
 
@@ -155,10 +158,10 @@ class _Path:
     """Ridge solutions of one regression for all penalties, from one eigendecomposition of the features' Gram matrix."""
 
     def __init__(self, features: Tensor, targets: Tensor):
-        """Takes ``features [draws, N, D]``, centered over all images, and ``targets [N, P]``."""
+        """Takes ``features [draws, N, D]``, centered over all images, and ``targets [N, P]``, which it centers in place."""
         flat = features.flatten(0, 1)
         self.intercept = targets.mean(0)
-        centered = targets - self.intercept
+        centered = targets.sub_(self.intercept)
         values, self.basis = torch.linalg.eigh(flat.T @ flat)
         self.values = values.clamp_min(0)
         self.unit = float(self.values.sum()) / len(values) + 1e-300  # penalties are in units of the mean eigenvalue

@@ -73,15 +73,15 @@ def run(*, folder: str, limit: tuple[str, ...], find_noise: str | None, command:
         )
         result = search(audited, find_noise, start=scale()) if find_noise else audited(values["noise_std"], True)
     written = page.write(result, folder, command=command)
-    show(console, result)
+    show(console, result, drawn=values["attacker_images"] is not None)
     if find_noise:
         say(console, f"least noise with which {find_noise} holds: {result.noise_std:.4g}")
     say(console, f"report: {written}")
     return 0 if result.passed else FAILED
 
 
-def show(console: Console, result: Audit) -> None:
-    """Prints the attacks and the verdict on every limit."""
+def show(console: Console, result: Audit, *, drawn: bool) -> None:
+    """Prints the attacks and the verdict on every limit; ``drawn`` if the user said how many images the attacker holds."""
     from rich import box
     from rich.table import Table
 
@@ -101,7 +101,9 @@ def show(console: Console, result: Audit) -> None:
     console.print(table)
     baseline, count = result.baseline, result.data
     mirrored = " and their mirror images" if count["mirror"] else ""
-    say(console, f"the attacker holds {count['num_attacker']} of {count['num_available']} images{mirrored}")
+    fewer = count["num_attacker"] < count["num_available"] and not drawn
+    why = ": more do not fit into 2 GB with their features and what attacks make of them" if fewer else ""
+    say(console, f"the attacker holds {count['num_attacker']} of {count['num_available']} images{mirrored}{why}")
     say(console, f"class mean {baseline['class_mean_mse']:.5f}, mean image {baseline['mean_image_mse']:.5f}")
     if result.label:
         by_chance = f"(by chance {result.label['chance']:.1%})"
@@ -136,11 +138,10 @@ def _load(
         on_step=lambda done, total: on_stage("images", done, total),
     )
     say(console, about(splits))
-    count = splits.num_available or len(splits.train)
-    say(
-        console,
-        f"{count} images for the attacker, of which {len(splits.train)} are read; {len(splits.test)} to rebuild",
-    )
+    count, read = splits.num_available or len(splits.train), len(splits.train)
+    fitting = read < count and values["attacker_images"] is None
+    why = " (what 2 GB hold if features are small; the attacker holds what fits with its features)" if fitting else ""
+    say(console, f"{count} images for the attacker, of which {read} are read{why}; {len(splits.test)} to rebuild")
     return splits
 
 

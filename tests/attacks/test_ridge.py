@@ -63,9 +63,18 @@ def test_more_features_than_observations_give_the_weights_and_the_penalty_of_the
         w, mean = solved(training, float(penalty))
         errors.append(float((mean + features[0, validation] @ w - pixels[validation]).square().mean()))
     best = float(PENALTIES[errors.index(min(errors))])
-    (weights,), intercept, penalty = ridge._by_observations(features, pixels, validation, training)
+    (weights,), intercept, penalty = ridge._by_observations(features, pixels.clone(), validation, training)
     assert penalty == best
     torch.testing.assert_close((weights, intercept), solved(torch.arange(20), best), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("width", [8, 4000])
+def test_ridge_leaves_the_images_alone(width):
+    images = torch.rand(50, 1, 4, 4, dtype=torch.float64)
+    before, projection = images.clone(), torch.randn(16, width, dtype=torch.float64)
+    attack = ridge.Ridge(image_shape=(1, 4, 4))
+    attack.fit(lambda x: x.flatten(1) @ projection, images, torch.zeros(50).long())
+    assert torch.equal(images, before)
 
 
 def test_ridge_penalty_grows_with_the_noise():

@@ -266,6 +266,17 @@ def test_classes_are_named_before_the_audit(place, capsys):
     assert "40 images for the attacker, of which 20 are read; 20 to rebuild" in printed
 
 
+def test_it_is_said_how_many_images_are_read_and_held_and_why(place, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "MEMORY", memory.NUMBERS[0] * 4 * 3 * 8 * 8 * 20)  # 20 images
+    command = ["audit", "mine.py:net", "--cut", "stem", "--data", "photos", "--attacks", "ridge"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "40 images for the attacker, of which 20 are read (what 2 GB hold if features are small; " in printed
+    assert "the attacker holds 20 of 40 images: more do not fit into 2 GB with their features and what" in printed
+    assert main([*command, "--attacker-images", "12"]) == 0
+    assert "the attacker holds 12 of 40 images\n" in capsys.readouterr().out
+
+
 PEAK = """
 import resource, sys
 import torch
