@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from contextlib import ExitStack
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from cem_fast.data import cache, stored
 from cem_fast.data.images import is_grey, is_of_unknown_range, pixels, require_bright
+from cem_fast.data.stored import StoredImages
 
 CHANNELS = (1, 3, 4)  # of ordinary images: grey, color, and color with transparency
 
@@ -76,19 +79,20 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def read_items(items: Iterable[Any], argument: str) -> tuple[Tensor, Tensor]:
+def read_items(items: Iterable[Any], argument: str, count: int = 0) -> tuple[Tensor, Tensor]:
     """Reads pairs of an image and an integer label.
 
     Args:
         items: the pairs; see :meth:`cem_fast.data.Splits.from_datasets` for the images.
         argument: their name in errors.
+        count: number of items whose images stay in a file if they do not fit into memory; 0 to hold all.
 
     Returns:
         Images ``[N, C, H, W]`` float32 in [0, 1] and labels ``[N]`` int64.
 
     Raises:
         TypeError: an item is no such pair.
-        ValueError: there is none, shapes differ, pixels lie outside [0, 1], or a label is negative.
+        ValueError: there is none, shapes differ, pixels lie outside [0, 1], or a label is negative. Or there is no place for a file.
 
     Example:
         >>> import numpy as np
@@ -99,29 +103,46 @@ def read_items(items: Iterable[Any], argument: str) -> tuple[Tensor, Tensor]:
     """
     images: list[Tensor] = []
     labels: list[int] = []
-    deep: list[int] = []
-    for index, item in enumerate(items):
-        if not isinstance(item, tuple | list) or len(item) != 2:
-            raise TypeError(f"{argument}[{index}] must be a pair (image, label), got {type(item).__name__}")
-        try:
-            label = operator.index(item[1])
-        except TypeError:
-            raise TypeError(f"the label of {argument}[{index}] must be an integer, got {item[1]!r}") from None
-        if label < 0:
-            raise ValueError(f"the label of {argument}[{index}] must not be negative, got {label}")
-        image = _to_tensor(item[0], f"{argument}[{index}]")
-        if images and image.shape != images[0].shape:
-            raise ValueError(
-                f"{argument}[{index}] must have the shape of {argument}[0] {tuple(images[0].shape)}, got {tuple(image.shape)}"
-            )
-        images.append(image)
-        labels.append(label)
-        if isinstance(item[0], Image) and is_of_unknown_range(item[0]):
-            deep.append(index)
-    if not images:
-        raise ValueError(f"{argument} must hold at least one image, got an empty dataset")
-    require_bright(torch.stack([images[index] for index in deep]) if deep else torch.empty(0), argument)
-    return torch.stack(images), torch.tensor(labels)
+    brightest: list[Tensor] = []  # of images of unknown range
+    file: IO[bytes] | None = None
+    with ExitStack() as scratch:
+        for index, item in enumerate(items):
+            image, label = _read_item(item, f"{argument}[{index}]")
+            if not images:
+                images.append(image)
+                needed = 4 * count * image.numel()
+                if needed > stored.MEMORY:
+                    file = scratch.enter_context(cache.scratch(needed))
+                    stored.begin(file, (count, *image.shape), "<f4")
+            elif file is None:
+                images.append(image)
+            if image.shape != images[0].shape:
+                raise ValueError(
+                    f"{argument}[{index}] must have the shape of {argument}[0] {tuple(images[0].shape)}, got {tuple(image.shape)}"
+                )
+            if file is not None:
+                file.write(image.contiguous().numpy().tobytes())
+            labels.append(label)
+            if isinstance(item[0], Image) and is_of_unknown_range(item[0]):
+                brightest.append(image.max())
+        if not images:
+            raise ValueError(f"{argument} must hold at least one image, got an empty dataset")
+        require_bright(torch.stack(brightest) if brightest else torch.empty(0), argument)
+        found = torch.stack(images) if file is None else StoredImages(file).as_tensor()
+    return found, torch.tensor(labels)
+
+
+def _read_item(item: Any, where: str) -> tuple[Tensor, int]:
+    """The image ``[C, H, W]`` float32 and the label of an item."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise TypeError(f"{where} must be a pair (image, label), got {type(item).__name__}")
+    try:
+        label = operator.index(item[1])
+    except TypeError:
+        raise TypeError(f"the label of {where} must be an integer, got {item[1]!r}") from None
+    if label < 0:
+        raise ValueError(f"the label of {where} must not be negative, got {label}")
+    return _to_tensor(item[0], where), label
 
 
 def require_channels_first(shape: Sequence[int], what: str) -> None:

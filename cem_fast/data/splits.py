@@ -266,7 +266,7 @@ class Splits:
             name: name of the data set in results.
 
         Returns:
-            The splits, with all images in memory.
+            The splits. Images of a part that takes more than 2 GB as float32 are kept in a file.
 
         Raises:
             TypeError: an item is not a pair of an image and an integer label.
@@ -290,7 +290,7 @@ class Splits:
                 raise TypeError(
                     f"{argument} must be a map-style data set or a list of pairs (image, label), got {kind}"
                 )
-            images, labels = read_items(chosen_items(source, range(len(dataset))), argument)
+            images, labels = read_items(chosen_items(source, range(len(dataset))), argument, len(dataset))
             groups = torch.arange(len(labels)) + sum(map(len, parts))
             parts.append(Part(images, labels, groups))
         shapes = [tuple(part.images.shape[1:]) for part in parts]

@@ -209,6 +209,23 @@ def test_every_kind_of_defense_trains_from_a_file(tmp_path, little_memory, defen
     assert again[0][:2] == pytest.approx(losses[0][:2], rel=1e-3)
 
 
+@pytest.mark.parametrize("workers", [None, 2])
+def test_a_data_set_that_does_not_fit_is_kept_in_a_file(tmp_path, little_memory, workers):
+    pairs = [(torch.rand(3, 16, 16), index % 2) for index in range(12)]
+    source = pairs if workers is None else torch.utils.data.DataLoader(pairs, batch_size=5, num_workers=workers)
+    whole = data.Splits.from_datasets(source, pairs[:2])
+    little_memory()
+    found = data.Splits.from_datasets(source, pairs[:2])
+    assert isinstance(found.train.images, StoredImages)
+    assert found.digest() == whole.digest()
+    assert torch.equal(found.train.images[3:7], whole.train.images[3:7])
+    assert not list((tmp_path / "kept").rglob("*.*")), "the file has no name any more"
+    with pytest.raises(
+        ValueError, match=r"train\[12\] must have the shape of train\[0\] \(3, 16, 16\), got \(3, 8, 8\)"
+    ):
+        data.Splits.from_datasets([*pairs, (torch.rand(3, 8, 8), 1)], pairs[:2])
+
+
 def test_features_that_do_not_fit_are_computed_in_every_iteration_of_a_fit(tmp_path, monkeypatch, little_memory):
     little_memory()
     splits = data.load(photographs(tmp_path / "photos", count=300), fold=0)
