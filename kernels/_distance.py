@@ -12,6 +12,9 @@ from cem_fast.kernels._launch import kernel, launch
 from cem_fast.kernels._rows import find_segment, load_tile, rows_of
 from torch import Tensor
 
+# Scale of deviations whose squares float32 cannot hold. The largest leave room for the sum over 2^28 dimensions.
+FAR: tl.constexpr = tl.constexpr(2.0**-80)
+
 
 @triton.jit
 def tile_distances(
@@ -86,6 +89,56 @@ def distances(
             DIAG, BLOCK_N, BLOCK_K, BLOCK_D,
         )  # fmt: skip
     return total
+
+
+@triton.jit
+def far_squares(x, mean):
+    """``(x - mu)^2`` of one tile of x and one component, scaled by ``FAR`` squared."""
+    # one operation, because x FAR would be kept in registers for all components
+    deviation = tl.fma(x, tl.full([1, 1], FAR, x.dtype), -(mean * FAR)[None, :])
+    return deviation * deviation
+
+
+@triton.jit
+def far_distance(
+    x_ptr, stride, row, valid, means_ptr, component, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """``sum_d (x - mu)^2`` of one component, scaled by ``FAR`` squared, ``[BLOCK_N]``."""
+    dtype = means_ptr.dtype.element_ty
+    total = tl.zeros([BLOCK_N], dtype)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        inside = d < D
+        x = load_tile(x_ptr, stride, row, valid, d, inside, dtype)
+        total += tl.sum(far_squares(x, tl.load(means_ptr + component * D + d, mask=inside, other=0)), 1)
+    return total
+
+
+@triton.jit
+def next_wanted(wanted, j, BLOCK_K: tl.constexpr):
+    """First column after j with a True element; BLOCK_K if there is none."""
+    column = tl.arange(0, BLOCK_K)
+    some = tl.max(wanted.to(tl.int32), 0)
+    return tl.min(tl.where((some > 0) & (column > j), column, BLOCK_K), 0)
+
+
+@triton.jit
+def over_variance(
+    total, variance, x_ptr, stride, row, valid, means_ptr, c, first, K, D,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """``total / variance`` of a tile of components. Distances that float32 cannot hold are computed again, scaled."""
+    ratio = total / variance[None, :]
+    if total.dtype == tl.float32:
+        column = tl.arange(0, BLOCK_K)
+        beyond = (total == float("inf")) & valid[:, None] & (first + column < K)[None, :]
+        j = next_wanted(beyond, -1, BLOCK_K)
+        while j < BLOCK_K:
+            far = far_distance(x_ptr, stride, row, valid, means_ptr, c * K + first + j, D, BLOCK_N, BLOCK_D)
+            scaled = far[:, None] / (variance * FAR)[None, :] / FAR
+            ratio = tl.where(beyond & (column == j)[None, :], scaled, ratio)
+            j = next_wanted(beyond, j, BLOCK_K)
+    return ratio
 
 
 @kernel("x_ptr", "stride", "means_ptr", "variances_ptr", "D", "split_size")

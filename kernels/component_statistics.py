@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from cem_fast.kernels import _configs
 from cem_fast.kernels._configs import BLOCK_K
-from cem_fast.kernels._distance import distances, split_distances
+from cem_fast.kernels._distance import distances, far_distance, far_squares, over_variance, split_distances
 from cem_fast.kernels._grouping import group
 from cem_fast.kernels._launch import aligned, cdiv, configuration, kernel, launch, unit_stride
 from cem_fast.kernels._reduce import Partials
@@ -41,6 +41,21 @@ def add_moments(
             tl.store(
                 at + first_width, total + tl.load(at + first_width, mask=only_if(again, inside), other=0), mask=inside
             )
+
+
+@triton.jit
+def nearest_of_far(
+    x_ptr, stride, row, valid, means_ptr, c, K, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """The nearest mean of rows whose squared distances float32 cannot hold."""
+    lowest = tl.full([BLOCK_N], float("inf"), means_ptr.dtype.element_ty)
+    best = tl.zeros([BLOCK_N], tl.int32)
+    for k in range(0, K):
+        distance = far_distance(x_ptr, stride, row, valid, means_ptr, c * K + k, D, BLOCK_N, BLOCK_D)
+        better = distance < lowest
+        lowest = tl.where(better, distance, lowest)
+        best = tl.where(better, k, best)
+    return best
 
 
 @kernel("x_ptr", "stride", "means_ptr", "variances_ptr", "partial_ptr", "D", "first_width", "second_width", "width")
@@ -111,7 +126,11 @@ def component_statistics_fwd_kernel(
                         score = total + constant[None, :]
                     else:
                         variance = tl.load(variances_ptr + at, mask=exists, other=1)
-                        score = total / variance[None, :] + (constant + D * tl.log(variance))[None, :]
+                        ratio = over_variance(
+                            total, variance, x_ptr, stride, row, valid, means_ptr, c, first, K, D,
+                            BLOCK_N, BLOCK_K, BLOCK_D,
+                        )  # fmt: skip
+                        score = ratio + (constant + D * tl.log(variance))[None, :]
                 # torch's order: NaN before every number, then the lowest index
                 score = tl.where(score == score, score, float("-inf"))
                 score = tl.where(exists[None, :], score, float("inf"))
@@ -122,6 +141,11 @@ def component_statistics_fwd_kernel(
                 lowest = tl.where(better, tile_lowest, lowest)
                 square = tl.where(better, tile_square, square)
                 best = tl.where(better, tile_best, best)
+            if dtype == tl.float32 and not DIAG:
+                beyond = valid & (lowest == float("inf")) & (posterior == 0)
+                if tl.max(beyond.to(tl.int32), 0) > 0:
+                    nearest = nearest_of_far(x_ptr, stride, row, valid, means_ptr, c, K, D, BLOCK_N, BLOCK_D)
+                    best = tl.where(beyond, nearest, best)
             tl.store(assignment_ptr + row, best.to(tl.int64), mask=valid)
             for first in range(0, K, BLOCK_K):
                 component = first + tl.arange(0, BLOCK_K)
@@ -188,6 +212,16 @@ def resident_statistics_kernel(
                 better = (distance < lowest) | (k == 0)
                 lowest = tl.where(better, distance, lowest)
                 best = tl.where(better, k, best)
+            if dtype == tl.float32:
+                # squares of smaller deviations keep the order where all others overflow
+                beyond = valid & (lowest == float("inf"))
+                if tl.max(beyond.to(tl.int32), 0) > 0:
+                    for k in range(0, K):
+                        mean = tl.load(means_ptr + (c * K + k) * D + d, mask=inside, other=0)
+                        distance = tl.sum(far_squares(x, mean), 1)
+                        better = beyond & (distance < lowest)
+                        lowest = tl.where(better, distance, lowest)
+                        best = tl.where(better, k, best)
             best = tl.where(valid, best, -1)
             for k in range(0, K):
                 mine = best == k

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from cem_fast.kernels._configs import Config
+from cem_fast.kernels._distance import next_wanted
 from cem_fast.kernels._launch import (
     cdiv,
     configuration,
@@ -167,6 +168,13 @@ def certain_floor(total, constant, norm, exists):
 
 
 @triton.jit
+def root_scale(variance):
+    """A power of two, at most 1 and near ``variance ** -0.5``: deviations times it can be squared, and lose no bit."""
+    exponent = tl.maximum(variance.to(tl.int32, bitcast=True) >> 23, 127) - 127
+    return ((127 - exponent // 2) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def direct_distance(
     x_ptr, stride, means_ptr, variances_ptr, row, valid, k, D,
     DIAG: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -179,23 +187,23 @@ def direct_distance(
         d = start + tl.arange(0, BLOCK_D)
         inside = d < D
         mean = tl.load(means_ptr + k.to(tl.int64) * D + d, mask=inside, other=0)
-        deviation = load_tile(x_ptr, stride, row, valid, d, inside, dtype) - mean[None, :]
+        if DIAG:
+            variance = tl.load(variances_ptr + k.to(tl.int64) * D + d, mask=inside, other=1)
+        else:
+            variance = tl.full([BLOCK_D], 0, dtype) + tl.load(variances_ptr + k)
+        scale = root_scale(variance)
+        x = load_tile(x_ptr, stride, row, valid, d, inside, dtype)
+        deviation = x * scale[None, :] - (mean * scale)[None, :]
         square = deviation * deviation
         if DIAG:
-            square *= (1 / tl.load(variances_ptr + k.to(tl.int64) * D + d, mask=inside, other=1))[None, :]
+            square *= (1 / (variance * scale * scale))[None, :]
         squares += square
     total = tl.sum(squares, 1)
     if not DIAG:
-        total /= tl.load(variances_ptr + k)
+        variance = tl.load(variances_ptr + k)
+        scale = root_scale(variance)
+        total /= variance * scale * scale
     return total
-
-
-@triton.jit
-def next_wanted(wanted, j, BLOCK_K: tl.constexpr):
-    """First column after j with a True element; BLOCK_K if there is none."""
-    column = tl.arange(0, BLOCK_K)
-    some = tl.max(wanted.to(tl.int32), 0)
-    return tl.min(tl.where((some > 0) & (column > j), column, BLOCK_K), 0)
 
 
 @triton.jit
@@ -218,8 +226,8 @@ def joint_tile(
     reached, margin = certain_floor(total, constant, norm, exists)
     floor = tl.maximum(floor, reached)
     near = (joint + margin >= floor[:, None] - NEAR) & (norm[None, :] > total * MATERIAL)
-    # infinite or huge values may give inf - inf where the direct distance is infinite
-    near = (near | (joint != joint)) & valid[:, None] & exists[None, :]
+    # the expansion of huge values overflows, and may give inf - inf
+    near = (near | ~(tl.abs(total) < float("inf"))) & valid[:, None] & exists[None, :]
     j = next_wanted(near, -1, BLOCK_K)
     while j < BLOCK_K:
         distance = direct_distance(

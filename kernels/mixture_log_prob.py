@@ -6,7 +6,7 @@ import torch
 import triton.language as tl
 from cem_fast.kernels import global_mixture
 from cem_fast.kernels._configs import BLOCK_K, takes_products
-from cem_fast.kernels._distance import distances, split_distances
+from cem_fast.kernels._distance import distances, over_variance, split_distances
 from cem_fast.kernels._grouping import group
 from cem_fast.kernels._launch import aligned, cdiv, configuration, kernel, launch, row_windows, unit_stride
 from cem_fast.kernels._reduce import Partials
@@ -65,7 +65,10 @@ def mixture_log_prob_fwd_kernel(
                 joint = constant[None, :] - 0.5 * total
             else:
                 variance = tl.load(variances_ptr + at, mask=exists, other=1)
-                joint = (constant - 0.5 * D.to(dtype) * tl.log(variance))[None, :] - 0.5 * total / variance[None, :]
+                ratio = over_variance(
+                    total, variance, x_ptr, stride, row, valid, means_ptr, c, first, K, D, BLOCK_N, BLOCK_K, BLOCK_D
+                )  # fmt: skip
+                joint = (constant - 0.5 * D.to(dtype) * tl.log(variance))[None, :] - 0.5 * ratio
             joint = tl.where(exists[None, :], joint, float("-inf"))
             if with_responsibilities:
                 mask = valid[:, None] & exists[None, :]

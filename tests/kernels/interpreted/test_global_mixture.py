@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cem_fast.kernels import _configs, _launch
+from support import far
 from support.error_budget import PLACES, case, within_budget
 from support.interpreter import watching
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -146,6 +147,21 @@ def test_values_that_are_not_finite(diag):
     torch.testing.assert_close(log_prob, expected, equal_nan=True)
     dx = OPS.mixture_log_prob_bwd(torch.ones_like(log_prob), x, means, variances, weights, None, log_prob, x[:, :0])
     assert not dx[3:].isnan().any()
+
+
+def test_features_too_large_to_square_have_right_densities():
+    x, means = far.case(32)
+    weights = torch.full((1, 129), 1 / 129)
+    arguments = [x.clamp(-1e20, 1e20), means.repeat(1, 43, 1), 1e38 * torch.ones(1, 129), weights, None]
+    log_prob, _ = OPS.mixture_log_prob_fwd(*arguments, False)
+    assert log_prob.isfinite().all()
+    torch.testing.assert_close(log_prob, reference.mixture_log_prob_fwd(*arguments, False)[0])
+
+
+@long
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+def test_features_too_large_to_square_have_right_densities_and_gradients(diag):
+    far.check_densities(OPS, 48, diag=diag, components=129)
 
 
 def test_a_component_of_infinite_distance_takes_no_part():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from cem_fast.kernels import _configs, _grouping, _launch
 from cem_fast.kernels.operators import OPERATORS
+from support import far
 from support.definitions import Mixture, draw
 from support.interpreter import watching
 from support.tolerances import RELATIVE, relative_error
@@ -99,12 +100,20 @@ def test_against_the_reference(shape, dtype, diag):
     check_all(*case(shape, diag, dtype), dtype)
 
 
-def test_features_too_large_to_square_have_right_densities():
-    x, means = torch.full((2, 3), 3e19), torch.zeros(1, 1, 3)
-    variances, weights = torch.full((1, 1, 3), 1e38), torch.ones(1, 1)
-    log_prob, kept = check("mixture_log_prob_fwd", torch.float32, x, means, variances, weights, None, True)
-    assert log_prob.isfinite().all()
-    check("mixture_log_prob_bwd", torch.float32, torch.ones(2), x, means, variances, weights, None, log_prob, kept)
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+@pytest.mark.parametrize("width", far.WIDTHS)
+def test_features_too_large_to_square_have_right_densities_and_gradients(width, diag):
+    far.check_densities(ops, width, diag=diag)
+
+
+@pytest.mark.parametrize("width", far.WIDTHS)
+def test_rows_too_far_to_square_go_to_the_nearest_mean(width):
+    far.check_nearest(ops, width)
+
+
+def test_far_components_in_every_tile_and_near_ones_among_them():
+    far.check_nearest(ops, 3, components=21)
+    far.check_densities(ops, 3, diag=False, components=21)
 
 
 @pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
