@@ -124,18 +124,18 @@ def next_wanted(wanted, j, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def over_variance(
-    total, variance, x_ptr, stride, row, valid, means_ptr, c, first, K, D,
+    factor: tl.constexpr, total, variance, x_ptr, stride, row, valid, means_ptr, c, first, K, D,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """``total / variance`` of a tile of components. Distances that float32 cannot hold are computed again, scaled."""
-    ratio = total / variance[None, :]
+    """``factor total / variance`` of a tile of components. Distances that float32 cannot hold are computed again, scaled."""
+    ratio = factor * total / variance[None, :]
     if total.dtype == tl.float32:
         column = tl.arange(0, BLOCK_K)
         beyond = (total == float("inf")) & valid[:, None] & (first + column < K)[None, :]
         j = next_wanted(beyond, -1, BLOCK_K)
         while j < BLOCK_K:
             far = far_distance(x_ptr, stride, row, valid, means_ptr, c * K + first + j, D, BLOCK_N, BLOCK_D)
-            scaled = far[:, None] / (variance * FAR)[None, :] / FAR
+            scaled = factor * far[:, None] / (variance * FAR)[None, :] / FAR
             ratio = tl.where(beyond & (column == j)[None, :], scaled, ratio)
             j = next_wanted(beyond, j, BLOCK_K)
     return ratio

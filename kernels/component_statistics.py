@@ -127,7 +127,7 @@ def component_statistics_fwd_kernel(
                     else:
                         variance = tl.load(variances_ptr + at, mask=exists, other=1)
                         ratio = over_variance(
-                            total, variance, x_ptr, stride, row, valid, means_ptr, c, first, K, D,
+                            1.0, total, variance, x_ptr, stride, row, valid, means_ptr, c, first, K, D,
                             BLOCK_N, BLOCK_K, BLOCK_D,
                         )  # fmt: skip
                         score = ratio + (constant + D * tl.log(variance))[None, :]

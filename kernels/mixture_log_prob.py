@@ -65,10 +65,11 @@ def mixture_log_prob_fwd_kernel(
                 joint = constant[None, :] - 0.5 * total
             else:
                 variance = tl.load(variances_ptr + at, mask=exists, other=1)
-                ratio = over_variance(
-                    total, variance, x_ptr, stride, row, valid, means_ptr, c, first, K, D, BLOCK_N, BLOCK_K, BLOCK_D
+                constant -= 0.5 * D.to(dtype) * tl.log(variance)
+                joint = constant[None, :] - over_variance(
+                    0.5, total, variance, x_ptr, stride, row, valid, means_ptr, c, first, K, D,
+                    BLOCK_N, BLOCK_K, BLOCK_D,
                 )  # fmt: skip
-                joint = (constant - 0.5 * D.to(dtype) * tl.log(variance))[None, :] - 0.5 * ratio
             joint = tl.where(exists[None, :], joint, float("-inf"))
             if with_responsibilities:
                 mask = valid[:, None] & exists[None, :]
