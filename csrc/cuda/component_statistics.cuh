@@ -324,12 +324,17 @@ struct Choice {
   int component;
   T distance;
 
-  // Of kTogether components from k0 on; each half of the warp has a row.
-  __device__ static Choice of(const Mixture& mixture, const double* normalizers, int group, int k0, T distance) {
+  // Of kTogether components from k0 on; each half of the warp has a row. wide(k) is a distance that float cannot hold.
+  template <class F>
+  __device__ static Choice of(const Mixture& mixture, const double* normalizers, int group, int k0, T distance,
+                              const F& wide) {
     constexpr int kLanes = kWarp / (kRows * kTogether<T>);
     const int K = static_cast<int>(mixture.components), lane = threadIdx.x % kWarp;
     int k = k0 + lane / kLanes % kTogether<T>;
     double score = k < K ? static_cast<double>(distance) : INFINITY;
+    if constexpr (std::is_same_v<T, float>) {
+      if (k < K && distance == INFINITY) score = wide(k);
+    }
     if (normalizers != nullptr && k < K)
       score = -log_joint<T>(mixture, normalizers, static_cast<int64_t>(group) * K + k, score);
     UNROLL
@@ -402,7 +407,14 @@ __device__ void sum_rows(const Statistics<T>& p, const Part& part, const Own<T>&
       }
       T distance = sum_transposed(sum);
       if (together) distance = warps.sum(distance);
-      const Choice<T> found = Choice<T>::of(p.mixture, p.normalizers, part.group, k0, distance);
+      static_assert(kRows == 2);
+      const auto wide = [&](int k) -> double {
+        if (variances != nullptr) return INFINITY;
+        const X* own = static_cast<const X*>(p.x.data) + (lane < kWarp / kRows ? row[0] : row[kRows - 1]) * p.x.stride;
+        const int64_t ck = static_cast<int64_t>(part.group) * K + k;
+        return wide_distance(own, static_cast<const T*>(p.mixture.means) + ck * D, D);
+      };
+      const Choice<T> found = Choice<T>::of(p.mixture, p.normalizers, part.group, k0, distance, wide);
       if (k0 == 0 || comes_before(found.score, found.component, best.score, best.component)) best = found;
     }
     UNROLL

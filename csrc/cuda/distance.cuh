@@ -1,8 +1,8 @@
 // Squared distances of rows to the components of their class, in direct form: sum_d (x_d - mu_d)^2 (/ v_d).
 #pragma once
 
-#include "element.cuh"
 #include "groups.cuh"
+#include "row.cuh"
 
 namespace cem_fast::cuda {
 
@@ -97,7 +97,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         sum[i] += deviation * weight * deviation;
       }
     }
-    for (int i = 0; i < kRowsOfThread; ++i) total[i] += static_cast<double>(sum[i]);
+    for (int i = 0; i < kRowsOfThread; ++i) {
+      double squares = static_cast<double>(sum[i]);
+      if constexpr (!kWeighted && std::is_same_v<T, float>) {
+        const int r = r0 + i * (kTileRows / kRowsOfThread);
+        if (sum[i] == INFINITY) squares = wide_distance(row[r], mean[q], dims);
+      }
+      total[i] += squares;
+    }
     __syncthreads();
   }
   if (k0 + q >= K) return;

@@ -66,6 +66,18 @@ __device__ void write_vector(const T (&from)[kCount], T* to) {
   }
 }
 
+// The squared distance of a row to a mean, by one thread: one that float cannot hold.
+template <class X, class T>
+__device__ double wide_distance(const X* row, const T* mean, int64_t D) {
+  double total = 0;
+  UNROLL_BY(1)
+  for (int64_t d = 0; d < D; ++d) {
+    const double deviation = static_cast<double>(widen(row[d])) - static_cast<double>(mean[d]);
+    total += deviation * deviation;
+  }
+  return total;
+}
+
 // Whether rows can be read 16 bytes at a time: where they start, the distance between them and their length, in bytes.
 inline bool is_aligned(const void* data, int64_t stride, int64_t length) {
   return (reinterpret_cast<uintptr_t>(data) | static_cast<uint64_t>(stride) | static_cast<uint64_t>(length)) % 16 == 0;

@@ -88,7 +88,16 @@ __device__ void for_each_distance(const X* const (&row)[kWarpRows<T>], const T* 
       if (d < end) add_squares<false, kWeighted>(row, mean, weight, count, D, d, sum);
       total += static_cast<double>(transposed_sum(sum));
     }
-    if (j < count) use(r, k + j, total);
+    if (j >= count) continue;
+    if constexpr (!kWeighted && std::is_same_v<T, float>) {
+      if (total == INFINITY) {
+        UNROLL
+        for (int other = 0; other < kWarpRows<T>; ++other) {
+          if (r == other) total = wide_distance(row[other], mean + j * D, D);
+        }
+      }
+    }
+    use(r, k + j, total);
   }
 }
 

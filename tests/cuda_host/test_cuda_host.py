@@ -9,6 +9,7 @@ import pytest
 import torch
 from cuda_host.host import SOURCES, Failure, Host, barriers, build
 from cuda_host.problems import SHAPES, Problem, allowed, expected, problems
+from support import far
 from support.error_budget import sums_at_an_offset
 from support.tolerances import relative_error
 
@@ -86,6 +87,36 @@ def test_sums_keep_a_small_spread_about_a_large_offset(host):
 def test_nan_features_are_assigned_as_torch_does(host):
     x, means = torch.tensor([[0.0, torch.nan], [1.0, 2.0]]), torch.tensor([[[5.0, 5.0], [1.0, 2.0]]])
     agree(host, Problem("component_statistics_fwd", [x, means, None, None, None, False, False]))
+
+
+@pytest.mark.parametrize("components", [3, 21])
+@pytest.mark.parametrize("width", far.WIDTHS)
+def test_features_too_large_to_square_have_right_densities_and_gradients(host, width, components):
+    for diag in (False, True):
+        far.check_densities(host, width, diag=diag, components=components)
+
+
+@pytest.mark.parametrize("components", [3, 21])
+@pytest.mark.parametrize("width", far.WIDTHS)
+def test_rows_too_far_to_square_go_to_the_nearest_mean(host, width, components):
+    far.check_nearest(host, width, components=components)
+
+
+@pytest.mark.parametrize("width", far.WIDTHS)
+def test_kmeans_moves_means_to_rows_too_far_to_square(host, width):
+    x, means = far.case(width)
+    problem = Problem("kmeans", [x, means, None, 1, 1e-4, False])
+    found, wanted = run(host, problem), expected(problem)
+    assert relative_error(found[0], wanted[0]) < allowed(problem, found[0])
+    assert torch.equal(found[1], wanted[1].float())
+
+
+def test_em_on_features_too_large_to_square(host):
+    generator = torch.Generator().manual_seed(0)
+    means = 1e19 * torch.rand(1, 3, 64, generator=generator)
+    x = means[0].repeat(20, 1) + 2e17 * torch.randn(60, 64, generator=generator)
+    spread = torch.full((1, 3), 1e36), torch.full((1, 3), 1 / 3)
+    agree(host, Problem("expectation_maximization", [x, means, *spread, None, 2, 1e-2, 0.0]))
 
 
 @pytest.mark.parametrize("rows, labeled, launches", [(50, True, 2), (150, True, 4), (150, False, 2)])
