@@ -88,8 +88,8 @@ class Inversion(Attack):
     knowledge = f"{QUERIES}; besides, knows the likelihood of the noise and differentiates through the encoder"
 
     image_shape: tuple[int, int, int]
-    decoder_steps: int = 1200
-    corrector_steps: int = 300
+    decoder_steps: int = 1500
+    corrector_steps: int = 400
     map_steps: int = 120
     stages: int = 3
     seed: int = 0
