@@ -18,7 +18,7 @@ from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.seeding import seeded
 from cem_fast.loss import CEMLoss
 from cem_fast.models.split import SplitModel
-from cem_fast.training import clean_features
+from cem_fast.training.measure import fit
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ def measure_training(
         raise ValueError("images must hold at least one image, got none")
     require_count("steps", steps)
     known = labels if cem.mixture.num_classes > 1 else None
-    noise_std = cem.noise_variance.sqrt().to(images)
+    noise_std = cem.noise_variance.sqrt().to(images.device, images.dtype)
     networks = {with_cem: copy.deepcopy(model).train() for with_cem in (False, True)}
     optimizers = {key: torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9) for key, net in networks.items()}
 
     def refit() -> None:
-        cem.fit(clean_features(networks[True], images), known)
+        fit(cem, networks[True], images, known)
 
     def step(with_cem: bool, rows: Tensor) -> None:
         features = networks[with_cem].encoder(images[rows])

@@ -163,7 +163,7 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
     from cem_fast._support.lookup import lookup
     from cem_fast.cli.progress import describe
     from cem_fast.experiments import saved_run
-    from cem_fast.experiments.attack import attack_model, infer
+    from cem_fast.experiments.attack import attack_model, in_memory, infer
     from cem_fast.experiments.build import build_attack
 
     loaded = saved_run.load_run(run, device=devices.find(device), data_from=data_from)
@@ -174,9 +174,10 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
         lookup("attack", name, dict.fromkeys(attacks.names()))
     saved, baseline = loaded.description.record.attacks, loaded.description.baseline
     console = consoles.make()
+    images = in_memory(loaded.data, loaded.model)
     for name in config.attacks:
-        say(console, build_attack(name, config, loaded.data).overview())
-    table = Table(title=f"{describe(config)}: {len(loaded.data.victims)} images under attack", title_justify="left")
+        say(console, build_attack(name, config, images).overview())
+    table = Table(title=f"{describe(config)}: {len(images.victims)} images under attack", title_justify="left")
     for column in ("attack", "MSE", "half the budget", "PSNR, dB", "SSIM", "recognized", "when trained", "seconds"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     observe = training.observer(loaded.model, loaded.defense)
@@ -187,7 +188,7 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
                 name,
                 loaded.model,
                 loaded.defense,
-                loaded.data,
+                images,
                 config,
                 observe=observe,
                 on_stage=partial(watch.stage, 0),
@@ -206,7 +207,7 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
         inferred = infer(
             loaded.model,
             loaded.defense,
-            loaded.data,
+            images,
             seed=config.seed,
             observe=observe,
             on_stage=partial(watch.stage, 0),

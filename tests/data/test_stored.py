@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cem_fast import CEMLoss, CEMSchedule, data, defenses, models, training
+from cem_fast import CEMLoss, CEMSchedule, cost, data, defenses, models, training
+from cem_fast.cli.main import main
 from cem_fast.config import RunConfig
 from cem_fast.data import cache, decoding, memory, stored
 from cem_fast.data.stored import StoredImages
@@ -244,7 +245,7 @@ def test_features_that_do_not_fit_are_computed_in_every_iteration_of_a_fit(tmp_p
     assert torch.equal(many[:32], one)
 
 
-def test_attacks_draw_what_fits_and_the_record_says_so(tmp_path, monkeypatch, little_memory):
+def test_attacks_draw_what_fits_and_the_record_says_so(tmp_path, monkeypatch, little_memory, capsys):
     path = photographs(tmp_path / "photos", count=60)
     little_memory()
     monkeypatch.setattr(memory, "room", lambda image, features=(): 20 if features else 7)
@@ -258,6 +259,11 @@ def test_attacks_draw_what_fits_and_the_record_says_so(tmp_path, monkeypatch, li
     assert (facts.num_train, facts.num_attacker, facts.num_available, facts.num_victims) == (48, 20, 48, 7)
     assert len(found.measurements["mse.ridge"]) == 7
     assert isinstance(found.data.train.images, StoredImages)
+    with pytest.warns(UserWarning, match="attacks hold 20 of 48 images"):
+        assert main(["attack", str(tmp_path / "run"), "--attacks", "ridge"]) == 0
+    assert "7 images under attack" in capsys.readouterr().out
+    part = found.data.train
+    assert cost.measure_training(found.model, found.loss, part.images, part.labels, batch_size=8, steps=1).step > 0
 
 
 PEAK = """
