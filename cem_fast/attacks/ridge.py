@@ -107,10 +107,10 @@ def _by_features(
 
     Features ``[draws, N, D]`` are centered over all images; pixels are ``[N, P]``.
     """
-    path = _Path(features[:, training], pixels[training])
+    path = _Path(features[:, training], pixels[training].double())
     seen = features[0, validation] @ path.basis
-    penalty = _best(lambda penalty: path.predict(seen, penalty), pixels[validation])
-    path = _Path(features, pixels)
+    penalty = _best(lambda penalty: path.predict(seen, penalty), pixels[validation].double())
+    path = _Path(features, pixels.to(torch.float64, copy=True))
     return (path.weights(penalty),), path.intercept, penalty
 
 
@@ -123,19 +123,23 @@ def _by_observations(
     gram = flat @ flat.T
     rows = (torch.arange(draws, device=flat.device)[:, None] * count + training).flatten()
     known, seen = gram[rows][:, rows], gram[validation][:, rows]
-    intercept = pixels[training].mean(0)
+    targets = pixels[training].double()
+    intercept = targets.mean(0)
+    targets -= intercept
 
     def predict(penalty: float) -> Tensor:
         # All draws share their targets: sum the coefficients instead of repeating the targets.
         coefficients = torch.cholesky_solve(seen.T, _factor(known, penalty)).T
-        return intercept + coefficients.unflatten(1, (draws, -1)).sum(1) @ (pixels[training] - intercept)
+        return intercept + coefficients.unflatten(1, (draws, -1)).sum(1) @ targets
 
-    penalty = _best(predict, pixels[validation])
+    penalty = _best(predict, pixels[validation].double())
     if len(flat) >= dimensions:  # features outnumber observations only where a fifth is held out
-        path = _Path(features, pixels)
+        path = _Path(features, pixels.to(torch.float64, copy=True))
         return (path.weights(penalty),), path.intercept, penalty
-    intercept = pixels.mean(0)
-    coefficients = torch.cholesky_solve(pixels.sub_(intercept).repeat(draws, 1), _factor(gram, penalty))
+    targets = pixels.double()
+    intercept = targets.mean(0)
+    targets = targets - intercept
+    coefficients = torch.cholesky_solve(targets.repeat(draws, 1), _factor(gram, penalty))
     factors = (flat.T, coefficients)
     return factors if dimensions * pixels.shape[1] > LARGEST else (flat.T @ coefficients,), intercept, penalty
 
