@@ -16,6 +16,7 @@ from torch import Tensor
 
 MEMORY = 2_000_000_000  # bytes of float32 images that are held in memory; images that need more stay in a file
 CHUNK = 256  # images that are read at once
+AT_ONCE = 1 << 24  # bytes of one call
 # the header that np.save writes for four axes; matched to the byte, since evaluating it would trust the file
 HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '(\|u1|<f4)', 'fortran_order': False, 'shape': "
@@ -172,11 +173,10 @@ class StoredImages:
             into = images[begin:end].reshape(-1).view(np.uint8)
             at, done = self.start + int(rows[begin]) * self._stride, 0
             while done < len(into):
-                part = self.file.read(min(len(into) - done, 1 << 24), at + done)
-                if not part:
+                count = self.file.read_into(into[done : done + AT_ONCE], at + done)
+                if not count:
                     raise OSError("the file of decoded images was cut short while it was in use: start again")
-                into[done : done + len(part)] = np.frombuffer(part, np.uint8)
-                done += len(part)
+                done += count
             begin = end
         return images
 
@@ -190,8 +190,13 @@ class _File:
     def __del__(self) -> None:
         os.close(self.descriptor)
 
+    # several processes may share the descriptor, and with it the position that other calls read from
+
     def read(self, count: int, at: int) -> bytes:
-        return os.pread(self.descriptor, count, at)  # several processes may share the descriptor, and its position
+        return os.pread(self.descriptor, count, at)
+
+    def read_into(self, buffer: np.ndarray, at: int) -> int:
+        return os.preadv(self.descriptor, [buffer.data], at)
 
 
 def begin(file: IO[bytes], shape: tuple[int, ...], kind: str) -> None:
