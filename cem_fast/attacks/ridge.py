@@ -73,13 +73,10 @@ class Ridge(ClosedForm):
         del observations
         self.standardize = Standardizer(stacked.flatten(0, 1))
         stacked = self.standardize(stacked)
-        pixels = images.flatten(1).to(
-            torch.float64, copy=True
-        )  # centered in place below: copies would be most of the memory
 
         dual = len(stacked) * len(training) < stacked.shape[2]
         self.factors, self.intercept, self.penalty = (_by_observations if dual else _by_features)(
-            stacked, pixels, validation, training
+            stacked, images.flatten(1), validation, training
         )
 
     @property
@@ -105,7 +102,8 @@ def _by_features(
 ) -> tuple[tuple[Tensor, ...], Tensor, float]:
     """``W [D, P]`` as a product of matrices, the intercept and the penalty, from features and pixels.
 
-    Features ``[draws, N, D]`` are centered over all images; pixels are ``[N, P]``.
+    Features ``[draws, N, D]`` are centered over all images; pixels are ``[N, P]``. They take most of the memory, so each solve
+    makes its own float64 copy.
     """
     path = _Path(features[:, training], pixels[training].double())
     seen = features[0, validation] @ path.basis
@@ -136,9 +134,9 @@ def _by_observations(
     if len(flat) >= dimensions:  # features outnumber observations only where a fifth is held out
         path = _Path(features, pixels.to(torch.float64, copy=True))
         return (path.weights(penalty),), path.intercept, penalty
-    targets = pixels.double()
+    targets = pixels.to(torch.float64, copy=True)
     intercept = targets.mean(0)
-    targets = targets - intercept
+    targets -= intercept
     coefficients = torch.cholesky_solve(targets.repeat(draws, 1), _factor(gram, penalty))
     factors = (flat.T, coefficients)
     return factors if dimensions * pixels.shape[1] > LARGEST else (flat.T @ coefficients,), intercept, penalty
