@@ -250,7 +250,7 @@ class Images:
     num_attacker: int
     num_victims: int
     num_leaked: int | None = None
-    num_available: int | None = None
+    num_available: int | None = field(default=None, metadata={"later": True})
 
 
 @dataclass(frozen=True)
