@@ -109,7 +109,7 @@ def test_a_sample_is_spread_as_the_posterior_is():
     def observe(x):
         return x[:, :, :, :4] + 0.02 * torch.randn(len(x), 1, 8, 4)
 
-    attack = build((1, 8, 8), flow_steps=300)
+    attack = build((1, 8, 8), flow_steps=1000)
     attack.fit(observe, images[:400], torch.zeros(400).long())
     features = observe(images[400:])
     hidden = images[400:, :, :, 6:].mean((1, 2, 3))
