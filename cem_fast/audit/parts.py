@@ -49,7 +49,7 @@ def read(
         )
     first, _ = read_items([dataset[0]] if len(dataset) else [], "images")
     count = min(len(dataset), most or memory.room(first.shape[1:]))
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count].sort().values.tolist()
+    order = memory.chosen(len(dataset), count, seed=seed).tolist()
     found = split(*read_items(chosen_items(images, order), "images"), seed=seed)
     return replace(found, num_available=len(dataset) * len(found.attacker) // count if count < len(dataset) else 0)
 

@@ -154,24 +154,15 @@ def keep(name: str, images: np.ndarray | StoredImages, note: str = "") -> None:
         >>> images.shape, note
         (torch.Size([2, 1, 4, 4]), 'small')
     """
-    if isinstance(images, StoredImages):
-        with suppress(OSError, RuntimeError):
-            _make_room(images.nbytes // 4)
-            os.replace(images.name, place() / f"{name}-{note}.npy")
-        return
-    if images.nbytes > LARGEST // 2:
+    if isinstance(images, np.ndarray):
+        if images.nbytes <= LARGEST // 2:
+            with suppress(OSError, ValueError), scratch(images.nbytes) as file:
+                np.save(file, images, allow_pickle=False)
+                keep(name, StoredImages(file), note)
         return
     with suppress(OSError, RuntimeError):
-        place().mkdir(parents=True, exist_ok=True, mode=0o700)
-        _make_room(images.nbytes)
-        with tempfile.NamedTemporaryFile(dir=place(), suffix=PART, delete=False) as file:
-            try:
-                np.save(file, images, allow_pickle=False)
-                file.flush()
-                os.replace(file.name, place() / f"{name}-{note}.npy")
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        _make_room(images.nbytes // 4)
+        os.replace(images.name, place() / f"{name}-{note}.npy")
 
 
 def _make_room(size: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from cem_fast.data.splits import Part, Splits
 from cem_fast.data.stored import MEMORY, StoredImages
@@ -79,7 +80,40 @@ def held(splits: Splits, most: int, victims: int, *, mirror: bool, seed: int) ->
 
 
 def _drawn(part: Part, most: int, seed: int) -> Part:
-    if len(part) > most:
-        chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:most]
-        part = part[chosen.sort().values]
+    part = drawn(part, most, seed=seed)
     return replace(part, images=part.images[:]) if isinstance(part.images, StoredImages) else part
+
+
+def drawn(part: Part, most: int, *, seed: int) -> Part:
+    """Some of the images of a part, drawn by a seed; the part itself if it has no more. Images in a file are not read.
+
+    Args:
+        part: the images.
+        most: number of images, at most.
+        seed: seed of the draw.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.data import Part
+        >>> from cem_fast.data.memory import drawn
+        >>> part = Part(torch.rand(6, 1, 8, 8), torch.arange(6), torch.arange(6))
+        >>> drawn(part, 9, seed=0) is part, drawn(part, 3, seed=0).labels
+        (True, tensor([2, 3, 5]))
+    """
+    return part if len(part) <= most else part[chosen(len(part), most, seed=seed)]
+
+
+def chosen(count: int, most: int, *, seed: int) -> Tensor:
+    """Indices of some of ``count`` images, drawn by a seed, in ascending order.
+
+    Args:
+        count: number of images.
+        most: number of indices, at most.
+        seed: seed of the draw.
+
+    Example:
+        >>> from cem_fast.data.memory import chosen
+        >>> chosen(6, 3, seed=0)
+        tensor([2, 3, 5])
+    """
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].sort().values

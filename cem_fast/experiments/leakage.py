@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cem_fast import bounds, training
 from cem_fast._support.seeding import seeded
 from cem_fast.config import RunConfig
-from cem_fast.data import Part, Splits
+from cem_fast.data import Part, Splits, memory
 from cem_fast.defenses import Defense
 from cem_fast.experiments.build import build_loss
 from cem_fast.experiments.records import Leakage
@@ -183,10 +183,7 @@ def posteriors(run: Run) -> Tensor:
 
 def _sample(model: SplitModel, part: Part) -> Part:
     """As many images as have features that fit into memory, drawn by a fixed seed; all if they are in memory themselves."""
-    most = fitting(model, part.images)
-    if len(part) <= most:
-        return part
-    return part[torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:most].sort().values]
+    return memory.drawn(part, fitting(model, part.images), seed=0)
 
 
 @torch.no_grad()

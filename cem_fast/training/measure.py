@@ -89,7 +89,7 @@ def correctness(model: SplitModel, defense: Defense, part: Part, *, draws: int, 
     labels = part.labels.to(model.device)
     hits = torch.zeros(len(part), dtype=torch.float64, device=model.device)
     with in_eval_mode(model, defense), seeded(seed, "accuracy"):
-        for rows in _in_memory(model, part.images):
+        for rows in _portions(model, part.images):
             features = clean_features(model, part.images[rows])
             for _ in range(draws):
                 released = defense.release(features)
@@ -98,7 +98,7 @@ def correctness(model: SplitModel, defense: Defense, part: Part, *, draws: int, 
     return hits.cpu() / draws
 
 
-def _in_memory(model: SplitModel, images: Tensor) -> Iterator[slice]:
+def _portions(model: SplitModel, images: Tensor) -> Iterator[slice]:
     """Images whose features fit into memory together; all of them if they are in memory themselves."""
     count = fitting(model, images)
     return (slice(start, start + count) for start in range(0, len(images), count))

@@ -43,7 +43,7 @@ def lbfgs(function: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, *,
     """
     x, (value, gradient) = start, function(start)
     pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
-    scale = 1 / _norm(gradient)  # the first step has length 1
+    scale = 1 / torch.linalg.vector_norm(gradient, dim=1).clamp_min(1e-30)  # the first step has length 1
     direction, size = -scale[:, None] * gradient, torch.ones_like(value)
     for _ in range(steps):
         trial = x + size[:, None] * direction
@@ -78,7 +78,3 @@ def _newton(pairs: deque[tuple[Tensor, Tensor, Tensor]], scale: Tensor, gradient
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(1)
-
-
-def _norm(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1).clamp_min(1e-30)
