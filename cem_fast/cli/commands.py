@@ -174,9 +174,9 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
         lookup("attack", name, dict.fromkeys(attacks.names()))
     saved, baseline = loaded.description.record.attacks, loaded.description.baseline
     console = consoles.make()
-    images = in_memory(loaded.data, loaded.model)
+    images, draws = in_memory(loaded.data, loaded.model)
     for name in config.attacks:
-        say(console, build_attack(name, config, images).overview())
+        say(console, build_attack(name, config, images, draws=draws).overview())
     table = Table(title=f"{describe(config)}: {len(images.victims)} images under attack", title_justify="left")
     for column in ("attack", "MSE", "half the budget", "PSNR, dB", "SSIM", "recognized", "when trained", "seconds"):
         table.add_column(column, justify="left" if column == "attack" else "right")
@@ -191,6 +191,7 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
                 images,
                 config,
                 observe=observe,
+                draws=draws,
                 on_stage=partial(watch.stage, 0),
             )
             half, before = outcome.mse_half_budget, saved.get(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache, partial
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor
 from cem_fast import metrics, training
 from cem_fast._support.seeding import seeded
 from cem_fast._support.warn import warn
-from cem_fast.attacks.base import Attack, ClosedForm, Observe
+from cem_fast.attacks.base import Attack, Observe
 from cem_fast.attacks.inference import FeatureClassifier
-from cem_fast.attacks.joint import Joint
 from cem_fast.attacks.nearest import Nearest
 from cem_fast.config import RunConfig
 from cem_fast.data import Part, Splits, memory
@@ -48,8 +46,8 @@ def attack_model(
         name: one of ``attacks.names()``.
         model: trained network, in eval mode.
         defense: its defense, in eval mode.
-        splits: the images; the attack learns from ``splits.attacker`` and is measured on ``splits.victims``, or those of
-            :func:`in_memory`.
+        splits: the images, all of them in memory (:func:`in_memory`); the attack learns from ``splits.attacker`` and is measured on
+            ``splits.victims``.
         config: its ``seed`` and the settings that start with ``attack_`` are used.
         observe: observer of the network; attacks given the same one share the networks that they start from.
         draws: observations per image of attacks in closed form, at most; None for those of the budget.
@@ -75,12 +73,8 @@ def attack_model(
         (torch.Size([8]), torch.Size([8, 1, 16, 16]))
     """
     observe = observe or training.observer(model, defense)
-    if (drawn := in_memory(splits, model)) is not splits:
-        splits, draws = drawn, memory.draws(len(drawn.attacker), _feature_shape(drawn, model))
     truth = splits.victims.images
-    full = build_attack(name, config, splits)
-    if draws is not None:
-        full = _limited(full, draws)
+    full = build_attack(name, config, splits, draws=draws)
     half = full.half_budget()
     stage = f"attack: {name}"
     invert = partial(_invert, observe=observe, splits=splits, device=model.device, seed=config.seed)
@@ -143,7 +137,6 @@ def infer(
         ['label', 'attribute glasses']
     """
     observe = observe or training.observer(model, defense)
-    splits = in_memory(splits, model)
     known, victims, device = splits.attacker, splits.victims, model.device
     asked = {"label": (known.labels, victims.labels)}
     asked |= {f"attribute {name}": (known.attributes[name], values) for name, values in victims.attributes.items()}
@@ -165,7 +158,7 @@ def infer(
     return found
 
 
-def in_memory(splits: Splits, model: SplitModel) -> Splits:
+def in_memory(splits: Splits, model: SplitModel) -> tuple[Splits, int | None]:
     """The images that attacks work on: the same, unless they are in a file. Of these, as many are drawn as fit into memory.
 
     All networks are attacked on the same victims. The attacker holds fewer images where features are larger.
@@ -173,6 +166,9 @@ def in_memory(splits: Splits, model: SplitModel) -> Splits:
     Args:
         splits: the images.
         model: the network, whose features take memory.
+
+    Returns:
+        The images, and the observations per image that attacks in closed form have memory for. The latter is None for the same images.
 
     Example:
         >>> import torch
@@ -182,12 +178,14 @@ def in_memory(splits: Splits, model: SplitModel) -> Splits:
         >>> part = Part(torch.rand(8, 1, 16, 16), torch.arange(8) % 2, torch.arange(8))
         >>> splits = Splits("tiny", part, part, part, 2, ("a", "b"))
         >>> model = models.build("slim", image_shape=(1, 16, 16), num_classes=2, cut=2, bottleneck=4)
-        >>> in_memory(splits, model) is splits
+        >>> in_memory(splits, model)[0] is splits
         True
     """
     if not any(isinstance(part.images, StoredImages) for part in (splits.train, splits.test, splits.attacker)):
-        return splits
-    return _in_memory(splits, _feature_shape(splits, model))
+        return splits, None
+    feature_shape = tuple(training.clean_features(model, splits.attacker.images[:1]).shape[1:])
+    drawn = _in_memory(splits, feature_shape)
+    return drawn, memory.draws(len(drawn.attacker), feature_shape)
 
 
 @lru_cache(maxsize=1)
@@ -200,10 +198,6 @@ def _in_memory(splits: Splits, feature_shape: tuple[int, ...]) -> Splits:
         "drawn by a fixed seed: all of them do not fit into 2 GB with their features"
     )
     return drawn
-
-
-def _feature_shape(splits: Splits, model: SplitModel) -> tuple[int, ...]:
-    return tuple(training.clean_features(model, splits.attacker.images[:1]).shape[1:])
 
 
 def _rate(read: Tensor, truth: Tensor) -> Rate:
@@ -272,13 +266,6 @@ def _invert(
         attack.fit(observe, known.images.to(device), known.labels.to(device))
         seen = [observe(secret) for _ in range(releases)]
         return attack.reconstruct(seen[0] if releases == 1 else torch.stack(seen)).detach().cpu()
-
-
-def _limited(attack: Attack, draws: int) -> Attack:
-    """The attack with fewer observations per image, if it is in closed form."""
-    if isinstance(attack, Joint):
-        return replace(attack, attack=_limited(attack.attack, draws))
-    return replace(attack, draws=min(attack.draws, draws)) if isinstance(attack, ClosedForm) else attack
 
 
 def _mean(values: Tensor) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cem_fast import attacks, data, defenses, models
 from cem_fast.attacks.base import Attack
+from cem_fast.attacks.budgets import budgeted
 from cem_fast.config import RunConfig
 from cem_fast.data import Splits
 from cem_fast.data.decoding import Steps
@@ -162,13 +163,14 @@ def build_loss(config: RunConfig, *, num_classes: int, process_group: ProcessGro
     )
 
 
-def build_attack(name: str, config: RunConfig, splits: Splits) -> Attack:
+def build_attack(name: str, config: RunConfig, splits: Splits, *, draws: int | None = None) -> Attack:
     """Builds an attack, not yet fitted.
 
     Args:
         name: one of ``attacks.names()``.
         config: its ``seed`` and the settings that start with ``attack_`` are used.
         splits: images that the attack will be fitted to.
+        draws: observations per image of attacks in closed form, at most; None for those of the budget.
 
     Returns:
         The attack.
@@ -183,6 +185,7 @@ def build_attack(name: str, config: RunConfig, splits: Splits) -> Attack:
         >>> build.build_attack("decoder", RunConfig(attack_epochs=3), splits).budget
         "3 epochs of the network 'slim' on its images, minimizing mse"
     """
+    usual: int = budgeted(config.attack_budget, {})["draws"]
     return attacks.build(
         name,
         image_shape=splits.image_shape,
@@ -196,4 +199,5 @@ def build_attack(name: str, config: RunConfig, splits: Splits) -> Attack:
         steps=config.attack_steps,
         budget=config.attack_budget,
         releases=config.attack_releases,
+        draws=usual if draws is None else min(usual, draws),
     )

@@ -132,10 +132,10 @@ def run(
     loss, measured, correct = _measure(config, model, defense, splits, clock, on_stage)
     attacked: dict[str, Outcome] = {}
     inferred: dict[str, Rate] = {}
-    drawn = in_memory(splits, model)
+    drawn, draws = in_memory(splits, model)
     measurements = {"correct": correct, "correct.groups": splits.test.groups.clone(), "groups": drawn.victims.groups}
     if attack:
-        attacked, found = _attack(config, model, defense, drawn, clock, on_stage)
+        attacked, found = _attack(config, model, defense, drawn, draws, clock, on_stage)
         measurements |= found
         with clock.timed("inference"):
             inferred = infer(model, defense, drawn, seed=config.seed, on_stage=on_stage)
@@ -351,7 +351,13 @@ def _measure(
 
 
 def _attack(
-    config: RunConfig, model: SplitModel, defense: Defense, splits: Splits, clock: _Clock, on_stage: Watcher
+    config: RunConfig,
+    model: SplitModel,
+    defense: Defense,
+    splits: Splits,
+    draws: int | None,
+    clock: _Clock,
+    on_stage: Watcher,
 ) -> tuple[dict[str, Outcome], dict[str, Tensor]]:
     """The outcome of every attack, their errors per victim, and a few pictures."""
     victims = splits.victims
@@ -366,7 +372,7 @@ def _attack(
     for name in config.attacks:
         with clock.timed(f"attack_{name}"):
             outcomes[name], errors, rebuilt = attack_model(
-                name, model, defense, splits, config, observe=observe, on_stage=on_stage
+                name, model, defense, splits, config, observe=observe, draws=draws, on_stage=on_stage
             )
         measurements |= {f"mse.{name}": errors, f"pictures.{name}": rebuilt[chosen]}
     return outcomes, measurements

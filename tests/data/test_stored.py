@@ -249,11 +249,13 @@ def test_attacks_draw_what_fits_and_the_record_says_so(tmp_path, monkeypatch, li
     path = photographs(tmp_path / "photos", count=60)
     little_memory()
     monkeypatch.setattr(memory, "room", lambda image, features=(): 20 if features else 7)
+    monkeypatch.setattr(memory, "draws", lambda images, features: 3)
     config = RunConfig(data=path, epochs=2, batch_size=16, attacks=("ridge",), cem_weight=1.0, cem_components=1)
     with pytest.warns(UserWarning, match="attacks hold 20 of 48 images and rebuild 7 of 12, drawn by a fixed seed"):
         record = run(config, tmp_path / "run")
     assert record is not None
     assert (record.num_test, list(record.attacks)) == (12, ["ridge"])
+    assert record.attacks["ridge"].budget == "a closed form, from 3 observations of each of its images"
     found = saved_run.load_run(tmp_path / "run")
     facts = found.description.data
     assert (facts.num_train, facts.num_attacker, facts.num_available, facts.num_victims) == (48, 20, 48, 7)
@@ -261,7 +263,9 @@ def test_attacks_draw_what_fits_and_the_record_says_so(tmp_path, monkeypatch, li
     assert isinstance(found.data.train.images, StoredImages)
     with pytest.warns(UserWarning, match="attacks hold 20 of 48 images"):
         assert main(["attack", str(tmp_path / "run"), "--attacks", "ridge"]) == 0
-    assert "7 images under attack" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "7 images under attack" in printed
+    assert "from 3 observations" in " ".join(printed.split())
     part = found.data.train
     assert cost.measure_training(found.model, found.loss, part.images, part.labels, batch_size=8, steps=1).step > 0
 
