@@ -112,8 +112,9 @@ def build(
         prior: flow model of images that the flow attack uses instead of training one.
         **settings: single settings in place of the budget's. ``epochs``: passes of the decoder attack over the attacker's images, also if
             another attack starts from it. ``gan_epochs``: passes of the gan attack. ``steps``: steps of the optimization attack.
-            ``flow_steps``: training steps of the flow attack. ``draws``: observations of each of the attacker's images, for ridge,
-            kernel_ridge and nearest. Those that the attack does not use are ignored.
+            ``flow_steps``: training steps of the flow attack. ``decoder_steps``, ``corrector_steps``, ``map_steps``, ``stages``: arguments
+            of :class:`Inversion`, and ``inversion_batch`` its ``batch_size``. ``draws``: observations of each of the attacker's images,
+            for ridge, kernel_ridge and nearest. Those that the attack does not use are ignored.
 
     Returns:
         The attack, not yet fitted.
@@ -164,11 +165,8 @@ def build(
     # attacks that use several messages by themselves
     of_many: dict[str, Callable[[], Attack]] = {
         Inversion.name: lambda: Inversion(
-            **{
-                key: amounts[key]
-                for key in ("decoder_steps", "corrector_steps", "map_steps", "stages")
-                if key in amounts
-            },
+            **{key: amounts[key] for key in ("decoder_steps", "corrector_steps", "map_steps", "stages")},
+            batch_size=amounts["inversion_batch"],
             releases=releases,
             **common,
         ),

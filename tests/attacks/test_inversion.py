@@ -17,7 +17,7 @@ from cem_fast.attacks.inversion.training import Lessons, Scene
 from cem_fast.attacks.view import View
 from cem_fast.models.split import SplitModel
 
-SMALL = {"decoder_steps": 80, "corrector_steps": 40, "map_steps": 40}
+SMALL = {"decoder_steps": 80, "corrector_steps": 40, "map_steps": 40, "batch_size": 48}
 
 
 def error(rebuilt, images):
@@ -50,6 +50,30 @@ def test_every_stage_lowers_the_error(small_faces, under_noise, inverted):
     assert found[2] < 0.97 * found[1]
     held_out = list(inverted.errors.values())
     assert held_out == sorted(held_out, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "shape, asked, images", [((3, 64, 64), 96, 54), ((3, 224, 224), 96, 48), ((3, 224, 224), 7, 7)]
+)
+def test_training_steps_on_large_images_take_fewer_of_them(shape, asked, images):
+    assert f" {images} images each" in Inversion(image_shape=shape, batch_size=asked).budget
+
+
+@pytest.mark.parametrize("budget, images", [("quick", 48), ("standard", 96)])
+def test_a_budget_names_the_images_of_a_training_step(budget, images, small_faces, under_noise, monkeypatch):
+    seen, batch = [], Lessons.batch
+
+    def counting(self):
+        found = batch(self)
+        seen.append(len(found[0]))
+        return found
+
+    monkeypatch.setattr(Lessons, "batch", counting)
+    steps = {"decoder_steps": 1, "corrector_steps": 1, "map_steps": 1}
+    built = attacks.build("inversion", image_shape=small_faces.image_shape, budget=budget, **steps)
+    known = small_faces.attacker[torch.arange(130)]
+    built.fit(under_noise, known.images, known.labels)
+    assert set(seen) == {images}
 
 
 def test_the_networks_have_not_learned_from_images_on_which_they_are_judged(small_faces, under_noise, monkeypatch):

@@ -10,7 +10,7 @@ from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import Attack, Observe
 from cem_fast.data import Splits
 
-OF_INVERSION = {"decoder_steps": 20, "corrector_steps": 5, "map_steps": 5}
+OF_INVERSION = {"decoder_steps": 20, "corrector_steps": 5, "map_steps": 5, "inversion_batch": 48}
 
 
 def build(name: str, image_shape: Sequence[int], **changes: Any) -> Any:

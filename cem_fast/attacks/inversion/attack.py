@@ -32,6 +32,7 @@ LEAST = 6  # images, two of which are held out for the choices of the last stage
 JUDGES = 128  # maximum number of held-out images on which the last stage is chosen
 ERRORS = 1024  # reconstructions of held-out images, at most, from which the covariance is estimated
 WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of the prior; 1 is that of Bayes' rule
+ALWAYS = 48  # images of a training step, whatever memory they need
 REFIT = 0.4  # steps on all images, in units of those without the held-out fifth
 
 
@@ -55,6 +56,7 @@ class Inversion(Attack):
         decoder_steps: training steps of the decoder.
         corrector_steps: training steps of the corrector.
         map_steps: steps of L-BFGS on each image in stage 3.
+        batch_size: images per training step; those beyond 48 are left out where they need more than about 512 MB.
         stages: last stage, 1 to 3.
         seed: seed of all random numbers.
         releases: messages of each image, used jointly.
@@ -91,12 +93,13 @@ class Inversion(Attack):
     decoder_steps: int = 1500
     corrector_steps: int = 400
     map_steps: int = 120
+    batch_size: int = 96
     stages: int = 3
     seed: int = 0
     releases: int = 1
 
     def __post_init__(self) -> None:
-        require_positive(self, "decoder_steps", "corrector_steps", "map_steps", "stages", "releases")
+        require_positive(self, "decoder_steps", "corrector_steps", "map_steps", "batch_size", "stages", "releases")
         if self.stages > 3:
             raise ValueError(f"stages must be at most 3, got {self.stages}")
         self.knowledge = knowing(self.knowledge, self.releases)
@@ -104,11 +107,16 @@ class Inversion(Attack):
     @property
     def budget(self) -> str:
         parts = (
-            f"{counted(self.decoder_steps, 'step')} of a decoder",
+            f"{counted(self.decoder_steps, 'step')} of a decoder, {counted(self._batch, 'image')} each",
             f"{counted(self.corrector_steps, 'step')} of a corrector",
             f"{counted(self.map_steps, 'step')} of L-BFGS on each image",
         )
         return ", ".join(parts[: self.stages])
+
+    @property
+    def _batch(self) -> int:
+        """Images per training step."""
+        return min(self.batch_size, max(ALWAYS, rows_in_memory(self.image_shape)))
 
     def half_budget(self) -> Inversion | None:
         """Returns an unfitted copy with half the steps of every stage; None for one step."""
@@ -183,7 +191,8 @@ class Inversion(Attack):
     @torch.enable_grad()
     def _train(self, images: Tensor, share: float) -> None:
         """Trains the networks on images, for a share of the steps; the second time, at a lower rate."""
-        scene, lessons = self.scene, Lessons(view=self.view, images=images, mirror=self.mirror)
+        scene = self.scene
+        lessons = Lessons(view=self.view, images=images, mirror=self.mirror, batch_size=self._batch)
 
         def decoder_loss() -> Tensor:
             truth, messages, own = lessons.batch()

@@ -35,7 +35,7 @@ class Lessons:
     view: View
     images: Tensor
     mirror: bool
-    batch_size: int = 48
+    batch_size: int
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns images ``[B, C, H, W]``, their messages ``[R, B, ...]`` and the indices of the images that they are made of ``[B]``."""
