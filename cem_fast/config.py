@@ -10,11 +10,11 @@ from typing import Any, get_type_hints
 
 from cem_fast import schedule
 from cem_fast._support.bottleneck import Bottleneck
+from cem_fast._support.counts import IMAGE_SIDES
 from cem_fast._support.lookup import lookup
 from cem_fast._support.setting_types import from_yaml, is_of, type_name
 
 MAX_SEED = 2**63 - 1  # the largest seed of torch's generators
-LARGEST_IMAGE = 2048  # side in pixels
 MOST_RUNS = 10_000  # of a grid
 PRECISIONS = ("fp32", "bf16", "fp16")
 # settings that older saved runs lack, with the value in force then
@@ -169,7 +169,7 @@ class SharedConfig:
         if self.train_noise_std is not None:
             _require("train_noise_std", self.train_noise_std, at_least=0)
         if self.image_size is not None:
-            _require("image_size", self.image_size, at_least=1, below=LARGEST_IMAGE + 1)
+            _require("image_size", self.image_size, at_least=IMAGE_SIDES[0], below=IMAGE_SIDES[1] + 1)
         if not self.attacks:
             raise ValueError("attacks must list at least one value, got none")
 

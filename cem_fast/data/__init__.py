@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cem_fast._support.counts import require_count
+from cem_fast._support.counts import IMAGE_SIDES, require_count
 from cem_fast._support.files import expanded, require_path
 from cem_fast._support.lookup import lookup
 from cem_fast.data import (
@@ -70,8 +70,9 @@ def load(
         name_or_path: one of :func:`cem_fast.data.names`, or the path of a folder with one sub-folder per class, or of one with such
             folders ``train`` and ``test``.
         fold: index of the test fold, 0 to 4; without effect on a data set that came with a test part.
-        image_size: side of the square images in pixels; None for the data set's own (``faces``, ``facescrub`` 48, ``tiny_imagenet`` 64,
-            the others 32). A folder keeps the one size of its images if its sides have 8 to 256 pixels, otherwise 48 with a warning.
+        image_size: side of the square images in pixels, 8 to 2048; None for the data set's own (``faces``, ``facescrub`` 48,
+            ``tiny_imagenet`` 64, the others 32). A folder keeps the one size of its images if its sides have 8 to 256
+            pixels, otherwise 48 with a warning.
         seed: seed of the folds; must be equal in all runs that are compared.
         root: folder of downloaded data sets; None for :func:`cem_fast.data.data_root`.
         skip_corrupt: whether to leave out files of a folder that cannot be read, with a warning that names them; None for what the
@@ -96,7 +97,7 @@ def load(
     """
     require_path("name_or_path", name_or_path)
     if image_size is not None:
-        require_count("image_size", image_size, 8)
+        require_count("image_size", image_size, *IMAGE_SIDES)
     if not name_or_path:
         raise ValueError(f"the data set must be one of {', '.join(names())} or the path of a folder, got ''")
     if name_or_path not in names():

@@ -12,7 +12,8 @@ from typing import Any
 
 from cem_fast._support import typed_json
 from cem_fast._support.bottleneck import Bottleneck
-from cem_fast.config import LARGEST_IMAGE, RunConfig
+from cem_fast._support.counts import IMAGE_SIDES
+from cem_fast.config import RunConfig
 from cem_fast.experiments.gain_records import FrontierEntry, Pair
 from cem_fast.metrics.recognition import Rate
 from cem_fast.training import Epoch
@@ -381,8 +382,10 @@ class Description:
     files: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if min(self.image_shape) < 1 or max(self.image_shape) > LARGEST_IMAGE:
-            raise ValueError(f"image_shape must be three sizes from 1 to {LARGEST_IMAGE}, got {list(self.image_shape)}")
+        if min(self.image_shape) < 1 or max(self.image_shape) > IMAGE_SIDES[1]:
+            raise ValueError(
+                f"image_shape must be three sizes from 1 to {IMAGE_SIDES[1]}, got {list(self.image_shape)}"
+            )
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
 

@@ -17,6 +17,7 @@ from cem_fast.data.splits import Splits
         (lambda: data.load("no/such/folder", fold=0), r"no/such/folder is not a folder"),
         (lambda: data.load("faces", fold=5), r"fold must be an integer from 0 to 4, got 5"),
         (lambda: data.load("faces", fold=0, image_size=4), r"image_size must be at least 8, got 4"),
+        (lambda: data.load("faces", fold=0, image_size=10**9), r"image_size must be at most 2048, got 1000000000"),
     ],
 )
 def test_bad_requests(call, message):
