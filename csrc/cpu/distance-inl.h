@@ -191,11 +191,13 @@ struct RowPointers {
   RowPointers(const Features& x, const RowsByClass& groups, int64_t begin, int64_t end)
       : RowPointers(x, groups, begin, end, end) {}
 
-  // The rows at the given positions, at least one.
+  // The rows at the given positions, at least one. Where many are wanted, those after the last come next.
   RowPointers(const Features& x, const RowsByClass& groups, const int64_t* positions, int64_t size)
       : count(size), tiles(divide_up(count, kTileRows)) {
-    for (int64_t i = 0; i < (tiles + kTilesAhead) * kTileRows; ++i) {
-      row[i] = row_at<X>(x, groups, positions[smaller(i, size - 1)]);
+    const int64_t padded = tiles * kTileRows, next = positions[size - 1] + 1;
+    for (int64_t i = 0; i < padded; ++i) row[i] = row_at<X>(x, groups, positions[smaller(i, size - 1)]);
+    for (int64_t i = 0; i < kTilesAhead * kTileRows; ++i) {
+      row[padded + i] = row_at<X>(x, groups, smaller(next + i, x.rows - 1));
     }
   }
 };

@@ -1,9 +1,13 @@
 // Lloyd's iterations of k-means. Each class iterates until its own means have converged.
 
 // With many classes whose rows fit in a cache on average, one thread runs all iterations of a class and fetches its
-// rows once. Otherwise all threads run one iteration of all classes at a time.
+// rows once. Otherwise all threads share the rows of a class or, with few dimensions, those of all classes.
 constexpr int64_t kManyClasses = 8;
 constexpr int64_t kResidentBytes = 4 << 20;
+
+// Parts of a class that threads share: the more the longer the class is, in rows and in components, whose sums every
+// part has for itself.
+constexpr int64_t kFewestParts = 16, kMostParts = 64, kRowsOfPart = 1024, kRowsOfComponent = 32, kShortestPart = 256;
 
 // Replaces a mean's entry; returns the square of how far it moved.
 template <class T>
@@ -93,30 +97,53 @@ void reseed_empty(const Features& x, const RowsByClass& groups, int64_t c, const
 struct DistanceBounds {
   double own;
   double others;
+  double squared_own;  // as computed for the means at hand, or kUnknown
+};
+constexpr double kUnknown = -1;
+
+// Rows [begin, end) of a class, and what is added up over them. Sums [K, width] of a component are zeroed when its
+// first row comes, because most iterations move few rows.
+struct PartOfClass {
+  int64_t begin, end, width;
+  double* counts;  // [K]
+  double* left;    // largest distance to its mean of a row that has left, by component [K]
+  double* totals;  // [K, width]
+  double squared;  // distances to the means, added up
+  bool* blank;     // [K], or null: totals hold numbers already
+
+  double* total_of(int64_t k) const {
+    double* total = totals + k * width;
+    if (blank != nullptr && blank[k]) fill<double>(total, width, 0), blank[k] = false;
+    return total;
+  }
 };
 
-// All iterations of one class, and the statistics about the means they end with.
+// All iterations of one class, and the statistics about the means they end with. Threads share the parts of the class,
+// and sums of parts are added up in their order.
 //
 // A row is looked at again only where its bounds, widened by how far the means have gone, leave open which mean is the
 // nearest (Hamerly, "Making k-means even faster", SDM 2010). Bounds allow for the rounding of computed distances, so
 // that the assignment is that of a search.
 template <class X, class T>
-class ResidentClass {
+class BoundedClass {
  public:
-  ResidentClass(const KMeans& p, const RowsByClass& groups)
+  // For classes of up to `most_rows` rows; a null `parallel_for` leaves the class in one part.
+  BoundedClass(const KMeans& p, const RowsByClass& groups, int64_t most_rows, ParallelFor parallel_for)
       : p_(p),
         groups_(groups),
+        parallel_for_(parallel_for),
         K_(p.mixture.components),
         D_(p.x.dimension),
         counts_(K_),
         left_(K_),
         origin_(D_),
         totals_(K_ * D_),
-        partial_(D_),
-        unpacked_(false, K_, D_),
-        distance_(kBlockRows * smaller<int64_t>(K_, kBlockComponents)),
         shift_(K_),
-        gap_(K_) {}
+        gap_(K_),
+        room_(K_, D_),
+        slots_(parts_of(most_rows) == 1 ? 0 : parts_of(most_rows) * K_ * (D_ + 2)),
+        squared_(parts_of(most_rows)),
+        blank_(parts_of(most_rows) * K_) {}
 
   // `component` and `bounds` have room for the rows of the class.
   void run(int64_t c, int32_t* component, DistanceBounds* bounds) {
@@ -132,8 +159,9 @@ class ResidentClass {
       reseed_empty<X, T>(p_.x, groups_, c, counts_, K_, means_, shift_,
                          [&](int64_t position) { return component_[position - begin_]; });
       rests = !(sum_of(shift_, K_) > limit);
-      search_where_open();
-      if ((rests || iteration + 1 == p_.max_iter) && lost_digits()) rests = settle(limit) && rests;
+      const bool last = rests || iteration + 1 == p_.max_iter;
+      if (last && lost_digits()) rests = settle(limit) && rests;
+      search_where_open(last);
     }
     p_.iterations[c] = iteration;
     p_.converged[c] = rests;
@@ -153,66 +181,148 @@ class ResidentClass {
 
   static constexpr int kDoubles = kLanes<T> / kLanes<double>;  // vectors of double that a vector widens to
 
+  // What a thread needs for itself.
+  struct Room {
+    PackedComponents<T> unpacked;
+    Scratch<double> distance;
+    Scratch<T> partial;  // [D]
+
+    Room(int64_t K, int64_t D)
+        : unpacked(false, K, D), distance(kBlockRows * smaller<int64_t>(K, kBlockComponents)), partial(D) {}
+  };
+
+  // A function of the problem alone.
+  int64_t parts_of(int64_t rows) const {
+    if (parallel_for_ == nullptr) return 1;
+    const int64_t parts = rows / larger(kRowsOfPart, kRowsOfComponent * K_);
+    return larger<int64_t>(1, smaller(larger(kFewestParts, smaller(parts, kMostParts)), rows / kShortestPart));
+  }
+
   const X* row(int64_t i) const { return row_at<X>(p_.x, groups_, begin_ + i); }
 
+  // Calls f(part, room) for every part of the class, and adds up their sums, of `width` numbers a component.
   template <class F>
-  void nearest(const RowPointers<X>& rows, Nearest<true>* best, const F& found) {
+  void sweep(int64_t width, const F& f) {
+    const int64_t parts = parts_of(rows_);
+    if (parts == 1) {
+      PartOfClass whole{0, rows_, width, counts_, left_, totals_, 0, nullptr};
+      f(whole, room_);
+      squared_[0] = whole.squared;
+      return;
+    }
+    const int64_t size = divide_up(rows_, parts);
+    parallel(parallel_for_, parts, size * (K_ + 1) * D_, [&](int64_t first, int64_t last) {
+      Room room(K_, D_);
+      for (int64_t i = first; i < last; ++i) {
+        PartOfClass part = slot(i, width);
+        part.begin = smaller(i * size, rows_), part.end = smaller(part.begin + size, rows_);
+        fill<double>(part.counts, K_, 0);
+        fill<double>(part.left, K_, 0);
+        fill<bool>(part.blank, K_, true);
+        f(part, room);
+        squared_[i] = part.squared;
+      }
+    });
+    for (int64_t i = 0; i < parts; ++i) {
+      const PartOfClass part = slot(i, width);
+      if (i > 0) squared_[0] += squared_[i];
+      for (int64_t k = 0; k < K_; ++k) {
+        counts_[k] += part.counts[k];
+        left_[k] = larger(left_[k], part.left[k]);
+        if (!part.blank[k]) add<double>(part.totals + k * width, width, totals_ + k * width);
+      }
+    }
+  }
+
+  PartOfClass slot(int64_t i, int64_t width) const {
+    double* of_part = slots_ + i * K_ * (D_ + 2);
+    return {0, 0, width, of_part, of_part + K_, of_part + 2 * K_, 0, blank_ + i * K_};
+  }
+
+  template <class F>
+  void nearest(const RowPointers<X>& rows, Room& room, Nearest<true>* best, const F& found) {
     const Mixture mixture{1, K_, nullptr, means_, nullptr, nullptr, false};
-    best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, unpacked_, distance_, nullptr, best, found);
+    best_components<X, T>(rows, mixture, 0, 0, D_, nullptr, room.unpacked, room.distance, nullptr, best, found);
   }
 
   void bound(int64_t i, double squared_own, double squared_others) {
-    bounds_[i] = {at_most(squared_own), at_least(squared_others)};
+    bounds_[i] = {at_most(squared_own), at_least(squared_others), kUnknown};
   }
 
-  // f(k, rows, count) for the rows of component k in every block of rows.
+  // f(k, rows, count) for the rows of component k in every block of rows of a part.
   template <class F>
-  void for_members(const F& f) {
-    for (int64_t at = 0; at < rows_; at += kStatisticsRows) {
-      const RowPointers<X> rows(p_.x, groups_, begin_ + at, begin_ + smaller(at + kStatisticsRows, rows_));
+  void for_members(const PartOfClass& part, const F& f) {
+    for (int64_t at = part.begin; at < part.end; at += kStatisticsRows) {
+      const RowPointers<X> rows(p_.x, groups_, begin_ + at, begin_ + smaller(at + kStatisticsRows, part.end));
       for_each_component(rows, component_ + at, f);
     }
   }
 
-  // Assigns every row, and adds up counts and sums of the components.
-  void search_all() {
+  void clear() {
     fill<double>(counts_, K_, 0);
     fill<double>(totals_, K_ * D_, 0);
     fill<double>(left_, K_, 0);
-    squared_ = 0;
-    // sums of single precision keep their digits in double as they are
-    for (int64_t d = 0; d < D_; ++d) origin_[d] = sizeof(T) < sizeof(double) ? T(0) : means_[d];
-    for (int64_t at = 0; at < rows_; at += kStatisticsRows) {
-      const RowPointers<X> rows(p_.x, groups_, begin_ + at, begin_ + smaller(at + kStatisticsRows, rows_));
-      Nearest<true> best;
-      nearest(rows, &best, [&](int64_t i) {
-        component_[at + i] = best.component[i];
-        bound(at + i, best.score[i], best.second[i]);
-        squared_ += best.score[i];
-      });
-      for_each_component(rows, best.component,
-                         [&](int64_t k, const X* const* members, int64_t count) { join(members, count, k, 1); });
-    }
   }
 
-  // Adds rows to the sums of component k or, with sign -1, takes them out, in double precision.
-  void join(const X* const* rows, int64_t count, int64_t k, double sign) {
-    counts_[k] += sign * static_cast<double>(count);
-    double* total = totals_ + k * D_;
+  // Assigns every row, and adds up counts and sums of the components.
+  void search_all() {
+    clear();
+    // sums of single precision keep their digits in double as they are
+    for (int64_t d = 0; d < D_; ++d) origin_[d] = sizeof(T) < sizeof(double) ? T(0) : means_[d];
+    sweep(D_, [&](PartOfClass& part, Room& room) {
+      for (int64_t at = part.begin; at < part.end; at += kStatisticsRows) {
+        const RowPointers<X> rows(p_.x, groups_, begin_ + at, begin_ + smaller(at + kStatisticsRows, part.end));
+        Nearest<true> best;
+        nearest(rows, room, &best, [&](int64_t i) {
+          component_[at + i] = best.component[i];
+          bound(at + i, best.score[i], best.second[i]);
+          part.squared += best.score[i];
+        });
+        for_each_component(rows, best.component,
+                           [&](int64_t k, const X* const* members, int64_t n) { join(part, members, n, k); });
+      }
+    });
+  }
+
+  // Adds rows to the sums of component k, in double precision.
+  void join(const PartOfClass& part, const X* const* rows, int64_t count, int64_t k) const {
+    part.counts[k] += static_cast<double>(count);
+    double* total = part.total_of(k);
     int64_t d = 0;
     for (; d + kLanes<T> <= D_; d += kLanes<T>) {
       Vector<double> sum[kDoubles]{};
       for (int64_t r = 0; r < count; ++r) {
         const Vector<T> x = load(rows[r] + d) - load(origin_ + d);
-        for (int part = 0; part < kDoubles; ++part) sum[part] += doubles_of(x, part);
+        for (int half = 0; half < kDoubles; ++half) sum[half] += doubles_of(x, half);
       }
-      for (int part = 0; part < kDoubles; ++part) {
-        double* to = total + d + part * kLanes<double>;
-        store(to, load(to) + sign * sum[part]);
+      for (int half = 0; half < kDoubles; ++half) {
+        double* to = total + d + half * kLanes<double>;
+        store(to, load(to) + sum[half]);
       }
     }
     for (; d < D_; ++d) {
-      for (int64_t r = 0; r < count; ++r) total[d] += sign * static_cast<double>(widen(rows[r][d]) - origin_[d]);
+      for (int64_t r = 0; r < count; ++r) total[d] += static_cast<double>(widen(rows[r][d]) - origin_[d]);
+    }
+  }
+
+  // Moves a row from the sums of one component to those of another.
+  void change(const PartOfClass& part, const X* row, int64_t from, int64_t to) const {
+    part.counts[from] -= 1, part.counts[to] += 1;
+    double* less = part.total_of(from);
+    double* more = part.total_of(to);
+    int64_t d = 0;
+    for (; d + kLanes<T> <= D_; d += kLanes<T>) {
+      const Vector<T> x = load(row + d) - load(origin_ + d);
+      for (int half = 0; half < kDoubles; ++half) {
+        const Vector<double> wide = doubles_of(x, half);
+        const int64_t at = d + half * kLanes<double>;
+        store(less + at, load(less + at) - wide);
+        store(more + at, load(more + at) + wide);
+      }
+    }
+    for (; d < D_; ++d) {
+      const double wide = static_cast<double>(widen(row[d]) - origin_[d]);
+      less[d] -= wide, more[d] += wide;
     }
   }
 
@@ -227,15 +337,20 @@ class ResidentClass {
     return false;
   }
 
-  // Adds the rows up afresh and puts the means onto them. Returns whether the means stay where they are.
+  // After a move, adds the rows up afresh and puts the means onto them. Returns whether the means stay where they are.
   bool settle(double limit) {
-    fill<double>(counts_, K_, 0);
-    fill<double>(totals_, K_ * D_, 0);
-    fill<double>(left_, K_, 0);
-    for_members([&](int64_t k, const X* const* members, int64_t count) { join(members, count, k, 1); });
+    clear();
+    sweep(D_, [&](PartOfClass& part, Room&) {
+      for_members(part, [&](int64_t k, const X* const* members, int64_t n) { join(part, members, n, k); });
+    });
+    Scratch<double> before(K_);
+    for (int64_t k = 0; k < K_; ++k) before[k] = __builtin_sqrt(shift_[k]);
     move();
     const bool stays = !(sum_of(shift_, K_) > limit);
-    search_where_open();
+    for (int64_t k = 0; k < K_; ++k) {
+      const double both = before[k] + __builtin_sqrt(shift_[k]);
+      shift_[k] = both * both;
+    }
     return stays;
   }
 
@@ -255,7 +370,7 @@ class ResidentClass {
   double mean_variance() {
     ClusterSums about(K_, D_);
     about.clear();
-    about.scatter[0] = squared_;
+    about.scatter[0] = squared_[0];
     for (int64_t k = 0; k < K_; ++k) {
       about.counts[k] = counts_[k];
       for (int64_t d = 0; d < D_; ++d) {
@@ -267,7 +382,8 @@ class ResidentClass {
   }
 
   // After the means have moved by shift_: assigns the rows whose bounds leave it open, and moves them between the sums.
-  void search_where_open() {
+  // The last time, rows that are read anyway are measured for the scatter.
+  void search_where_open(bool last) {
     double most = 0, next = 0;  // the largest shift, and the largest of the others
     int64_t fastest = 0;
     for (int64_t k = 0; k < K_; ++k) {
@@ -279,43 +395,47 @@ class ResidentClass {
       }
     }
     measure_gaps();
-    // the distance to a row's own mean alone is worth its while where it often closes the question
-    constexpr int64_t kTries = 16, kWorthwhile = 4;
-    int64_t open[kStatisticsRows], count = 0, tried = 0, closed = 0;
-    for (int64_t i = 0; i < rows_; ++i) {
-      const int64_t k = component_[i];
-      bounds_[i].own += shift_[k];
-      bounds_[i].others -= k == fastest ? next : most;
-      const double others = larger(bounds_[i].others, gap_[k]);
-      if (bounds_[i].own < others) continue;
-      if (tried < kTries || kWorthwhile * closed >= tried) {
-        ++tried;
-        bounds_[i].own = at_most(squared_distance(row(i), means_ + k * D_, D_));
-        if (bounds_[i].own < others) {
-          ++closed;
-          continue;
+    sweep(D_, [&](PartOfClass& part, Room& room) {
+      // the distance to a row's own mean alone is worth its while where it often closes the question
+      constexpr int64_t kTries = 16, kWorthwhile = 4;
+      int64_t open[kStatisticsRows], count = 0, tried = 0, closed = 0;
+      for (int64_t i = part.begin; i < part.end; ++i) {
+        const int64_t k = component_[i];
+        bounds_[i].own += shift_[k];
+        bounds_[i].others -= k == fastest ? next : most;
+        bounds_[i].squared_own = kUnknown;
+        const double others = larger(bounds_[i].others, gap_[k]);
+        if (bounds_[i].own < others) continue;
+        if (tried < kTries || kWorthwhile * closed >= tried) {
+          ++tried;
+          bounds_[i].squared_own = squared_distance(row(i), means_ + k * D_, D_);
+          bounds_[i].own = at_most(bounds_[i].squared_own);
+          if (bounds_[i].own < others) {
+            ++closed;
+            continue;
+          }
         }
+        open[count++] = i;
+        if (count == kStatisticsRows) search(part, room, open, count, last), count = 0;
       }
-      open[count++] = i;
-      if (count == kStatisticsRows) search(open, count), count = 0;
-    }
-    if (count > 0) search(open, count);
+      if (count > 0) search(part, room, open, count, last);
+    });
   }
 
-  void search(const int64_t* which, int64_t count) {
+  void search(const PartOfClass& part, Room& room, const int64_t* which, int64_t count, bool last) {
     int64_t positions[kStatisticsRows];
     for (int64_t i = 0; i < count; ++i) positions[i] = begin_ + which[i];
     const RowPointers<X> rows(p_.x, groups_, positions, count);
     Nearest<true> best;
-    nearest(rows, &best, [&](int64_t i) {
+    nearest(rows, room, &best, [&](int64_t i) {
       const int64_t from = component_[which[i]], to = best.component[i];
       const double went = bounds_[which[i]].own;
       bound(which[i], best.score[i], best.second[i]);
+      if (last) bounds_[which[i]].squared_own = squared_distance(rows.row[i], means_ + to * D_, D_);
       if (from == to) return;
       component_[which[i]] = best.component[i];
-      left_[from] = larger(left_[from], went);
-      join(rows.row + i, 1, from, -1);
-      join(rows.row + i, 1, to, 1);
+      part.left[from] = larger(part.left[from], went);
+      change(part, rows.row[i], from, to);
     });
   }
 
@@ -334,36 +454,46 @@ class ResidentClass {
 
   void squares(T* out) {
     fill<double>(totals_, K_ * D_, 0);
-    for_members([&](int64_t k, const X* const* members, int64_t count) {
-      fill<T>(partial_, D_, 0);
-      accumulate_rows<X, T>(members, count, means_ + k * D_, D_, partial_, nullptr);
-      for (int64_t d = 0; d < D_; ++d) totals_[k * D_ + d] += static_cast<double>(partial_[d]);
+    sweep(D_, [&](PartOfClass& part, Room& room) {
+      for_members(part, [&](int64_t k, const X* const* members, int64_t count) {
+        fill<T>(room.partial, D_, 0);
+        accumulate_rows<X, T>(members, count, means_ + k * D_, D_, room.partial, nullptr);
+        double* total = part.total_of(k);
+        for (int64_t d = 0; d < D_; ++d) total[d] += static_cast<double>(room.partial[d]);
+      });
     });
     for (int64_t i = 0; i < K_ * D_; ++i) out[i] = static_cast<T>(totals_[i]);
   }
 
   void squared_distances(T* out) {
     fill<double>(totals_, K_, 0);
-    for (int64_t i = 0; i < rows_; ++i) {
-      const int64_t k = component_[i];
-      totals_[k] += squared_distance(row(i), means_ + k * D_, D_);
-    }
+    sweep(1, [&](PartOfClass& part, Room&) {
+      for (int64_t i = part.begin; i < part.end; ++i) {
+        const int64_t k = component_[i];
+        const double known = bounds_[i].squared_own;
+        *part.total_of(k) += known >= 0 ? known : squared_distance(row(i), means_ + k * D_, D_);
+      }
+    });
     for (int64_t k = 0; k < K_; ++k) out[k] = static_cast<T>(totals_[k]);
   }
 
   const KMeans& p_;
   const RowsByClass& groups_;
+  ParallelFor parallel_for_;
   int64_t K_, D_;
+  // of the class
   Scratch<double> counts_;  // [K]
-  Scratch<double> left_;    // largest distance to its mean of a row that has left, by component [K]
+  Scratch<double> left_;    // [K]
   Scratch<T> origin_;       // [D]
   Scratch<double> totals_;  // sums over the rows of each component, from the origin [K, D]
-  Scratch<T> partial_;      // [D]
-  PackedComponents<T> unpacked_;
-  Scratch<double> distance_, shift_, gap_;
-  // of the class at hand
+  Scratch<double> shift_, gap_;
+  Room room_;
+  // of its parts
+  Scratch<double> slots_;    // counts, left and totals [parts, K + K + K * D]
+  Scratch<double> squared_;  // [parts]; after a sweep, the first is their sum
+  Scratch<bool> blank_;      // [parts, K]
+  // the class at hand
   int64_t begin_ = 0, rows_ = 0;
-  double squared_ = 0;  // distances to the first means, added up
   T* means_ = nullptr;
   int32_t* component_ = nullptr;
   DistanceBounds* bounds_ = nullptr;
@@ -378,13 +508,22 @@ void kmeans_of(const KMeans& p, ParallelFor parallel_for) {
   for (int64_t i = 0; i < C * K * D; ++i) means[i] = start[i];
   const RowsByClass groups(p.mixture.labels, N, C);
   const int64_t rows_of_class = divide_up(larger<int64_t>(N, 1), C);
-  if (C >= kManyClasses && rows_of_class * D * static_cast<int64_t>(sizeof(X)) <= kResidentBytes) {
+  const bool resident = C >= kManyClasses && rows_of_class * D * static_cast<int64_t>(sizeof(X)) <= kResidentBytes;
+  if (resident || (D > kNarrow && p.max_iter > 0)) {
     Scratch<int32_t> component(N);
     Scratch<DistanceBounds> bounds(N);
-    parallel(parallel_for, C, (p.max_iter + 1) * rows_of_class * (K + 1) * D, [&](int64_t first, int64_t last) {
-      ResidentClass<X, T> cluster(p, groups);
+    const auto run = [&](int64_t first, int64_t last, int64_t most_rows, ParallelFor within) {
+      BoundedClass<X, T> cluster(p, groups, most_rows, within);
       for (int64_t c = first; c < last; ++c) cluster.run(c, component + groups.begin(c), bounds + groups.begin(c));
-    });
+    };
+    if (resident) {
+      parallel(parallel_for, C, (p.max_iter + 1) * rows_of_class * (K + 1) * D,
+               [&](int64_t first, int64_t last) { run(first, last, 0, nullptr); });
+    } else {
+      int64_t most_rows = 0;
+      for (int64_t c = 0; c < C; ++c) most_rows = larger(most_rows, groups.end(c) - groups.begin(c));
+      run(0, C, most_rows, parallel_for);
+    }
   } else {
     Mixture mixture = p.mixture;
     mixture.means = means;

@@ -46,6 +46,19 @@ def test_compiled_kmeans_equals_the_reference(classes, dtype, per_dimension):
     assert (got[1] > 0).all()
 
 
+@pytest.mark.parametrize("classes", [2, 9])
+@pytest.mark.parametrize("max_iter", [1, 2, 3])
+def test_kmeans_stops_after_the_iterations_asked_for(classes, max_iter):
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(classes).repeat(200)
+    x = torch.randn(len(labels), 3, generator=g, dtype=torch.float64)
+    means = torch.stack([x[labels == c][:6] for c in range(classes)])
+    got = OPS.kmeans(x, means, labels, max_iter, 0.0, False)
+    truth = reference.kmeans(x, means, labels, max_iter, 0.0, False)
+    for a, b in zip(got, truth):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("components", [2, 7, 70])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])

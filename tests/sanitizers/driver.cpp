@@ -219,8 +219,9 @@ void matrices(const Kernels& kernels, const Shape& s, bool tied, bool labeled, b
 
 int main(int argc, char** argv) {
   if (argc != 2 || cem_fast_cpu_select(argv[1]) != 0) return 2;
-  const Shape shapes[] = {{0, 3, 2, 2},    {1, 1, 1, 1},    {7, 3, 2, 5},   {33, 17, 3, 2}, {70, 65, 2, 7},
-                          {40, 641, 1, 3}, {12, 31, 1, 70}, {700, 5, 1, 2}, {90, 6, 9, 3},  {20, 1030, 3, 40}};
+  const Shape shapes[] = {{0, 3, 2, 2},    {1, 1, 1, 1},    {7, 3, 2, 5},     {33, 17, 3, 2},
+                          {70, 65, 2, 7},  {40, 641, 1, 3}, {12, 31, 1, 70},  {700, 5, 1, 2},
+                          {800, 66, 1, 3}, {90, 6, 9, 3},   {20, 1030, 3, 40}};
   int problems = 0;
   for (const Shape& shape : shapes) {
     for (const bool diagonal : {false, true}) {
