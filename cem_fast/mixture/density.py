@@ -28,14 +28,15 @@ def shape_of_spread(covariance_type: str, classes: int, components: int, dimensi
 
 def _require_values(name: str, value: Tensor) -> None:
     """Requires finite values, and positive variances whose inverse is finite; no other value is negative but means."""
-    if not bool(value.isfinite().all()):
+    if not value.numel():
+        return
+    smallest, largest = (float(extreme) for extreme in value.aminmax())  # NaN if there is one
+    if not (math.isfinite(smallest) and math.isfinite(largest)):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
     least = {"means": -math.inf, "covariances": -math.inf, "variances": torch.finfo(value.dtype).tiny}.get(name, 0.0)
-    if value.numel() and not float(value.min()) >= least:
-        wanted = (
-            "at least 0" if name != "variances" else "positive" if bool((value <= 0).any()) else "positive and normal"
-        )
-        raise ValueError(f"{name} must be {wanted}, got {float(value.min())}")
+    if not smallest >= least:
+        wanted = "at least 0" if name != "variances" else "positive" if smallest <= 0 else "positive and normal"
+        raise ValueError(f"{name} must be {wanted}, got {smallest}")
 
 
 class MixtureDensity(FittedModule):

@@ -559,6 +559,7 @@ def expectation_maximization(
         return _maximized_in_one_call(rows, start, max_iter, tol, reg_covar)
     means, variances, weights, counts = start.means, start.variances, start.weights, start.counts.double()
     active = torch.ones(len(means), dtype=torch.bool, device=means.device)
+    num_active = len(means)
     n_iter = torch.zeros(len(means), dtype=torch.int64, device=means.device)
     bound = torch.full((len(means),), -math.inf, dtype=torch.float64, device=means.device)
     tiny, moving = torch.finfo(dtype).tiny, rows
@@ -575,23 +576,27 @@ def expectation_maximization(
             spread = (s2 / share.unsqueeze(-1) - shift.square()).clamp_min(0) + reg_covar
         else:
             spread = ((s2 / share - shift.square().sum(-1)) / means.shape[2]).clamp_min(0) + reg_covar
-        gain = log_likelihood / n.clamp_min(rows.least_mass) - bound
+        mass = n.clamp_min(rows.least_mass)
+        score = log_likelihood / mass
+        gain = score - bound
 
-        def moved(new: Tensor, old: Tensor, classes: Tensor = active) -> Tensor:
-            return torch.where(classes.view(-1, *[1] * (old.dim() - 1)), new.to(old.dtype), old)
+        changing = active if num_active < len(active) else None
+
+        def moved(new: Tensor, old: Tensor, classes: Tensor | None = changing) -> Tensor:
+            new = new.to(old.dtype)
+            return new if classes is None else torch.where(classes.view(-1, *[1] * (old.dim() - 1)), new, old)
 
         means = moved(means.double() + shift, means)
         variances = moved(spread, variances)
-        weights = moved(s0 / n.clamp_min(rows.least_mass).unsqueeze(-1), weights)
-        counts, bound = moved(s0, counts), moved(log_likelihood / n.clamp_min(rows.least_mass), bound)
+        weights = moved(s0 / mass.unsqueeze(-1), weights)
+        counts, bound = moved(s0, counts), moved(score, bound)
         n_iter += active
-        still = active & (gain >= tol) & (n > 0)
-        if not bool(still.any()):
-            active = still
+        before, active = num_active, active & (gain >= tol) & (n > 0)
+        num_active = int(active.sum())
+        if num_active == 0:
             break
-        if bool((still != active).any()):
-            moving = moving.of(still)
-        active = still
+        if num_active < before:
+            moving = moving.of(active)
     return Estimate(means, variances, weights, counts, bound, n_iter, ~active)
 
 

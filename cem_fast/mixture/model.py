@@ -279,8 +279,9 @@ class GaussianMixture(ExchangedMixture):
     def _fit(self, rows: Rows, sample: Rows | None = None, sizes: Tensor | None = None) -> GaussianMixture:
         best, per_class = fitting.fit(rows, self._settings(), sample=sample, sizes=sizes)
         dtype, total, present = best.means.dtype, float(per_class.sum()), per_class > 0
-        with torch.inference_mode(False):  # buffers made in inference mode could never be used in training
-            self.to(device=best.means.device, dtype=dtype)
+        if (self.means.device, self.means.dtype) != (best.means.device, dtype):
+            with torch.inference_mode(False):  # buffers made in inference mode could never be used in training
+                self.to(device=best.means.device, dtype=dtype)
         self.num_rows_ = round(total)
         self.n_iter_, self.converged_ = int(best.n_iter.max()), bool(best.converged[present].all())
         self.lower_bound_ = float((best.score[present] * per_class[present]).sum() / total)

@@ -91,7 +91,7 @@ class Rows:
         total = torch.zeros(sum(t.numel() for t in like), dtype=torch.float64, device=like[0].device)
         for parts in values:
             total += torch.cat([part.double().flatten() for part in parts])
-        sums = torch.split(self.reduce(total), [t.numel() for t in like])
+        sums = self.reduce(total).split_with_sizes([t.numel() for t in like])  # torch.split checks more than it splits
         return [part.view(t.shape) for part, t in zip(sums, like)]
 
     def renumbered(self, classes: Tensor, num_classes: int) -> Rows:
