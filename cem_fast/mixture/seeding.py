@@ -13,6 +13,7 @@ from cem_fast.ops.library import OPERATORS
 
 _LOG_PROB = OPERATORS["mixture_log_prob_fwd"]
 _CANDIDATE_DISTANCES = FITS["candidate_distances"]
+_KMEANS_PLUS_PLUS = FITS["kmeans_plus_plus"]
 
 
 def squared_distance(x: Tensor, means: Tensor, labels: Tensor | None) -> Tensor:
@@ -178,11 +179,16 @@ def kmeans_plus_plus(
     Source: Arthur and Vassilvitskii, "k-means++: The advantages of careful seeding", SODA 2007, section 4.
     """
     draws = Draws(rows, num_classes, like, generator)
+    trials = 2 + int(math.log(num_components))
+    if draws.plain:
+        uniform = draws.uniform(1 + (num_components - 1) * trials).flatten()
+        chosen: Tensor = _KMEANS_PLUS_PLUS(draws.chunks[0][0], draws.mass, uniform, num_components)
+        return chosen
     means = like.new_zeros(num_classes, num_components, len(like))
     nearest = torch.full((len(draws.labels),), math.inf, dtype=like.dtype, device=like.device)
     for k in range(num_components):
         mass = draws.mass if k == 0 else nearest.double() * draws.mass
-        candidates = draws.pick(*draws.locate(mass, 1 if k == 0 else 2 + int(math.log(num_components))))
+        candidates = draws.pick(*draws.locate(mass, 1 if k == 0 else trials))
         distances, potentials = draws.closer(candidates, nearest)
         choice = potentials.argmin(0)  # the first of several
         means[:, k] = candidates[choice, torch.arange(num_classes, device=choice.device)]

@@ -18,6 +18,7 @@ from cem_fast.ops.reference import BLOCK_ELEMENTS
 SCHEMAS = {
     "candidate_distances": "(Tensor x, Tensor candidates, Tensor? labels, Tensor nearest, Tensor mass)"
     " -> (Tensor distances, Tensor potentials)",
+    "kmeans_plus_plus": "(Tensor x, Tensor mass, Tensor uniform, int num_components) -> Tensor",
     "inverse_roots": "(Tensor matrices) -> (Tensor roots, Tensor half_logdets)",
     "matrix_log_joint": "(Tensor x, Tensor means, Tensor roots, Tensor constants, Tensor? labels) -> Tensor",
     "matrix_moments": "(Tensor x, Tensor means, Tensor responsibilities, Tensor? labels, bool tied)"
@@ -53,6 +54,28 @@ def candidate_distances(
             distances[t, rows] = torch.minimum(square, nearest[rows])
     potentials = mass.new_zeros(T, C).index_add_(1, labels, distances.double() * mass)
     return distances, potentials
+
+
+def kmeans_plus_plus(x: Tensor, mass: Tensor, uniform: Tensor, num_components: int) -> Tensor:
+    """Initial means ``[1, K, D]`` of one class by greedy k-means++ with T candidates, from random numbers ``[1 + (K - 1) T]``.
+
+    Rows ``[N, D]``, at least one, are drawn with probability proportional to their masses ``[N]``, float64, times their squared
+    distances to the nearest mean so far.
+    """
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    nearest = x.new_full((len(x),), math.inf, dtype=dtype)
+    means: list[Tensor] = []
+    for u in uniform[:1], *uniform[1:].view(num_components - 1, -1 if num_components > 1 else 0):
+        cumulative = (nearest.double() * mass if means else mass).cumsum(0)
+        if not float(cumulative[-1]) > 0:
+            cumulative = mass.cumsum(0)
+        index = torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp_(max=len(x) - 1)
+        candidates = x[index].to(dtype)
+        distances, potentials = candidate_distances(x, candidates.unsqueeze(0), None, nearest, mass)
+        best = potentials.flatten().argmin()  # the first of several
+        nearest = distances[best]
+        means.append(candidates[best])
+    return torch.stack(means).unsqueeze(0)
 
 
 def inverse_roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +125,11 @@ def _fake_candidate_distances(x: Tensor, candidates: Tensor, *_: Any) -> tuple[T
     return candidates.new_empty(T, x.shape[0]), candidates.new_empty(T, C, dtype=torch.float64)
 
 
+def _fake_kmeans_plus_plus(x: Tensor, mass: Tensor, uniform: Tensor, num_components: int) -> Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(1, num_components, x.shape[1], dtype=dtype)
+
+
 def _fake_inverse_roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return matrices.new_empty(matrices.shape), matrices.new_empty(matrices.shape[0])
 
@@ -119,6 +147,7 @@ def _fake_moments(
 
 _KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "candidate_distances": (candidate_distances, _fake_candidate_distances),
+    "kmeans_plus_plus": (kmeans_plus_plus, _fake_kmeans_plus_plus),
     "inverse_roots": (inverse_roots, _fake_inverse_roots),
     "matrix_log_joint": (matrix_log_joint, _fake_log_joint),
     "matrix_moments": (matrix_moments, _fake_moments),

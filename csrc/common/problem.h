@@ -128,6 +128,16 @@ struct CandidateDistances {
   double* potentials;   // [candidates, classes]: their sums weighted by the masses
 };
 
+// Initial means of one class by greedy k-means++.
+struct Seeding {
+  Features x;             // one row at least
+  const double* mass;     // [rows]
+  const double* uniform;  // [1 + (components - 1) candidates], in the order of the draws
+  int64_t components;
+  int64_t candidates;  // of every mean but the first
+  void* means;         // [components, dimension]
+};
+
 // Lower triangular W [dimension, dimension] with W A W^T = 1 of each matrix A.
 struct InverseRoots {
   int64_t count;
@@ -169,6 +179,7 @@ struct Kernels {
   void (*log_prob_backward)(const LogProbBackward&, ParallelFor);
   void (*mixture_moments)(const MixtureMoments&, ParallelFor);
   void (*candidate_distances)(const CandidateDistances&, ParallelFor);
+  void (*seeding)(const Seeding&, ParallelFor);
   void (*inverse_roots)(const InverseRoots&, ParallelFor);
   void (*matrix_log_joint)(const MatrixLogJoint&, ParallelFor);
   void (*matrix_moments)(const MatrixMoments&, ParallelFor);

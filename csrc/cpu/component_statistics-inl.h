@@ -3,12 +3,7 @@
 // Rows of a block when nothing but distances is wanted of them, and the rows whose second reading still hits the cache.
 constexpr int64_t kStatisticsRows = 32;
 
-// A number as an integer of the same order, in torch's: NaN comes before every number.
-CEM_FAST_INLINE int64_t order_of(double value) {
-  const int64_t bits = __builtin_bit_cast(int64_t, value + 0.0);  // -0 is 0
-  return value == value ? bits ^ ((bits >> 63) & INT64_MAX) : INT64_MIN;
-}
-
+// The number of `order_of`.
 CEM_FAST_INLINE double from_order(int64_t order) {
   return __builtin_bit_cast(double, order ^ ((order >> 63) & INT64_MAX));
 }
@@ -222,6 +217,7 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
       }
       for (int64_t begin = block.begin; begin < block.end; begin += kStatisticsRows) {
         const RowPointers<X> rows(p.x, groups, begin, smaller(begin + kStatisticsRows, block.end));
+        if (D <= kNarrow && !posterior) prefetch_tile<X>(p.x, groups, begin + kStatisticsRows);
         Nearest<false> best;
         best_components<X, T>(rows, p.mixture, c, next_class, D,
                               posterior ? static_cast<const double*>(normalizers) : nullptr, packed, distance,

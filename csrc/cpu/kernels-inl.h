@@ -58,6 +58,10 @@ void candidate_distances(const CandidateDistances& p, ParallelFor f) {
   for_element(p.x.element, [&]<class X>(const X*) { candidate_distances_of<X>(p, f); });
 }
 
+void seeding(const Seeding& p, ParallelFor f) {
+  for_element(p.x.element, [&]<class X>(const X*) { seeding_of<X>(p, f); });
+}
+
 extern const Kernels kernels = {CEM_FAST_CAPABILITY_NAME,
                                 statistics_forward,
                                 statistics_backward,
@@ -67,6 +71,7 @@ extern const Kernels kernels = {CEM_FAST_CAPABILITY_NAME,
                                 log_prob_backward,
                                 mixture_moments,
                                 candidate_distances,
+                                seeding,
                                 inverse_roots,
                                 matrix_log_joint,
                                 matrix_moments};

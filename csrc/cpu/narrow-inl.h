@@ -4,12 +4,68 @@
 constexpr int64_t kNarrow = 64;  // dimensions at most
 constexpr int kNarrowRows = 32;  // of a tile
 
+// A number as an integer of the same order, in torch's: NaN comes before every number.
+CEM_FAST_INLINE int64_t order_of(double value) {
+  const int64_t bits = __builtin_bit_cast(int64_t, value + 0.0);  // -0 is 0
+  return value == value ? bits ^ ((bits >> 63) & INT64_MAX) : INT64_MIN;
+}
+
+// The lanes of two vectors in turn, from lane `begin` on.
+template <int begin, class V, int... lane>
+CEM_FAST_INLINE V interleave(V a, V b, std::integer_sequence<int, lane...>) {
+  constexpr int lanes = static_cast<int>(sizeof...(lane));
+  return __builtin_shufflevector(a, b, (begin + lane / 2 + lane % 2 * lanes)...);
+}
+
+// Lane j of vector i becomes lane i of vector j.
+template <class T>
+CEM_FAST_INLINE void transpose(Vector<T>* v) {
+  constexpr int L = kLanes<T>;
+  const auto lanes = std::make_integer_sequence<int, L>{};
+  for (int left = L; left > 1; left /= 2) {
+    Vector<T> in_turn[L];
+#pragma GCC unroll 8
+    for (int i = 0; i < L / 2; ++i) {
+      in_turn[2 * i] = interleave<0>(v[i], v[i + L / 2], lanes);
+      in_turn[2 * i + 1] = interleave<L / 2>(v[i], v[i + L / 2], lanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) v[i] = in_turn[i];
+  }
+}
+
+// Fetches the rows of a later tile: few dimensions leave too little to do for a processor to find them by itself.
+template <class X>
+CEM_FAST_INLINE void prefetch_tile(const Features& x, const RowsByClass& groups, int64_t begin) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(X));
+  const int64_t end = smaller(begin + kNarrowRows, x.rows);
+  for (int64_t i = begin; i < end; ++i) {
+    const X* row = row_at<X>(x, groups, i);
+    for (int64_t d = 0; d < x.dimension; d += kLine) prefetch(row + d);
+  }
+}
+
 // Rows of a tile, the last one repeated until it is full: tile[d * kNarrowRows + r].
 template <class X, class T>
-CEM_FAST_INLINE void transpose_rows(const X* const* row, int64_t count, int64_t D, T* tile) {
-  for (int64_t r = 0; r < kNarrowRows; ++r) {
-    const X* x = row[smaller(r, count - 1)];
-    for (int64_t d = 0; d < D; ++d) tile[d * kNarrowRows + r] = widen(x[d]);
+void transpose_rows(const X* const* row, int64_t count, int64_t D, T* tile) {
+  constexpr int L = kLanes<T>;
+  if (D < L) {
+    for (int64_t r = 0; r < kNarrowRows; ++r) {
+      const X* x = row[smaller(r, count - 1)];
+      for (int64_t d = 0; d < D; ++d) tile[d * kNarrowRows + r] = widen(x[d]);
+    }
+    return;
+  }
+  for (int64_t start = 0; start < D; start += L) {
+    const int64_t d = smaller(start, D - L);  // the last vector may overlap the one before
+    for (int64_t first = 0; first < kNarrowRows; first += L) {
+      Vector<T> v[L];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < L; ++i) v[i] = load(row[smaller(first + i, count - 1)] + d);
+      transpose<T>(v);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < L; ++i) store(tile + (d + i) * kNarrowRows + first, v[i]);
+    }
   }
 }
 
@@ -214,6 +270,51 @@ CEM_FAST_INLINE double distance_of_tiles(const X* x, const T* mean, int64_t D) {
   return static_cast<double>(sum_lanes<T>(sum));
 }
 
+// Squared distances of up to kNarrowRows rows to S candidates: squared[t * kNarrowRows + r].
+template <class X, class T>
+void squared_of_candidates(const X* const* row, int64_t count, int64_t D, const T* candidates, int64_t S, T* tile,
+                           T* squared) {
+  if (D > kNarrow) {
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t t = 0; t < S; ++t) {
+        squared[t * kNarrowRows + r] = static_cast<T>(squared_distance(row[r], candidates + t * D, D));
+      }
+    }
+    return;
+  }
+  transpose_rows(row, count, D, tile);
+  for (int64_t t = 0; t < S; t += 4) {
+    const int64_t size = smaller<int64_t>(4, S - t);
+    for (int start = 0; start < kNarrowRows; start += 2 * kLanes<T>) {
+      Vector<T> sum[4][2];
+      narrow_distances<T>(tile + start, candidates + t * D, D, D, size, sum);
+      for (int64_t q = 0; q < size; ++q) {
+        store(squared + (t + q) * kNarrowRows + start, sum[q][0]);
+        store(squared + (t + q) * kNarrowRows + start + kLanes<T>, sum[q][1]);
+      }
+    }
+  }
+}
+
+// total[t] += sum_r mass[r] value[t * kNarrowRows + r], row by row. Some candidates at a time: the sum of one alone
+// would wait for its last addition.
+CEM_FAST_INLINE void add_weighted(const double* mass, const double* value, int64_t count, int64_t S, double* total) {
+  constexpr int kAtOnce = 8;
+  for (int64_t t = 0; t < S; t += kAtOnce) {
+    const double* of[kAtOnce];
+    double sum[kAtOnce];
+    for (int q = 0; q < kAtOnce; ++q) {
+      const int64_t candidate = smaller(t + q, S - 1);
+      of[q] = value + candidate * kNarrowRows, sum[q] = total[candidate];
+    }
+    for (int64_t r = 0; r < count; ++r) {
+#pragma GCC unroll 8
+      for (int q = 0; q < kAtOnce; ++q) sum[q] += mass[r] * of[q][r];
+    }
+    for (int q = 0; q < kAtOnce && t + q < S; ++q) total[t + q] = sum[q];
+  }
+}
+
 // How near rows come to the means so far and one more, for several candidates of every class:
 // min(nearest_n, |x_n - candidate|^2), and the sums over the rows of each class, weighted by their masses.
 template <class X>
@@ -227,7 +328,8 @@ void candidate_distances_of(const CandidateDistances& p, ParallelFor parallel_fo
   const RowBlocks blocks(groups, 32 * kNarrowRows);
   Scratch<double> partial(blocks.count() * S);
   parallel(parallel_for, blocks.count(), 32 * kNarrowRows * S * (D + 8), [&](int64_t first, int64_t last) {
-    Scratch<T> tile(D <= kNarrow ? D * kNarrowRows : 0), squares(S * kNarrowRows);
+    Scratch<T> tile(D <= kNarrow ? D * kNarrowRows : 0), squared(S * kNarrowRows);
+    Scratch<double> value(S * kNarrowRows);
     for (int64_t b = first; b < last; ++b) {
       double* total = partial + b * S;
       fill<double>(total, S, 0);
@@ -235,41 +337,87 @@ void candidate_distances_of(const CandidateDistances& p, ParallelFor parallel_fo
       for (int64_t begin = blocks[b].begin; begin < blocks[b].end; begin += kNarrowRows) {
         const int64_t count = smaller<int64_t>(kNarrowRows, blocks[b].end - begin);
         const X* row[kNarrowRows];
-        for (int64_t r = 0; r < count; ++r) row[r] = row_at<X>(p.x, groups, begin + r);
-        if (D <= kNarrow) {
-          transpose_rows(row, count, D, static_cast<T*>(tile));
-          for (int64_t t = 0; t < S; t += 4) {
-            const int64_t size = smaller<int64_t>(4, S - t);
-            for (int start = 0; start < kNarrowRows; start += 2 * kLanes<T>) {
-              Vector<T> sum[4][2];
-              narrow_distances<T>(tile + start, of_class + t * D, D, D, size, sum);
-              for (int64_t q = 0; q < size; ++q) {
-                store(squares + (t + q) * kNarrowRows + start, sum[q][0]);
-                store(squares + (t + q) * kNarrowRows + start + kLanes<T>, sum[q][1]);
-              }
-            }
-          }
-        } else {
-          for (int64_t r = 0; r < count; ++r) {
-            for (int64_t t = 0; t < S; ++t) {
-              squares[t * kNarrowRows + r] = static_cast<T>(squared_distance(row[r], of_class + t * D, D));
-            }
-          }
-        }
+        int64_t number[kNarrowRows];
+        alignas(64) T near[kNarrowRows];
+        double mass[kNarrowRows];
         for (int64_t r = 0; r < count; ++r) {
-          // candidates side by side: the sum of one alone would wait for its last addition
-          const int64_t n = groups.row(begin + r);
-          for (int64_t t = 0; t < S; ++t) {
-            const T square = squares[t * kNarrowRows + r], value = square < nearest[n] ? square : nearest[n];
-            distances[t * N + n] = value;
-            total[t] += p.mass[n] * static_cast<double>(value);
+          const int64_t n = number[r] = groups.row(begin + r);
+          row[r] = row_at<X>(p.x, groups, begin + r), near[r] = nearest[n], mass[r] = p.mass[n];
+        }
+        if (D <= kNarrow) prefetch_tile<X>(p.x, groups, begin + kNarrowRows);
+        squared_of_candidates<X, T>(row, count, D, of_class, S, tile, squared);
+        for (int64_t t = 0; t < S; ++t) {
+          T* of_candidate = squared + t * kNarrowRows;
+          for (int64_t r = 0; r < count; ++r) {
+            const T closer = of_candidate[r] < near[r] ? of_candidate[r] : near[r];
+            of_candidate[r] = closer, value[t * kNarrowRows + r] = static_cast<double>(closer);
+          }
+          if (p.mixture.labels == nullptr) {
+            for (int64_t r = 0; r < count; ++r) distances[t * N + begin + r] = of_candidate[r];
+          } else {
+            for (int64_t r = 0; r < count; ++r) distances[t * N + number[r]] = of_candidate[r];
           }
         }
+        add_weighted(mass, value, count, S, total);
       }
     }
   });
   for (int64_t i = 0; i < S * C; ++i) p.potentials[i] = 0;
   for (int64_t b = 0; b < blocks.count(); ++b) {
     for (int64_t t = 0; t < S; ++t) p.potentials[t * C + blocks[b].class_index] += partial[b * S + t];
+  }
+}
+
+// Greedy k-means++ of one class: every mean is the best of some candidates, rows drawn with probability proportional
+// to their mass times the squared distance to the nearest mean so far.
+template <class X>
+void seeding_of(const Seeding& p, ParallelFor parallel_for) {
+  using T = typename ParameterOf<X>::Type;
+  const int64_t N = p.x.rows, D = p.x.dimension, K = p.components;
+  T* means = static_cast<T*>(p.means);
+  const double* uniform = p.uniform;
+  Scratch<T> first(p.candidates * N), second(p.candidates * N), candidates(p.candidates * D);
+  Scratch<double> cumulative(N), potentials(p.candidates);
+  T* distances = first;
+  T* nearest = second;
+  fill(nearest, N, static_cast<T>(__builtin_inf()));
+  const auto add_up = [&] {
+    double total = 0;
+    for (int64_t n = 0; n < N; ++n) cumulative[n] = total += cumulative[n];
+    return total;
+  };
+  const auto add_up_masses = [&] {
+    for (int64_t n = 0; n < N; ++n) cumulative[n] = p.mass[n];
+    return add_up();
+  };
+  for (int64_t k = 0; k < K; ++k) {
+    const int64_t S = k == 0 ? 1 : p.candidates;
+    double total = 0;
+    if (k > 0) {
+      for (int64_t n = 0; n < N; ++n) cumulative[n] = static_cast<double>(nearest[n]) * p.mass[n];
+      total = add_up();
+    }
+    if (!(total > 0)) total = add_up_masses();  // no mass left: the rows' own
+    for (int64_t t = 0; t < S; ++t) {
+      const double target = *uniform++ * total;
+      int64_t low = 0, high = N;  // the first row beyond the target lies in [low, high]
+      while (low < high) {
+        const int64_t middle = low + (high - low) / 2;
+        if (cumulative[middle] > target) {
+          high = middle;
+        } else {
+          low = middle + 1;
+        }
+      }
+      const X* row = static_cast<const X*>(p.x.data) + smaller(low, N - 1) * p.x.stride;
+      for (int64_t d = 0; d < D; ++d) candidates[t * D + d] = widen(row[d]);
+    }
+    const Mixture mixture{1, S, nullptr, candidates, nullptr, nullptr, false};
+    candidate_distances_of<X>({p.x, mixture, nearest, p.mass, distances, potentials}, parallel_for);
+    int64_t best = 0;
+    for (int64_t t = 1; t < S; ++t) best = order_of(potentials[t]) < order_of(potentials[best]) ? t : best;
+    for (int64_t d = 0; d < D; ++d) means[k * D + d] = candidates[best * D + d];
+    nearest = distances + best * N;
+    distances = distances == first ? second : first;
   }
 }

@@ -158,6 +158,21 @@ std::tuple<Tensor, Tensor> candidate_distances(const Tensor& x, const Tensor& ca
   return {distances, potentials};
 }
 
+// Means [1, K, D] of one class.
+Tensor kmeans_plus_plus(const Tensor& x, const Tensor& mass, const Tensor& uniform, int64_t num_components) {
+  STD_TORCH_CHECK(x.dim() == 2 && x.size(0) > 0, "x must be [N, D] with at least one row");
+  STD_TORCH_CHECK(num_components > 0, "num_components must be positive, got ", num_components);
+  const ScalarType dtype = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor means = Cpu::Call(x).empty({1, num_components, x.size(1)}, dtype);
+  Arguments<Cpu::Call> a(x, means, std::nullopt);
+  const int64_t others = num_components - 1, candidates = others == 0 ? 1 : (uniform.numel() - 1) / others;
+  STD_TORCH_CHECK(mass.numel() == a.x.rows, "mass must be [N]");
+  STD_TORCH_CHECK(candidates > 0 && uniform.numel() == 1 + others * candidates, "uniform must be [1 + (K - 1) T]");
+  kernels().seeding({a.x, a.call.doubles(mass), a.call.doubles(uniform), num_components, candidates, data(means)},
+                    parallel_for);
+  return means;
+}
+
 std::tuple<Tensor, Tensor> inverse_roots(const Tensor& matrices) {
   const int64_t D = matrices.size(matrices.dim() - 1);
   STD_TORCH_CHECK(matrices.dim() == 3 && matrices.size(1) == D && D > 0, "matrices must be [M, D, D]");
@@ -212,6 +227,7 @@ STABLE_TORCH_LIBRARY_IMPL(cem_fast, CPU, m) {
   m.impl("entropy_bound", TORCH_BOX(&entropy_bound));
   m.impl("cem_fwd", TORCH_BOX(&cem_fwd));
   m.impl("candidate_distances", TORCH_BOX(&candidate_distances));
+  m.impl("kmeans_plus_plus", TORCH_BOX(&kmeans_plus_plus));
   m.impl("inverse_roots", TORCH_BOX(&inverse_roots));
   m.impl("matrix_log_joint", TORCH_BOX(&matrix_log_joint));
   m.impl("matrix_moments", TORCH_BOX(&matrix_moments));

@@ -179,6 +179,17 @@ def test_an_empty_cluster_is_reseeded():
     assert mixture.counts.flatten().tolist() == [50, 50]
 
 
+def test_kmeans_plus_plus_draws_the_same_rows_in_pieces():
+    x = blobs(rows=900, dimension=7, components=9)[0]
+    for K in (1, 2, 12):
+        means = [
+            kmeans_plus_plus(Rows(chunks), 1, K, like=x[0], generator=torch.Generator().manual_seed(3))
+            for chunks in ([(x, None)], [(x[:100], None), (x[100:], None)])
+        ]
+        assert means[0].shape == (1, K, 7)
+        assert torch.equal(*means)
+
+
 def test_kmeans_plus_plus_picks_rows_of_the_class_far_from_each_other():
     x, labels, _, centers = blobs(components=4, spread=0.01)
     means = kmeans_plus_plus(Rows([(x, labels)]), 3, 4, like=x[0])

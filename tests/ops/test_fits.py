@@ -51,6 +51,42 @@ def test_compiled_distances_to_candidates_equal_plain_torch(shape, dtype):
             torch.testing.assert_close(a.double(), b, rtol=1e-10 if own == torch.float64 else 1e-4, atol=1e-5)
 
 
+def seeding(N, D, K, dtype, trials=4):
+    g = torch.Generator().manual_seed(N + D)
+    x = torch.randn(N, D, generator=g, dtype=torch.float64).to(dtype)
+    return x, torch.rand(N, generator=g).double(), torch.rand(1 + (K - 1) * trials, generator=g, dtype=torch.float64), K
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("N, D, K", [(1, 3, 2), (50, 1, 1), (1500, 16, 9), (333, 19, 70), (2000, 64, 5), (400, 130, 6)])
+def test_compiled_seeding_draws_the_rows_of_plain_torch(N, D, K, dtype):
+    x, mass, uniform, K = seeding(N, D, K, dtype)
+    means = OPS.kmeans_plus_plus(x, mass, uniform, K)
+    truth = fits.kmeans_plus_plus(x.double(), mass, uniform, K)
+    assert means.shape == (1, K, D)
+    assert means.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(means.double(), truth)
+    assert torch.equal(OPS.kmeans_plus_plus(x.T.contiguous().T, mass, uniform, K), means)
+
+
+def test_seeding_repeats_rows_where_there_are_too_few():
+    x, _, uniform, _ = seeding(40, 5, 6, torch.float32)
+    x[:] = x[torch.arange(40) % 3]  # three distinct rows
+    mass = torch.ones(40, dtype=torch.float64)
+    mass[::3] = 0  # of which one never is drawn
+    for operators in (OPS, fits):
+        means = operators.kmeans_plus_plus(x, mass, uniform, 6)
+        assert len(means[0].unique(dim=0)) == 2
+        assert not (means[0] == x[0]).all(1).any()
+
+
+def test_seeding_of_rows_that_are_not_finite_ends():
+    x, mass, uniform, K = seeding(300, 16, 20, torch.float32)
+    for value in (torch.nan, torch.inf):
+        x[7, 3] = value
+        assert OPS.kmeans_plus_plus(x, mass, uniform, K).shape == (1, K, 16)
+
+
 def test_results_do_not_depend_on_threads():
     x, means, covariances, labels, r = problem(3000, 24, 3, 4, False)
     found = []
@@ -62,7 +98,8 @@ def test_results_do_not_depend_on_threads():
         tied = OPS.matrix_log_joint(x, means, roots[:3], r[:3], labels)
         parts = [OPS.matrix_moments(x, means, r, labels, kind) for kind in (False, True)]
         near = OPS.candidate_distances(x, means, labels, x[:, 0].abs(), x[:, 1].abs())
-        found.append([roots, joint, tied, *parts[0], *parts[1], *near])
+        seeds = OPS.kmeans_plus_plus(*seeding(20_000, 24, 12, torch.float32))
+        found.append([roots, joint, tied, *parts[0], *parts[1], *near, seeds])
         torch.set_num_threads(before)
     if not torch._C._dispatch_has_kernel_for_dispatch_key("cem_fast::matrix_moments", "CPU"):
         pytest.skip("plain torch may differ between numbers of threads")
@@ -94,6 +131,7 @@ def test_operators_pass_opcheck():
         (OPS.matrix_log_joint.default, (x, means, roots, r[:3].contiguous(), labels)),
         (OPS.matrix_moments.default, (x, means, r, labels, True)),
         (OPS.candidate_distances.default, (x, means, labels, x[:, 0].abs(), x[:, 1].abs())),
+        (OPS.kmeans_plus_plus.default, seeding(30, 4, 5, torch.float32)),
     ):
         torch.library.opcheck(operator, arguments)
 

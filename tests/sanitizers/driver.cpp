@@ -186,6 +186,13 @@ void problem(const Kernels& kernels, Element element, const Shape& s, bool diago
                                  static_cast<double*>(potentials.get())},
                                 run);
   });
+  if (N == 0) return;
+  Buffer seeds(K * D * size);
+  const Buffer draws = uniform<double>(1 + (K - 1) * 3, 0, 1);
+  twice("seeding", {&seeds}, [&](ParallelFor run) {
+    kernels.seeding(
+        {f, static_cast<const double*>(mass.get()), static_cast<const double*>(draws.get()), K, 3, seeds.get()}, run);
+  });
 }
 
 // Covariance matrices, whose features are double.
