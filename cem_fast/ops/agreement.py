@@ -65,7 +65,7 @@ def _cases(feature_dtype: torch.dtype) -> list[tuple[str, list[Any]]]:
     """Operators with arguments, spherical and diagonal; half features come with float32 parameters."""
     generator = torch.Generator().manual_seed(0)
     labeled = [case for N, D, samples in SIZES for case in _labeled(feature_dtype, N, D, samples, generator)]
-    return [*labeled, *_one_class(feature_dtype, generator)]
+    return [*labeled, *_one_class(feature_dtype, 259, 64, generator), *_one_class(feature_dtype, 40, 67, generator)]
 
 
 def _labeled(
@@ -110,10 +110,11 @@ def _labeled(
             yield "cem_fwd", [x, means, labels, *priors, *options]
 
 
-def _one_class(feature_dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[str, list[Any]]]:
-    """One class with many components, which GPUs evaluate by matrix products."""
-    dtype = torch.promote_types(feature_dtype, torch.float32)
-    N, K, D = 259, 130, 64
+def _one_class(
+    feature_dtype: torch.dtype, N: int, D: int, generator: torch.Generator
+) -> Iterator[tuple[str, list[Any]]]:
+    """One class with many components, which have kernels of their own on GPUs."""
+    dtype, K = torch.promote_types(feature_dtype, torch.float32), 130
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=torch.float64)

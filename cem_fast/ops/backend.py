@@ -142,6 +142,17 @@ def _once_it_agrees(name: str, kernel: Callable[..., Any], *others: Callable[...
     return serve
 
 
+def _by_size(name: str, large: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+    """Kernel of an operator in COMPILED_FIRST_IF_LARGE: one for large mixtures, one for others."""
+    x = int(name.endswith("_bwd"))  # the gradient comes before the features
+
+    def serve(*args: Any) -> Any:
+        keep = bool(args[-1].shape[1]) if x else args[-1]
+        return (large if _is_large(args[x], args[x + 1], args[x + 4], keep) else other)(*args)
+
+    return serve
+
+
 _TRANSIENT = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
 
 
@@ -279,6 +290,17 @@ def _load_cuda(requested: str) -> tuple[dict[str, torch._ops.OpOverload], str]:
 # Operators whose compiled CUDA kernels need fewer launches and less of the host's time than Triton's.
 COMPILED_FIRST = ("component_statistics_fwd", "component_statistics_bwd", "entropy_bound", "cem_fwd")
 
+# Others, of which that holds for one class without labels and at least so many components and dimensions.
+COMPILED_FIRST_IF_LARGE = ("mixture_log_prob_fwd", "mixture_log_prob_bwd")
+LARGE_COMPONENTS, LARGE_DIMENSIONS = 128, 32
+
+
+def _is_large(x: Any, means: Any, labels: Any, keep: bool) -> bool:
+    """Whether csrc/cuda/global_mixture.cu has kernels for a mixture; ``keep`` if responsibilities come in or out."""
+    components, dimension = means.shape[1:]
+    enough = components >= LARGE_COMPONENTS and dimension >= LARGE_DIMENSIONS
+    return enough and labels is None and not keep and x.dtype != torch.float64
+
 
 # Types of features, in the order of ``Element`` in csrc/common/problem.h.
 ELEMENTS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -313,6 +335,8 @@ def _register_gpu_kernels() -> None:
         kernels = compiled + triton if name in COMPILED_FIRST else triton + compiled
         if kernels:
             kernel = _once_it_agrees(name, *kernels) if REQUESTED == "auto" else kernels[0]
+            if REQUESTED == "auto" and compiled and triton and name in COMPILED_FIRST_IF_LARGE:
+                kernel = _by_size(name, _once_it_agrees(name, *compiled, *triton), kernel)
             if REQUESTED == "auto" and compiled == kernels[:1]:
                 serve_compiled(cuda_library(), name, kernel, TRITON or "CUDA")
             else:
@@ -382,7 +406,8 @@ def _on_cuda() -> str:
     """Implementation in use for CUDA tensors, and the reason."""
     compared = "; compared with the reference at first use" if REQUESTED == "auto" else ""
     if TRITON == "CUDA" and CUDA:
-        return f"compiled for {', '.join(COMPILED_FIRST)}, which is faster there; triton for the rest{compared}"
+        large = f"mixtures of {LARGE_COMPONENTS} components or more"
+        return f"compiled for {', '.join(COMPILED_FIRST)} and {large}, which is faster there; triton for the rest{compared}"
     if TRITON == "CUDA":
         return f"triton: {_TRITON_REASON}{compared}; cuda {_CUDA_REASON}"
     if CUDA:

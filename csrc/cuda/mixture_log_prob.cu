@@ -1,4 +1,4 @@
-#include "mixture_log_prob.cuh"
+#include "global_mixture.cuh"
 
 namespace cem_fast::cuda {
 
@@ -43,6 +43,7 @@ void for_each_posterior(Queue& queue, const Features& x, const Mixture& mixture,
 
 void log_prob_forward(const LogProbForward& p, const Context& context) {
   Queue queue(context);
+  if (is_global(p.x, p.mixture, p.responsibilities)) return global_log_prob(queue, p);
   const Groups groups = group_rows(queue, p.x, p.mixture, 0);
   const double* normalizers = log_normalizers(queue, p.x, p.mixture);
   Slabs(queue, p.x, p.mixture, groups).for_each(p.mixture.diagonal, [&](const Slab& slab) {
@@ -52,6 +53,7 @@ void log_prob_forward(const LogProbForward& p, const Context& context) {
 
 void log_prob_backward(const LogProbBackward& p, const Context& context) {
   Queue queue(context);
+  if (is_global(p.x, p.mixture, p.responsibilities)) return global_gradient(queue, p);
   const Groups groups = group_rows(queue, p.x, p.mixture, 0);
   for_each_posterior(queue, p.x, p.mixture, groups, p.responsibilities,
                      [&](const Slab& slab, const void* r, bool by_slot) {

@@ -56,10 +56,13 @@ __device__ void read_vector(const T* from, T (&out)[kCount]) {
 template <bool kAligned, int kCount, class T>
 __device__ void write_vector(const T (&from)[kCount], T* to) {
   if constexpr (kAligned) {
-    static_assert(kCount * sizeof(T) == sizeof(uint4));
-    uint4 bits;
-    memcpy(&bits, from, sizeof bits);
-    *reinterpret_cast<uint4*>(to) = bits;
+    static_assert(kCount * sizeof(T) % sizeof(uint4) == 0);
+    UNROLL
+    for (int i = 0; i < kCount * static_cast<int>(sizeof(T) / 4) / 4; ++i) {
+      uint4 bits;
+      memcpy(&bits, &from[i * static_cast<int>(sizeof bits / sizeof(T))], sizeof bits);
+      reinterpret_cast<uint4*>(to)[i] = bits;
+    }
   } else {
     UNROLL
     for (int i = 0; i < kCount; ++i) to[i] = from[i];

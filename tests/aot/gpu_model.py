@@ -50,8 +50,7 @@ BEFORE = HERE.parent / "version_0_1.json"
 ENGINE_US = 18.0
 # of glibc's mallopt
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-# What ``auto`` takes for a case, unless CUDA C++
-SERVES = {"mixture 4096x128 K1000": "Triton"}
+SERVES = "CUDA C++"  # what ``auto`` takes for every case
 COMPILED = (*backend.COMPILED_FIRST, *library.FITS["cuda"])  # operators whose kernels of CUDA C++ come first
 MOST_OFF = 3.0  # between two measurements of the host's time
 
@@ -325,10 +324,10 @@ def now(folder: Path) -> Iterator[dict[str, str]]:
     for name in served.backends:
         served.use(name)
         for case in CASES:
-            if SERVES.get(case, name) != name or (name == "Triton" and "iteration" in case):
-                continue  # one backend has the kernels for it
+            if name == "Triton" and "iteration" in case:
+                continue  # it has no kernels for whole iterations
             asked = served.asked(case)
-            if name == SERVES.get(case, "CUDA C++"):
+            if name == SERVES:
                 yield row(case, "now", name, asked, H200)
             yield row(case, f"now, {name} alone", name, asked, H200)
             if name == "CUDA C++":

@@ -200,6 +200,51 @@ def maximize(shape: Shape, launch: Launch) -> Work:
     return Work(l2=8 + steps, barriers=20, cycles=1500 + 20 * steps)
 
 
+def _global_tiles(shape: Shape, launch: Launch, of_tile: int, of_dimensions: int) -> dict[str, float]:
+    """Tiles of 128 rows and 32 components, one after the other; of 32 dimensions at a time, what they need is read first.
+
+    A warp's instructions, counted in the machine code for sm_90: 3,344 for the distances in so many dimensions, and what is
+    given for reading them and for the end of a tile.
+    """
+    tiles = ceil(shape.N / 128) * ceil(shape.K / 32) / launch.blocks
+    steps = ceil(shape.D / 32)
+    instructions = tiles * (steps * (3344 + of_dimensions) + of_tile)
+    return {
+        "hbm": steps,
+        "l2": ceil(tiles - 1) * steps,
+        "barriers": tiles * (2 * steps + 1),
+        "cycles": instructions,  # a block has one warp for each of four schedulers
+        "instructions": instructions,
+        "read": shape.features + shape.means + shape.variances,
+        "requested": 4 * 128 * 32,
+    }
+
+
+def global_log_prob(shape: Shape, launch: Launch) -> Work:
+    """Then the last block of a sixteenth of the rows adds up the shares of the components, four at a time, twice."""
+    shares = launch.blocks / ceil(shape.N / 128)
+    turns = ceil(shape.N / 16 / THREADS)
+    return Work(**_global_tiles(shape, launch, 1120, 360), last=turns * (shares * (2 * L2 / 4 + 60) + 400))
+
+
+def global_posterior(shape: Shape, launch: Launch) -> Work:
+    return Work(**_global_tiles(shape, launch, 910, 360), written=spilled(4 * shape.N * shape.K))
+
+
+def global_gradient(shape: Shape, launch: Launch) -> Work:
+    """A tile of 32 rows and 64 dimensions: 32 components at a time, with x and the posterior that were read or written before."""
+    steps = ceil(shape.K / 32)
+    instructions = steps * (1704 + 190) + 350
+    return Work(
+        l2=1 + steps,
+        barriers=2 * steps + 2,
+        cycles=instructions,
+        instructions=instructions,
+        read=spilled(shape.features) + spilled(4 * shape.N * shape.K),
+        written=shape.features,
+    )
+
+
 KERNELS: dict[str, Callable[[Shape, Launch], Work]] = {
     "count_kernel": count,
     "place_kernel": place,
@@ -212,6 +257,9 @@ KERNELS: dict[str, Callable[[Shape, Launch], Work]] = {
     "expect_kernel": expect,
     "fit_moments_kernel": fit_moments,
     "maximize_kernel": maximize,
+    "global_log_prob_kernel": global_log_prob,
+    "global_posterior_kernel": global_posterior,
+    "global_gradient_kernel": global_gradient,
 }
 
 

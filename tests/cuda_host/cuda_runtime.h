@@ -259,6 +259,7 @@ unsigned __match_any_sync(unsigned, T value) {
 }
 
 inline void __syncwarp() { cuda_host::Device::get().synchronize_warp(); }
+#define __logf logf
 inline int __popc(unsigned mask) { return __builtin_popcount(mask); }
 inline int __ffs(unsigned mask) { return __builtin_ffs(static_cast<int>(mask)); }
 

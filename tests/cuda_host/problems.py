@@ -30,6 +30,9 @@ SHAPES = [
     (0, 5, 2, 3),
 ]
 
+# One class without labels: tiles of rows, components and dimensions, with rows of 16 bytes or not; few of them
+GLOBAL_SHAPES = [(150, 37, 1, 70), (9, 64, 1, 33), (7, 31, 1, 34)]
+
 
 FITS = library.FITS["cuda"]
 

@@ -22,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cuda_host.host import HERE, SOURCES, Failure, Host, barriers, build
-from cuda_host.problems import SHAPES, Problem, allowed, expected, problems
+from cuda_host.problems import GLOBAL_SHAPES, SHAPES, Problem, allowed, expected, problems
 from support.tolerances import relative_error
 
 SANITIZERS = {"address,undefined": ["-fno-sanitize-recover=all"], "thread": []}
@@ -55,6 +55,14 @@ def all_problems() -> Iterator[Problem]:
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         yield from problems(SHAPES[1], dtype, True)
     yield from problems(SHAPES[1], torch.float32, False, bad_labels=True)
+    for shape in GLOBAL_SHAPES:
+        for diag in (False, True):
+            yield from of_one_class(shape, diag)
+
+
+def of_one_class(shape: tuple[int, int, int, int], diag: bool) -> Iterator[Problem]:
+    """Log-likelihoods without labels, and their gradients."""
+    return (one for one in problems(shape, torch.float32, diag, labeled=False) if "log_prob" in one.name)
 
 
 def notices(program: Path, barrier: str) -> bool:
@@ -66,6 +74,8 @@ def notices(program: Path, barrier: str) -> bool:
                 for diag in (True, False):
                     for problem in problems(shape, torch.float32, diag):
                         agrees(host, problem)
+            for problem in of_one_class(GLOBAL_SHAPES[0], True):
+                agrees(host, problem)
     except Failure as failure:
         return "ThreadSanitizer" in str(failure)
     return False

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from cuda_host.host import SOURCES, Failure, Host, barriers, build
-from cuda_host.problems import SHAPES, Problem, allowed, expected, problems
+from cuda_host.problems import GLOBAL_SHAPES, SHAPES, Problem, allowed, expected, problems
 from support import far
 from support.error_budget import sums_at_an_offset
 from support.tolerances import relative_error
@@ -75,9 +75,12 @@ def test_a_small_variance_survives_the_blend_with_a_large_one(host, shape, noise
     torch.testing.assert_close(slope, torch.full(shape, 0.5 / 2 / 2 / 2e-6))
 
 
-def test_one_class_without_labels(host):
-    for problem in problems(SHAPES[5], torch.float32, True, labeled=False):
-        agree(host, problem)
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+@pytest.mark.parametrize("shape", GLOBAL_SHAPES, ids=str)
+def test_one_class_without_labels(host, shape, diag):
+    for problem in problems(shape, torch.float32, diag, labeled=False):
+        if "log_prob" in problem.name or shape[0] < 10:
+            agree(host, problem)
 
 
 def test_sums_keep_a_small_spread_about_a_large_offset(host):

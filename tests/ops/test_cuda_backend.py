@@ -161,11 +161,39 @@ def test_left_to_itself_it_takes_the_fastest_that_is_there(triton):
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CEM_FAST_", "TRITON_"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    wanted = "compiled for component_statistics_fwd, component_statistics_bwd, entropy_bound, cem_fwd, which is faster there; "
+    wanted = "compiled for component_statistics_fwd, component_statistics_bwd, entropy_bound, cem_fwd "
+    wanted += "and mixtures of 128 components or more, which is faster there; "
     wanted += "triton for the rest; compared with the reference at first use"
     assert done.stdout.startswith(
         f"True {wanted}" if triton else "True compiled: built for this package; compared with"
     )
+
+
+@pytest.mark.parametrize("name", backend.COMPILED_FIRST_IF_LARGE)
+@pytest.mark.parametrize(
+    "components, dimension, labeled, kept, dtype, is_large",
+    [
+        (128, 32, False, False, torch.float32, True),
+        (128, 32, False, False, torch.bfloat16, True),
+        (127, 32, False, False, torch.float32, False),
+        (128, 31, False, False, torch.float32, False),
+        (128, 32, True, False, torch.float32, False),
+        (128, 32, False, True, torch.float32, False),
+        (128, 32, False, False, torch.float64, False),
+    ],
+)
+def test_a_large_mixture_has_kernels_of_its_own(name, components, dimension, labeled, kept, dtype, is_large):
+    x, means, labels = torch.empty(3, dimension, dtype=dtype), torch.empty(1, components, dimension), torch.zeros(3)
+    mixture = [x, means, torch.empty(1, components), torch.empty(1, components), labels if labeled else None]
+    ends = {"mixture_log_prob_fwd": [kept], "mixture_log_prob_bwd": [torch.empty(3), torch.empty(3, kept * components)]}
+    arguments = [*([torch.empty(3)] if name.endswith("_bwd") else []), *mixture, *ends[name]]
+    assert backend._by_size(name, lambda *_: True, lambda *_: False)(*arguments) is is_large
+
+
+def test_what_is_large_is_that_of_the_kernels():
+    code = (Path(__file__).parents[2] / "csrc/cuda/global_mixture.cu").read_text()
+    limits = backend.LARGE_COMPONENTS, backend.LARGE_DIMENSIONS
+    assert f"kFewestComponents = {limits[0]};\nconstexpr int64_t kFewestDimensions = {limits[1]};" in code
 
 
 X = (torch.rand(9, 4), torch.rand(2, 3, 4), torch.arange(9) % 2)
