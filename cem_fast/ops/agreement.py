@@ -129,7 +129,8 @@ def _one_class(
         log_prob, _ = reference.mixture_log_prob_fwd(*map(_exact, [*mixture, False]))
         log_prob = log_prob.to(dtype)
         yield "mixture_log_prob_bwd", [uniform(N).to(dtype), *mixture, log_prob, x.new_empty(N, 0, dtype=dtype)]
-        yield "mixture_moments", [uniform(N).to(dtype), *mixture, log_prob, x.new_empty(N, 0, dtype=dtype)]
+        if D % 16 == 0:  # others have no kernel of their own for it
+            yield "mixture_moments", [uniform(N).to(dtype), *mixture, log_prob, x.new_empty(N, 0, dtype=dtype)]
 
 
 def _exact(argument: Any) -> Any:
