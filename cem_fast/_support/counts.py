@@ -23,7 +23,8 @@ def require_count(name: str, value: Any, least: int = 1, most: int | None = None
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if value < least:
+    count = int(value)
+    if count < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
-    if most is not None and value > most:
+    if most is not None and count > most:
         raise ValueError(f"{name} must be at most {most}, got {value}")
