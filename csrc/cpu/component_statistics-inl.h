@@ -217,7 +217,6 @@ void statistics_forward_of(const StatisticsForward& p, ParallelFor parallel_for)
       }
       for (int64_t begin = block.begin; begin < block.end; begin += kStatisticsRows) {
         const RowPointers<X> rows(p.x, groups, begin, smaller(begin + kStatisticsRows, block.end));
-        if (D <= kNarrow && !posterior) prefetch_tile<X>(p.x, groups, begin + kStatisticsRows);
         Nearest<false> best;
         best_components<X, T>(rows, p.mixture, c, next_class, D,
                               posterior ? static_cast<const double*>(normalizers) : nullptr, packed, distance,

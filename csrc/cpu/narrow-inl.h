@@ -34,17 +34,6 @@ CEM_FAST_INLINE void transpose(Vector<T>* v) {
   }
 }
 
-// Fetches the rows of a later tile: few dimensions leave too little to do for a processor to find them by itself.
-template <class X>
-CEM_FAST_INLINE void prefetch_tile(const Features& x, const RowsByClass& groups, int64_t begin) {
-  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(X));
-  const int64_t end = smaller(begin + kNarrowRows, x.rows);
-  for (int64_t i = begin; i < end; ++i) {
-    const X* row = row_at<X>(x, groups, i);
-    for (int64_t d = 0; d < x.dimension; d += kLine) prefetch(row + d);
-  }
-}
-
 // Rows of a tile, the last one repeated until it is full: tile[d * kNarrowRows + r].
 template <class X, class T>
 void transpose_rows(const X* const* row, int64_t count, int64_t D, T* tile) {
@@ -344,7 +333,6 @@ void candidate_distances_of(const CandidateDistances& p, ParallelFor parallel_fo
           const int64_t n = number[r] = groups.row(begin + r);
           row[r] = row_at<X>(p.x, groups, begin + r), near[r] = nearest[n], mass[r] = p.mass[n];
         }
-        if (D <= kNarrow) prefetch_tile<X>(p.x, groups, begin + kNarrowRows);
         squared_of_candidates<X, T>(row, count, D, of_class, S, tile, squared);
         for (int64_t t = 0; t < S; ++t) {
           T* of_candidate = squared + t * kNarrowRows;
