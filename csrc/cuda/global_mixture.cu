@@ -87,8 +87,7 @@ void global_gradient(Queue& queue, const LogProbBackward& call) {
       p.inverse = inverse;
       const int64_t blocks = share_out(p);
       const bool vectorized = is_vectorized(p.x, p.mixture);
-      queue.launch(vectorized ? global_posterior_kernel<true, X> : global_posterior_kernel<false, X>,
-                   blocks, p);
+      queue.launch(vectorized ? global_posterior_kernel<true, X> : global_posterior_kernel<false, X>, blocks, p);
       queue.launch(vectorized ? global_gradient_kernel<true, X> : global_gradient_kernel<false, X>,
                    divide_up(p.x.rows, kPullRows) * divide_up(D, kPullDims), p);
     }

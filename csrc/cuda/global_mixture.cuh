@@ -11,9 +11,9 @@ namespace cem_fast::cuda {
 constexpr int kGlobalRows = 128;
 constexpr int kGlobalComponents = 32;
 constexpr int kDepth = 32;
-constexpr int kGap = 4;           // numbers between the dimensions of a tile, which puts threads in different banks
-constexpr int kThreadRows = 8;  // adjacent ones
-constexpr int kThreadColumns = 4;      // adjacent components or, of the gradient, dimensions
+constexpr int kGap = 4;            // numbers between the dimensions of a tile, which puts threads in different banks
+constexpr int kThreadRows = 8;     // adjacent ones
+constexpr int kThreadColumns = 4;  // adjacent components or, of the gradient, dimensions
 constexpr int kLanes = kGlobalComponents / kThreadColumns;  // threads that share some rows
 
 // Minimum blocks per multiprocessor. Rows that are read element by element take more registers.
@@ -103,8 +103,7 @@ __device__ inline float log_of(double best, double mass) {
 
 // Log joint densities of a tile: each thread has kThreadRows rows and kThreadColumns components.
 template <bool kAligned, class X>
-__device__ void joint_tile(const GlobalMixture& p, int64_t row0, int k0,
-                           double (&joint)[kThreadRows][kThreadColumns]) {
+__device__ void joint_tile(const GlobalMixture& p, int64_t row0, int k0, double (&joint)[kThreadRows][kThreadColumns]) {
   alignas(16) __shared__ float row[kDepth][kGlobalRows + kGap];
   alignas(16) __shared__ float mean[kDepth][kGlobalComponents + kGap];
   alignas(16) __shared__ float inverse[kDepth][kGlobalComponents + kGap];
