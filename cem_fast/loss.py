@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from cem_fast._support.counts import require_count
+from cem_fast._support.counts import require_count, require_number
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.warn import warn
 from cem_fast.mixture import GaussianMixture
@@ -325,7 +325,7 @@ class CEMLoss(FittedModule):
 
     def _prepare(self, dimension: int, max_iter: int, tol: float) -> None:
         require_count("max_iter", max_iter)
-        validate.number("tol", tol)
+        require_number("tol", tol)
         if not tol >= 0:
             raise ValueError(f"tol must not be negative, got {tol}")
         mixture = self.mixture

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
-from typing import Any
+
+from cem_fast._support.counts import require_number
 
 KINDS = ("constant", "official")
 
@@ -31,10 +31,7 @@ class CEMSchedule:
     """
 
     def __init__(self, weight: float, *, kind: str = "constant"):
-        given: Any = weight
-        if not isinstance(given, Real):
-            raise TypeError(f"weight must be a number, got {type(given).__name__}")
-        if not (math.isfinite(weight) and weight >= 0):
+        if not 0 <= require_number("weight", weight) < math.inf:
             raise ValueError(f"weight must be a number >= 0, got {weight}")
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")

@@ -10,7 +10,7 @@ import torch
 from support.definitions import draw, paper_bound
 from torch._dynamo.testing import CompileCounter
 
-from cem_fast import CEMLoss, CEMSchedule
+from cem_fast import CEMLoss, CEMSchedule, defenses
 
 FEATURES = (4, 2, 3)  # channels, height, width: D = 24
 
@@ -473,3 +473,13 @@ def test_a_loss_fitted_in_inference_mode_trains(dtype):
     loss(leaf).backward()
     assert leaf.grad.abs().sum() > 0
     loss.fit(features)
+
+
+@pytest.mark.parametrize("name", ["noise_std", "boost", "threshold", "gamma"])
+def test_integers_that_no_float_holds_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"{name} must be (a )?positive"):
+        CEMLoss(num_classes=2, **{name: 10**400})
+    with pytest.raises(ValueError, match="weight must be a number >= 0"):
+        CEMSchedule(10**400)
+    with pytest.raises(ValueError, match="noise_std must be positive"):
+        defenses.GaussianNoise(noise_std=10**400)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from cem_fast._support.counts import require_number
 from cem_fast.defenses.base import Defense
 
 
@@ -23,7 +26,7 @@ class GaussianNoise(Defense):
         secure: whether the noise comes from the operating system's secure generator; not for evaluations.
 
     Raises:
-        ValueError: ``noise_std`` is not positive, or ``train_noise_std`` is negative.
+        ValueError: ``noise_std`` is not positive and finite, or ``train_noise_std`` is negative or infinite.
 
     Source:
         He, Zhang and Lee, "Model inversion attacks against collaborative inference", ACSAC 2019; Titcombe et al., "Practical defences
@@ -44,9 +47,9 @@ class GaussianNoise(Defense):
 
     def __init__(self, *, noise_std: float, train_noise_std: float | None = None, secure: bool = False):
         super().__init__()
-        if not noise_std > 0:
+        if not 0 < require_number("noise_std", noise_std) < math.inf:
             raise ValueError(f"noise_std must be positive, got {noise_std}")
-        if train_noise_std is not None and not train_noise_std >= 0:
+        if train_noise_std is not None and not 0 <= require_number("train_noise_std", train_noise_std) < math.inf:
             raise ValueError(f"train_noise_std must be at least 0 or None, got {train_noise_std}")
         self.noise_std = noise_std
         self.train_noise_std = noise_std if train_noise_std is None else train_noise_std

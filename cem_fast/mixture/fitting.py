@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-from cem_fast._support.counts import require_count
+from cem_fast._support.counts import require_count, require_number
 from cem_fast._support.warn import warn
 from cem_fast.mixture import covariance
 from cem_fast.mixture.density import shape_of_spread
@@ -87,9 +86,7 @@ class Settings:
                 raise TypeError(f"{name} must be a tensor or None, got {type(value).__name__}")
         for name in ("tol", "reg_covar"):
             value = getattr(self, name)
-            if not isinstance(value, Real):
-                raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-            if not 0 <= float(value) < math.inf:
+            if not 0 <= require_number(name, value) < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value}")
         if not (self.generator is None or isinstance(self.generator, torch.Generator)):
             raise TypeError(f"generator must be a torch.Generator or None, got {type(self.generator).__name__}")

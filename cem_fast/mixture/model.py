@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cem_fast._support.counts import require_number
 from cem_fast.mixture import fitting
 from cem_fast.mixture.arrays import numpy_too, rows_of, tensor_of
 from cem_fast.mixture.exchange import FITTED, ExchangedMixture
@@ -254,7 +255,7 @@ class GaussianMixture(ExchangedMixture):
             tensor([[[3.]]])
         """
         require_iterable_again("batches", batches)
-        validate.number("memory_budget", memory_budget)
+        require_number("memory_budget", memory_budget)
         if memory_budget < 0:
             raise ValueError(f"memory_budget must not be negative, got {memory_budget}")
         name = "batches" if self.rows_name == "x" else "loader"

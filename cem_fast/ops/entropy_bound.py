@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cem_fast._support.counts import require_number
 from cem_fast.ops import validate
 from cem_fast.ops.autograd import FirstOutput, call_first, call_gradient
 from cem_fast.ops.component_statistics import ScatterGradient
@@ -214,8 +215,7 @@ def bound_options(
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {choice!r}")
     boost = DEFAULT_BOOST[variant] if boost is None else boost
     for name, value in (("boost", boost), ("threshold", threshold), ("gamma", gamma)):
-        validate.number(name, value)
-        if not value > 0:
+        if not 0 < require_number(name, value) < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
     if variant == "official":
         if per_dimension:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from cem_fast._support.counts import require_number
 
 PARAMETER_DTYPES = (torch.float32, torch.float64)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -102,12 +103,6 @@ def normal(variances: Tensor) -> None:
     variances._normal_in = variances._version  # type: ignore[attr-defined]
 
 
-def number(name: str, value: Any) -> None:
-    """Requires a real number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-
-
 def standard_deviation(name: str, value: Any) -> Tensor:
     """Requires a positive number or a ``[D]`` tensor of them, and returns a float64 copy."""
     wanted = f"{name} must be a number or a [D] tensor, got"
@@ -115,6 +110,7 @@ def standard_deviation(name: str, value: Any) -> Tensor:
         raise TypeError(f"{wanted} a tensor of {value.dtype}")
     if isinstance(value, bool):
         raise TypeError(f"{wanted} {value}")
+    value = require_number(name, value) if isinstance(value, int) else value
     try:
         std = torch.as_tensor(value, dtype=torch.float64).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:

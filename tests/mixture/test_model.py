@@ -9,7 +9,7 @@ import torch
 from support.blobs import blobs
 from support.definitions import Mixture, log_prob
 
-from cem_fast import CEMLoss, GaussianMixture
+from cem_fast import CEMLoss, GaussianMixture, KMeans
 from cem_fast.mixture import interchange
 from cem_fast.mixture.fitting import Estimate, expectation_maximization_of_matrices
 from cem_fast.mixture.rows import Rows
@@ -569,3 +569,15 @@ def test_mixtures_compile_and_export_with_any_batch_size(kind, method, labeled):
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     for traced in (exported, compiled):
         torch.testing.assert_close(traced(x, labels), network(x, labels))
+
+
+@pytest.mark.parametrize("build", [GaussianMixture, KMeans])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_integers_that_no_float_holds_are_refused_by_name(build, sign):
+    count = {"num_clusters": 2} if build is KMeans else {"num_components": 2}
+    with pytest.raises(ValueError, match="tol must be finite and not negative, got "):
+        build(**count, tol=sign * 10**400)
+    with pytest.raises(
+        ValueError, match=f"max_iter must be at {'most 9223372036854775807' if sign > 0 else 'least 1'}, got"
+    ):
+        build(**count, max_iter=sign * 10**400)
