@@ -408,9 +408,13 @@ def _read_tensors(folder: Path, description: Description, kind: str) -> tuple[di
     if _digest(content) not in path.name:
         raise ValueError(f"{path}: damaged, its {len(content)} bytes are not those that were saved")
     try:
-        return load(content), path
+        tensors = load(content)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error})") from None
+    for name, value in tensors.items():
+        if value.is_complex():  # would lose its imaginary part on the way into a module
+            raise ValueError(f"{path}: {name} must hold real numbers, got {value.dtype}")
+    return tensors, path
 
 
 def _restore(module: nn.Module, state: dict[str, Tensor], part: str, source: Path) -> None:

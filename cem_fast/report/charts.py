@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -288,7 +289,9 @@ def canvas(width: float, height: float, colors: Mapping[str, str]) -> Iterator[F
         "ytick.labelcolor": colors["text"],
     }
     # Not a figure of pyplot: it keeps no global state and looks for no display.
-    with rc_context(style):
+    with rc_context(style), warnings.catch_warnings():
+        # of a name longer than the picture; the layout is then matplotlib's default
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure

@@ -356,14 +356,14 @@ def test_links_to_devices_and_fifos_are_refused(saved, kind, source):
 def test_weights_that_are_no_numbers_are_refused(saved):
     path = tensor_file(saved, "weights")
     weights = safetensors.torch.load_file(path)
-    for value, message in (
-        (
-            torch.full_like(weights["encoder.0.0.weight"], float("nan")),
-            "weights must be finite, got NaN or infinity in",
-        ),
-        (weights["encoder.0.0.weight"].to(torch.complex64), "of another type: 0.0.weight"),
+    first, noise = "encoder.0.0.weight", "loss.noise_variance"
+    for name, value, message in (
+        (first, torch.full_like(weights[first], float("nan")), "weights must be finite, got NaN or infinity in"),
+        (first, weights[first].double(), "of another type: 0.0.weight"),
+        (first, weights[first].to(torch.complex64), f"{first} must hold real numbers, got torch.complex64"),
+        (noise, weights[noise].to(torch.complex64), f"{noise} must hold real numbers, got torch.complex64"),
     ):
-        content = safetensors.torch.save({**weights, "encoder.0.0.weight": value})
+        content = safetensors.torch.save({**weights, name: value})
         name = f"weights-{saved_run._digest(content)}.safetensors"
         (saved / name).write_bytes(content)
         description = json.loads((saved / "run.json").read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -241,3 +242,12 @@ def test_one_command_runs_a_grid_and_draws_it(tiny_images, tmp_path, monkeypatch
         capfd.readouterr()
         assert cli.main(["figures", *arguments]) == 2
         assert re.search(message, capfd.readouterr().err)
+
+
+def test_a_name_longer_than_a_picture_is_drawn_without_a_warning():
+    from cem_fast.report import charts
+
+    with charts.canvas(2.0, 1.0, charts.COLORS["light"]) as figure:
+        figure.subplots().set_ylabel("of a run " * 40)
+        figure.subplots().set_title("of a run\n" * 40)
+        figure.savefig(io.BytesIO(), format="png")
