@@ -325,8 +325,7 @@ class CEMLoss(FittedModule):
 
     def _prepare(self, dimension: int, max_iter: int, tol: float) -> None:
         require_count("max_iter", max_iter)
-        require_number("tol", tol)
-        if not tol >= 0:
+        if not require_number("tol", tol) >= 0:
             raise ValueError(f"tol must not be negative, got {tol}")
         mixture = self.mixture
         warm = mixture.is_fitted and mixture.means.shape[2] == dimension

@@ -255,8 +255,7 @@ class GaussianMixture(ExchangedMixture):
             tensor([[[3.]]])
         """
         require_iterable_again("batches", batches)
-        require_number("memory_budget", memory_budget)
-        if memory_budget < 0:
+        if require_number("memory_budget", memory_budget) < 0:
             raise ValueError(f"memory_budget must not be negative, got {memory_budget}")
         name = "batches" if self.rows_name == "x" else "loader"
         stream = Stream(lambda: (self._batch(batch) for batch in batches), on_pass, name)

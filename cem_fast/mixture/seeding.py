@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cem_fast.mixture.rows import Rows, class_totals, running_sum
 from cem_fast.ops.fits import OPERATORS as FITS
+from cem_fast.ops.fits import draw_rows
 from cem_fast.ops.library import OPERATORS
 
 _LOG_PROB = OPERATORS["mixture_log_prob_fwd"]
@@ -83,11 +84,7 @@ class Draws:
         class has no mass left: indices ``[trials, C]`` of this rank's rows, and which of them are this rank's."""
         rows, labels = self.rows, self.labels
         if self.plain:
-            cumulative = mass.cumsum(0)
-            if not float(cumulative[-1]) > 0:
-                cumulative = self.mass.cumsum(0)
-            index = torch.searchsorted(cumulative, self.uniform(trials) * cumulative[-1], right=True)
-            index.clamp_(max=len(mass) - 1)
+            index = draw_rows(mass, self.mass, self.uniform(trials))
             return index, torch.ones_like(index, dtype=torch.bool)
         everywhere = rows.reduce(self.total_of(mass))
         mass = torch.where(everywhere[labels] > 0, mass, self.mass)

@@ -56,6 +56,17 @@ def candidate_distances(
     return distances, potentials
 
 
+def draw_rows(mass: Tensor, otherwise: Tensor, uniform: Tensor) -> Tensor:
+    """Indices of rows, one for each uniform number, drawn with probability proportional to their mass ``[N]``, float64.
+
+    Where no mass is left, ``otherwise`` is that mass.
+    """
+    cumulative = mass.cumsum(0)
+    if not float(cumulative[-1]) > 0:
+        cumulative = otherwise.cumsum(0)
+    return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp_(max=len(mass) - 1)
+
+
 def kmeans_plus_plus(x: Tensor, mass: Tensor, uniform: Tensor, num_components: int) -> Tensor:
     """Initial means ``[1, K, D]`` of one class by greedy k-means++ with T candidates, from random numbers ``[1 + (K - 1) T]``.
 
@@ -66,11 +77,7 @@ def kmeans_plus_plus(x: Tensor, mass: Tensor, uniform: Tensor, num_components: i
     nearest = x.new_full((len(x),), math.inf, dtype=dtype)
     means: list[Tensor] = []
     for u in uniform[:1], *uniform[1:].view(num_components - 1, -1 if num_components > 1 else 0):
-        cumulative = (nearest.double() * mass if means else mass).cumsum(0)
-        if not float(cumulative[-1]) > 0:
-            cumulative = mass.cumsum(0)
-        index = torch.searchsorted(cumulative, u * cumulative[-1], right=True).clamp_(max=len(x) - 1)
-        candidates = x[index].to(dtype)
+        candidates = x[draw_rows(nearest.double() * mass if means else mass, mass, u)].to(dtype)
         distances, potentials = candidate_distances(x, candidates.unsqueeze(0), None, nearest, mass)
         best = potentials.flatten().argmin()  # the first of several
         nearest = distances[best]

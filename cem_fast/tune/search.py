@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import yaml
 
 from cem_fast import cost
 from cem_fast._support import optional, typed_json
-from cem_fast._support.counts import require_count
+from cem_fast._support.counts import require_count, require_number
 from cem_fast._support.files import check_target, write_atomically
 from cem_fast.config import RunConfig
 from cem_fast.experiments import grid, results
@@ -65,12 +64,9 @@ class Targets:
     max_device_macs: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("max_accuracy_loss", "min_mse"):
-            if not isinstance(getattr(self, key), Real):
-                raise TypeError(f"{key} must be a number, got {getattr(self, key)!r}")
-        if not 0 <= self.max_accuracy_loss <= 1:
+        if not 0 <= require_number("max_accuracy_loss", self.max_accuracy_loss) <= 1:
             raise ValueError(f"max_accuracy_loss must be in [0, 1], got {self.max_accuracy_loss}")
-        if not 0 <= self.min_mse < math.inf:
+        if not 0 <= require_number("min_mse", self.min_mse) < math.inf:
             raise ValueError(f"min_mse must be at least 0, got {self.min_mse}")
         for key in ("max_bytes", "max_device_macs"):
             if getattr(self, key) is not None:
