@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from numbers import Real
 from typing import Any, cast
 
 import torch
@@ -358,11 +357,10 @@ class CEMLoss(FittedModule):
             >>> cem.load_mixture(**mixture, num_samples=100)(torch.zeros(0, 2))  # 1/2 log 2 of an empty batch
             tensor(0.3466)
         """
-        if not isinstance(num_samples, (Real, Tensor)):
-            raise TypeError(f"num_samples must be a number, got {type(num_samples).__name__}")
-        if not num_samples > 0:
+        samples = num_samples if isinstance(num_samples, Tensor) else require_number("num_samples", num_samples)
+        if not samples > 0:
             raise ValueError(f"num_samples must be positive, got {num_samples}")
-        if not num_samples < math.inf:
+        if not samples < math.inf:
             raise ValueError(f"num_samples must be finite, got {num_samples}")
         for name, value in (("weights", weights), ("class_prior", class_prior)):
             validate.tensor(name, value, "[C, K]" if name == "weights" else "[C]", 2 if name == "weights" else 1)

@@ -483,3 +483,10 @@ def test_integers_that_no_float_holds_are_refused_by_name(name):
         CEMSchedule(10**400)
     with pytest.raises(ValueError, match="noise_std must be positive"):
         defenses.GaussianNoise(noise_std=10**400)
+
+
+def test_a_number_of_samples_that_no_float_holds_is_refused_by_name():
+    one = torch.ones(1, 1)
+    mixture = dict(means=torch.zeros(1, 1, 2), variances=one, weights=one, class_prior=one[0])
+    with pytest.raises(ValueError, match="num_samples must be finite, got 1000"):
+        CEMLoss(num_classes=1, num_components=1).load_mixture(**mixture, num_samples=10**400)
