@@ -38,7 +38,8 @@ def test_every_operator_is_there_and_has_a_shape():
     assert (counts.shape, scatter.shape, sums.shape, assignment.shape) == ((2, 4), (2, 4, 3), (2, 4, 3), (5,))
 
 
-SETUP = Path(__file__).resolve().parents[2] / "setup.py"
+SOURCE = Path(__file__).resolve().parents[2]
+SETUP = SOURCE / "setup.py"
 # What an installation asks nvcc for; nothing is compiled.
 PLAN = """
 import setuptools
@@ -57,7 +58,7 @@ def planned(**variables):
         capture_output=True,
         text=True,
         check=True,
-        cwd=SETUP.parent,
+        cwd=SOURCE,
         env=environment,
     )
     extensions, flags = done.stdout.splitlines()
@@ -190,8 +191,9 @@ def test_a_large_mixture_has_kernels_of_its_own(name, components, dimension, lab
     assert backend._by_size(name, lambda *_: True, lambda *_: False)(*arguments) is is_large
 
 
+@pytest.mark.skipif(not SETUP.exists(), reason="there is no source tree")
 def test_what_is_large_is_that_of_the_kernels():
-    code = (Path(__file__).parents[2] / "csrc/cuda/global_mixture.cu").read_text()
+    code = (SOURCE / "csrc/cuda/global_mixture.cu").read_text()
     limits = backend.LARGE_COMPONENTS, backend.LARGE_DIMENSIONS
     assert f"kFewestComponents = {limits[0]};\nconstexpr int64_t kFewestDimensions = {limits[1]};" in code
 
