@@ -62,20 +62,9 @@ int64_t run_size(const Features& x, const Mixture& mixture, int64_t planes, cons
   return std::max<int64_t>(1, divide_up(divide_up(x.rows * 9, runs * 8), kRowsOfPart)) * kRowsOfPart;
 }
 
-// Assigns the rows of every class to blocks; returns the number of blocks.
-template <class T>
-int64_t share_out(Queue& queue, const Place& place, Statistics<T>& p) {
-  const int64_t N = p.x.rows, C = p.mixture.classes, size = run_size(p.x, p.mixture, p.planes(), place);
-  const bool searched = p.mixture.labels != nullptr && N <= kSearchedRows && C <= kSearchedClasses;
-  if (p.mixture.labels != nullptr && !searched) {
-    p.groups = group_every_class(queue, p.x, p.mixture, size);
-    p.tickets = {p.groups.tickets, 0};
-    return p.groups.segments;
-  }
-  p.tickets = take_tickets(queue);
-  p.parts = searched ? (C < kTickets ? std::max<int64_t>(1, divide_up(N, C * kRowsOfPart)) : 1)
-                     : std::max<int64_t>(1, divide_up(N, size));
-  return C * p.parts;
+// Whether blocks find the rows of their class among all labels, instead of rows in the order of classes.
+bool is_searched(const Features& x, const Mixture& mixture) {
+  return mixture.labels != nullptr && x.rows <= kSearchedRows && mixture.classes <= kSearchedClasses;
 }
 
 template <class X, class T>
@@ -98,12 +87,31 @@ void statistics_of(Queue& queue, Statistics<Parameter<X>>& p) {
   p.pitch = static_cast<int32_t>(place.pitch);
   p.together = place.together;
   p.normalizers = posterior ? log_normalizers(queue, p.x, p.mixture) : nullptr;
-  const int64_t blocks = share_out(queue, place, p);
-  const bool alone = place.staged && p.groups.order == nullptr && p.parts == 1;  // no class has several runs
+  const int64_t size = run_size(p.x, p.mixture, p.planes(), place);
+  const bool searched = is_searched(p.x, p.mixture), grouped = p.mixture.labels != nullptr && !searched;
+  Grouping plan{};
+  if (grouped) {
+    plan = plan_every_class(p.x, p.mixture, size);
+  } else if (searched) {
+    p.parts = C < kTickets ? std::max<int64_t>(1, divide_up(p.x.rows, C * kRowsOfPart)) : 1;
+  } else {
+    p.parts = std::max<int64_t>(1, divide_up(p.x.rows, size));
+  }
+  const int64_t blocks = grouped ? plan.most_runs : C * p.parts;
+  const bool alone = place.staged && !grouped && p.parts == 1;  // no class has several runs
   const int64_t runs = alone ? 0 : blocks, hinge = p.bounded && p.bound.official ? C * K : 0;
-  queue.allocate_all(p.run_totals, runs * K, p.room, place.staged ? 0 : C * 2 * kWarps * K, p.terms,
-                     p.bounded ? C * K : 0, p.class_counts, hinge, p.class_totals, hinge, p.run_planes,
-                     runs * p.planes() * K * p.x.dimension, p.run_counts, runs * K);
+  const auto allocate = [&](auto&&... before) {
+    queue.allocate_all(before..., p.run_totals, runs * K, p.room, place.staged ? 0 : C * 2 * kWarps * K, p.terms,
+                       p.bounded ? C * K : 0, p.class_counts, hinge, p.class_totals, hinge, p.run_planes,
+                       runs * p.planes() * K * p.x.dimension, p.run_counts, runs * K);
+  };
+  if (grouped) {
+    p.groups = launch(queue, plan, allocate);
+    p.tickets = {p.groups.tickets, 0};
+  } else {
+    allocate();
+    p.tickets = take_tickets(queue);
+  }
   queue.launch_with(place.shared, kernel_of<X, T>(place, p.planes() > 0), blocks, p);
 }
 

@@ -25,10 +25,9 @@ constexpr int64_t kCounts = 1 << 16;    // maximum, because every block reads al
 constexpr int64_t kPartials = 1 << 23;  // maximum partial results of all segments
 constexpr int64_t kSegmentRows = 1 << 16;
 
-Groups group(Queue& queue, const Features& x, const Mixture& mixture, int64_t size, bool every_class) {
+Grouping plan(const Features& x, const Mixture& mixture, int64_t size, bool every_class) {
   const int64_t N = x.rows, C = mixture.classes, groups = C + 1;
   const bool in_shared = groups <= kSharedGroups, at_once = in_shared && N <= kRowsAtOnce;
-  const int64_t runs = N / size + (every_class ? groups : std::min(groups, N));
   Sort s{};
   s.labels = mixture.labels;
   s.rows = N;
@@ -42,22 +41,22 @@ Groups group(Queue& queue, const Features& x, const Mixture& mixture, int64_t si
     s.blocks = std::clamp<int64_t>(kCounts / groups, 1, std::max<int64_t>(1, divide_up(N, kRowsOfBlock)));
     s.rows_of_block = divide_up(divide_up(N, s.blocks), kThreads) * kThreads;
   }
-  queue.allocate_all(s.offsets, groups + 1, s.first_run, groups + 1, s.counts, at_once ? 0 : s.blocks * groups, s.room,
-                     in_shared ? 0 : s.blocks * 4 * groups, s.order, N, s.runs, runs, s.tickets,
-                     every_class ? groups : 0);
-  if (in_shared) s.room = nullptr;
-  if (!every_class) s.tickets = nullptr;
-  const int64_t shared = in_shared ? groups * static_cast<int64_t>(sizeof(int32_t)) : 0;
-  if (at_once) {
+  return {s, N / size + (every_class ? groups : std::min(groups, N)), at_once, in_shared};
+}
+
+}  // namespace
+
+Groups launch(Queue& queue, const Grouping& plan) {
+  const Sort& s = plan.sort;
+  const int64_t shared = plan.in_shared ? (s.classes + 1) * static_cast<int64_t>(sizeof(int32_t)) : 0;
+  if (plan.at_once) {
     queue.launch_with(4 * shared, sort_kernel, s.blocks, s);
   } else {
     queue.launch_with(shared, count_kernel, s.blocks, s);
     queue.launch_with(4 * shared, place_kernel, s.blocks, s);
   }
-  return {N, C, size, runs, s.order, s.offsets, s.first_run, s.runs, s.tickets};
+  return {s.rows, s.classes, s.run_size, plan.most_runs, s.order, s.offsets, s.first_run, s.runs, s.tickets};
 }
-
-}  // namespace
 
 Groups group_rows(Queue& queue, const Features& x, const Mixture& mixture, int64_t partials) {
   int64_t size = kTileRows;
@@ -65,11 +64,12 @@ Groups group_rows(Queue& queue, const Features& x, const Mixture& mixture, int64
          (x.rows / size > kSegments || x.rows / size > kPartials / std::max<int64_t>(partials, 1))) {
     size *= 2;
   }
-  return group(queue, x, mixture, size, false);
+  Grouping by_class = plan(x, mixture, size, false);
+  return launch(queue, by_class, [&](auto&&... wanted) { queue.allocate_all(wanted...); });
 }
 
-Groups group_every_class(Queue& queue, const Features& x, const Mixture& mixture, int64_t size) {
-  return group(queue, x, mixture, size, true);
+Grouping plan_every_class(const Features& x, const Mixture& mixture, int64_t size) {
+  return plan(x, mixture, size, true);
 }
 
 }  // namespace cem_fast::cuda

@@ -53,10 +53,52 @@ __device__ inline Segment segment_at(const Groups& g, int64_t index) {
   return {run.group, run.begin, run.end};
 }
 
+// What the kernels that group rows work on.
+struct Sort {
+  const int64_t* labels;  // [rows], or null: class 0
+  int64_t rows;
+  int64_t classes;
+  int64_t blocks;
+  int64_t rows_of_block;
+  int64_t run_size;    // most rows of a run
+  bool every_class;    // classes without rows have an empty run
+  int32_t* counts;     // [blocks, classes + 1]: rows of each group in each block
+  int32_t* room;       // [blocks, 4, classes + 1] for Places; or null: in shared memory
+  int32_t* order;      // [rows]
+  int64_t* offsets;    // [classes + 2]
+  int64_t* first_run;  // [classes + 2]
+  Run* runs;
+  unsigned* tickets;  // [classes + 1], set to 0; or null
+};
+
+// How rows are to be grouped, before there is memory for it.
+struct Grouping {
+  Sort sort;
+  int64_t most_runs;  // because the labels are on the device
+  bool at_once;       // in one launch
+  bool in_shared;     // counts of a block
+};
+
 // Groups rows for kernels that store `partials` numbers per segment. One launch, or two for many rows.
 Groups group_rows(Queue& queue, const Features& x, const Mixture& mixture, int64_t partials);
 
-// Groups rows into segments of at most `size` rows; classes without rows have an empty one. As many launches.
-Groups group_every_class(Queue& queue, const Features& x, const Mixture& mixture, int64_t size);
+// Plans segments of at most `size` rows; classes without rows have an empty one.
+Grouping plan_every_class(const Features& x, const Mixture& mixture, int64_t size);
+
+// Launches what a plan asks for.
+Groups launch(Queue& queue, const Grouping& plan);
+
+// The same once `allocate`, which takes the arguments of Queue::allocate_all, has found memory for it and for more.
+template <class Allocate>
+Groups launch(Queue& queue, Grouping& plan, const Allocate& allocate) {
+  Sort& s = plan.sort;
+  const int64_t groups = s.classes + 1;
+  allocate(s.offsets, groups + 1, s.first_run, groups + 1, s.counts, plan.at_once ? 0 : s.blocks * groups, s.room,
+           plan.in_shared ? 0 : s.blocks * 4 * groups, s.order, s.rows, s.runs, plan.most_runs, s.tickets,
+           s.every_class ? groups : 0);
+  if (plan.in_shared) s.room = nullptr;
+  if (!s.every_class) s.tickets = nullptr;
+  return launch(queue, plan);
+}
 
 }  // namespace cem_fast::cuda

@@ -6,23 +6,6 @@
 
 namespace cem_fast::cuda {
 
-struct Sort {
-  const int64_t* labels;  // [rows], or null: class 0
-  int64_t rows;
-  int64_t classes;
-  int64_t blocks;
-  int64_t rows_of_block;
-  int64_t run_size;    // most rows of a run
-  bool every_class;    // classes without rows have an empty run
-  int32_t* counts;     // [blocks, classes + 1]: rows of each group in each block
-  int32_t* room;       // [blocks, 4, classes + 1] for Places; or null: in shared memory
-  int32_t* order;      // [rows]
-  int64_t* offsets;    // [classes + 2]
-  int64_t* first_run;  // [classes + 2]
-  Run* runs;
-  unsigned* tickets;  // [classes + 1], set to 0; or null
-};
-
 __device__ inline int32_t group_of(const Sort& s, int64_t n) {
   const int64_t label = s.labels == nullptr ? 0 : s.labels[n];
   return static_cast<int32_t>(static_cast<uint64_t>(label) < static_cast<uint64_t>(s.classes) ? label : s.classes);
