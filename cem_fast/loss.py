@@ -151,10 +151,31 @@ class CEMLoss(FittedModule):
             >>> cem(features)  # 1/2 log((1 + 1) / 1) for each of the two features
             tensor(0.3466)
         """
-        checked = self._in_force()
-        rows = None if checked is None else checked.rows(features, labels)
-        if rows is not None:
-            return self._evaluate(rows, labels)
+        # read from dictionaries, because this runs at every step and look-ups of a module are slow
+        checked, noise = self._checked, self._buffers["noise_variance"]
+        mixture: GaussianMixture = self._modules["mixture"]  # type: ignore[assignment]
+        if (
+            checked is not None
+            and checked.means is mixture.means
+            and checked.noise_variance is noise
+            and self.is_fitted
+            and self._in_step
+            and not (self.check_finite or self.check_labels)
+        ):
+            rows = checked.rows(features, labels)
+            if rows is not None:
+                priors = (
+                    mixture.variances,
+                    mixture.weights,
+                    mixture.class_prior,
+                    self.num_samples,
+                    checked.noise_variance,
+                )
+                return evaluate(rows, labels, checked.means, priors, self.options, self.process_group)
+        return self._first_step(features, labels)
+
+    def _first_step(self, features: Tensor, labels: Tensor | None) -> Tensor:
+        """Loss of a batch that is not known to be like one that was checked."""
         rows, mixture = self._rows(features), self.mixture
         # the fitted bound checks the range of labels itself
         check = validate.integer_labels if self.is_fitted else validate.labels
@@ -171,19 +192,7 @@ class CEMLoss(FittedModule):
         validate.features(rows, mixture.means, "features")
         validate.noise_variance(self.noise_variance, rows.shape[1], "noise_std")
         self._checked = validate.Checked.of(rows, mixture.means, self.noise_variance)
-        return self._evaluate(rows, labels)
-
-    def _in_force(self) -> validate.Checked | None:
-        # read from dictionaries, because this runs at every step and look-ups of a module are slow
-        checked, mixture = self._checked, cast(GaussianMixture, self._modules["mixture"])
-        if checked is None or not (self.is_fitted and self._in_step) or self.check_finite or self.check_labels:
-            return None
-        same = checked.means is mixture.means and checked.noise_variance is self._buffers["noise_variance"]
-        return checked if same else None
-
-    def _evaluate(self, rows: Tensor, labels: Tensor | None) -> Tensor:
-        mixture, noise = cast(GaussianMixture, self._modules["mixture"]), cast(Tensor, self._buffers["noise_variance"])
-        priors = mixture.variances, mixture.weights, mixture.class_prior, self.num_samples, noise
+        priors = mixture.variances, mixture.weights, mixture.class_prior, self.num_samples, self.noise_variance
         return evaluate(rows, labels, mixture.means, priors, self.options, self.process_group)
 
     def __getstate__(self) -> dict[str, Any]:

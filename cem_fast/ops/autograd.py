@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
@@ -120,12 +120,12 @@ class Gradient(Function):
 
 def call(function: type[Function], *args: Any) -> Any:
     """``function.apply(*args)`` with a low call overhead; ``Function`` has an example."""
-    return function.apply(*args) if _is_transformed() else function.eager.apply(*args)
+    return function.apply(*args) if is_transformed() else function.eager.apply(*args)
 
 
 def call_first(function: type[FirstOutput], *args: Any) -> Any:
     """First output of ``function.apply(*args)``, with a low call overhead."""
-    return function.apply(*args)[0] if _is_transformed() else function.eager.apply(*args)
+    return function.apply(*args)[0] if is_transformed() else function.eager.apply(*args)
 
 
 def call_gradient(function: type[Gradient], *args: Any) -> Any:

@@ -11,6 +11,7 @@ from cem_fast._support.counts import require_number
 
 PARAMETER_DTYPES = (torch.float32, torch.float64)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
+_STRIDED, _INT64 = torch.strided, torch.int64  # look-ups in torch take longer
 
 
 def tensor(name: str, value: Any, shape: str, *dims: int) -> None:
@@ -220,19 +221,21 @@ class Checked(NamedTuple):
         """Rows ``[N, D]`` of features ``[N, ...]`` if no check of them and their labels ``[N]`` can fail, but the labels' range."""
         if type(x) is not Tensor or type(labels) is not Tensor or torch.compiler.is_compiling():
             return None
-        if x.is_nested or labels.is_nested:
-            return None
-        shape, strided, device = x.shape, torch.strided, self.device
+        device, strided = self.device, _STRIDED
         if (
-            len(shape) < 2
-            or labels.shape != shape[:1]
-            or x.dtype is not self.dtype
-            or labels.dtype is not torch.int64
-            or x.layout is not strided
-            or labels.layout is not strided
+            x.dtype is not self.dtype
             or x.device != device
+            or x.layout is not strided
+            or labels.dtype is not _INT64
             or labels.device != device
+            or labels.layout is not strided
         ):
+            return None
+        try:
+            shape, of_labels = x.shape, labels.shape
+        except RuntimeError:  # nested tensors have none
+            return None
+        if len(of_labels) != 1 or len(shape) < 2 or shape[0] != of_labels[0]:
             return None
         if len(shape) > 2 and 0 not in shape:
             x = x.flatten(1)
