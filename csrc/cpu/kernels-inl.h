@@ -55,7 +55,8 @@ void mixture_moments(const MixtureMoments& p, ParallelFor f) {
 }
 
 void candidate_distances(const CandidateDistances& p, ParallelFor f) {
-  for_element(p.x.element, [&]<class X>(const X*) { candidate_distances_of<X>(p, f); });
+  for_element(p.x.element,
+              [&]<class X>(const X*) { candidate_distances_of<X, typename ParameterOf<X>::Type>(p, nullptr, f); });
 }
 
 void seeding(const Seeding& p, ParallelFor f) {

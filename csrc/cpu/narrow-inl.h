@@ -85,11 +85,11 @@ template <class T>
 class CenteredMeans {
  public:
   CenteredMeans(const T* means, int64_t C, int64_t K, int64_t D)
-      : components_(divide_up(K, 4) * 4),
+      : groups_(divide_up(K, kGroup)),
         dimension_(D),
         center_(C * D),
-        means_(C * components_ * D),
-        half_squares_(C * components_),
+        means_(C * groups_ * D * kGroup),
+        half_squares_(C * groups_ * kGroup),
         reach_(C) {
     Scratch<double> sum(D);
     for (int64_t c = 0; c < C; ++c) {
@@ -100,13 +100,14 @@ class CenteredMeans {
         for (int64_t d = 0; d < D; ++d) sum[d] += static_cast<double>(of_class[k * D + d]);
       }
       for (int64_t d = 0; d < D; ++d) center[d] = static_cast<T>(sum[d] / static_cast<double>(K));
-      T* centered = means_ + c * components_ * D;
-      T* half = half_squares_ + c * components_;
-      fill(centered + K * D, (components_ - K) * D, T(0));
-      fill(half + K, components_ - K, static_cast<T>(__builtin_inf()));
+      T* centered = means_ + c * groups_ * D * kGroup;
+      T* half = half_squares_ + c * groups_ * kGroup;
+      fill(centered, groups_ * D * kGroup, T(0));
+      fill(half + K, groups_ * kGroup - K, static_cast<T>(__builtin_inf()));
       double reach = kLeastReach;
       for (int64_t k = 0; k < K; ++k) {
-        for (int64_t d = 0; d < D; ++d) centered[k * D + d] = center[d] - of_class[k * D + d];
+        T* own = centered + k / kGroup * D * kGroup + k % kGroup;
+        for (int64_t d = 0; d < D; ++d) own[d * kGroup] = center[d] - of_class[k * D + d];
         const double square = squared_distance(of_class + k * D, static_cast<const T*>(center), D);
         half[k] = static_cast<T>(0.5 * square);
         // NaN and infinity stay, and leave all rows undecided
@@ -118,7 +119,22 @@ class CenteredMeans {
 
   // Finds the nearest component of class c for two vectors of rows. Returns false if rounding leaves a row undecided.
   bool decide(const T* tile, int64_t c, int32_t* component) const {
-    constexpr int V = 2, L = kLanes<T>;
+    return groups_ * kGroup >= kManyMeans * dimension_ ? decide_by<kGroup>(tile, c, component)
+                                                       : decide_by<1>(tile, c, component);
+  }
+
+ private:
+  static constexpr double kLeastReach = 0x1p-100;  // far above products that lose digits by underflow
+
+  // means at a time: for two vectors of rows, their scores fill half of the registers
+  static constexpr int kGroup = CEM_FAST_WIDTH == 64 ? 8 : smaller<int>(4, kLanes<T>);
+  // for each dimension, from which on it takes less to follow groups, and to look into the best one again
+  static constexpr int64_t kManyMeans = 16;
+
+  // Follows the best two of all sets of kSet means; then a row looks for its mean in the best set.
+  template <int kSet>
+  bool decide_by(const T* tile, int64_t c, int32_t* component) const {
+    constexpr int V = 2, L = kLanes<T>, G = kGroup;
     const int64_t D = dimension_;
     const T* center = center_ + c * D;
     alignas(64) T rows[kNarrow * V * L];
@@ -133,54 +149,109 @@ class CenteredMeans {
         square[v] = multiply_add(x, x, square[v]);
       }
     }
+    const T* means = means_ + c * groups_ * D * G;
+    const T* half_squares = half_squares_ + c * groups_ * G;
     for (int v = 0; v < V; ++v) best[v] = second[v] = broadcast<T>(static_cast<T>(__builtin_inf()));
-    for (int64_t k = 0; k < components_; k += 4) {
-      const T* mean = means_ + (c * components_ + k) * D;
-      Vector<T> score[4][V];
-      for (int q = 0; q < 4; ++q) score[q][0] = score[q][1] = broadcast<T>(half_squares_[c * components_ + k + q]);
+    for (int64_t g = 0; g < groups_; ++g) {
+      const T* mean = means + g * D * G;
+      Vector<T> score[G][V];
+#pragma GCC unroll 8
+      for (int q = 0; q < G; ++q) score[q][0] = score[q][1] = broadcast<T>(half_squares[g * G + q]);
       for (int64_t d = 0; d < D; ++d) {
         const Vector<T> first = load(rows + d * V * L), other = load(rows + (d * V + 1) * L);
-#pragma GCC unroll 4
-        for (int q = 0; q < 4; ++q) {
-          const Vector<T> m = broadcast<T>(mean[q * D + d]);
+#pragma GCC unroll 8
+        for (int q = 0; q < G; ++q) {
+          const Vector<T> m = broadcast<T>(mean[d * G + q]);
           score[q][0] = multiply_add(first, m, score[q][0]);
           score[q][1] = multiply_add(other, m, score[q][1]);
         }
       }
-#pragma GCC unroll 4
-      for (int q = 0; q < 4; ++q) {
-        const Bits<T> number = Bits<T>{} + static_cast<decltype(index[0][0] + 0)>(k + q);
+#pragma GCC unroll 8
+      for (int set = 0; set < G / kSet; ++set) {
+        const Bits<T> number = Bits<T>{} + static_cast<Place>(g * (G / kSet) + set);
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) {
-          const Vector<T> value = score[q][v];
-          const auto better = value < best[v];
-          const Vector<T> loser = better ? best[v] : value;
+          const Vector<T> least = least_of<kSet>(score + set * kSet, v);
+          const auto better = least < best[v];
+          const Vector<T> loser = better ? best[v] : least;
           second[v] = loser < second[v] ? loser : second[v];
-          best[v] = better ? value : best[v];
+          best[v] = better ? least : best[v];
           index[v] = better ? number : index[v];
         }
       }
     }
     // Sums of D products and of D squares round by at most this share of the squares of the row and of the means.
-    const Vector<T> share = broadcast<T>(static_cast<T>(4 * (D + 4)) * (sizeof(T) == 4 ? T(0x1p-23) : T(0x1p-52)));
-    Bits<T> decided = ~Bits<T>{};
-    for (int v = 0; v < V; ++v) decided &= second[v] - best[v] > share * (square[v] + broadcast<T>(reach_[c]));
+    const T share = static_cast<T>(4 * (D + 4)) * (sizeof(T) == 4 ? T(0x1p-23) : T(0x1p-52));
     bool all = true;
-    for (int i = 0; i < L; ++i) all &= decided[i] != 0;
-    for (int v = 0; v < V && all; ++v) {
-      for (int i = 0; i < L; ++i) component[v * L + i] = static_cast<int32_t>(index[v][i]);
+    for (int i = 0; i < V * L; ++i) {
+      const int v = i / L, lane = i % L;
+      const auto set = static_cast<int64_t>(index[v][lane]);
+      int64_t place = 0;
+      T first = best[v][lane], next = second[v][lane];
+      if constexpr (kSet > 1) {
+        const T* row = rows + v * L + lane;
+        Group score = group_at(half_squares + set * G);
+        for (int64_t d = 0; d < D; ++d) score += row[d * V * L] * group_at(means + (set * D + d) * G);
+        const Group least = least_of_all(score);
+        const Places found = least_of_all(score == least ? places() : Places{} + kGroup);
+        const Group others = places() == found ? Group{} + static_cast<T>(__builtin_inf()) : score;
+        place = found[0], first = least[0], next = smaller(next, least_of_all(others)[0]);
+      }
+      all &= next - first > share * (square[v][lane] + reach_[c]);
+      component[i] = static_cast<int32_t>(set * kSet + place);
     }
     return all;
   }
 
- private:
-  static constexpr double kLeastReach = 0x1p-100;  // far above products that lose digits by underflow
+  // One number for every mean of a group.
+  typedef T Group __attribute__((vector_size(kGroup * sizeof(T))));
+  typedef decltype(Bits<T>{}[0] + 0) Place;
+  typedef Place Places __attribute__((vector_size(kGroup * sizeof(T))));
 
-  int64_t components_, dimension_;  // components are filled up to whole blocks with some that are infinitely far
-  Scratch<T> center_;               // [C, D]
-  Scratch<T> means_;                // c - m [C, components, D]
-  Scratch<T> half_squares_;         // [C, components]
-  Scratch<T> reach_;                // the largest |m - c|^2, and at least kLeastReach [C]
+  static CEM_FAST_INLINE Group group_at(const T* numbers) {
+    Group g;
+    __builtin_memcpy(&g, numbers, sizeof(g));
+    return g;
+  }
+
+  static CEM_FAST_INLINE Places places() {
+    Places p;
+    for (int q = 0; q < kGroup; ++q) p[q] = q;
+    return p;
+  }
+
+  // The least number, in every place.
+  template <int step = kGroup / 2, class V>
+  static CEM_FAST_INLINE V least_of_all(V v) {
+    if constexpr (step == 0) {
+      return v;
+    } else {
+      const V other = swapped<step>(v, std::make_integer_sequence<int, kGroup>{});
+      return least_of_all<step / 2>(other < v ? other : v);
+    }
+  }
+
+  template <int step, class V, int... place>
+  static CEM_FAST_INLINE V swapped(V v, std::integer_sequence<int, place...>) {
+    return __builtin_shufflevector(v, v, (place ^ step)...);
+  }
+
+  // The least of the scores of n means, for one of the vectors of rows.
+  template <int n>
+  static CEM_FAST_INLINE Vector<T> least_of(const Vector<T> (*score)[2], int v) {
+    if constexpr (n == 1) {
+      return score[0][v];
+    } else {
+      const Vector<T> a = least_of<n / 2>(score, v), b = least_of<n / 2>(score + n / 2, v);
+      return b < a ? b : a;
+    }
+  }
+
+  int64_t groups_, dimension_;  // groups are filled up with means that are infinitely far
+  Scratch<T> center_;           // [C, D]
+  Scratch<T> means_;            // c - m [C, groups, D, kGroup]
+  Scratch<T> half_squares_;     // [C, groups, kGroup]
+  Scratch<T> reach_;            // the largest |m - c|^2, and at least kLeastReach [C]
 };
 
 // The nearest of K means of each row of a tile, the lowest index of several; false if a distance is NaN, or all of a
@@ -259,19 +330,9 @@ CEM_FAST_INLINE double distance_of_tiles(const X* x, const T* mean, int64_t D) {
   return static_cast<double>(sum_lanes<T>(sum));
 }
 
-// Squared distances of up to kNarrowRows rows to S candidates: squared[t * kNarrowRows + r].
-template <class X, class T>
-void squared_of_candidates(const X* const* row, int64_t count, int64_t D, const T* candidates, int64_t S, T* tile,
-                           T* squared) {
-  if (D > kNarrow) {
-    for (int64_t r = 0; r < count; ++r) {
-      for (int64_t t = 0; t < S; ++t) {
-        squared[t * kNarrowRows + r] = static_cast<T>(squared_distance(row[r], candidates + t * D, D));
-      }
-    }
-    return;
-  }
-  transpose_rows(row, count, D, tile);
+// Squared distances of the rows of a tile to S candidates: squared[t * kNarrowRows + r].
+template <class T>
+void squared_of_tile(const T* tile, int64_t D, const T* candidates, int64_t S, T* squared) {
   for (int64_t t = 0; t < S; t += 4) {
     const int64_t size = smaller<int64_t>(4, S - t);
     for (int start = 0; start < kNarrowRows; start += 2 * kLanes<T>) {
@@ -282,6 +343,16 @@ void squared_of_candidates(const X* const* row, int64_t count, int64_t D, const 
         store(squared + (t + q) * kNarrowRows + start + kLanes<T>, sum[q][1]);
       }
     }
+  }
+}
+
+// The same for up to kNarrowRows rows of many dimensions; `room` holds [kNarrowRows, S].
+template <class X, class T>
+void squared_of_rows(const RowPointers<X>& rows, int64_t D, const T* candidates, int64_t S, PackedComponents<T>& packed,
+                     double* room, T* squared) {
+  distances<X, T>(rows, D, {candidates, nullptr, candidates, nullptr}, S, packed, room);
+  for (int64_t t = 0; t < S; ++t) {
+    for (int64_t r = 0; r < rows.count; ++r) squared[t * kNarrowRows + r] = static_cast<T>(room[r * S + t]);
   }
 }
 
@@ -305,10 +376,10 @@ CEM_FAST_INLINE void add_weighted(const double* mass, const double* value, int64
 }
 
 // How near rows come to the means so far and one more, for several candidates of every class:
-// min(nearest_n, |x_n - candidate|^2), and the sums over the rows of each class, weighted by their masses.
-template <class X>
-void candidate_distances_of(const CandidateDistances& p, ParallelFor parallel_for) {
-  using T = typename ParameterOf<X>::Type;
+// min(nearest_n, |x_n - candidate|^2), and the sums over the rows of each class, weighted by their masses. `tiles` are
+// all rows of a single class and few dimensions, or null.
+template <class X, class T>
+void candidate_distances_of(const CandidateDistances& p, const T* tiles, ParallelFor parallel_for) {
   const int64_t N = p.x.rows, D = p.x.dimension, C = p.mixture.classes, S = p.mixture.components;
   const T* candidates = static_cast<const T*>(p.mixture.means);
   const T* nearest = static_cast<const T*>(p.nearest);
@@ -317,7 +388,10 @@ void candidate_distances_of(const CandidateDistances& p, ParallelFor parallel_fo
   const RowBlocks blocks(groups, 32 * kNarrowRows);
   Scratch<double> partial(blocks.count() * S);
   parallel(parallel_for, blocks.count(), 32 * kNarrowRows * S * (D + 8), [&](int64_t first, int64_t last) {
-    Scratch<T> tile(D <= kNarrow ? D * kNarrowRows : 0), squared(S * kNarrowRows);
+    const bool narrow = D <= kNarrow;
+    Scratch<T> own(narrow ? D * kNarrowRows : 0), squared(S * kNarrowRows);
+    Scratch<double> room(narrow ? 0 : kNarrowRows * S);
+    PackedComponents<T> packed(false, S, D);
     Scratch<double> value(S * kNarrowRows);
     for (int64_t b = first; b < last; ++b) {
       double* total = partial + b * S;
@@ -325,15 +399,23 @@ void candidate_distances_of(const CandidateDistances& p, ParallelFor parallel_fo
       const T* of_class = candidates + blocks[b].class_index * S * D;
       for (int64_t begin = blocks[b].begin; begin < blocks[b].end; begin += kNarrowRows) {
         const int64_t count = smaller<int64_t>(kNarrowRows, blocks[b].end - begin);
-        const X* row[kNarrowRows];
         int64_t number[kNarrowRows];
         alignas(64) T near[kNarrowRows];
         double mass[kNarrowRows];
         for (int64_t r = 0; r < count; ++r) {
           const int64_t n = number[r] = groups.row(begin + r);
-          row[r] = row_at<X>(p.x, groups, begin + r), near[r] = nearest[n], mass[r] = p.mass[n];
+          near[r] = nearest[n], mass[r] = p.mass[n];
         }
-        squared_of_candidates<X, T>(row, count, D, of_class, S, tile, squared);
+        if (!narrow) {
+          squared_of_rows<X, T>({p.x, groups, begin, begin + count}, D, of_class, S, packed, room, squared);
+        } else if (tiles != nullptr) {
+          squared_of_tile<T>(tiles + begin * D, D, of_class, S, squared);
+        } else {
+          const X* row[kNarrowRows];
+          for (int64_t r = 0; r < count; ++r) row[r] = row_at<X>(p.x, groups, begin + r);
+          transpose_rows<X, T>(row, count, D, own);
+          squared_of_tile<T>(own, D, of_class, S, squared);
+        }
         for (int64_t t = 0; t < S; ++t) {
           T* of_candidate = squared + t * kNarrowRows;
           for (int64_t r = 0; r < count; ++r) {
@@ -356,6 +438,39 @@ void candidate_distances_of(const CandidateDistances& p, ParallelFor parallel_fo
   }
 }
 
+// All rows as tiles, which costs more than the distances of a tile to a few means: null for many dimensions, and where
+// they take much memory.
+template <class X, class T>
+class Tiles {
+ public:
+  Tiles(const Features& x, ParallelFor parallel_for) : tiles_(size_of(x)), any_(size_of(x) > 0) {
+    const int64_t D = x.dimension;
+    const RowsByClass rows(nullptr, x.rows, 1);
+    parallel(
+        parallel_for, any_ ? divide_up(x.rows, kNarrowRows) : 0, kNarrowRows * D, [&](int64_t first, int64_t last) {
+          for (int64_t begin = first * kNarrowRows; begin < smaller(last * kNarrowRows, x.rows); begin += kNarrowRows) {
+            const int64_t count = smaller<int64_t>(kNarrowRows, x.rows - begin);
+            const X* row[kNarrowRows];
+            for (int64_t r = 0; r < count; ++r) row[r] = row_at<X>(x, rows, begin + r);
+            transpose_rows<X, T>(row, count, D, tiles_ + begin * D);
+          }
+        });
+  }
+
+  const T* get() const { return any_ ? static_cast<const T*>(tiles_) : nullptr; }
+
+ private:
+  static constexpr int64_t kMostBytes = 64 << 20;
+
+  static int64_t size_of(const Features& x) {
+    const int64_t size = divide_up(x.rows, kNarrowRows) * kNarrowRows * x.dimension;
+    return x.dimension <= kNarrow && size * static_cast<int64_t>(sizeof(T)) <= kMostBytes ? size : 0;
+  }
+
+  Scratch<T> tiles_;  // [tiles, D, kNarrowRows]
+  bool any_;
+};
+
 // Greedy k-means++ of one class: every mean is the best of some candidates, rows drawn with probability proportional
 // to their mass times the squared distance to the nearest mean so far.
 template <class X>
@@ -366,6 +481,7 @@ void seeding_of(const Seeding& p, ParallelFor parallel_for) {
   const double* uniform = p.uniform;
   Scratch<T> first(p.candidates * N), second(p.candidates * N), candidates(p.candidates * D);
   Scratch<double> cumulative(N), potentials(p.candidates);
+  const Tiles<X, T> tiles(p.x, parallel_for);
   T* distances = first;
   T* nearest = second;
   fill(nearest, N, static_cast<T>(__builtin_inf()));
@@ -401,7 +517,7 @@ void seeding_of(const Seeding& p, ParallelFor parallel_for) {
       for (int64_t d = 0; d < D; ++d) candidates[t * D + d] = widen(row[d]);
     }
     const Mixture mixture{1, S, nullptr, candidates, nullptr, nullptr, false};
-    candidate_distances_of<X>({p.x, mixture, nearest, p.mass, distances, potentials}, parallel_for);
+    candidate_distances_of<X, T>({p.x, mixture, nearest, p.mass, distances, potentials}, tiles.get(), parallel_for);
     int64_t best = 0;
     for (int64_t t = 1; t < S; ++t) best = order_of(potentials[t]) < order_of(potentials[best]) ? t : best;
     for (int64_t d = 0; d < D; ++d) means[k * D + d] = candidates[best * D + d];

@@ -162,3 +162,18 @@ def test_rows_of_few_dimensions_find_the_nearest_mean_with_the_lowest_index(dime
     assert scatter.sum() == distances.min(1).values.sum()
     x[3, 0] = torch.nan
     assert OPS.component_statistics_fwd(x, means, None, None, None, False, False)[1].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dimension", [8, 13, 16])
+def test_rows_of_few_dimensions_find_their_own_of_many_means(dimension, dtype):
+    K = 16 * dimension + 3  # the last group of means is not full
+    g = torch.Generator().manual_seed(dimension)
+    means = 10 * torch.randn(1, K, dimension, generator=g, dtype=dtype)
+    own = torch.randperm(3 * K, generator=g) % K
+    x = means[0, own] + 0.1 * torch.randn(3 * K, dimension, generator=g, dtype=dtype)
+    assert torch.equal(OPS.component_statistics_fwd(x, means, None, None, None, False, False)[3], own)
+    means[0, 1], means[0, K - 1] = means[0, 0], means[0, 9]  # of one group, and of two
+    own = torch.where(own == 1, 0, torch.where(own == K - 1, 9, own))
+    x = means[0, own] + 0.1 * torch.randn(3 * K, dimension, generator=g, dtype=dtype)
+    assert torch.equal(OPS.component_statistics_fwd(x, means, None, None, None, False, False)[3], own)
