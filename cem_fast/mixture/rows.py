@@ -88,11 +88,16 @@ class Rows:
 
     def add_up(self, values: Iterable[tuple[Tensor, ...]], like: tuple[Tensor, ...]) -> list[Tensor]:
         """Sums of statistics over chunks and ranks, in double precision; ``like`` gives their shapes."""
-        total = torch.zeros(sum(t.numel() for t in like), dtype=torch.float64, device=like[0].device)
+        total: list[Tensor] | None = None
         for parts in values:
-            total += torch.cat([part.double().flatten() for part in parts])
-        sums = self.reduce(total).split_with_sizes([t.numel() for t in like])  # torch.split checks more than it splits
-        return [part.view(t.shape) for part, t in zip(sums, like)]
+            more = [part.double() for part in parts]
+            total = more if total is None else [a + b for a, b in zip(total, more)]
+        if total is None:
+            total = [torch.zeros_like(t, dtype=torch.float64) for t in like]
+        if self.group is not None:
+            sums = self.reduce(torch.cat([t.flatten() for t in total]))
+            total = list(sums.split_with_sizes([t.numel() for t in like]))  # torch.split checks more than it splits
+        return [part.reshape(t.shape) for part, t in zip(total, like)]
 
     def renumbered(self, classes: Tensor, num_classes: int) -> Rows:
         """Copies of the rows of the given classes ``[n]``, which become the classes 0, 1, ..."""
