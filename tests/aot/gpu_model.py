@@ -268,8 +268,9 @@ def engine_us() -> float:
 
 def added_us(call: Callable[[], Any]) -> float:
     """What a call adds to the host's time of a training step, on an idle processor."""
-    slower = engine_us() / ENGINE_US  # other programs slow down this one
-    return host_us(call) / slower - ENGINE_US
+    before, took, after = engine_us(), host_us(call), engine_us()
+    slower = min(before, after) / ENGINE_US  # other programs slow down this one
+    return took / slower - ENGINE_US
 
 
 def keep_memory() -> None:
