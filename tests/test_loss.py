@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.definitions import draw, paper_bound
+from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounter
 
 from cem_fast import CEMLoss, CEMSchedule, defenses
@@ -164,6 +165,15 @@ def test_compiled_training_step_sees_a_refit():
     torch.testing.assert_close(compiled(features, labels), loss(features, labels))
     loss.fit(features * 2, labels)
     torch.testing.assert_close(compiled(features, labels), loss(features, labels))
+
+
+def test_backward_pass_can_be_compiled_as_a_whole():
+    loss, (features, labels) = fitted(), data()
+    features = features.flatten(1).requires_grad_()
+    (expected,) = torch.autograd.grad(loss(features, labels), features)
+    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        loss(features, labels).backward()
+    assert torch.equal(features.grad, expected)
 
 
 def test_fit_loader_collects_features_in_evaluation_mode():

@@ -88,7 +88,7 @@ class _EntropyBound(FirstOutput):
 
 
 class _Step(torch.autograd.Function):
-    """``_EntropyBound`` of one process in eager mode, with as few calls as possible: the host is slower than a GPU here."""
+    """``_EntropyBound`` of one process in eager mode, with few calls: a GPU waits for the host here."""
 
     @staticmethod
     def forward(
@@ -104,7 +104,7 @@ class _Step(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _EntropyBound.backward(ctx, grad)[:5]
         slope, x, means, labels, assignment = ctx.saved_tensors
-        return _BACKWARD._op(slope, grad, x, means, labels, assignment), None, None, None, None
+        return _BACKWARD(slope, grad, x, means, labels, assignment), None, None, None, None
 
 
 def evaluate(
