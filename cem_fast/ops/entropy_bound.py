@@ -95,7 +95,7 @@ class _Step(torch.autograd.Function):
         ctx: Any, x: Tensor, labels: Tensor | None, means: Tensor, priors: tuple[Tensor, ...], options: BoundOptions
     ) -> Tensor:
         value: Tensor
-        value, slope, assignment = _FORWARD._op(x, means, labels, *priors, *options)
+        value, slope, assignment = _FORWARD(x, means, labels, *priors, *options)
         ctx.save_for_backward(slope, x, means, labels, assignment)
         return value
 
