@@ -172,10 +172,10 @@ class CEMLoss(FittedModule):
                     checked.noise_variance,
                 )
                 return evaluate(rows, labels, checked.means, priors, self.options, self.process_group)
-        return self._first_step(features, labels)
+        return self._checked_step(features, labels)
 
-    def _first_step(self, features: Tensor, labels: Tensor | None) -> Tensor:
-        """Loss of a batch that is not known to be like one that was checked."""
+    def _checked_step(self, features: Tensor, labels: Tensor | None) -> Tensor:
+        """Loss of a batch after all checks."""
         rows, mixture = self._rows(features), self.mixture
         # the fitted bound checks the range of labels itself
         check = validate.integer_labels if self.is_fitted else validate.labels

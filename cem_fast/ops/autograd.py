@@ -9,6 +9,14 @@ import torch
 
 
 def is_transformed() -> bool:
+    """Whether torch is compiling or transforming the running code.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.ops.autograd import is_transformed
+        >>> is_transformed(), torch.vmap(lambda x: x + is_transformed())(torch.zeros(1))
+        (False, tensor([1.]))
+    """
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 

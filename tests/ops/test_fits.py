@@ -173,7 +173,7 @@ def test_rows_of_few_dimensions_find_their_own_of_many_means(dimension, dtype):
     own = torch.randperm(3 * K, generator=g) % K
     x = means[0, own] + 0.1 * torch.randn(3 * K, dimension, generator=g, dtype=dtype)
     assert torch.equal(OPS.component_statistics_fwd(x, means, None, None, None, False, False)[3], own)
-    means[0, 1], means[0, K - 1] = means[0, 0], means[0, 9]  # of one group, and of two
+    means[0, 1], means[0, K - 1] = means[0, 0], means[0, 9]  # twins in one group, and in two
     own = torch.where(own == 1, 0, torch.where(own == K - 1, 9, own))
     x = means[0, own] + 0.1 * torch.randn(3 * K, dimension, generator=g, dtype=dtype)
     assert torch.equal(OPS.component_statistics_fwd(x, means, None, None, None, False, False)[3], own)
