@@ -61,6 +61,12 @@ def _jobs() -> Option:
     return Option("jobs", text, int, 0, at_least=0)
 
 
+def _cluster() -> tuple[Option, Option]:
+    text = "address of a Ray cluster that does the runs, HOST:PORT or auto; its machines share the folders"
+    gpus = "GPUs of a run on the cluster, such as 0.5; 1 if left out, or 0 with --device cpu"
+    return Option("cluster", text, str | None), Option("gpus_per_run", gpus, float | None)
+
+
 def _dry_run() -> Option:
     return Option("dry_run", "show the settings and the planned runs, and stop", bool, False)
 
@@ -224,15 +230,17 @@ def attack(run: str, data_from: str | None, device: str, **values: Any) -> int:
     *settings(GridConfig),
     _folder(None, "where to save; runs/<name> if left out"),
     _jobs(),
+    *_cluster(),
     _dry_run(),
     _data_root(),
     _skip_corrupt(),
     _device(),
 )
-def evaluate(folder: str | None, jobs: int, dry_run: bool, device: str, command: str, **values: Any) -> int:
+def evaluate(dry_run: bool, command: str, **values: Any) -> int:
     """Run a grid and report on it."""
+    places = {name: values.pop(name) for name in ("folder", "jobs", "device", "cluster", "gpus_per_run")}
     grid: GridConfig = build(GridConfig, values)
-    return _run_grid(grid, folder=folder, jobs=jobs, dry_run=dry_run, device=device, command=command, fresh=False)
+    return _run_grid(grid, dry_run=dry_run, command=command, fresh=False, **places)
 
 
 @_command(
@@ -428,22 +436,31 @@ def serve(folder: str, port: int, **_: object) -> int:
     Option("trials", "number of trials", int, 60, at_least=1),
     _folder("runs/tune", "where to save the runs, tune.json, pareto.png and best.yaml"),
     _jobs(),
+    *_cluster(),
     _data_root(),
     _device(),
 )
-def tune(folder: str, trials: int, jobs: int, device: str, command: str, **values: Any) -> int:
+def tune(
+    folder: str,
+    trials: int,
+    jobs: int,
+    device: str,
+    cluster: str | None,
+    gpus_per_run: float | None,
+    command: str,
+    **values: Any,
+) -> int:
     """Search settings for a target; the same command continues an interrupted search."""
     from dataclasses import fields
 
     from cem_fast import tune as tuning
-    from cem_fast.experiments import workers
 
-    place, console = devices.find(device), consoles.make()
+    console = consoles.make()
     targets = tuning.Targets(**{each.name: values.pop(each.name) for each in fields(tuning.Targets)})
-    jobs = jobs or (workers.num_cores() if place.type == "cpu" else 1)
+    place = _place(device, jobs, cluster, gpus_per_run)
     config: RunConfig = build(RunConfig, values)
     with consoles.watch(console) as watch:
-        tuned = tuning.tune(config, folder, targets, trials=trials, device=place, jobs=jobs, watch=watch)
+        tuned = tuning.tune(config, folder, targets, trials=trials, watch=watch, **place)
     consoles.show_tuned(console, tuned, folder)
     return 0 if tuned.best is not None else 1
 
@@ -465,28 +482,27 @@ def _run_grid(
     device: str,
     command: str,
     fresh: bool,
+    cluster: str | None = None,
+    gpus_per_run: float | None = None,
     **_: object,
 ) -> int:
     """Run a grid and report on it; with ``fresh``, without the runs that are on disk."""
     from cem_fast._support.files import check_target
     from cem_fast.cli import progress
-    from cem_fast.experiments import workers
     from cem_fast.experiments.grid import check, check_folder, evaluate
     from cem_fast.experiments.results import load_runs
     from cem_fast.report import page as report
 
-    place = devices.find(device)
+    place = _place(device, jobs, cluster, gpus_per_run)
     folder = f"runs/{grid.name}" if folder is None else folder
     check_target(folder, {report.PAGE: report.MARK})
     if dry_run:
         check(grid.runs())
         check_folder(folder, grid.runs())
         return consoles.show_plan(grid, grid.runs(), folder)
-    # on the CPU, runs side by side use the cores better than the threads of one small run
-    jobs = jobs or (workers.num_cores() if place.type == "cpu" else 1)
     console = consoles.make()
     with consoles.watch(console, grid.runs()) as watch:
-        results = evaluate(grid, folder, device=place, jobs=jobs, fresh=fresh, command=command, watch=watch)
+        results = evaluate(grid, folder, fresh=fresh, command=command, watch=watch, **place)
     if results.runs:
         page = report.write(folder)
         consoles.show_results(console, results, load_runs(folder, results))
@@ -495,3 +511,22 @@ def _run_grid(
         run = progress.describe(entry.config, grid.runs())
         fail(f"{run} failed, and is tried again by the same command: {entry.reason}")
     return 1 if results.failed else 0
+
+
+def _place(device: str, jobs: int, cluster: str | None, gpus_per_run: float | None) -> dict[str, Any]:
+    """Where the runs of a grid are done: the arguments ``device``, ``jobs`` and ``cluster``."""
+    from cem_fast.experiments import workers
+    from cem_fast.experiments.cluster import Cluster
+
+    if cluster is None:
+        if gpus_per_run is not None:
+            raise ValueError(f"gpus-per-run is of a --cluster, got {gpus_per_run:g} without one")
+        here = devices.find(device)
+        # on the CPU, runs side by side use the cores better than the threads of one small run
+        return {"device": here, "jobs": jobs or (workers.num_cores() if here.type == "cpu" else 1)}
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda with --cluster, which chooses the GPU, got {device!r}")
+    gpus = gpus_per_run if gpus_per_run is not None else float(device == "cuda")
+    if (gpus > 0) != (device == "cuda"):
+        raise ValueError(f"gpus-per-run must be above 0 with --device cuda alone, got {gpus:g} with --device {device}")
+    return {"device": device, "jobs": jobs, "cluster": Cluster(cluster, gpus)}

@@ -17,8 +17,10 @@ from cem_fast import attacks, defenses
 from cem_fast._support.files import check_target, write_atomically
 from cem_fast._support.lookup import lookup
 from cem_fast.config import LATER, RunConfig
+from cem_fast.experiments import cluster as clusters
 from cem_fast.experiments import gains, provenance, saved_run, workers
 from cem_fast.experiments.build import build_attack, build_parts, load_data
+from cem_fast.experiments.cluster import Cluster
 from cem_fast.experiments.records import Baseline, Failure, Identity, Results
 from cem_fast.experiments.results import MARK, RESULTS, Measured, measured, read_settings
 from cem_fast.experiments.run import require_seeded, run_cell
@@ -141,6 +143,7 @@ def evaluate(
     fresh: bool = False,
     command: str | None = None,
     watch: Watch | None = None,
+    cluster: Cluster | None = None,
 ) -> Results:
     """Runs a grid and keeps its results.json up to date, also when it is interrupted.
 
@@ -156,12 +159,14 @@ def evaluate(
         fresh: whether to repeat finished runs.
         command: command that gets these results again; None for the running one.
         watch: callbacks for progress.
+        cluster: the Ray cluster that does the runs, see :func:`cem_fast.experiments.cluster.run_all`; None for this machine.
 
     Returns:
         Content of results.json.
 
     Raises:
         FileNotFoundError: a data set is missing.
+        ConnectionError: there is no such cluster.
         ValueError: before anything is written: a setting does not fit, or :func:`check_folder` refuses the folder.
         OSError: a file cannot be read or written; finished runs are kept.
 
@@ -204,7 +209,11 @@ def evaluate(
             watch.finished(index, len(plan), config, run.record, reused=True)
     failed: dict[RunConfig, str] = {}
     try:
-        for kind, index, details in _run_all(tasks, jobs=min(jobs, len(plan)), device=device, fresh=fresh, watch=watch):
+        if cluster is None:
+            events = _run_all(tasks, jobs=min(jobs, len(plan)), device=device, fresh=fresh, watch=watch)
+        else:
+            events = clusters.run_all(tasks, cluster=cluster, jobs=jobs, device=device, fresh=fresh)
+        for kind, index, details in events:
             if kind == "started":
                 watch.started(index, len(plan), plan[index])
             elif kind == "stage":
@@ -214,7 +223,7 @@ def evaluate(
                 if run is None:
                     raise OSError(
                         f"{folder / run_path(plan[index])}: this run has finished, but its files are gone, or the code or the images "
-                        "have changed meanwhile"
+                        "have changed meanwhile" + (", or the cluster does not share this folder" if cluster else "")
                     )
                 summary.save_if_cheap(found.values(), failed)
                 watch.finished(index, len(plan), plan[index], run.record, reused=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from cem_fast._support.files import check_target, write_atomically
 from cem_fast.config import RunConfig
 from cem_fast.experiments import grid, results
 from cem_fast.experiments.build import build_parts, load_data
+from cem_fast.experiments.cluster import Cluster, joined
 from cem_fast.experiments.records import Record
 from cem_fast.experiments.watch import Watch
 from cem_fast.tune import picture
@@ -142,6 +144,7 @@ def tune(
     device: str | torch.device = "cpu",
     jobs: int = 1,
     watch: Watch | None = None,
+    cluster: Cluster | None = None,
 ) -> Tuned:
     """Searches bottleneck, noise, CEM and cut for the greatest error within a loss of accuracy.
 
@@ -158,12 +161,14 @@ def tune(
         device: device to compute on.
         jobs: runs at a time.
         watch: callbacks for progress.
+        cluster: the Ray cluster that does the runs; None for this machine.
 
     Returns:
         Content of tune.json.
 
     Raises:
         ImportError: optuna is not installed.
+        ConnectionError: there is no such cluster.
         FileNotFoundError: the data set is missing.
         ValueError: a setting does not fit, the data set has a fixed test part, which a search would have to read, or the folder holds
             other results.
@@ -187,8 +192,14 @@ def tune(
         )
     folder = Path(folder)
     check_target(folder, {TUNED: MARK, BEST: BEST_MARK, PICTURE: b"cem_fast"})
-    runs = _Runs(folder, device, jobs, watch or Watch(), splits.image_shape, splits.num_classes)
+    shape = {"image_shape": splits.image_shape, "num_classes": splits.num_classes}
+    runs = _Runs(folder, {"device": device, "jobs": jobs, "cluster": cluster}, watch or Watch(), shape)
     runs.plan = _held(folder, config)
+    with joined(cluster) if cluster else nullcontext():  # once for all batches
+        return _searched(config, folder, targets, trials, runs)
+
+
+def _searched(config: RunConfig, folder: Path, targets: Targets, trials: int, runs: _Runs) -> Tuned:
     cheap = replace(config, fold=SEARCHED, attacks=CHEAP)
     plain = runs.done(_levels(cheap))
     study = _study(config)
@@ -225,17 +236,8 @@ def _held(folder: Path, config: RunConfig) -> list[RunConfig]:
 class _Runs:
     """The runs of a search, in one grid that grows."""
 
-    def __init__(
-        self,
-        folder: Path,
-        device: str | torch.device,
-        jobs: int,
-        watch: Watch,
-        image_shape: tuple[int, int, int],
-        num_classes: int,
-    ):
-        self.folder, self.device, self.jobs, self.watch = folder, device, jobs, _New(watch)
-        self.shape: dict[str, Any] = {"image_shape": image_shape, "num_classes": num_classes}
+    def __init__(self, folder: Path, place: dict[str, Any], watch: Watch, shape: dict[str, Any]):
+        self.folder, self.place, self.watch, self.shape = folder, place, _New(watch), shape
         self.plan: list[RunConfig] = []
 
     def runs(self) -> list[RunConfig]:
@@ -245,7 +247,7 @@ class _Runs:
         """The trials of these settings, trained unless they are on disk, invalid or over the budget."""
         trials = [self._costed(config, targets) for config in configs]
         self.plan += dict.fromkeys(t.config for t in trials if t.state == "done" and t.config not in self.plan)
-        made = grid.evaluate(self, self.folder, device=self.device, jobs=self.jobs, watch=self.watch)
+        made = grid.evaluate(self, self.folder, watch=self.watch, **self.place)
         records: dict[RunConfig, Record] = {record.config: record for record in made.runs}
         return [_measured(trial, records.get(trial.config)) for trial in trials]
 
