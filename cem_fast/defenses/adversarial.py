@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cem_fast._support.counts import require_number
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.maps import as_maps
 from cem_fast._support.seeding import seeded
@@ -79,7 +80,7 @@ class AdversarialRepresentation(Defense):
         seed: seed of the proxy's initial weights.
 
     Raises:
-        ValueError: ``adversary_weight`` is not positive.
+        ValueError: ``adversary_weight`` is not positive and finite.
 
     Source:
         Xiao et al., "Adversarial learning of privacy-preserving and task-oriented representations", AAAI 2020; Li et al., "ResSFL: a
@@ -105,8 +106,8 @@ class AdversarialRepresentation(Defense):
 
     def __init__(self, *, adversary_weight: float, seed: int = 0):
         super().__init__()
-        if not adversary_weight > 0:
-            raise ValueError(f"adversary_weight must be positive, got {adversary_weight}")
+        if not 0 < require_number("adversary_weight", adversary_weight) < math.inf:
+            raise ValueError(f"adversary_weight must be positive and finite, got {adversary_weight}")
         self.adversary_weight = adversary_weight
         self.seed = seed
         self.register_buffer("variance", torch.ones(()))

@@ -257,6 +257,27 @@ def released(defense: Defense, features: Tensor, generator: torch.Generator | No
         return defense.release(features)
 
 
+def require_defense(name: str, value: object) -> Defense:
+    """Raises unless a value is a defense, and returns it.
+
+    Args:
+        name: name of the argument, for the error.
+        value: the value.
+
+    Raises:
+        TypeError: the value is no defense.
+
+    Example:
+        >>> from cem_fast.defenses.base import require_defense
+        >>> require_defense("defense", 3)
+        Traceback (most recent call last):
+        TypeError: defense must be a cem_fast.defenses.Defense, got int
+    """
+    if not isinstance(value, Defense):
+        raise TypeError(f"{name} must be a cem_fast.defenses.Defense, got {type(value).__name__}")
+    return value
+
+
 def require_seeded(defense: Defense) -> None:
     """Fails for a defense with secure draws, which no seed repeats.
 

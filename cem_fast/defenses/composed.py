@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cem_fast.defenses.base import Defense, released
+from cem_fast.defenses.base import Defense, released, require_defense
 from cem_fast.defenses.noise import GaussianNoise
 from cem_fast.models.split import SplitModel
 
@@ -23,6 +23,7 @@ class Composed(Defense):
         *parts: the defenses, in the order in which features pass through them.
 
     Raises:
+        TypeError: a part is no defense.
         ValueError: there is no part.
 
     Example:
@@ -39,7 +40,7 @@ class Composed(Defense):
         super().__init__()
         if not parts:
             raise ValueError("parts must be at least one defense, got none")
-        self.parts = nn.ModuleList(parts)
+        self.parts = nn.ModuleList(require_defense("parts", part) for part in parts)
         self.uses_bottleneck = all(part.uses_bottleneck for part in parts)
         self.keeps_range = all(part.keeps_range for part in parts)
 

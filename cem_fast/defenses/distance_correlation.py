@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from cem_fast._support.counts import require_number
 from cem_fast.defenses.base import Defense
 
 
@@ -54,7 +57,7 @@ class DistanceCorrelation(Defense):
         nopeek_weight: weight of the penalty, positive.
 
     Raises:
-        ValueError: ``nopeek_weight`` is not positive.
+        ValueError: ``nopeek_weight`` is not positive and finite.
 
     Source:
         Vepakomma et al., "NoPeek: information leakage reduction to share activations in distributed deep learning", ICDM workshops 2020.
@@ -73,8 +76,8 @@ class DistanceCorrelation(Defense):
 
     def __init__(self, *, nopeek_weight: float):
         super().__init__()
-        if not nopeek_weight > 0:
-            raise ValueError(f"nopeek_weight must be positive, got {nopeek_weight}")
+        if not 0 < require_number("nopeek_weight", nopeek_weight) < math.inf:
+            raise ValueError(f"nopeek_weight must be positive and finite, got {nopeek_weight}")
         self.nopeek_weight = nopeek_weight
 
     def penalty(self, images: Tensor, features: Tensor, released: Tensor, labels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cem_fast._support.counts import require_number
 from cem_fast.defenses.base import Defense, gaussian_log_density
 
 
@@ -37,7 +38,7 @@ class FeatureDropout(Defense):
 
     def __init__(self, *, dropout_rate: float, secure: bool = False):
         super().__init__()
-        if not 0 < dropout_rate < 1:
+        if not 0 < require_number("dropout_rate", dropout_rate) < 1:
             raise ValueError(f"dropout_rate must be between 0 and 1, got {dropout_rate}")
         self.dropout_rate, self.secure = dropout_rate, secure
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from cem_fast._support.counts import require_number
 from cem_fast._support.lookup import lookup
 from cem_fast.defenses import secure
 from cem_fast.defenses.base import Defense, gaussian_log_density
@@ -109,9 +110,9 @@ class LocalDP(Defense):
         super().__init__()
         self.norm = lookup("privacy_mechanism", privacy_mechanism, NORMS)
         for key, value in (("privacy_epsilon", privacy_epsilon), ("privacy_clip", privacy_clip)):
-            if not 0 < value < math.inf:
+            if not 0 < require_number(key, value) < math.inf:
                 raise ValueError(f"{key} must be positive and finite, got {value}")
-        if privacy_mechanism == "gaussian" and not 0 < privacy_delta < 1:
+        if privacy_mechanism == "gaussian" and not 0 < require_number("privacy_delta", privacy_delta) < 1:
             raise ValueError(f"privacy_delta must be between 0 and 1, got {privacy_delta}")
         self.clip, self.mechanism, self.secure = privacy_clip, privacy_mechanism, secure
         if privacy_mechanism == "gaussian":

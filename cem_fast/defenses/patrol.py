@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cem_fast._support import optional
+from cem_fast._support.counts import require_number
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.seeding import seeded
 from cem_fast.defenses.insertion import insert_layer
@@ -75,7 +76,7 @@ class Patrol(ResSFL):
 
     def __init__(self, *, adversary_weight: float, ssim_threshold: float, pruned_channels: float, seed: int = 0):
         super().__init__(adversary_weight=adversary_weight, ssim_threshold=ssim_threshold, seed=seed)
-        if not 0 < pruned_channels < 1:
+        if not 0 < require_number("pruned_channels", pruned_channels) < 1:
             raise ValueError(f"pruned_channels must be between 0 and 1, got {pruned_channels}")
         optional.load("torch_pruning", "the defense patrol", "torch-pruning")
         self.pruned_channels = pruned_channels

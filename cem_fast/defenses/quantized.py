@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from cem_fast.defenses.base import Defense, released
+from cem_fast.defenses.base import Defense, released, require_defense
 from cem_fast.models.split import SplitModel
 
 CODES = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
@@ -104,6 +104,7 @@ class Quantized(Defense):
         message: ``float32``, ``float16`` or ``uint8``.
 
     Raises:
+        TypeError: ``defense`` is no defense.
         ValueError: the dtype is unknown.
 
     Example:
@@ -119,7 +120,7 @@ class Quantized(Defense):
 
     def __init__(self, defense: Defense, *, message: str):
         super().__init__()
-        self.defense = defense
+        self.defense = require_defense("defense", defense)
         self.code = message_code(defense, message)
         self.uses_bottleneck = defense.uses_bottleneck
         self.noise_std = defense.noise_std

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cem_fast import metrics
+from cem_fast._support.counts import require_count, require_number
 from cem_fast.defenses.adversarial import AdversarialRepresentation
 from cem_fast.models.split import SplitModel
 
@@ -28,7 +29,7 @@ class ResSFL(AdversarialRepresentation):
         pretraining: passes of the proxy over the training images before training.
 
     Raises:
-        ValueError: ``adversary_weight`` is not positive, or ``ssim_threshold`` is not below 1.
+        ValueError: ``adversary_weight`` is not positive and finite, ``ssim_threshold`` is not below 1, or ``pretraining`` is negative.
 
     Source:
         Li et al., "ResSFL: a resistance transfer framework for defending model inversion attack in split federated learning", CVPR 2022;
@@ -51,10 +52,9 @@ class ResSFL(AdversarialRepresentation):
 
     def __init__(self, *, adversary_weight: float, ssim_threshold: float, seed: int = 0, pretraining: int = 10):
         super().__init__(adversary_weight=adversary_weight, seed=seed)
-        if not -1 <= ssim_threshold < 1:
+        if not -1 <= require_number("ssim_threshold", ssim_threshold) < 1:
             raise ValueError(f"ssim_threshold must be at least -1 and below 1, got {ssim_threshold}")
-        if pretraining < 0:
-            raise ValueError(f"pretraining must be at least 0, got {pretraining}")
+        require_count("pretraining", pretraining, 0)
         self.ssim_threshold = ssim_threshold
         self.pretraining = pretraining
 

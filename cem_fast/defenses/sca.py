@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cem_fast._support.counts import require_number
 from cem_fast._support.seeding import seeded
 from cem_fast.defenses.base import Defense
 from cem_fast.defenses.insertion import insert_layer
@@ -155,8 +158,8 @@ class SparseCodingArchitecture(Defense):
 
     def __init__(self, *, sparse_threshold: float, seed: int = 0):
         super().__init__()
-        if not sparse_threshold > 0:
-            raise ValueError(f"sparse_threshold must be positive, got {sparse_threshold}")
+        if not 0 < require_number("sparse_threshold", sparse_threshold) < math.inf:
+            raise ValueError(f"sparse_threshold must be positive and finite, got {sparse_threshold}")
         self.sparse_threshold = sparse_threshold
         self.seed = seed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cem_fast._support.counts import require_number
 from cem_fast.defenses.base import Defense
 
 
@@ -32,7 +33,7 @@ class TopKPruning(Defense):
 
     def __init__(self, *, pruned_share: float):
         super().__init__()
-        if not 0 < pruned_share < 1:
+        if not 0 < require_number("pruned_share", pruned_share) < 1:
             raise ValueError(f"pruned_share must be between 0 and 1, got {pruned_share}")
         self.pruned_share = pruned_share
 

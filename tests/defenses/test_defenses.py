@@ -456,11 +456,11 @@ def test_clipping_passes_a_finite_gradient():
         ("noise", {"noise_std": 0.0}, "noise_std must be positive, got 0.0"),
         ("bottleneck", {"noise_std": -1.0}, "noise_std must be positive, got -1.0"),
         ("noise_arl", {"noise_std": float("nan")}, "noise_std must be positive, got nan"),
-        ("adversarial", {"adversary_weight": 0.0}, "adversary_weight must be positive, got 0.0"),
+        ("adversarial", {"adversary_weight": 0.0}, "adversary_weight must be positive and finite, got 0.0"),
         ("ressfl", {"ssim_threshold": 1.0}, "ssim_threshold must be at least -1 and below 1, got 1.0"),
-        ("sca", {"sparse_threshold": 0.0}, "sparse_threshold must be positive, got 0.0"),
+        ("sca", {"sparse_threshold": 0.0}, "sparse_threshold must be positive and finite, got 0.0"),
         ("patrol", {"pruned_channels": 1.0}, "pruned_channels must be between 0 and 1, got 1.0"),
-        ("noise_nopeek", {"nopeek_weight": 0.0}, "nopeek_weight must be positive, got 0.0"),
+        ("noise_nopeek", {"nopeek_weight": 0.0}, "nopeek_weight must be positive and finite, got 0.0"),
         ("dropout", {"dropout_rate": 1.0}, "dropout_rate must be between 0 and 1, got 1.0"),
         ("topk_pruning", {"pruned_share": 0.0}, "pruned_share must be between 0 and 1, got 0.0"),
         ("local_dp", {"privacy_epsilon": 0.0}, "privacy_epsilon must be positive and finite, got 0.0"),
@@ -473,6 +473,39 @@ def test_clipping_passes_a_finite_gradient():
 def test_bad_requests(name, changes, message):
     with pytest.raises(ValueError, match=message):
         build(name, **changes)
+
+
+NUMBERS = [
+    ("noise", "noise_std"),
+    ("noise", "train_noise_std"),
+    ("adversarial", "adversary_weight"),
+    ("ressfl", "ssim_threshold"),
+    ("sca", "sparse_threshold"),
+    ("patrol", "pruned_channels"),
+    ("noise_nopeek", "nopeek_weight"),
+    ("dropout", "dropout_rate"),
+    ("topk_pruning", "pruned_share"),
+    ("local_dp", "privacy_epsilon"),
+    ("local_dp", "privacy_delta"),
+    ("local_dp", "privacy_clip"),
+]
+
+
+@pytest.mark.parametrize("name, key", NUMBERS)
+@pytest.mark.parametrize(
+    "value", ["0.5", True, [0.5], torch.tensor(0.5), 10**400, -(10**400), float("nan"), float("inf")]
+)
+def test_settings_that_are_no_numbers_in_range_are_named(name, key, value):
+    with pytest.raises((TypeError, ValueError), match=f"^{key} must be "):
+        build(name, **{key: value})
+
+
+@pytest.mark.parametrize("value", [None, 3, nn.ReLU(), defenses.GaussianNoise])
+def test_what_is_no_defense_is_named(value):
+    with pytest.raises(TypeError, match=r"^defense must be a cem_fast\.defenses\.Defense, got "):
+        defenses.Quantized(value, message="uint8")
+    with pytest.raises(TypeError, match=r"^parts must be a cem_fast\.defenses\.Defense, got "):
+        defenses.Composed(defenses.GaussianNoise(noise_std=0.1), value)
 
 
 @pytest.fixture
