@@ -57,13 +57,13 @@ def _folder(default: str | None, text: str) -> Option:
 
 
 def _jobs() -> Option:
-    text = "runs at a time, each on its share of the cores; 0 for one per core, or one at a time on a GPU"
+    text = "runs at a time, each on its share of the cores; 0 for one per core, one on a GPU, or what a cluster has room for"
     return Option("jobs", text, int, 0, at_least=0)
 
 
 def _cluster() -> tuple[Option, Option]:
     text = "address of a Ray cluster that does the runs, HOST:PORT or auto; its machines share the folders"
-    gpus = "GPUs of a run on the cluster, such as 0.5; 1 if left out, or 0 with --device cpu"
+    gpus = "GPUs of a run on the cluster, such as 0.5; if left out, 1 with --device cuda, else 0"
     return Option("cluster", text, str | None), Option("gpus_per_run", gpus, float | None)
 
 
@@ -516,17 +516,14 @@ def _run_grid(
 def _place(device: str, jobs: int, cluster: str | None, gpus_per_run: float | None) -> dict[str, Any]:
     """Where the runs of a grid are done: the arguments ``device``, ``jobs`` and ``cluster``."""
     from cem_fast.experiments import workers
-    from cem_fast.experiments.cluster import Cluster
+    from cem_fast.experiments.cluster import Cluster, require_device
 
     if cluster is None:
         if gpus_per_run is not None:
-            raise ValueError(f"gpus-per-run is of a --cluster, got {gpus_per_run:g} without one")
+            raise ValueError(f"gpus_per_run must be left out without cluster, got {gpus_per_run:g}")
         here = devices.find(device)
         # on the CPU, runs side by side use the cores better than the threads of one small run
         return {"device": here, "jobs": jobs or (workers.num_cores() if here.type == "cpu" else 1)}
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda with --cluster, which chooses the GPU, got {device!r}")
-    gpus = gpus_per_run if gpus_per_run is not None else float(device == "cuda")
-    if (gpus > 0) != (device == "cuda"):
-        raise ValueError(f"gpus-per-run must be above 0 with --device cuda alone, got {gpus:g} with --device {device}")
-    return {"device": device, "jobs": jobs, "cluster": Cluster(cluster, gpus)}
+    chosen = Cluster(cluster, gpus_per_run if gpus_per_run is not None else float(device != "cpu"))
+    require_device(chosen, device)
+    return {"device": device, "jobs": jobs, "cluster": chosen}

@@ -219,11 +219,13 @@ def evaluate(
             elif kind == "stage":
                 watch.stage(index, *details)
             elif kind == "finished":
+                if cluster is not None:
+                    clusters.becomes_visible(folder / run_path(plan[index]) / saved_run.DESCRIPTION)
                 found[plan[index]] = run = _finished(folder, plan[index], identities[plan[index]])
                 if run is None:
                     raise OSError(
                         f"{folder / run_path(plan[index])}: this run has finished, but its files are gone, or the code or the images "
-                        "have changed meanwhile" + (", or the cluster does not share this folder" if cluster else "")
+                        "have changed meanwhile"
                     )
                 summary.save_if_cheap(found.values(), failed)
                 watch.finished(index, len(plan), plan[index], run.record, reused=False)

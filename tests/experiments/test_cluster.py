@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
-from cem_fast.experiments import cluster, provenance
+from cem_fast.experiments import cluster
 from cem_fast.experiments.cluster import Cluster, joined, run_all
 from cem_fast.experiments.grid import evaluate
 from cem_fast.experiments.watch import Watch
@@ -45,22 +46,71 @@ class LostMachine(Watch):
         self.failures.append((again, reason))
 
 
-def test_what_a_cluster_refuses_is_an_error_of_one_line(machines, tiny_grid, tmp_path):
+def test_what_a_cluster_refuses_is_an_error_of_one_line(machines, tiny_grid, tmp_path, monkeypatch):
     (config, *_) = tiny_grid.runs()
     address = machines[0].address
 
-    def events(cluster, folder=tmp_path / "run", config=config):
-        return list(run_all([(0, config, folder)], cluster=cluster, jobs=0, device="cpu", fresh=False))
+    def events(folder, *, gpus=0, device="cpu", config=config):
+        at = Cluster(address, gpus_per_run=gpus)
+        return list(run_all([(0, config, folder)], cluster=at, jobs=0, device=device, fresh=False))
 
     with pytest.raises(
-        ValueError, match="gpus_per_run must be at most 0, the GPUs of the cluster's largest machine, got 2"
+        ValueError, match="gpus_per_run must fit a machine of the cluster that has cores for runs, got 2"
     ):
-        events(Cluster(address, gpus_per_run=2))
+        events(tmp_path / "run", gpus=2, device="cuda")
     (tmp_path / "file").touch()
-    (*_, (kind, _, (reason,))) = events(Cluster(address), folder=tmp_path / "file" / "run")
+    (*_, (kind, _, (reason,))) = events(tmp_path / "file" / ".." / "file")
     assert kind == "failed"
-    assert "folder must be one that can be written to" in reason
+    assert "folder must be" in reason
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]  # no mark is left
+    # of a run that cannot be read on the other side
+    (event,) = events(tmp_path / "run", config=Unreadable())
+    assert event[0] == "failed"
+    assert re.fullmatch(r"\w+Error: .*unreadable", event[2][0])
     assert not ray.is_initialized()
+    with joined(Cluster(address)), pytest.raises(ValueError, match=f"cluster must be {address}, to which this process"):
+        list(run_all([(0, config, tmp_path / "run")], cluster=Cluster("host:1"), jobs=0, device="cpu", fresh=False))
+    monkeypatch.setenv("RAY_ADDRESS", "ray://host:10001")
+    with (
+        pytest.raises(ValueError, match=r"cluster must be HOST:PORT or auto, got 'ray://host:10001'"),
+        joined(Cluster("auto")),
+    ):
+        pass
+
+
+def unreadable():
+    raise RuntimeError("unreadable")
+
+
+class Unreadable:
+    def __reduce__(self):
+        return unreadable, ()
+
+
+@pytest.mark.parametrize(
+    "machines, gpus, jobs, cores",
+    [
+        ([{"CPU": 2}, {"CPU": 1, "GPU": 1}], 1, 1, 1),
+        ([{"CPU": 2}, {"CPU": 1, "GPU": 1}], 0, 1, 2),
+        ([{"CPU": 8, "GPU": 2}], 0.5, 4, 2),
+        ([{"CPU": 8, "GPU": 2}], 2, 4, 1),
+        ([{"CPU": 3}, {"CPU": 5}], 0, 2, 3),
+        ([{"CPU": 3}, {"CPU": 5}], 0, 3, 2),
+        ([{"CPU": 3}, {"CPU": 5}], 0, 0, 1),
+        ([{"CPU": 3}, {"CPU": 5}], 0, 99, 1),
+        ([{"CPU": 4}, {"GPU": 4}], 1, 1, 0),
+        ([{}], 0, 0, 0),
+        ([], 0, 0, 0),
+    ],
+)
+def test_cores_of_a_run(machines, gpus, jobs, cores):
+    assert cluster.cores_of_run(machines, gpus, jobs) == cores
+
+
+@pytest.mark.parametrize("gpus, device", [(0, "cuda"), (1, "cpu"), (1, "cuda:1"), (0, "mps")])
+def test_a_device_that_does_not_fit_the_gpus_is_refused(gpus, device):
+    with pytest.raises(ValueError, match=r"(gpus_per_run|device) must be "):
+        list(run_all([], cluster=Cluster("auto", gpus_per_run=gpus), jobs=0, device=device, fresh=False))
 
 
 @pytest.mark.parametrize("address", ["", "local", "ray://host:10001", "host", "host:port"])
@@ -74,18 +124,15 @@ def test_an_address_without_a_cluster_is_refused_at_once():
         pass
 
 
-def test_runs_of_another_version_are_refused(monkeypatch):
+def test_a_machine_that_differs_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(cluster.socket, "gethostname", lambda: "far")
-    assert list(cluster._work((0, None, None), ".", "digest of others", "cpu", 1, False)) == [
-        ("failed", ("far has another version of cem_fast",))
-    ]
-
-
-def test_a_machine_without_the_folder_is_named(monkeypatch):
-    monkeypatch.setattr(cluster.socket, "gethostname", lambda: "far")
-    digest = provenance.source_digest()
-    (event,) = cluster._work((0, None, None), "/nowhere", digest, "cpu", 1, False)
-    assert event == ("broken", ("far: [Errno 2] No such file or directory: '/nowhere'",))
+    monkeypatch.setattr(cluster, "becomes_visible", lambda path: path.exists())
+    task, versions = (0, None, tmp_path / "run"), cluster._versions()
+    others = versions | {"torch": "1.0", "source": "0"}
+    (event,) = cluster._work(task, ".", others, 1, "mark", "cpu", False)
+    assert event == ("broken", ("far differs from this machine in the version of torch, source",))
+    (event,) = cluster._work(task, ".", versions, 1, "mark", "cpu", False)
+    assert event == ("broken", (f"far does not share the folder {tmp_path}",))
 
 
 def test_the_run_of_a_lost_machine_is_tried_again(machines, tiny_grid, tmp_path):
@@ -100,3 +147,18 @@ def test_the_run_of_a_lost_machine_is_tried_again(machines, tiny_grid, tmp_path)
     assert not ray.is_initialized()
     # everything is done: nobody asks for the cluster
     assert evaluate(grid, tmp_path, cluster=Cluster("127.0.0.1:1")).runs == results.runs
+
+
+@pytest.mark.long
+def test_a_cluster_without_machines_is_given_up(machines, tiny_grid, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE", 1.0)
+    (config, *_) = tiny_grid.runs()
+    tasks = [(0, replace(config, epochs=300), tmp_path / "run")]
+
+    def lose_all(kind):
+        while kind == "stage" and machines[1]:
+            machines[0].remove_node(machines[1].pop(), allow_graceful=False)
+
+    events = run_all(tasks, cluster=Cluster(machines[0].address), jobs=1, device="cpu", fresh=False)
+    with pytest.raises(ConnectionError, match="the cluster has lost all machines that fit a run"):
+        [lose_all(kind) for kind, *_ in events]
