@@ -142,6 +142,8 @@ class SharedConfig:
                 raise TypeError(f"{key} must be {type_name(kind, sequence='tuple')}, got {getattr(self, key)!r}")
             if isinstance(getattr(self, key), int) and not -MAX_SEED <= getattr(self, key) <= MAX_SEED:
                 raise ValueError(f"{key} must be at most {MAX_SEED}, got {getattr(self, key)}")
+            if isinstance(getattr(self, key), float) and not math.isfinite(getattr(self, key)):
+                raise ValueError(f"{key} must be finite, got {getattr(self, key)}")
         choices = {
             "protocol": ("inference", "train"),
             "privacy_mechanism": ("gaussian", "laplace"),

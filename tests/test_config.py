@@ -14,10 +14,12 @@ from cem_fast.config import GridConfig, RunConfig
     "change, message",
     [
         ({"noise_std": -1.0}, "noise_std must be at least 0, got -1.0"),
-        ({"noise_std": math.nan}, "noise_std must be at least 0, got nan"),
+        ({"noise_std": math.nan}, "noise_std must be finite, got nan"),
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"accumulate": 33}, "accumulate must be at most batch_size 32, got 33"),
         ({"attack_batch_size": 1}, "attack_batch_size must be at least 2, got 1"),
+        ({"dropout_rate": float("nan")}, "dropout_rate must be finite, got nan"),
+        ({"privacy_clip": float("inf")}, "privacy_clip must be finite, got inf"),
         ({"attack_dropout": 1.0}, "attack_dropout must be at least 0 and below 1, got 1.0"),
         ({"precision": "fp8"}, "unknown precision 'fp8': expected one of fp32, bf16, fp16"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),

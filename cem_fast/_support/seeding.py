@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from cem_fast._support.counts import require_count
+
 
 @contextmanager
 def seeded(seed: int, purpose: str = "") -> Iterator[None]:
@@ -17,7 +19,12 @@ def seeded(seed: int, purpose: str = "") -> Iterator[None]:
         seed: seed of every draw inside the block.
         purpose: purpose of the draws. Blocks of one seed and different purposes draw independent numbers, so that an attack is never
             fitted to the noise that it is tested on.
+
+    Raises:
+        TypeError: the seed is no integer.
+        ValueError: the seed is negative, or above ``2**64 - 1``.
     """
+    require_count("seed", seed, 0, 2**64 - 1)
     seed = derived(seed, purpose) if purpose else seed
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cem_fast import metrics
+from cem_fast._support.counts import require_count, require_number
 from cem_fast._support.learning_rate import one_cycle
 from cem_fast._support.lookup import lookup
 from cem_fast._support.seeding import seeded
@@ -94,10 +95,9 @@ class Decoder(Attack):
         lookup("decoder", self.decoder, DECODERS)
         lookup("loss", self.loss, LOSSES)
         require_positive(self, "epochs")
-        if not 0 <= self.dropout < 1:
+        if not 0 <= require_number("dropout", self.dropout) < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2, for batch normalization, got {self.batch_size}")
+        require_count("batch_size", self.batch_size, 2)  # for batch normalization
 
     @property
     def budget(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cem_fast._support.counts import require_number
 from cem_fast._support.learning_rate import falling
 from cem_fast._support.seeding import seeded
 from cem_fast.attacks.base import QUERIES, Attack, Observe, counted, require_fitted, require_positive
@@ -64,8 +66,8 @@ class Gan(Attack):
 
     def __post_init__(self) -> None:
         require_positive(self, "epochs", "critic_steps")
-        if not self.mse_weight > 0:
-            raise ValueError(f"mse_weight must be positive, got {self.mse_weight}")
+        if not 0 < require_number("mse_weight", self.mse_weight) < math.inf:
+            raise ValueError(f"mse_weight must be positive and finite, got {self.mse_weight}")
 
     @property
     def budget(self) -> str:

@@ -17,6 +17,7 @@ from cem_fast.attacks.base import (
     hold_out,
     require_fitted,
     require_images,
+    require_positive,
 )
 from cem_fast.attacks.warps import are_mirrored, warped
 
@@ -66,6 +67,10 @@ class KernelRidge(ClosedForm):
     knowledge = QUERIES
 
     rows: int = 8000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "rows")
 
     @property
     def budget(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 from support.attacking import build, error_at_half_budget
@@ -159,7 +161,10 @@ def test_half_of_the_default_budget_converges(small_faces, untrained, name):
         (lambda: Optimization(image_shape=(1, 8, 8), decoder=None, draws=0), "draws must be at least 1, got 0"),
         (lambda: Ensemble(image_shape=(1, 8, 8), decoder=None, draws=0), "draws must be at least 1, got 0"),
         (lambda: Gan(image_shape=(1, 8, 8), decoder=None, epochs=1, critic_steps=0), "critic_steps must be at least 1"),
-        (lambda: Gan(image_shape=(1, 8, 8), decoder=None, epochs=1, mse_weight=0.0), "mse_weight must be positive"),
+        (
+            lambda: Gan(image_shape=(1, 8, 8), decoder=None, epochs=1, mse_weight=0.0),
+            "mse_weight must be positive and finite",
+        ),
         (lambda: Nearest(image_shape=(1, 8, 8), draws=0), "draws must be at least 1, got 0"),
         (lambda: build("decoder", (1, 8, 8), epochs=0), "epochs must be at least 1, got 0"),
         (lambda: Decoder(image_shape=(1, 8, 8), epochs=1, batch_size=0), "batch_size must be at least 2"),
@@ -173,6 +178,19 @@ def test_half_of_the_default_budget_converges(small_faces, untrained, name):
 def test_bad_requests(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", attacks.names())
+@pytest.mark.parametrize("value", ["2", True, [2], torch.tensor(2), 10**400, -1, float("nan"), float("inf")])
+def test_settings_that_are_no_numbers_in_range_are_named(name, value):
+    attack = build(name, (1, 8, 8))
+    for field in fields(attack):
+        if isinstance(getattr(attack, field.name), (int, float)) and field.name != "seed":
+            with pytest.raises((TypeError, ValueError), match=f"^{field.name} must be "):
+                replace(attack, **{field.name: value})
+    images = torch.rand(6, 1, 8, 8)
+    with pytest.raises((TypeError, ValueError), match="^seed must be "):
+        build(name, (1, 8, 8), seed=value).fit(torch.clone, images, torch.zeros(6, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
