@@ -457,7 +457,7 @@ def tune(
 
     console = consoles.make()
     targets = tuning.Targets(**{each.name: values.pop(each.name) for each in fields(tuning.Targets)})
-    place = _place(device, jobs, cluster, gpus_per_run)
+    place = devices.place(device, jobs, cluster, gpus_per_run)
     config: RunConfig = build(RunConfig, values)
     with consoles.watch(console) as watch:
         tuned = tuning.tune(config, folder, targets, trials=trials, watch=watch, **place)
@@ -493,7 +493,7 @@ def _run_grid(
     from cem_fast.experiments.results import load_runs
     from cem_fast.report import page as report
 
-    place = _place(device, jobs, cluster, gpus_per_run)
+    place = devices.place(device, jobs, cluster, gpus_per_run)
     folder = f"runs/{grid.name}" if folder is None else folder
     check_target(folder, {report.PAGE: report.MARK})
     if dry_run:
@@ -511,19 +511,3 @@ def _run_grid(
         run = progress.describe(entry.config, grid.runs())
         fail(f"{run} failed, and is tried again by the same command: {entry.reason}")
     return 1 if results.failed else 0
-
-
-def _place(device: str, jobs: int, cluster: str | None, gpus_per_run: float | None) -> dict[str, Any]:
-    """Where the runs of a grid are done: the arguments ``device``, ``jobs`` and ``cluster``."""
-    from cem_fast.experiments import workers
-    from cem_fast.experiments.cluster import Cluster, require_device
-
-    if cluster is None:
-        if gpus_per_run is not None:
-            raise ValueError(f"gpus_per_run must be left out without cluster, got {gpus_per_run:g}")
-        here = devices.find(device)
-        # on the CPU, runs side by side use the cores better than the threads of one small run
-        return {"device": here, "jobs": jobs or (workers.num_cores() if here.type == "cpu" else 1)}
-    chosen = Cluster(cluster, gpus_per_run if gpus_per_run is not None else float(device != "cpu"))
-    require_device(chosen, device)
-    return {"device": device, "jobs": jobs, "cluster": chosen}
