@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -22,11 +24,15 @@ def machines():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        machines = Machines(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        # of its own, which keeps the address of a cluster that runs here; short, because sockets lie in it
+        place = tempfile.mkdtemp(prefix="ray-")
+        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": place}
+        machines = Machines(initialize_head=True, head_node_args=head)
     workers = [machines.add_node(num_cpus=1) for _ in range(2)]
     yield machines, workers
     ray.shutdown()
     machines.shutdown()
+    shutil.rmtree(place, ignore_errors=True)
 
 
 class LostMachine(Watch):
