@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -22,17 +23,18 @@ def machines():
     """A cluster whose head has no cores, and two workers of one core."""
     from ray.cluster_utils import Cluster as Machines
 
+    # of its own, because Ray keeps the address of the latest cluster there; short, because sockets lie in it
+    place = tempfile.mkdtemp(prefix="ray-")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", place)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        # of its own, which keeps the address of a cluster that runs here; short, because sockets lie in it
-        place = tempfile.mkdtemp(prefix="ray-")
-        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": place}
-        machines = Machines(initialize_head=True, head_node_args=head)
-    workers = [machines.add_node(num_cpus=1) for _ in range(2)]
-    yield machines, workers
-    ray.shutdown()
-    machines.shutdown()
-    shutil.rmtree(place, ignore_errors=True)
+        machines = Machines(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        workers = [machines.add_node(num_cpus=1) for _ in range(2)]
+        yield machines, workers
+        ray.shutdown()
+        machines.shutdown()
+    while os.path.exists(place):  # its last processes still write their logs
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class LostMachine(Watch):
