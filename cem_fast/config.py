@@ -85,11 +85,12 @@ class SharedConfig:
         attack_decoder: network of the decoder attack: ``slim``, ``res_norm``, ``conv_norm`` or ``plain``.
         attack_dropout: dropout rate of the decoder network ``slim`` in training, at least 0 and below 1.
         attack_loss: loss of the decoder attack: ``mse``, ``ssim`` or ``l1``.
-        attack_epochs: passes of the decoder attack over the attacker's images, also as the start of other attacks, at least 1.
+        attack_epochs: passes of the decoder attack over the attacker's images, also as the start of other attacks, at least 1; null for
+            those of ``attack_budget``.
         attack_batch_size: images per step of the decoder attack and the GAN attack, at least 2.
-        attack_gan_epochs: further passes of the GAN attack after the decoder attack, at least 1.
-        attack_steps: steps of the optimization attack, at least 1.
-        attack_budget: computation of the attacks without settings of their own here: ``quick``, ``standard`` or ``thorough``.
+        attack_gan_epochs: further passes of the GAN attack after the decoder attack, at least 1; null for those of ``attack_budget``.
+        attack_steps: steps of the optimization attack, at least 1; null for those of ``attack_budget``.
+        attack_budget: computation of the attacks: ``quick``, ``standard`` or ``thorough``.
         attack_releases: messages of each image, with independent noise, that an attack uses jointly, at least 1.
         noise_draws: noise draws per test image that the accuracy is averaged over, at least 1.
     """
@@ -128,10 +129,10 @@ class SharedConfig:
     attack_decoder: str = "slim"
     attack_dropout: float = 0.3
     attack_loss: str = "mse"
-    attack_epochs: int = 160
+    attack_epochs: int | None = None
     attack_batch_size: int = 32
-    attack_gan_epochs: int = 20
-    attack_steps: int = 120
+    attack_gan_epochs: int | None = None
+    attack_steps: int | None = None
     attack_budget: str = "standard"
     attack_releases: int = 1
     noise_draws: int = 20
@@ -157,7 +158,8 @@ class SharedConfig:
         for key, options in choices.items():
             lookup(key, getattr(self, key), dict.fromkeys(options))
         for key in POSITIVE:
-            _require(key, getattr(self, key), at_least=1)
+            if getattr(self, key) is not None:
+                _require(key, getattr(self, key), at_least=1)
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must be at most batch_size {self.batch_size}, got {self.accumulate}")
         Bottleneck.parse(self.bottleneck)

@@ -14,7 +14,6 @@ from cem_fast import data, metrics, training
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast._support.lookup import lookup
 from cem_fast.attacks import names as attack_names
-from cem_fast.attacks.budgets import budgeted
 from cem_fast.attacks.view import Averaged
 from cem_fast.audit import estimates, parts
 from cem_fast.audit.limits import OF_LABELS, Limit, judge
@@ -146,7 +145,7 @@ def audit(
         splits = memory.held(splits, most, victims, mirror=mirror, seed=seed)
         draws = memory.draws(len(splits.attacker), shape)
         observe = training.observer(model, defense)
-        config = _config(budget, releases, seed)
+        config = RunConfig(attack_budget=budget, attack_releases=releases, seed=seed)
         tried, pictures = {}, {"original": splits.victims.images[choose_pictures(splits.victims)]}
         for attack in chosen_attacks:
             tried[attack], rebuilt, measured = _attacked(
@@ -220,18 +219,6 @@ def _require_lpips(splits: Splits) -> None:
         metrics.lpips(splits.victims.images[:1], splits.victims.images[:1])
     except (ImportError, RuntimeError) as error:
         raise ValueError(f"a limit on lpips cannot be judged: {error}") from error
-
-
-def _config(budget: str, releases: int, seed: int) -> RunConfig:
-    amounts = budgeted(budget, {})
-    return RunConfig(
-        attack_budget=budget,
-        attack_epochs=amounts["epochs"],
-        attack_gan_epochs=amounts["gan_epochs"],
-        attack_steps=amounts["steps"],
-        attack_releases=releases,
-        seed=seed,
-    )
 
 
 def _facts(splits: Splits, mirror: bool) -> dict[str, Any]:

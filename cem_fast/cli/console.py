@@ -139,6 +139,7 @@ def show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str
 
     import yaml
 
+    from cem_fast.attacks.budgets import budgeted
     from cem_fast.cli.progress import describe
     from cem_fast.experiments.build import load_data
 
@@ -149,7 +150,8 @@ def show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str
         splits = load_data(run.data, run.fold, run.image_size, run.protocol)
         trained += run.epochs * len(splits.train)
         if attack and {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
-            attacked += (run.attack_epochs + run.attack_epochs // 2) * len(splits.attacker)
+            epochs = run.attack_epochs or budgeted(run.attack_budget, {})["epochs"]
+            attacked += (epochs + epochs // 2) * len(splits.attacker)
         sizes = f"{len(splits.train)} training, {len(splits.test)} test images"
         print(f"[{index + 1}/{len(plan)}] {printable(describe(run, plan))}: {sizes}")
     attacks = f" and {attacked:,} for the decoder attacks" if attack else ""

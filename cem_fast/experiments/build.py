@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cem_fast import attacks, data, defenses, models
 from cem_fast.attacks.base import Attack
@@ -185,19 +185,19 @@ def build_attack(name: str, config: RunConfig, splits: Splits, *, draws: int | N
         >>> build.build_attack("decoder", RunConfig(attack_epochs=3), splits).budget
         "3 epochs of the network 'slim' on its images, minimizing mse"
     """
-    usual: int = budgeted(config.attack_budget, {})["draws"]
+    given = {"epochs": config.attack_epochs, "gan_epochs": config.attack_gan_epochs, "steps": config.attack_steps}
+    settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if draws is not None:
+        settings["draws"] = min(draws, budgeted(config.attack_budget, {})["draws"])
     return attacks.build(
         name,
         image_shape=splits.image_shape,
-        epochs=config.attack_epochs,
         decoder=config.attack_decoder,
         seed=config.seed,
         dropout=config.attack_dropout,
         loss=config.attack_loss,
         batch_size=config.attack_batch_size,
-        gan_epochs=config.attack_gan_epochs,
-        steps=config.attack_steps,
         budget=config.attack_budget,
         releases=config.attack_releases,
-        draws=usual if draws is None else min(usual, draws),
+        **settings,
     )

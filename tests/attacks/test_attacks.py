@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from cem_fast import attacks, data, metrics
 from cem_fast.attacks import Ensemble, Gan, Nearest, Optimization
+from cem_fast.attacks.budgets import budgeted
 from cem_fast.attacks.decoder import Decoder
 from cem_fast.attacks.ridge import Ridge
 from cem_fast.config import RunConfig
@@ -61,6 +62,14 @@ def test_settings_reach_the_attacks(small_faces):
     assert build_attack("optimization", config, small_faces).steps == 5
     decoder.fit(lambda x: F.avg_pool2d(x, 2), small_faces.attacker.images[:8], small_faces.attacker.labels[:8])
     assert [part.p for part in decoder.network.modules() if isinstance(part, torch.nn.Dropout)] == [0.6]
+
+
+@pytest.mark.parametrize("name", attacks.names())
+@pytest.mark.parametrize("budget", attacks.budget_names())
+def test_the_budget_of_a_run_is_that_of_all_its_attacks(name, budget, small_faces):
+    built = build_attack(name, RunConfig(attack_budget=budget), small_faces)
+    wanted = attacks.build(name, image_shape=small_faces.image_shape, budget=budget, seed=0)
+    assert built.budget == wanted.budget
 
 
 @pytest.mark.parametrize(
@@ -139,8 +148,8 @@ def test_half_the_budget():
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["optimization", "gan"])
 def test_half_of_the_default_budget_converges(small_faces, untrained, name):
-    usual = RunConfig()
-    full = build(name, small_faces.image_shape, steps=usual.attack_steps, gan_epochs=usual.attack_gan_epochs)
+    usual = budgeted("standard", {})
+    full = build(name, small_faces.image_shape, steps=usual["steps"], gan_epochs=usual["gan_epochs"])
     assert error_at_half_budget(full, small_faces, untrained) < 1.03
 
 

@@ -108,11 +108,11 @@ def test_every_cell_is_compared_to_plain_noise_on_the_papers_bottleneck():
     assert [entry.gain for entry in found] == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-9)
     assert [entry.name for entry in found] == [
         "noise, σ = 0.1, bottleneck = D64, cut = 2, image_size = None, model = slim, "
-        "epochs = 40, learning_rate = 0.05, attack_epochs = 160",
+        "epochs = 40, learning_rate = 0.05, attack_epochs = None",
         "noise + CEM",
         "dropout",
         "noise, σ = 0.1, bottleneck = 4, cut = 2, image_size = None, model = slim, "
-        "epochs = 40, learning_rate = 0.05, attack_epochs = 160",
+        "epochs = 40, learning_rate = 0.05, attack_epochs = None",
     ]
     assert {entry.baseline for entry in found} == {(0, 1, 2)}
 
