@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import pytest
 
+from cem_fast.cli import main as cli
+from cem_fast.config import RunConfig
 from cem_fast.experiments import cluster
 from cem_fast.experiments.cluster import Cluster, joined, run_all
 from cem_fast.experiments.grid import evaluate
@@ -170,3 +172,28 @@ def test_a_cluster_without_machines_is_given_up(machines, tiny_grid, tmp_path, m
     events = run_all(tasks, cluster=Cluster(machines[0].address), jobs=1, device="cpu", fresh=False)
     with pytest.raises(ConnectionError, match="the cluster has lost all machines that fit a run"):
         [lose_all(kind) for kind, *_ in events]
+
+
+def test_a_search_asks_for_its_cluster_before_anything_is_trained(tiny_images, tmp_path):
+    tune = pytest.importorskip("cem_fast.tune")
+    config = RunConfig(data=str(tiny_images), image_size=16, epochs=1)
+    with pytest.raises(ConnectionError, match="no Ray cluster at '127.0.0.1:1'"):
+        tune.tune(config, tmp_path / "tune", tune.Targets(), trials=1, cluster=Cluster("127.0.0.1:1"))
+    assert not (tmp_path / "tune").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "tune"])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--gpus-per-run", "1"], "gpus_per_run must be left out without cluster, got 1"),
+        (["--cluster", "host"], "cluster must be HOST:PORT or auto, got 'host'"),
+        (["--cluster", "auto", "--gpus-per-run", "1"], "gpus_per_run must be 0 on the device cpu, got 1"),
+        (["--cluster", "auto", "--device", "cuda:1"], "device must be cpu or cuda on a cluster"),
+        (["--cluster", "auto", "--device", "cuda", "--gpus-per-run", "-1"], "gpus_per_run must be at least 0"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(command, flags, message, tiny_images, tmp_path, capfd):
+    assert cli.main([command, "--data", str(tiny_images), "--folder", str(tmp_path / "runs"), *flags]) == 2
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
