@@ -25,7 +25,7 @@ from cem_fast._support.counts import require_number
 from cem_fast.data.root import VARIABLE
 from cem_fast.experiments import provenance
 from cem_fast.experiments.run import run_cell
-from cem_fast.experiments.workers import Event, Task
+from cem_fast.experiments.workers import Event, Task, reason
 
 PREFIX = "CEM_FAST_"  # of the environment variables that the machines take over
 EVERY = 1.0  # seconds between two messages about a stage
@@ -378,4 +378,4 @@ def _run(
     except OSError as error:
         events.put(("broken", (f"{socket.gethostname()}: {error}",)))
     except BaseException as error:  # whatever it is, the queue must not stay empty
-        events.put(("failed", (" ".join(str(error).split()) or type(error).__name__,)))
+        events.put(("failed", (reason(error),)))

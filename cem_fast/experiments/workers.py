@@ -96,7 +96,7 @@ def run_all(tasks: Sequence[Task], *, jobs: int, device: str | torch.device, fre
             worker.process.join()
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Why a run failed, in one line.
 
     Args:
