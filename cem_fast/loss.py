@@ -17,7 +17,7 @@ from cem_fast.mixture import GaussianMixture
 from cem_fast.mixture.fitted import FOLLOWER, FittedModule
 from cem_fast.mixture.rows import require_iterable_again
 from cem_fast.ops import validate
-from cem_fast.ops.entropy_bound import COVARIANCES, bound_options, evaluate
+from cem_fast.ops.entropy_bound import COVARIANCES, bound_options, evaluate, evaluate_step
 
 PATIENCE = 2000  # training steps without a fit, more than most first epochs have
 
@@ -152,14 +152,15 @@ class CEMLoss(FittedModule):
             tensor(0.3466)
         """
         # read from dictionaries, because this runs at every step and look-ups of a module are slow
-        checked, noise = self._checked, self._buffers["noise_variance"]
+        checked, noise, group = self._checked, self._buffers["noise_variance"], self.process_group
         mixture: GaussianMixture = self._modules["mixture"]  # type: ignore[assignment]
         if (
             checked is not None
             and checked.means is mixture.means
             and checked.noise_variance is noise
+            and checked.options is self.options
             and self.is_fitted
-            and self._in_step
+            and (group is None or self._in_step)
             and not (self.check_finite or self.check_labels)
         ):
             rows = checked.rows(features, labels)
@@ -171,7 +172,9 @@ class CEMLoss(FittedModule):
                     self.num_samples,
                     checked.noise_variance,
                 )
-                return evaluate(rows, labels, checked.means, priors, self.options, self.process_group)
+                if group is not None:
+                    return evaluate(rows, labels, checked.means, priors, checked.arguments, group)
+                return evaluate_step(rows, labels, checked.means, priors, checked.arguments)
         return self._checked_step(features, labels)
 
     def _checked_step(self, features: Tensor, labels: Tensor | None) -> Tensor:
@@ -184,14 +187,14 @@ class CEMLoss(FittedModule):
             self._require_finite(rows, labels)
         if self.check_labels and labels is not None:
             validate.label_range(labels, mixture.num_classes)
-        if not self._in_step and self.training and rows.requires_grad:
+        if self.process_group is not None and not self._in_step and self.training and rows.requires_grad:
             self._share_fit(rows.device)
         if not self.is_fitted:
             self._count_step(rows)
             return rows.flatten()[:0].sum()
         validate.features(rows, mixture.means, "features")
         validate.noise_variance(self.noise_variance, rows.shape[1], "noise_std")
-        self._checked = validate.Checked.of(rows, mixture.means, self.noise_variance)
+        self._checked = validate.Checked.of(rows, mixture.means, self.noise_variance, self.options)
         priors = mixture.variances, mixture.weights, mixture.class_prior, self.num_samples, self.noise_variance
         return evaluate(rows, labels, mixture.means, priors, self.options, self.process_group)
 

@@ -267,12 +267,12 @@ def entropy_bound(
     class_prior: Tensor,
     num_samples: Tensor,
     noise_variance: Tensor,
-    official: bool,
-    boost: float,
-    unbiased: bool,
-    mean: bool,
-    threshold: float,
-    gamma: float,
+    official: bool = False,
+    boost: float = 1.0,
+    unbiased: bool = True,
+    mean: bool = True,
+    threshold: float = 0.125,
+    gamma: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
     counts, scatter, variances, weights, class_prior, noise_variance = (
         t.contiguous() for t in (counts, scatter, variances, weights, class_prior, noise_variance)

@@ -24,12 +24,12 @@ def cem_fwd(
     class_prior: Tensor,
     num_samples: Tensor,
     noise_variance: Tensor,
-    official: bool,
-    boost: float,
-    unbiased: bool,
-    mean: bool,
-    threshold: float,
-    gamma: float,
+    official: bool = False,
+    boost: float = 1.0,
+    unbiased: bool = True,
+    mean: bool = True,
+    threshold: float = 0.125,
+    gamma: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor]:
     per_dimension = variances.dim() == 3
     priors = (variances, weights, class_prior, num_samples, noise_variance)

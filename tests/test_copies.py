@@ -99,6 +99,8 @@ def test_copies_and_pickles_under_a_process_group(group):
     assert pickled.mixture.process_group is None
     for twin in (copied, pickled):
         assert torch.equal(twin(features, labels), loss(features, labels))
+        # before the first step of training, whether all ranks have a mixture is unknown
+        twin(features.requires_grad_(), labels).backward()
 
 
 def test_the_noise_of_the_constructor_stays_when_a_checkpoint_has_another():

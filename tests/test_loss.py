@@ -285,6 +285,13 @@ def test_bad_features_and_labels_after_good_ones(change, error, message):
         loss(*change(features, labels))
 
 
+def test_options_that_are_set_later_count():
+    loss, (features, labels) = fitted(), data()
+    before = loss(features, labels)
+    loss.options = loss.options._replace(mean=False)
+    torch.testing.assert_close(loss(features, labels), before * features.flatten(1).shape[1])
+
+
 def test_a_new_mixture_is_checked_after_good_features():
     loss, (features, labels) = fitted(), data()
     wanted = loss(features, labels)

@@ -38,12 +38,28 @@ class BoundOptions(NamedTuple):
         BoundOptions(official=False, boost=1.0, unbiased=True, mean=True, threshold=0.125, gamma=0.01)
     """
 
-    official: bool
-    boost: float
-    unbiased: bool
-    mean: bool
-    threshold: float
-    gamma: float
+    official: bool = False
+    boost: float = 1.0
+    unbiased: bool = True
+    mean: bool = True
+    threshold: float = 0.125
+    gamma: float = 0.01
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Returns the options up to the last one that differs from the operators' default.
+
+        Example:
+            >>> from cem_fast.ops.entropy_bound import BoundOptions
+            >>> BoundOptions().arguments(), BoundOptions(boost=2.0).arguments()
+            ((), (False, 2.0))
+        """
+        given = len(self)
+        while given > 0 and self[given - 1] == _DEFAULTS[given - 1]:
+            given -= 1
+        return self[:given]
+
+
+_DEFAULTS = BoundOptions()
 
 
 class _EntropyBound(FirstOutput):
@@ -58,7 +74,7 @@ class _EntropyBound(FirstOutput):
         labels: Tensor | None,
         means: Tensor,
         priors: tuple[Tensor, ...],
-        options: BoundOptions,
+        options: tuple[Any, ...],
         group: torch.distributed.ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         if group is None:
@@ -88,23 +104,24 @@ class _EntropyBound(FirstOutput):
 
 
 class _Step(torch.autograd.Function):
-    """``_EntropyBound`` of one process in eager mode, with few calls: a GPU waits for the host here."""
+    """``_EntropyBound`` of one process in eager mode, with few calls: a GPU waits for the host here.
+
+    ``rest`` are the other arguments of the operator; torch looks at each argument of a function, but not into a tuple.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, labels: Tensor | None, means: Tensor, priors: tuple[Tensor, ...], options: BoundOptions
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rest: tuple[Any, ...]) -> Tensor:
         value: Tensor
-        value, slope, assignment = _FORWARD(x, means, labels, *priors, *options)
-        ctx.save_for_backward(slope, x, means, labels, assignment)
+        value, slope, assignment = _FORWARD(x, *rest)
+        ctx.save_for_backward(slope, x, rest[0], rest[1], assignment)
         return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            return _EntropyBound.backward(ctx, grad)[:5]
+            return _EntropyBound.backward(ctx, grad)[:2]
         slope, x, means, labels, assignment = ctx.saved_tensors
-        return _BACKWARD(slope, grad, x, means, labels, assignment), None, None, None, None
+        return _BACKWARD(slope, grad, x, means, labels, assignment), None
 
 
 def evaluate(
@@ -112,7 +129,7 @@ def evaluate(
     labels: Tensor | None,
     means: Tensor,
     priors: tuple[Tensor, ...],
-    options: BoundOptions,
+    options: tuple[Any, ...],
     group: torch.distributed.ProcessGroup | None,
 ) -> Tensor:
     """Bound of validated arguments; only the range of the labels is checked here.
@@ -120,11 +137,20 @@ def evaluate(
     A label out of range makes the bound NaN, which is an error if it can be read without waiting for the device.
     ``conditional_entropy_bound`` has an example.
     """
-    value: Tensor
     if group is None and not is_transformed():
-        value = _Step.apply(x, labels, means, priors, options)
-    else:
-        value = call_first(_EntropyBound, x, labels, means, priors, options, group)
+        return evaluate_step(x, labels, means, priors, options)
+    return _of_labels_in_range(call_first(_EntropyBound, x, labels, means, priors, options, group), labels, means)
+
+
+def evaluate_step(
+    x: Tensor, labels: Tensor | None, means: Tensor, priors: tuple[Tensor, ...], options: tuple[Any, ...]
+) -> Tensor:
+    """``evaluate`` of one process where torch does not transform the code."""
+    value: Tensor = _Step.apply(x, (means, labels, *priors, *options))
+    return _of_labels_in_range(value, labels, means)
+
+
+def _of_labels_in_range(value: Tensor, labels: Tensor | None, means: Tensor) -> Tensor:
     if labels is not None and validate.is_readable(value) and math.isnan(value.item()):
         validate.label_range(labels, means.shape[0])
     return value

@@ -15,7 +15,10 @@ from cem_fast.ops import reference
 
 LIBRARY = torch.library.Library("cem_fast", "DEF")  # type: ignore[no-untyped-call]
 
-_CEM_OPTIONS = "bool official, float boost, bool unbiased, bool mean, float threshold, float gamma"
+# every argument that a call gives costs the host time, scalars most: those of most losses are left out
+_CEM_OPTIONS = (
+    "bool official=False, float boost=1.0, bool unbiased=True, bool mean=True, float threshold=0.125, float gamma=0.01"
+)
 _MIXTURE = "Tensor means, Tensor variances, Tensor weights, Tensor? labels"
 _PRIORS = "Tensor variances, Tensor weights, Tensor class_prior, Tensor num_samples, Tensor noise_variance"
 

@@ -395,12 +395,12 @@ def entropy_bound(
     class_prior: Tensor,
     num_samples: Tensor,
     noise_variance: Tensor,
-    official: bool,
-    boost: float,
-    unbiased: bool,
-    mean: bool,
-    threshold: float,
-    gamma: float,
+    official: bool = False,
+    boost: float = 1.0,
+    unbiased: bool = True,
+    mean: bool = True,
+    threshold: float = 0.125,
+    gamma: float = 0.01,
 ) -> tuple[Tensor, Tensor]:
     """CEM loss of the statistics of one batch, and its derivative with respect to the scatter.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from cem_fast._support.counts import require_number
+from cem_fast.ops.autograd import is_transformed
 
 PARAMETER_DTYPES = (torch.float32, torch.float64)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -193,9 +194,15 @@ def finite(name: str, value: Tensor) -> None:
 
 def is_readable(value: Tensor) -> bool:
     """Whether values can be read without a wait: on the CPU, outside torch.compile, export and other transforms."""
-    if torch.compiler.is_compiling() or not value.is_cpu or type(value) is not Tensor:
-        return False
-    return not torch._C._are_functorch_transforms_active()
+    return value.is_cpu and type(value) is Tensor and not is_transformed()
+
+
+class Options(Protocol):
+    """Options of an operation."""
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Returns the arguments that its operators need."""
+        ...
 
 
 class Checked(NamedTuple):
@@ -206,20 +213,25 @@ class Checked(NamedTuple):
 
     means: Tensor
     noise_variance: Tensor
+    options: Options
+    arguments: tuple[Any, ...]  # of the operators, for these options
     dtype: torch.dtype
     device: torch.device
     dimension: int
 
     @classmethod
-    def of(cls, x: Tensor, means: Tensor, noise_variance: Tensor) -> Checked | None:
-        """Features that passed every check, unless they are traced."""
-        if type(x) is not Tensor or torch.compiler.is_compiling():
+    def of(cls, x: Tensor, means: Tensor, noise_variance: Tensor, options: Options) -> Checked | None:
+        """Features that passed every check, unless torch transforms the code."""
+        if type(x) is not Tensor or is_transformed():
             return None
-        return cls(means, noise_variance, x.dtype, x.device, means.shape[2])
+        return cls(means, noise_variance, options, options.arguments(), x.dtype, x.device, means.shape[2])
 
     def rows(self, x: Any, labels: Any) -> Tensor | None:
-        """Rows ``[N, D]`` of features ``[N, ...]`` if no check of them and their labels ``[N]`` can fail, but the labels' range."""
-        if type(x) is not Tensor or type(labels) is not Tensor or torch.compiler.is_compiling():
+        """Rows ``[N, D]`` of features ``[N, ...]`` if no check of them and their labels ``[N]`` can fail, but the labels' range.
+
+        None where torch transforms the code.
+        """
+        if type(x) is not Tensor or type(labels) is not Tensor or is_transformed():
             return None
         device, strided = self.device, _STRIDED
         if (

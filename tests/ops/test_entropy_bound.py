@@ -7,6 +7,8 @@ from support.definitions import SHAPES, draw
 from support.tolerances import RELATIVE, relative_error
 
 from cem_fast.functional import conditional_entropy_bound
+from cem_fast.ops.entropy_bound import BoundOptions
+from cem_fast.ops.library import OPERATORS
 
 
 def bound(x, labels, mixture, num_samples, noise_variance=None, **options):
@@ -198,6 +200,17 @@ def test_opcheck(official, diag):
     torch.library.opcheck(
         ops.entropy_bound, (counts, scatter, 6, mixture.variances, mixture.weights, prior, *scalars, *options)
     )
+
+
+def test_options_that_a_call_leaves_out_are_those_of_the_operators():
+    for name in ("cem_fwd", "entropy_bound"):
+        arguments = OPERATORS[name]._schema.arguments
+        defaults = {one.name: one.default_value for one in arguments if one.has_default_value()}
+        assert defaults == BoundOptions()._asdict()
+    for options in (BoundOptions(), BoundOptions(mean=False), BoundOptions(official=True), BoundOptions(gamma=0.5)):
+        given = options.arguments()
+        assert (*given, *BoundOptions()[len(given) :]) == options
+        assert not given or given[-1] != BoundOptions()[len(given) - 1]
 
 
 def test_vmap_matches_a_loop():
