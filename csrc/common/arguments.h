@@ -10,6 +10,7 @@
 #include <initializer_list>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "problem.h"
@@ -58,11 +59,12 @@ inline Element element_of(ScalarType dtype) {
 
 inline void* data(const Tensor& t) { return t.mutable_data_ptr(); }
 
-// The tensors of one call on one device, kept alive while its kernels run or, on a GPU, until they are launched. After
-// that the allocator hands out their memory to later work of the same stream only.
+// The tensors of one call on one device. Those that it makes are kept alive while its kernels run or, on a GPU, until
+// they are launched; its arguments live longer. After that the allocator hands out their memory to later work of the
+// same stream only.
 class Tensors {
  public:
-  Tensors(int32_t device_type, int32_t device) : device_type_(device_type), device_(device) { kept_.reserve(10); }
+  Tensors(int32_t device_type, int32_t device) : device_type_(device_type), device_(device) {}
 
   // A contiguous tensor without a trip through the dispatcher.
   Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) const {
@@ -81,19 +83,21 @@ class Tensors {
   // Temporary memory.
   void* scratch(int64_t bytes) { return data(kept_.emplace_back(empty({bytes}, ScalarType::Byte))); }
 
-  const void* keep(const Tensor& t) { return kept_.emplace_back(t).const_data_ptr(); }
+  const void* keep(Tensor made) { return kept_.emplace_back(std::move(made)).const_data_ptr(); }
 
-  // The elements of a tensor, one after the other.
+  // The elements of an argument, one after the other.
   const void* dense(const Tensor& t, int64_t numel) {
     STD_TORCH_CHECK(t.get_device_index() == device_, "all tensors must be on the same device");
     STD_TORCH_CHECK(t.numel() == numel, "expected ", numel, " elements, got ", t.numel());
-    return keep(t.is_contiguous() ? t : torch::stable::contiguous(t));
+    return t.is_contiguous() ? t.const_data_ptr() : keep(torch::stable::contiguous(t));
   }
 
   // The same, converted to double first if it has another type.
   const double* doubles(const Tensor& t) {
-    const bool exact = t.scalar_type() == ScalarType::Double;
-    return static_cast<const double*>(dense(exact ? t : torch::stable::to(t, ScalarType::Double), t.numel()));
+    if (t.scalar_type() == ScalarType::Double) return static_cast<const double*>(dense(t, t.numel()));
+    const Tensor converted = torch::stable::to(t, ScalarType::Double);
+    keep(converted);
+    return static_cast<const double*>(dense(converted, t.numel()));
   }
 
  private:
@@ -163,8 +167,8 @@ class Arguments {
     const int64_t N = features.size(0), D = features.size(1);
     STD_TORCH_CHECK(N <= std::numeric_limits<int32_t>::max(), "x must have fewer than 2^31 rows");
     const bool dense_rows = features.is_contiguous() || (features.stride(1) == 1 && features.stride(0) >= D);
-    const Tensor rows = dense_rows ? features : torch::stable::contiguous(features);
-    x = {call.keep(rows), N > 1 ? rows.stride(0) : D, element_of(features_dtype_), N, D};
+    const void* rows = dense_rows ? features.const_data_ptr() : call.keep(torch::stable::contiguous(features));
+    x = {rows, dense_rows && N > 1 ? features.stride(0) : D, element_of(features_dtype_), N, D};
     mixture = {means.size(0), means.size(1), nullptr, nullptr, nullptr, nullptr, false};
     mixture.means = parameters(means, components() * D);
     STD_TORCH_CHECK(labels.has_value() || mixture.classes == 1, "labels may be left out for one class only");

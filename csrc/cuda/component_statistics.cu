@@ -13,8 +13,8 @@ constexpr int64_t kSearchedRows = kSearched;
 #endif
 constexpr int64_t kSearchedClasses = 4096;  // because every block searches all rows
 constexpr int64_t kRowsOfPart = kRows * kWarps;
-constexpr int64_t kPartials = 1 << 24;      // maximum partial results of all runs, but for one of every class
-constexpr int64_t kStaticShared = 6 << 10;  // bytes
+constexpr int64_t kPartials = 1 << 24;     // maximum partial results of all runs, but for one of every class
+constexpr int64_t kSortShared = 16 << 10;  // bytes that leave room for kStatisticsBlocks
 
 // Whether there are kernels for aligned rows; doubles are for tests.
 template <class X>
@@ -100,19 +100,27 @@ void statistics_of(Queue& queue, Statistics<Parameter<X>>& p) {
   const int64_t blocks = grouped ? plan.most_runs : C * p.parts;
   const bool alone = place.staged && !grouped && p.parts == 1;  // no class has several runs
   const int64_t runs = alone ? 0 : blocks, hinge = p.bounded && p.bound.official ? C * K : 0;
-  const auto allocate = [&](auto&&... before) {
+  const auto find = [&](auto&&... before) {
     queue.allocate_all(before..., p.run_totals, runs * K, p.room, place.staged ? 0 : C * 2 * kWarps * K, p.terms,
                        p.bounded ? C * K : 0, p.class_counts, hinge, p.class_totals, hinge, p.run_planes,
                        runs * p.planes() * K * p.x.dimension, p.run_counts, runs * K);
   };
+  int64_t shared = place.shared;
   if (grouped) {
-    p.groups = launch(queue, plan, allocate);
+    p.groups = allocate(plan, find);
     p.tickets = {p.groups.tickets, 0};
+    if (plan.at_once && plan.shared() <= kSortShared && plan.sort.ranges <= blocks) {
+      p.sort = plan.sort;
+      p.turns = take_tickets(queue);
+      shared = std::max(shared, plan.shared());
+    } else {
+      sort(queue, plan);
+    }
   } else {
-    allocate();
+    find();
     p.tickets = take_tickets(queue);
   }
-  queue.launch_with(place.shared, kernel_of<X, T>(place, p.planes() > 0), blocks, p);
+  queue.launch_with(shared, kernel_of<X, T>(place, p.planes() > 0), blocks, p);
 }
 
 }  // namespace

@@ -534,6 +534,7 @@ __global__ void __launch_bounds__(kThreads, kStatisticsBlocks) statistics_kernel
   __shared__ int32_t list[kSearched];
   DYNAMIC_SHARED(shared);
   __shared__ Part part;  // not in registers, which the rows need
+  if (p.sort.ranges > 0) sort_in_turns(p.sort, p.turns, shared);
   const Part found = part_of_block(p, list);
   if (threadIdx.x == 0) part = found;
   __syncthreads();

@@ -53,17 +53,17 @@ __device__ inline Segment segment_at(const Groups& g, int64_t index) {
   return {run.group, run.begin, run.end};
 }
 
-// What the kernels that group rows work on.
+// What the kernels that group rows work on, a range of rows at a time.
 struct Sort {
   const int64_t* labels;  // [rows], or null: class 0
   int64_t rows;
   int64_t classes;
-  int64_t blocks;
-  int64_t rows_of_block;
+  int64_t ranges;
+  int64_t rows_of_range;
   int64_t run_size;    // most rows of a run
   bool every_class;    // classes without rows have an empty run
-  int32_t* counts;     // [blocks, classes + 1]: rows of each group in each block
-  int32_t* room;       // [blocks, 4, classes + 1] for Places; or null: in shared memory
+  int32_t* counts;     // [ranges, classes + 1]: rows of each group in each range
+  int32_t* room;       // [ranges, 4, classes + 1] for Places; or null: in shared memory
   int32_t* order;      // [rows]
   int64_t* offsets;    // [classes + 2]
   int64_t* first_run;  // [classes + 2]
@@ -75,8 +75,11 @@ struct Sort {
 struct Grouping {
   Sort sort;
   int64_t most_runs;  // because the labels are on the device
-  bool at_once;       // in one launch
+  bool at_once;       // every range counts all rows, which saves a launch
   bool in_shared;     // counts of a block
+
+  // Bytes of shared memory to place rows with.
+  int64_t shared() const { return in_shared ? 4 * (sort.classes + 1) * static_cast<int64_t>(sizeof(int32_t)) : 0; }
 };
 
 // Groups rows for kernels that store `partials` numbers per segment. One launch, or two for many rows.
@@ -85,20 +88,21 @@ Groups group_rows(Queue& queue, const Features& x, const Mixture& mixture, int64
 // Plans segments of at most `size` rows; classes without rows have an empty one.
 Grouping plan_every_class(const Features& x, const Mixture& mixture, int64_t size);
 
-// Launches what a plan asks for.
-Groups launch(Queue& queue, const Grouping& plan);
-
-// The same once `allocate`, which takes the arguments of Queue::allocate_all, has found memory for it and for more.
-template <class Allocate>
-Groups launch(Queue& queue, Grouping& plan, const Allocate& allocate) {
+// The groups of a plan, in memory that `find`, which takes the arguments of Queue::allocate_all, finds for them and for
+// more. They are to be sorted.
+template <class Find>
+Groups allocate(Grouping& plan, const Find& find) {
   Sort& s = plan.sort;
   const int64_t groups = s.classes + 1;
-  allocate(s.offsets, groups + 1, s.first_run, groups + 1, s.counts, plan.at_once ? 0 : s.blocks * groups, s.room,
-           plan.in_shared ? 0 : s.blocks * 4 * groups, s.order, s.rows, s.runs, plan.most_runs, s.tickets,
-           s.every_class ? groups : 0);
+  find(s.offsets, groups + 1, s.first_run, groups + 1, s.counts, plan.at_once ? 0 : s.ranges * groups, s.room,
+       plan.in_shared ? 0 : s.ranges * 4 * groups, s.order, s.rows, s.runs, plan.most_runs, s.tickets,
+       s.every_class ? groups : 0);
   if (plan.in_shared) s.room = nullptr;
   if (!s.every_class) s.tickets = nullptr;
-  return launch(queue, plan);
+  return {s.rows, s.classes, s.run_size, plan.most_runs, s.order, s.offsets, s.first_run, s.runs, s.tickets};
 }
+
+// Sorts in one launch, or two for many rows.
+void sort(Queue& queue, const Grouping& plan);
 
 }  // namespace cem_fast::cuda

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "entropy_bound.cuh"
-#include "groups.cuh"
+#include "sort.cuh"
 
 namespace cem_fast::cuda {
 
@@ -20,6 +20,8 @@ struct Statistics {
   Groups groups;  // sorted; else order is null
   int64_t parts;
   Tickets tickets;  // 0: classes; 1 + c: parts of a class
+  Sort sort;        // that the kernel begins with; or of no blocks
+  Tickets turns;    // of the sort
   // sums of a block: in shared memory, by the warp or by all of them together; or in `run`
   int32_t pitch;  // numbers of a component
   bool together;  // whether all warps share a row

@@ -14,6 +14,8 @@ namespace cem_fast::cuda {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+constexpr int64_t kStaticShared = 6 << 10;  // bytes of a block, at most
+
 // The current device.
 struct Machine {
   int64_t multiprocessors;
@@ -57,9 +59,11 @@ class Queue {
     config.blockDim.x = kThreads;
     config.stream = static_cast<cudaStream_t>(context_.stream);
     config.dynamicSmemBytes = static_cast<size_t>(shared);
-    if (shared > kDefaultShared) {
+    if (shared > kDefaultShared - kStaticShared) {
+      // as much as there is: another thread may launch the same kernel with less
+      const int64_t most = Machine::current().shared - kStaticShared;
       check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared)));
+                                 static_cast<int>(most)));
     }
     check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...));
     check(cudaGetLastError());
@@ -108,7 +112,7 @@ class Queue {
   }
 
   static constexpr int64_t kAlignment = 16;            // of the arrays of one allocation
-  static constexpr int64_t kDefaultShared = 48 << 10;  // more must be asked for
+  static constexpr int64_t kDefaultShared = 48 << 10;  // static and dynamic; more must be asked for
 
   const Context& context_;
 };

@@ -1,8 +1,8 @@
-// A stable counting sort of rows by class: every block counts a range of rows, then places them. Few rows take one
-// launch, in which every block counts all rows.
+// A stable counting sort of rows by class, a range of rows by the block.
 #pragma once
 
 #include "groups.cuh"
+#include "ticket.cuh"
 
 namespace cem_fast::cuda {
 
@@ -11,33 +11,16 @@ __device__ inline int32_t group_of(const Sort& s, int64_t n) {
   return static_cast<int32_t>(static_cast<uint64_t>(label) < static_cast<uint64_t>(s.classes) ? label : s.classes);
 }
 
-static __global__ void __launch_bounds__(kThreads, kBlocks) count_kernel(Sort s) {
-  DYNAMIC_SHARED(room);
-  int32_t* of_block = s.counts + blockIdx.x * (s.classes + 1);
-  int32_t* histogram = s.room == nullptr ? reinterpret_cast<int32_t*>(room) : of_block;
-  for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) {
-    histogram[g] = 0;
-    if (s.tickets != nullptr && blockIdx.x == 0) s.tickets[g] = 0;
-  }
-  __syncthreads();
-  const int64_t first = blockIdx.x * s.rows_of_block;
-  const int64_t last = first + s.rows_of_block < s.rows ? first + s.rows_of_block : s.rows;
-  for (int64_t n = first + threadIdx.x; n < last; n += kThreads) atomicAdd(&histogram[group_of(s, n)], 1);
-  if (s.room != nullptr) return;
-  __syncthreads();
-  for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) of_block[g] = histogram[g];
-}
-
 // What a block knows of every group.
 struct Places {
-  int32_t* next;   // rows in the blocks before this one, then the place of the block's next row
-  int32_t* size;   // rows of all blocks
+  int32_t* next;   // rows in the ranges before this one, then the place of the range's next row
+  int32_t* size;   // rows of all ranges
   int32_t* first;  // the first place
   int32_t* run;    // the first run
 
-  __device__ Places(const Sort& s, unsigned char* shared) {
+  __device__ Places(const Sort& s, int64_t range, unsigned char* shared) {
     const int64_t groups = s.classes + 1;
-    next = s.room == nullptr ? reinterpret_cast<int32_t*>(shared) : s.room + blockIdx.x * 4 * groups;
+    next = s.room == nullptr ? reinterpret_cast<int32_t*>(shared) : s.room + range * 4 * groups;
     size = next + groups;
     first = size + groups;
     run = first + groups;
@@ -51,7 +34,7 @@ __device__ inline int32_t parts_of(const Sort& s, int64_t g, int32_t size) {
 }
 
 // The first place and the first run of every group, from `next` and `size`: a thread adds up neighboring groups.
-__device__ inline void find_places(const Sort& s, const Places& of) {
+__device__ inline void find_places(const Sort& s, int64_t range, const Places& of) {
   const int64_t groups = s.classes + 1, each = (groups + kThreads - 1) / kThreads;
   const int64_t begin = threadIdx.x * each, end = begin + each < groups ? begin + each : groups;
   int64_t own = 0;  // rows, and runs in the upper half
@@ -63,16 +46,16 @@ __device__ inline void find_places(const Sort& s, const Places& of) {
     of.next[g] += of.first[g];
     before += of.size[g] + (int64_t{parts_of(s, g, of.size[g])} << 32);
   }
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
+  if (range == 0 && threadIdx.x == 0) {
     s.offsets[groups] = static_cast<int32_t>(total);
     s.first_run[groups] = total >> 32;
   }
 }
 
-// Writes every group and its runs: the warps of all blocks take turns.
-__device__ inline void write_groups(const Sort& s, const Places& of) {
+// Writes every group and its runs: the warps of all ranges take turns.
+__device__ inline void write_groups(const Sort& s, int64_t range, const Places& of) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  for (int64_t g = blockIdx.x * kWarps + warp; g <= s.classes; g += s.blocks * kWarps) {
+  for (int64_t g = range * kWarps + warp; g <= s.classes; g += s.ranges * kWarps) {
     const int64_t size = of.size[g], first = of.first[g], run = of.run[g], parts = parts_of(s, g, of.size[g]);
     if (lane == 0) {
       s.offsets[g] = first;
@@ -86,11 +69,11 @@ __device__ inline void write_groups(const Sort& s, const Places& of) {
   }
 }
 
-// Places the block's rows: warps take turns, so that rows of a group keep their order.
-__device__ inline void place_rows(const Sort& s, int32_t* next) {
+// Places the rows of a range: warps take turns, so that rows of a group keep their order.
+__device__ inline void place_rows(const Sort& s, int64_t range, int32_t* next) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t first = blockIdx.x * s.rows_of_block;
-  const int64_t last = first + s.rows_of_block < s.rows ? first + s.rows_of_block : s.rows;
+  const int64_t first = range * s.rows_of_range;
+  const int64_t last = first + s.rows_of_range < s.rows ? first + s.rows_of_range : s.rows;
   for (int64_t start = first; start < last; start += kThreads) {
     const int64_t n = start + threadIdx.x;
     const int32_t group = n < last ? group_of(s, n) : -1;
@@ -108,42 +91,23 @@ __device__ inline void place_rows(const Sort& s, int32_t* next) {
   }
 }
 
-__device__ inline void finish_sort(const Sort& s, const Places& of) {
-  find_places(s, of);
+__device__ inline void finish_sort(const Sort& s, int64_t range, const Places& of) {
+  find_places(s, range, of);
   __syncthreads();  // the places of all groups are complete
-  write_groups(s, of);
-  place_rows(s, of.next);
+  write_groups(s, range, of);
+  place_rows(s, range, of.next);
 }
 
-static __global__ void __launch_bounds__(kThreads, kBlocks) place_kernel(Sort s) {
-  DYNAMIC_SHARED(room);
-  const Places of(s, room);
-  for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) {
-    int32_t size = 0, before = 0;
-    UNROLL_BY(8)
-    for (int64_t b = 0; b < s.blocks; ++b) {
-      const int32_t count = s.counts[b * (s.classes + 1) + g];
-      before += b < blockIdx.x ? count : 0;
-      size += count;
-    }
-    of.size[g] = size;
-    of.next[g] = before;
-  }
-  __syncthreads();  // the sizes of all groups are complete
-  finish_sort(s, of);
-}
-
-// The whole sort in one launch.
-static __global__ void __launch_bounds__(kThreads, kBlocks) sort_kernel(Sort s) {
+// Sorts the rows of a range without what others have counted: every range counts all rows.
+__device__ inline void sort_range(const Sort& s, int64_t range, unsigned char* room) {
   constexpr int kBatch = 16;  // loads that are under way at a time
-  DYNAMIC_SHARED(room);
-  const Places of(s, room);
+  const Places of(s, range, room);
   for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) {
     of.size[g] = of.next[g] = 0;
-    if (s.tickets != nullptr && blockIdx.x == 0) s.tickets[g] = 0;
+    if (s.tickets != nullptr && range == 0) s.tickets[g] = 0;
   }
   __syncthreads();
-  const int64_t first = blockIdx.x * s.rows_of_block;
+  const int64_t first = range * s.rows_of_range;
   for (int64_t start = threadIdx.x; start < s.rows; start += kBatch * kThreads) {
     int32_t group[kBatch];
     UNROLL
@@ -159,7 +123,40 @@ static __global__ void __launch_bounds__(kThreads, kBlocks) sort_kernel(Sort s) 
   __syncthreads();  // all rows are counted
   for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) of.size[g] += of.next[g];
   __syncthreads();  // the sizes of all groups are complete
-  finish_sort(s, of);
+  finish_sort(s, range, of);
+}
+
+// The sort inside another kernel, which saves a launch: the blocks that come first sort a range each, or more where few
+// run at a time, and all wait for the last range. No block waits for one that has not begun. Blocks that come late look
+// once. The counters, of ranges that are taken and of ranges that are sorted, are 0 before, and again after the last
+// block.
+__device__ inline void sort_in_turns(const Sort& s, const Tickets& turns, unsigned char* room) {
+  __shared__ unsigned range;
+  const auto ranges = static_cast<unsigned>(s.ranges);
+  unsigned *const taken = turns.at(0), *const sorted = turns.at(1);
+  const auto is_sorted = [&] { return *static_cast<volatile unsigned*>(sorted) >= ranges; };
+  bool ready = false;
+  if (threadIdx.x == 0) {
+    ready = is_sorted();
+    range = ready ? ranges : atomicAdd(taken, 1u);
+  }
+  __syncthreads();  // `range` is known
+  while (range < ranges) {
+    sort_range(s, range, room);
+    __threadfence();
+    __syncthreads();  // for other blocks: all threads have written
+    if (threadIdx.x == 0) {
+      atomicAdd(sorted, 1u);
+      range = atomicAdd(taken, 1u);
+    }
+    __syncthreads();  // `range` is known
+  }
+  if (threadIdx.x == 0) {
+    while (!ready) ready = is_sorted();
+    if (atomicAdd(sorted, 1u) + 1 == ranges + gridDim.x) *taken = *sorted = 0;  // nobody waits any more
+  }
+  __syncthreads();  // for other blocks: all rows are sorted
+  __threadfence();
 }
 
 }  // namespace cem_fast::cuda

@@ -15,8 +15,9 @@ constexpr int kCalls = 2;
 constexpr int kCalls = 1024;  // that can be on their way at once
 #endif
 
-// Counters of blocks that have finished. All are 0 before a launch, and the last block sets them back to 0. Calls take
-// turns with the places of `ring`, which costs no launch; a graph, which can run at any time, has counters of its own.
+// Counters of blocks that have finished, or of what they share out. All are 0 before a launch, and the last block sets
+// them back to 0. Calls take turns with the places of `ring`, which costs no launch; a graph, which can run at any
+// time, has counters of its own.
 static __device__ unsigned ring[kCalls * kTickets];
 
 struct Tickets {

@@ -88,6 +88,7 @@ class Work:
         pipelined: whether they are requested again before the last ones are used up.
         first: dependent loads that miss the cache before the stream begins.
         last: cycles that the last block alone needs at the end.
+        before: what some blocks do at the beginning while all others wait for them.
     """
 
     hbm: float = 0
@@ -102,6 +103,7 @@ class Work:
     pipelined: bool = False
     first: float = 0
     last: float = 0
+    before: Work | None = None
 
     @property
     def path(self) -> float:
@@ -111,11 +113,11 @@ class Work:
     @property
     def steps(self) -> float:
         """Dependent memory steps of a block."""
-        return self.hbm + self.l2
+        return self.hbm + self.l2 + (self.before.steps if self.before else 0)
 
     @property
     def moved(self) -> float:
-        return self.read + self.written
+        return self.read + self.written + (self.before.moved if self.before else 0)
 
 
 def in_flight(launch: Launch, work: Work, device: Device) -> float:
@@ -159,4 +161,5 @@ def microseconds(launch: Launch, work: Work, device: Device, busy: int | None = 
     if work.moved:
         rate = device.memory_tb_s * 1e6 * utilization(launch, work, device)
         times.append(work.moved / rate + work.first * HBM / clock)
-    return LAUNCH_US + max(times) + work.last / clock
+    alone = work.last + (work.before.path if work.before else 0)
+    return LAUNCH_US + max(times) + alone / clock

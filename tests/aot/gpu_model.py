@@ -18,6 +18,7 @@ import ctypes
 import functools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -267,10 +268,14 @@ def engine_us() -> float:
 
 
 def added_us(call: Callable[[], Any]) -> float:
-    """What a call adds to the host's time of a training step, on an idle processor."""
-    before, took, after = engine_us(), host_us(call), engine_us()
-    slower = min(before, after) / ENGINE_US  # other programs slow down this one
-    return took / slower - ENGINE_US
+    """What a call adds to the host's time of a training step, on an idle processor: the median of five measurements."""
+
+    def measured() -> float:
+        before, took, after = engine_us(), host_us(call), engine_us()
+        slower = min(before, after) / ENGINE_US  # other programs slow down this one
+        return took / slower - ENGINE_US
+
+    return statistics.median(measured() for _ in range(5))
 
 
 def keep_memory() -> None:

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("triton")
 
 from aot import gpu_model
-from aot.device import H200, LAUNCH_US, Launch, Work, in_flight, microseconds, utilization
+from aot.device import H200, L2, LAUNCH_US, Launch, Work, in_flight, microseconds, utilization
 
 
 def launch(blocks, registers=32, threads=128, shared=0):
@@ -30,6 +30,11 @@ def test_too_few_bytes_in_flight_slow_memory_down():
 def test_waves_of_blocks_wait_for_each_other():
     one, two = (microseconds(launch(blocks, 255), Work(hbm=10), H200) for blocks in (264, 265))
     assert two - LAUNCH_US == pytest.approx(2 * (one - LAUNCH_US))
+
+
+def test_work_that_all_blocks_wait_for_is_added():
+    alone, behind = (microseconds(launch(264), Work(hbm=10, before=of), H200) for of in (None, Work(l2=11)))
+    assert behind - alone == pytest.approx(11 * L2 / 1980)
 
 
 @pytest.mark.parametrize("resources, blocks", [((128, 32, 0), 16), ((128, 128, 0), 4), ((128, 32, 100 << 10), 2)])

@@ -14,6 +14,7 @@ from cem_fast.benchmarks.gpu_profile import Shape
 THREADS, WARPS = 128, 4
 LABEL, PLACE = 8, 4  # bytes of a label or an assignment, and of a place in an order
 SEARCHED = 512  # rows that are not sorted
+SORTED_ROWS, SORTED_CLASSES = 1 << 14, 1023  # most that the statistics sort themselves
 RUNS = 8  # partial results that are read at a time
 
 
@@ -52,7 +53,8 @@ def place(shape: Shape, launch: Launch) -> Work:
 
 
 def sort(shape: Shape, launch: Launch) -> Work:
-    """Every block counts all rows, sixteen loads of a thread under way at a time, and finds the places of its own."""
+    """A block for 128 rows counts all rows, sixteen loads of a thread under way at a time, and finds the places of its own."""
+    launch = launch._replace(blocks=ceil(shape.N / THREADS))
     work = _find_places(shape, launch)
     turns, chunks = ceil(shape.N / THREADS), ceil((shape.C + 1) / THREADS)
     work["l2"] += ceil(turns / 16) - 1
@@ -73,8 +75,9 @@ def statistics(shape: Shape, launch: Launch) -> Work:
     """Pairs of rows by the warp, or by all warps where rows are long: the next pair is read ahead. Then the class's bound.
 
     The run of the block, its means and its rows come first. The last block of a class adds up the runs, the last of all
-    classes the terms.
+    classes the terms. Few rows are sorted before, and every block looks at the counters of the sort.
     """
+    turns = shape.C > 1 and SEARCHED < shape.N <= SORTED_ROWS and shape.C <= SORTED_CLASSES
     together = shape.D > 512
     rows = shape.N / busy_blocks(shape, launch)
     pairs = ceil(rows / 2 / (1 if together else WARPS))
@@ -86,9 +89,9 @@ def statistics(shape: Shape, launch: Launch) -> Work:
     return Work(
         # pairs after the first have been read ahead
         hbm=3 + (pairs - 1) / 2,
-        l2=5 + columns,
+        l2=5 + columns + 2 * turns,
         shuffles=8 * pairs,
-        barriers=8 + pairs * together,
+        barriers=8 + pairs * together + 2 * turns,
         cycles=pairs * instructions + 2000 + 400 * columns,
         instructions=pairs * instructions + 600,
         read=shape.features + shape.means + (shape.variances if shape.diag else 0) + PLACE * shape.N,
@@ -97,6 +100,7 @@ def statistics(shape: Shape, launch: Launch) -> Work:
         pipelined=pairs > 2,
         first=2,
         last=terms * L2,
+        before=sort(shape, launch) if turns else None,
     )
 
 

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <new>
 #include <string>
@@ -47,10 +48,17 @@ struct alignas(16) uint4 {
 };
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidResourceHandle = 400, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidResourceHandle = 400,
+  cudaErrorLaunchFailure = 719
+};
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaErrorInvalidResourceHandle ? "invalid resource handle" : "unspecified launch failure";
+  return error == cudaErrorInvalidValue            ? "invalid argument"
+         : error == cudaErrorInvalidResourceHandle ? "invalid resource handle"
+                                                   : "unspecified launch failure";
 }
 
 // Copies are made, and events happen, as soon as they are queued.
@@ -221,6 +229,15 @@ inline int multiprocessors = 3;
 #endif
 inline bool capturing = false;
 
+// Bytes of dynamic shared memory that a kernel may have: 48 KiB less what is static, of which no kernel that asks for
+// more has over 5 KiB, or what was asked for.
+inline std::map<const void*, int64_t> dynamic_limits;
+inline bool exceeds_limit(const void* kernel, size_t bytes) {
+  if (bytes <= 43 << 10) return false;
+  const auto found = dynamic_limits.find(kernel);
+  return found == dynamic_limits.end() || static_cast<int64_t>(bytes) > found->second;
+}
+
 inline int64_t fills = 0;
 
 }  // namespace cuda_host
@@ -291,7 +308,10 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
   return cudaSuccess;
 }
 
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  cuda_host::dynamic_limits[kernel] = value;
+  return cudaSuccess;
+}
 
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
   *status = cuda_host::capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
@@ -314,6 +334,8 @@ template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
   if (config->stream != cuda_host::current_stream) return cudaErrorInvalidResourceHandle;
   if (cuda_host::launches_left-- == 0) return cudaErrorLaunchFailure;
+  if (cuda_host::exceeds_limit(reinterpret_cast<const void*>(kernel), config->dynamicSmemBytes))
+    return cudaErrorInvalidValue;
 #ifdef CUDA_HOST_IDLE
   cuda_host::listed.push_back({reinterpret_cast<const void*>(kernel), config->gridDim.x, config->blockDim.x,
                                static_cast<int64_t>(config->dynamicSmemBytes)});

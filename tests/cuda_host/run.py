@@ -33,6 +33,11 @@ ENVIRONMENT = {
 }
 
 
+# Several tiles of dimensions and of components; segments that are longer than a block; several classes to a block; rows that
+# are sorted in turns
+NOTICED = ((40, 70, 2, 9), (20, 300, 2, 3), (600, 5, 1, 34), (20, 5, 5, 3), (70, 5, 2, 3))
+
+
 def agrees(host: Host, problem: Problem) -> bool:
     """Whether the kernels agree with the reference.
 
@@ -68,9 +73,8 @@ def of_one_class(shape: tuple[int, int, int, int], diag: bool) -> Iterator[Probl
 def notices(program: Path, barrier: str) -> bool:
     """Whether a data race, or the crash that it leads to, is reported where one barrier is left out."""
     try:
-        # several tiles of dimensions and of components; segments that are longer than a block; several classes to a block
         with Host(program, CUDA_HOST_SKIP=barrier, **ENVIRONMENT) as host:
-            for shape in ((40, 70, 2, 9), (20, 300, 2, 3), (600, 5, 1, 34), (20, 5, 5, 3)):
+            for shape in NOTICED:
                 for diag in (True, False):
                     for problem in problems(shape, torch.float32, diag):
                         agrees(host, problem)
@@ -93,9 +97,10 @@ LAUNCHERS = {
     "the check of a launch": Mutant("queue.cuh", "if (status != cudaSuccess) throw", "if (false) throw"),
     "64 bits of an offset": Mutant("component_statistics.cuh", "row[r] * x_.stride", "int(row[r] * x_.stride)"),
     "counters that are ready again": Mutant("block.cuh", "if (last) *ticket = 0;", ""),
+    "counters of a sort that are ready again": Mutant("sort.cuh", "*taken = *sorted = 0;", "ready = true;"),
     "counters of a graph": Mutant("ticket.cuh", "queue.is_captured()", "false"),
     "neighbors made of what lies apart": Mutant(
-        "../common/arguments.h", "keep(t.is_contiguous() ? t : ", "keep(true ? t : "
+        "../common/arguments.h", "t.is_contiguous() ? t.const", "true ? t.const"
     ),
 }
 

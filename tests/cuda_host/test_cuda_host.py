@@ -120,9 +120,9 @@ def test_em_on_features_too_large_to_square(host):
     agree(host, Problem("expectation_maximization", [x, *mixture, None, 1, 1e-2, 0.0]))
 
 
-@pytest.mark.parametrize("rows, labeled, launches", [(50, True, 2), (150, True, 4), (150, False, 2)])
+@pytest.mark.parametrize("rows, labeled, launches", [(50, True, 2), (70, True, 2), (150, True, 4), (150, False, 2)])
 def test_a_step_of_the_loss_is_few_launches(host, rows, labeled, launches):
-    """One a direction for few rows, which need no sorting, or one class."""
+    """One a direction for few rows, which are found among all or sorted by the same launch, or for one class."""
     for diag in (False, True):
         for problem in problems((rows, 40, 3 if labeled else 1, 2), torch.float32, diag, labeled=labeled):
             if problem.name in ("cem_fwd", "component_statistics_bwd"):
@@ -130,9 +130,10 @@ def test_a_step_of_the_loss_is_few_launches(host, rows, labeled, launches):
                 assert host.last_launches == (launches - 1 if problem.name == "cem_fwd" else 1)
 
 
-def test_calls_follow_each_other(host):
+@pytest.mark.parametrize("rows", [50, 70], ids=["searched", "sorted in turns"])
+def test_calls_follow_each_other(host, rows):
     """Counters of finished blocks are ready for the next call, and for the one after that."""
-    for problem in problems((50, 33, 3, 3), torch.float32, True):
+    for problem in problems((rows, 33, 3, 3), torch.float32, True):
         first, *others = [run(host, problem) for _ in range(4)]
         assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True)), problem.name
 

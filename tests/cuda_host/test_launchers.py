@@ -14,7 +14,7 @@ from support.tolerances import relative_error
 
 from cem_fast import GaussianMixture
 from cem_fast.mixture import fitting
-from cem_fast.ops import agreement, library
+from cem_fast.ops import agreement, library, reference
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("c++") is None, reason="the kernels are compiled by a C++ compiler on Linux"
@@ -142,9 +142,10 @@ def test_a_mixture_that_the_kernels_fit(launchers, algorithm, covariance_type, m
         fitted()
 
 
-def test_a_graph_has_counters_of_its_own(launchers):
+@pytest.mark.parametrize("rows", [20, 70], ids=["searched", "sorted in turns"])
+def test_a_graph_has_counters_of_its_own(launchers, rows):
     """It may run at any time, next to calls that count in shared places."""
-    for problem in problems((20, 5, 2, 2), torch.float32, False):
+    for problem in problems((rows, 5, 2, 2), torch.float32, False):
         if problem.name in library.FITS["cuda"]:  # never captured: the host reads how many classes still move
             continue
         launchers.fills()
@@ -155,6 +156,15 @@ def test_a_graph_has_counters_of_its_own(launchers):
         counts = problem.name in ("cem_fwd", "component_statistics_fwd", "entropy_bound")
         assert launchers.fills() == int(counts), problem.name
         assert all(torch.equal(one, other) for one, other in zip(eager, captured, strict=True))
+
+
+@pytest.mark.parametrize("components", [22, 44])
+def test_shared_memory_beyond_the_default_is_asked_for(launchers, components):
+    """Static memory counts, too: 47 KB on top of it are more than the default of 48 KB."""
+    arguments = [torch.rand(3, 512), torch.rand(1, components, 512), None, None, None, False, False]
+    found, wanted = launchers.component_statistics_fwd(*arguments), reference.component_statistics_fwd(*arguments)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 # The package's operators, where these launchers are those of CPU tensors; prints how many calls Python served.

@@ -101,8 +101,9 @@ def test_one_class_without_labels(operators, shape, diag):
 
 
 @pytest.mark.skipif(not ON_GPU, reason="there is no CUDA device")
-def test_a_step_of_the_loss_in_a_cuda_graph(operators):
-    step = of(operators, "cem_fwd")
+@pytest.mark.parametrize("rows", [130, 8300], ids=["searched", "sorted"])
+def test_a_step_of_the_loss_in_a_cuda_graph(operators, rows):
+    step = of(operators, "cem_fwd", rows)
     arguments = [a.cuda() if isinstance(a, torch.Tensor) else a for a in step.arguments]
     x, means, labels = arguments[:3]
 
@@ -123,8 +124,24 @@ def test_a_step_of_the_loss_in_a_cuda_graph(operators):
     assert all(torch.equal(a, b) for a, b in zip(captured, run_step()))
 
 
-def of(operators, name):
-    return next(p for p in problems(operators, (130, 33, 3, 3), torch.float32, True) if p.name == name)
+def of(operators, name, rows=130):
+    return next(p for p in problems(operators, (rows, 33, 3, 3), torch.float32, True) if p.name == name)
+
+
+@pytest.mark.skipif(not ON_GPU, reason="there is no CUDA device")
+def test_sorts_on_several_streams_keep_apart(operators):
+    """Blocks of a sort share out its rows; those of another call, which runs at the same time, must not take part."""
+    step = of(operators, "cem_fwd", 8300)
+    arguments = [a.cuda() if isinstance(a, torch.Tensor) else a for a in step.arguments]
+    wanted = operators["cem_fwd"](*arguments)
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    torch.cuda.synchronize()
+    found = []
+    for i in range(40):
+        with torch.cuda.stream(streams[i % 4]):
+            found.append(operators["cem_fwd"](*arguments))
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for results in found for a, b in zip(results, wanted, strict=True))
 
 
 @pytest.mark.skipif(not ON_GPU, reason="there is no CUDA device")
