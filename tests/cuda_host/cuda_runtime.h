@@ -3,10 +3,14 @@
 // a block are threads of the host, or, with CUDA_HOST_FIBERS, contexts that take turns.
 //
 // In the environment, CUDA_HOST_SKIP=FILE:LINE leaves out the barrier on that line, and CUDA_HOST_REVERSE=1 runs the
-// last block first.
+// last block first. With CUDA_HOST_FIBERS, CUDA_HOST_PROCESSES=N shares out the blocks of a launch among N processes,
+// so that blocks run at the same time and may wait for each other; their memory is that of device_memory.
 #pragma once
 
 #include <math.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdint>
@@ -108,6 +112,22 @@ struct Launch {
 };
 inline std::vector<Launch> listed;
 
+// Processes of a launch, and the seconds after which they are taken to wait for ever.
+inline unsigned processes() {
+  static const char* said = std::getenv("CUDA_HOST_PROCESSES");
+  return said == nullptr ? 1 : static_cast<unsigned>(std::stoi(said));
+}
+constexpr unsigned kPatience = 30;
+
+// Memory that all processes of a launch write to.
+using Memory = std::unique_ptr<char, std::function<void(char*)>>;
+inline Memory device_memory(size_t bytes) {
+  if (processes() == 1) return {new char[bytes], [](char* p) { delete[] p; }};
+  void* shared = mmap(nullptr, bytes + 1, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) std::abort();
+  return {static_cast<char*>(shared), [bytes](char* p) { munmap(p, bytes + 1); }};
+}
+
 // Runs blocks of a fixed number of threads.
 class Device {
  public:
@@ -121,10 +141,25 @@ class Device {
     if (shared > kShared) fail("a launch with more shared memory than there is");
     ++launches;
     shared_.reset(new (std::align_val_t(16)) unsigned char[shared]);
+    if (processes() == 1) return run_some(0, 1, blocks, shared, body);
+    for (unsigned first = 0; first < processes(); ++first) {
+      if (fork() > 0) continue;
+      alarm(kPatience);
+      run_some(first, processes(), blocks, shared, body);
+      _exit(0);
+    }
+    for (unsigned i = 0; i < processes(); ++i) {
+      int status;
+      if (wait(&status) < 0 || status != 0) fail("a block that waits for ever, or crashes");
+    }
+  }
+
+  // Runs every `step`-th block.
+  void run_some(unsigned first, unsigned step, unsigned blocks, size_t shared, const std::function<void()>& body) {
     crew_.run([&](int thread) {
       threadIdx.x = static_cast<unsigned>(thread);
       gridDim.x = blocks;
-      for (unsigned b = 0; b < blocks; ++b) {
+      for (unsigned b = first; b < blocks; b += step) {
         blockIdx.x = reverse_ ? blocks - 1 - b : b;
         if (shared > 0) {
           if (thread == 0) std::memset(shared_.get(), 0xff, shared);
@@ -227,7 +262,7 @@ inline int multiprocessors = 132;
 #else
 inline int multiprocessors = 3;
 #endif
-inline bool capturing = false;
+inline bool capturing = processes() > 1;  // for counters in memory that processes share
 
 // Bytes of dynamic shared memory that a kernel may have: 48 KiB less what is static, of which no kernel that asks for
 // more has over 5 KiB, or what was asked for.
@@ -285,7 +320,11 @@ T atomicAdd(T* at, T value) {
   return std::atomic_ref<T>(*at).fetch_add(value);
 }
 
-inline void __threadfence() {}  // blocks run one after the other
+inline void __threadfence() {
+#ifdef CUDA_HOST_FIBERS  // else blocks run one after the other
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+#endif
+}
 inline void __threadfence_block() {}
 
 template <class T>

@@ -28,7 +28,7 @@ void write(const void* data, int64_t bytes) {
 
 struct Buffer {
   int64_t bytes;
-  std::unique_ptr<char[]> data;
+  cuda_host::Memory data;
 };
 
 // The buffers of one call.
@@ -123,7 +123,7 @@ class Call {
   // Memory full of NaN; none for a negative size.
   void* allocate(int64_t bytes) {
     if (bytes < 0) return nullptr;
-    buffers_.push_back({bytes, std::unique_ptr<char[]>(new char[static_cast<size_t>(bytes)])});
+    buffers_.push_back({bytes, cuda_host::device_memory(static_cast<size_t>(bytes))});
     std::memset(buffers_.back().data.get(), 0xff, static_cast<size_t>(bytes));
     return buffers_.back().data.get();
   }

@@ -2,8 +2,8 @@
 
 usage: python tests/cuda_host/run.py
 
-Every barrier of the kernels is then left out in turn, and ThreadSanitizer must notice each; and the launchers are made wrong,
-one way after the other, which their tests must notice. Exit status: 0 if everything holds.
+Every barrier of the kernels is then left out in turn, and ThreadSanitizer must notice each; and the launchers, and what blocks
+do for each other, are made wrong, one way after the other, which the tests must notice. Exit status: 0 if everything holds.
 """
 
 from __future__ import annotations
@@ -89,6 +89,10 @@ class Mutant(NamedTuple):
     file: str
     right: str
     wrong: str
+    tests: tuple[str, ...] = ("test_launchers.py",)
+
+
+AT_THE_SAME_TIME = ("test_cuda_host.py", "-k", "same_time")
 
 
 LAUNCHERS = {
@@ -98,6 +102,8 @@ LAUNCHERS = {
     "64 bits of an offset": Mutant("component_statistics.cuh", "row[r] * x_.stride", "int(row[r] * x_.stride)"),
     "counters that are ready again": Mutant("block.cuh", "if (last) *ticket = 0;", ""),
     "counters of a sort that are ready again": Mutant("sort.cuh", "*taken = *sorted = 0;", "ready = true;"),
+    "the wait for a sort": Mutant("sort.cuh", "while (!ready) ready = is_sorted();", "", AT_THE_SAME_TIME),
+    "the last block to leave a sort": Mutant("sort.cuh", "ranges + gridDim.x", "ranges + 1", AT_THE_SAME_TIME),
     "counters of a graph": Mutant("ticket.cuh", "queue.is_captured()", "false"),
     "neighbors made of what lies apart": Mutant(
         "../common/arguments.h", "t.is_contiguous() ? t.const", "true ? t.const"
@@ -115,9 +121,9 @@ def launchers_notice(name: str) -> bool:
         text = file.read_text()
         assert mutant.right in text, f"{mutant.file} no longer says {mutant.right!r}"
         file.write_text(text.replace(mutant.right, mutant.wrong))
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "--timeout=1800", HERE / "test_launchers.py"]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--timeout=1800", *mutant.tests]
         environment = os.environ | {"CUDA_HOST_SOURCES": str(sources / "cuda")}
-        done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
     # a test failed, or the process crashed; that nothing was compiled says nothing
     return (done.returncode == 1 and "failed" in done.stdout.splitlines()[-1]) or done.returncode < 0
 

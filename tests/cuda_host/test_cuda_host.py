@@ -13,6 +13,8 @@ from support import far
 from support.error_budget import sums_at_an_offset
 from support.tolerances import relative_error
 
+from cem_fast.ops import library
+
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("c++") is None, reason="the kernels are compiled by a C++ compiler on Linux"
 )
@@ -136,6 +138,16 @@ def test_calls_follow_each_other(host, rows):
     for problem in problems((rows, 33, 3, 3), torch.float32, True):
         first, *others = [run(host, problem) for _ in range(4)]
         assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True)), problem.name
+
+
+@pytest.mark.parametrize("diag", [False, True], ids=["spherical", "diag"])
+@pytest.mark.parametrize("shape", [(70, 65, 2, 9), (72, 5, 3, 2), (300, 5, 2, 3)], ids=str)
+def test_blocks_that_run_at_the_same_time(program, shape, diag):
+    """Some wait for others, or add up what others have written."""
+    with Host(program, CUDA_HOST_PROCESSES="3") as host:
+        for problem in problems(shape, torch.float32, diag):
+            if problem.name not in library.FITS["cuda"]:
+                agree(host, problem)
 
 
 def blobs(classes, components, rows, dimension):
