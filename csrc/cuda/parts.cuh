@@ -59,6 +59,7 @@ struct Part {
 };
 
 // Finds part `part` of the rows of a class among all rows, at most kSearched. Block 0 answers for rows without a class.
+// The list is complete after the next barrier.
 template <class T>
 __device__ Part search(const Statistics<T>& p, int32_t* list) {
   constexpr int kPieces = kSearched / kWarp;
@@ -93,7 +94,6 @@ __device__ Part search(const Statistics<T>& p, int32_t* list) {
     const unsigned below = mine[i] & ((1u << lane) - 1);
     if ((mine[i] >> lane & 1) != 0) list[before[i] + __popc(below)] = (i * kWarps + warp) * kWarp + lane;
   }
-  __syncthreads();
   const int64_t begin = size * part / p.parts, end = size * (part + 1) / p.parts;
   return {static_cast<int32_t>(group),
           static_cast<int32_t>(end - begin),

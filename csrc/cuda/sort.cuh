@@ -33,10 +33,21 @@ __device__ inline int32_t parts_of(const Sort& s, int64_t g, int32_t size) {
   return s.every_class && parts == 0 && g < s.classes ? 1 : parts;
 }
 
-// The first place and the first run of every group, from `next` and `size`: a thread adds up neighboring groups.
+// Neighboring groups, whose places a thread finds.
+struct Neighbors {
+  int64_t begin, end;
+
+  __device__ explicit Neighbors(int64_t groups) {
+    const int64_t each = (groups + kThreads - 1) / kThreads;
+    begin = threadIdx.x * each;
+    end = begin + each < groups ? begin + each : groups;
+  }
+};
+
+// The first place and the first run of every group, from `next` and `size`.
 __device__ inline void find_places(const Sort& s, int64_t range, const Places& of) {
-  const int64_t groups = s.classes + 1, each = (groups + kThreads - 1) / kThreads;
-  const int64_t begin = threadIdx.x * each, end = begin + each < groups ? begin + each : groups;
+  const int64_t groups = s.classes + 1;
+  const auto [begin, end] = Neighbors(groups);
   int64_t own = 0;  // rows, and runs in the upper half
   for (int64_t g = begin; g < end; ++g) own += of.size[g] + (int64_t{parts_of(s, g, of.size[g])} << 32);
   int64_t total = 0, before = block_scan(own, &total);
@@ -121,8 +132,8 @@ __device__ inline void sort_range(const Sort& s, int64_t range, unsigned char* r
     }
   }
   __syncthreads();  // all rows are counted
-  for (int64_t g = threadIdx.x; g <= s.classes; g += kThreads) of.size[g] += of.next[g];
-  __syncthreads();  // the sizes of all groups are complete
+  const auto [begin, end] = Neighbors(s.classes + 1);
+  for (int64_t g = begin; g < end; ++g) of.size[g] += of.next[g];
   finish_sort(s, range, of);
 }
 

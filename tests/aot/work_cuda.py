@@ -59,7 +59,7 @@ def sort(shape: Shape, launch: Launch) -> Work:
     turns, chunks = ceil(shape.N / THREADS), ceil((shape.C + 1) / THREADS)
     work["l2"] += ceil(turns / 16) - 1
     work["cycles"] += 30 * turns + 60 * chunks
-    work["barriers"] += 3
+    work["barriers"] += 2
     return Work(hbm=1, read=LABEL * shape.N, written=PLACE * shape.N, **work)
 
 

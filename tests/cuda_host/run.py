@@ -34,8 +34,8 @@ ENVIRONMENT = {
 
 
 # Several tiles of dimensions and of components; segments that are longer than a block; several classes to a block; rows that
-# are sorted in turns
-NOTICED = ((40, 70, 2, 9), (20, 300, 2, 3), (600, 5, 1, 34), (20, 5, 5, 3), (70, 5, 2, 3))
+# are sorted in turns; more classes than threads
+NOTICED = ((40, 70, 2, 9), (20, 300, 2, 3), (600, 5, 1, 34), (20, 5, 5, 3), (70, 5, 2, 3), (150, 2, 200, 1))
 
 
 def agrees(host: Host, problem: Problem) -> bool:
