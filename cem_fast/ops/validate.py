@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cem_fast._support.counts import require_number
 from cem_fast.ops.autograd import is_transformed
+
+if TYPE_CHECKING:
+    from cem_fast.ops.entropy_bound import BoundOptions
 
 PARAMETER_DTYPES = (torch.float32, torch.float64)
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -197,14 +200,6 @@ def is_readable(value: Tensor) -> bool:
     return value.is_cpu and type(value) is Tensor and not is_transformed()
 
 
-class Options(Protocol):
-    """Options of an operation."""
-
-    def arguments(self) -> tuple[Any, ...]:
-        """Returns the arguments that its operators need."""
-        ...
-
-
 class Checked(NamedTuple):
     """What the features of a batch were checked against. Those that are like them need no check again.
 
@@ -213,14 +208,14 @@ class Checked(NamedTuple):
 
     means: Tensor
     noise_variance: Tensor
-    options: Options
+    options: BoundOptions
     arguments: tuple[Any, ...]  # of the operators, for these options
     dtype: torch.dtype
     device: torch.device
     dimension: int
 
     @classmethod
-    def of(cls, x: Tensor, means: Tensor, noise_variance: Tensor, options: Options) -> Checked | None:
+    def of(cls, x: Tensor, means: Tensor, noise_variance: Tensor, options: BoundOptions) -> Checked | None:
         """Features that passed every check, unless torch transforms the code."""
         if type(x) is not Tensor or is_transformed():
             return None

@@ -1,5 +1,9 @@
 """The CEM loss as a stateless operation: both variants, both gradients, against the definitions."""
 
+import importlib
+import importlib.util
+import inspect
+
 import pytest
 import torch
 from support import definitions
@@ -7,6 +11,7 @@ from support.definitions import SHAPES, draw
 from support.tolerances import RELATIVE, relative_error
 
 from cem_fast.functional import conditional_entropy_bound
+from cem_fast.ops import reference
 from cem_fast.ops.entropy_bound import BoundOptions
 from cem_fast.ops.library import OPERATORS
 
@@ -202,11 +207,22 @@ def test_opcheck(official, diag):
     )
 
 
+def in_triton():
+    if importlib.util.find_spec("triton") is None:
+        return []
+    operators = importlib.import_module("cem_fast.kernels.operators").OPERATORS
+    return [operators["cem_fwd"], operators["entropy_bound"]]
+
+
 def test_options_that_a_call_leaves_out_are_those_of_the_operators():
     for name in ("cem_fwd", "entropy_bound"):
         arguments = OPERATORS[name]._schema.arguments
         defaults = {one.name: one.default_value for one in arguments if one.has_default_value()}
         assert defaults == BoundOptions()._asdict()
+    # torch leaves defaults out where it calls Python
+    for kernel in (reference.entropy_bound, *in_triton()):
+        parameters = inspect.signature(kernel).parameters.values()
+        assert {one.name: one.default for one in parameters if one.default is not one.empty} == BoundOptions()._asdict()
     for options in (BoundOptions(), BoundOptions(mean=False), BoundOptions(official=True), BoundOptions(gamma=0.5)):
         given = options.arguments()
         assert (*given, *BoundOptions()[len(given) :]) == options
