@@ -4,12 +4,13 @@ namespace cem_fast::cuda {
 
 namespace {
 
-#ifdef CEM_FAST_SMALL_PARTS  // so that small problems have several
+#ifdef CEM_FAST_SMALL_PARTS  // so that small problems have several, and segments that are longer than a block's rows
 constexpr int64_t kMostPosteriors = 1 << 10;
+constexpr int64_t kMomentSegments = 20;
 #else
 constexpr int64_t kMostPosteriors = 1 << 25;
-#endif
 constexpr int64_t kMomentSegments = 264;  // two for each of an H100's multiprocessors; a constant, for equal bits
+#endif
 
 template <class X>
 void maximization_of(const ExpectationMaximization& p, Queue& queue) {

@@ -4,8 +4,12 @@ namespace cem_fast::cuda {
 
 namespace {
 
-constexpr int64_t kAssignSegments =
-    528;  // four blocks on each of an H100's multiprocessors; a constant, for equal bits
+#ifdef CEM_FAST_SMALL_PARTS  // so that segments of small problems are longer than a block's rows
+constexpr int64_t kAssignSegments = 20;
+#else
+// four blocks on each of an H100's multiprocessors; a constant, for equal bits
+constexpr int64_t kAssignSegments = 528;
+#endif
 
 template <class X>
 void kmeans_of(const KMeans& p, Queue& queue) {
