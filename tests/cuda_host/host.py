@@ -9,6 +9,7 @@ import functools
 import os
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -108,6 +109,7 @@ class Host:
 
     def __init__(self, program: Path, **environment: str) -> None:
         self.launches = self.waits = 0
+        self.hung = False
         self._process = subprocess.Popen(
             [program],
             stdin=subprocess.PIPE,
@@ -120,6 +122,21 @@ class Host:
         _, said = self._process.communicate()
         if self._process.returncode != 0:
             raise Failure(said.decode())
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Ends the program if a call takes longer: it then fails, and ``hung`` says why."""
+
+        def end() -> None:
+            self.hung = True
+            self._process.kill()
+
+        timer = threading.Timer(seconds, end)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def __enter__(self) -> Host:
         return self
