@@ -72,6 +72,7 @@ def test_installed_contenders_are_correct(case, without_compilers):
     assert any(row.contender == suite.YARDSTICK for row in rows)
 
 
+@pytest.mark.long
 def test_torch_compile_is_correct_and_compiles_in_its_first_call(monkeypatch):
     monkeypatch.setattr(peers, "PEERS", [peer for peer in peers.PEERS if peer.name == "torch.compile"])
     case = Case("operations", "component_statistics", 70, 9, 4, 3)

@@ -31,7 +31,7 @@ from cem_fast.attacks.warps import are_mirrored, warped
 LEAST = 6  # images, two of which are held out for the choices of the last stage
 JUDGES = 128  # maximum number of held-out images on which the last stage is chosen
 ERRORS = 1024  # reconstructions of held-out images, at most, from which the covariance is estimated
-WEIGHTS = (0.25, 0.5, 1.0, 2.0)  # of the prior; 1 is that of Bayes' rule
+WEIGHTS = (2.0, 1.0, 0.5, 0.25)  # of the prior, the easiest search first; 1 is that of Bayes' rule
 ALWAYS = 48  # images of a training step, whatever memory they need
 REFIT = 0.4  # steps on all images, in units of those without the held-out fifth
 
@@ -55,7 +55,7 @@ class Inversion(Attack):
         image_shape: ``(channels, height, width)`` of the images.
         decoder_steps: training steps of the decoder.
         corrector_steps: training steps of the corrector.
-        map_steps: steps of L-BFGS on each image in stage 3.
+        map_steps: steps of L-BFGS on each image in stage 3, at most.
         batch_size: images per training step; those beyond 48 are left out where they need more than about 512 MB.
         stages: last stage, 1 to 3.
         seed: seed of all random numbers.
@@ -90,9 +90,9 @@ class Inversion(Attack):
     knowledge = f"{QUERIES}; besides, knows the likelihood of the noise and differentiates through the encoder"
 
     image_shape: tuple[int, int, int]
-    decoder_steps: int = 1500
-    corrector_steps: int = 400
-    map_steps: int = 120
+    decoder_steps: int = 1000
+    corrector_steps: int = 240
+    map_steps: int = 480
     batch_size: int = 96
     stages: int = 3
     seed: int = 0
@@ -109,7 +109,7 @@ class Inversion(Attack):
         parts = (
             f"{counted(self.decoder_steps, 'step')} of a decoder, {counted(self._batch, 'image')} each",
             f"{counted(self.corrector_steps, 'step')} of a corrector",
-            f"{counted(self.map_steps, 'step')} of L-BFGS on each image",
+            f"at most {counted(self.map_steps, 'step')} of L-BFGS on each image",
         )
         return ", ".join(parts[: self.stages])
 
@@ -165,8 +165,9 @@ class Inversion(Attack):
         images = self._before_last(messages)
         if self.stages < 3 or not self.share:
             return images
-        weights = torch.full((len(images),), self.weight, device=images.device)
-        best = most_probable(self.view, messages, images, self.covariance, weights=weights, steps=self.map_steps)
+        [best] = most_probable(
+            self.view, messages, images, self.covariance, weights=[self.weight], steps=self.map_steps
+        )
         return images + self.share * (best - images)
 
     def _before_last(self, messages: Tensor) -> Tensor:
@@ -243,21 +244,16 @@ class Inversion(Attack):
         for side in (0, 1):
             covariance = Errors((looks - before)[half != side])
             rows = (torch.arange(len(judges), device=judges.device) % 2 == side).nonzero()[:, 0]
-            for each, weight in enumerate(WEIGHTS):
-                ends[each, rows] = most_probable(
-                    self.view,
-                    messages[:, rows],
-                    before[rows],
-                    covariance,
-                    weights=torch.full((len(rows),), weight, device=judges.device),
-                    steps=self.map_steps,
-                )
+            found = most_probable(
+                self.view, messages[:, rows], before[rows], covariance, weights=WEIGHTS, steps=self.map_steps
+            )
+            ends[:, rows] = torch.stack(found)
         start = before[: len(judges)]
         shares = [_share(start, end, judges) for end in ends]
-        found = [_error(start + share * (end - start), judges) for share, end in zip(shares, ends)]
-        best = found.index(min(found))
+        left = [_error(start + share * (end - start), judges) for share, end in zip(shares, ends)]
+        best = left.index(min(left))
         self.weight, self.share = WEIGHTS[best], shares[best]
-        self.errors["most probable"] = self.errors["with kernel ridge"] * found[best] / (_error(start, judges) + 1e-12)
+        self.errors["most probable"] = self.errors["with kernel ridge"] * left[best] / (_error(start, judges) + 1e-12)
         self.covariance = Errors(looks - before)
 
 

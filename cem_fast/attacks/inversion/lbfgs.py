@@ -12,18 +12,25 @@ MEMORY = 20  # pairs of steps and changes of the gradient
 DECREASE = 1e-4  # share of the expected decrease at which a step is taken
 SHRINK = 0.3  # of a step that is not taken
 CURVED = 1e-10  # curvature of a pair that is kept, relative to the squared change of the gradient
+ROUND = 10  # steps after which a row ends, unless it came far enough
 
 
-def lbfgs(function: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, *, steps: int) -> Tensor:
+Function = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Pair = tuple[Tensor, Tensor, Tensor]
+
+
+def lbfgs(function: Function, start: Tensor, *, steps: int, tolerance: float) -> Tensor:
     """Minimizes a function of each row, all rows together.
 
     ``x <- x - t H g``, with H the inverse Hessian that the last steps imply, and t the first of 1, 0.3, 0.09, ... that decreases the
-    function enough. A row does not depend on other rows, which ``torch.optim.LBFGS`` would give one step size.
+    function enough. A row does not depend on other rows, which ``torch.optim.LBFGS`` would give one step size, and ends by itself.
 
     Args:
-        function: function from ``[N, P]`` to the value of every row ``[N]`` and its gradient ``[N, P]``.
+        function: function from points ``[n, P]`` and the rows that they belong to ``[n]`` to their values ``[n]`` and gradients
+            ``[n, P]``.
         start: where to start, ``[N, P]``.
-        steps: evaluations of the function after the first.
+        steps: evaluations of the function after the first, at most.
+        tolerance: decrease of the function in 10 evaluations below which a row ends.
 
     Returns:
         The lowest points that were found, ``[N, P]``; rows without a finite value stay at the start.
@@ -35,19 +42,20 @@ def lbfgs(function: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, *,
         >>> import torch
         >>> from cem_fast.attacks.inversion.lbfgs import lbfgs
         >>> curvature = torch.tensor([1.0, 100.0, 10000.0])
-        >>> def bowls(x):
+        >>> def bowls(x, rows):
         ...     return (curvature * (x - 1) ** 2).sum(1), 2 * curvature * (x - 1)
-        >>> lbfgs(bowls, torch.zeros(2, 3), steps=30).round(decimals=3)
+        >>> lbfgs(bowls, torch.zeros(2, 3), steps=30, tolerance=1e-9).round(decimals=3)
         tensor([[1., 1., 1.],
                 [1., 1., 1.]])
     """
-    x, (value, gradient) = start, function(start)
-    pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=MEMORY)
+    lowest, rows, x = start.clone(), torch.arange(len(start), device=start.device), start
+    value, gradient = function(x, rows)
+    pairs: deque[Pair] = deque(maxlen=MEMORY)
     scale = 1 / torch.linalg.vector_norm(gradient, dim=1).clamp_min(1e-30)  # the first step has length 1
-    direction, size = -scale[:, None] * gradient, torch.ones_like(value)
-    for _ in range(steps):
+    direction, size, before = -scale[:, None] * gradient, torch.ones_like(value), value
+    for count in range(1, steps + 1):
         trial = x + size[:, None] * direction
-        trial_value, trial_gradient = function(trial)
+        trial_value, trial_gradient = function(trial, rows)
         taken = trial_value <= value + DECREASE * size * _dot(direction, gradient)
         step = torch.where(taken[:, None], trial - x, 0)
         change = torch.where(taken[:, None], trial_gradient - gradient, 0)
@@ -61,7 +69,16 @@ def lbfgs(function: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, *,
         gradient = torch.where(taken[:, None], trial_gradient, gradient)
         direction = torch.where(taken[:, None], -_newton(pairs, scale, gradient), direction)
         size = torch.where(taken, 1, SHRINK * size)
-    return x
+        if count % ROUND == 0:
+            moving = before - value > tolerance
+            lowest[rows] = x
+            if not moving.any():
+                break
+            rows, x, value, gradient = (t[moving] for t in (rows, x, value, gradient))
+            scale, direction, size, before = scale[moving], direction[moving], size[moving], value
+            pairs = deque(((s[moving], c[moving], i[moving]) for s, c, i in pairs), maxlen=MEMORY)
+    lowest[rows] = x
+    return lowest
 
 
 def _newton(pairs: deque[tuple[Tensor, Tensor, Tensor]], scale: Tensor, gradient: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def train(
     """
     network.train()
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(min(0.995, 1 - 10 / (steps + 10))))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     rates = one_cycle(optimizer, steps=steps, warmup=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
