@@ -75,12 +75,12 @@ def of_one_class(shape: tuple[int, int, int, int], diag: bool) -> Iterator[Probl
     return (one for one in problems(shape, torch.float32, diag, labeled=False) if "log_prob" in one.name)
 
 
-def racing_problems() -> Iterator[Problem]:
+def racing_problems() -> list[Problem]:
     """Problems that show every barrier, the quick ones first: a barrier is noticed by the first that shows it."""
-    yield from labeled(QUICK)
-    for _ in range(TRIES):
-        yield from of_one_class(GLOBAL_SHAPES[0], True)
-    yield from labeled(SLOW)
+    of_one = [problem for _ in range(TRIES) for problem in of_one_class(GLOBAL_SHAPES[0], True)]
+    found = [*labeled(QUICK), *of_one, *labeled(SLOW)]
+    # the operator with most problems comes last: others show its barriers, too
+    return sorted(found, key=lambda problem: problem.name == "component_statistics_fwd")
 
 
 def labeled(shapes: Sequence[tuple[int, int, int, int]]) -> Iterator[Problem]:
@@ -165,9 +165,7 @@ def main() -> int:
             runs, failures = runs + calls, failures + wrong
             if name != "thread":
                 continue
-            # the operator with most problems comes last: others show its barriers, too
-            racing = sorted(racing_problems(), key=lambda problem: problem.name == "component_statistics_fwd")
-            left_out, noticing = list(barriers()), functools.partial(notices, program, racing)
+            left_out, noticing = list(barriers()), functools.partial(notices, program, racing_problems())
             for barrier, noticed in zip(left_out, pool.map(noticing, left_out), strict=True):
                 print(f"{name}: without the barrier at {barrier} {'noticed' if noticed else 'NOT noticed'}", flush=True)
                 runs, failures = runs + 1, failures + (not noticed)

@@ -14,7 +14,6 @@ SHRINK = 0.3  # of a step that is not taken
 CURVED = 1e-10  # curvature of a pair that is kept, relative to the squared change of the gradient
 ROUND = 10  # steps after which a row ends, unless it came far enough
 
-
 Function = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Pair = tuple[Tensor, Tensor, Tensor]
 
@@ -81,7 +80,7 @@ def lbfgs(function: Function, start: Tensor, *, steps: int, tolerance: float) ->
     return lowest
 
 
-def _newton(pairs: deque[tuple[Tensor, Tensor, Tensor]], scale: Tensor, gradient: Tensor) -> Tensor:
+def _newton(pairs: deque[Pair], scale: Tensor, gradient: Tensor) -> Tensor:
     """The gradient times the inverse Hessian that the pairs imply."""
     shares: list[Tensor] = []
     for step, change, inverse in reversed(pairs):
