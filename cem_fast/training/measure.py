@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ALONE = Ranks()
 CHUNK = 256  # images per pass
+CACHED = 1 << 16  # values of the images of a pass on the CPU: intermediate results then stay in its cache
 FEATURES = MEMORY // 4  # bytes of the features of images in a file that are held in memory
 
 
@@ -218,7 +219,7 @@ def evaluate_accuracy(model: SplitModel, defense: Defense, part: Part, *, draws:
 
 
 def encoded(model: SplitModel, images: Tensor) -> Tensor:
-    """Features of the encoder in eval mode, in passes of a few hundred images, with a gradient where it is enabled.
+    """Features of the encoder in eval mode, in passes of up to 256 images, with a gradient where it is enabled.
 
     Args:
         model: the network; its mode stays as it was.
@@ -235,5 +236,8 @@ def encoded(model: SplitModel, images: Tensor) -> Tensor:
         >>> encoded(model, torch.rand(5, 1, 16, 16)).shape
         torch.Size([5, 4, 4, 4])
     """
+    count = CHUNK
+    if model.device.type == "cpu":
+        count = max(4, min(count, CACHED // max(1, math.prod(images.shape[1:]))))
     with in_eval_mode(model):
-        return torch.cat([model.encoder(part.to(model.device)) for part in images.split(CHUNK)])
+        return torch.cat([model.encoder(part.to(model.device)) for part in images.split(count)])

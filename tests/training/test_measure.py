@@ -11,6 +11,7 @@ import torch
 from cem_fast import defenses, training
 from cem_fast._support.seeding import seeded
 from cem_fast.config import RunConfig
+from cem_fast.training import measure
 
 
 def defense(name: str = "noise") -> defenses.Defense:
@@ -81,6 +82,22 @@ def test_observations_of_the_same_pixels_share_a_pass_until_it_is_used(model, sp
         gradients.append(torch.autograd.grad(both.square().sum(), pixels)[0])
     assert len(calls) == 2
     assert torch.equal(*gradients)
+    handle.remove()
+
+
+def test_passes_on_the_cpu_are_small_and_change_nothing(model, splits, monkeypatch):
+    images, counts = splits.test.images[:11], []
+    handle = model.encoder.register_forward_hook(lambda _, inputs, __: counts.append(len(inputs[0])))
+    outcomes = []
+    for passes in ([11], [5, 5, 1]):
+        counts.clear()
+        pixels = images.clone().requires_grad_()
+        features = measure.encoded(model, pixels)
+        outcomes.append((features.detach(), *torch.autograd.grad(features.square().sum(), pixels)))
+        assert counts == passes
+        monkeypatch.setattr(measure, "CACHED", 5 * images[0].numel() + 1)
+    torch.testing.assert_close(*outcomes)
+    assert measure.encoded(model, images[:0]).shape == (0, *features.shape[1:])
     handle.remove()
 
 
