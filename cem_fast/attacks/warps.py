@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,12 +43,20 @@ def warped(images: Tensor, *, mirror: bool) -> Tensor:
     turn = turn.view(-1, 2, 2) * zoom.view(-1, 1, 1)
     if mirror:
         turn = turn * torch.stack([spread(1.0).sign(), torch.ones(count, device=device)], 1)[:, None]
-    places = F.affine_grid(torch.cat([turn, spread(SHIFT, 2, 1)], 2), list(images.shape), align_corners=False)
-    knots = ELASTIC * torch.randn(count, 2, KNOTS, KNOTS, device=device)
-    local = F.interpolate(knots, images.shape[2:], mode="bicubic", align_corners=True)
-    return F.grid_sample(
-        images, places + local.permute(0, 2, 3, 1), mode="bilinear", padding_mode="border", align_corners=False
-    )
+    shift, knots = spread(SHIFT, 2, 1), ELASTIC * torch.randn(count, 2, KNOTS**2, device=device)
+    places = torch.cat([turn, shift, knots], 2) @ fields(*images.shape[2:], device)
+    places = places.unflatten(2, images.shape[2:]).permute(0, 2, 3, 1)
+    return F.grid_sample(images, places, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+@lru_cache
+def fields(height: int, width: int, device: torch.device) -> Tensor:
+    """What a warp combines, ``[3 + KNOTS^2, H W]``: x and y of every pixel, 1, and the part of every knot in the local shift."""
+    size = [height, width]
+    affine = F.affine_grid(torch.eye(2, 3)[None], [1, 1, *size], align_corners=False).flatten(0, 2).T
+    knots = torch.eye(KNOTS**2).view(1, -1, KNOTS, KNOTS)
+    local = F.interpolate(knots, size, mode="bicubic", align_corners=True)[0].flatten(1)
+    return torch.cat([affine, torch.ones_like(affine[:1]), local]).to(device)
 
 
 def are_mirrored(images: Tensor, *, held_out: Tensor, rest: Tensor) -> bool:
