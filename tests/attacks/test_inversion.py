@@ -153,7 +153,7 @@ def test_the_posterior_mean_weighs_images_by_their_likelihood():
 def test_the_most_probable_image_is_that_of_bayes_rule(monkeypatch):
     """Linear features and Gaussian errors: the posterior mean in closed form."""
     torch.manual_seed(0)
-    spread, noise, steps = torch.randn(4, 4), 0.3, 30
+    spread, noise, steps = torch.randn(4, 4), 0.3, 180
     errors = Errors((torch.randn(20000, 4) @ spread).view(-1, 1, 2, 2))
     root = errors.colored(torch.eye(4).view(4, 1, 2, 2)).flatten(1)
     torch.testing.assert_close(root @ root, spread.T @ spread, rtol=0.1, atol=0.1)
@@ -165,6 +165,14 @@ def test_the_most_probable_image_is_that_of_bayes_rule(monkeypatch):
     precision = 2 * torch.eye(4) / noise**2 + 3 * torch.linalg.inv(root @ root)
     move = torch.linalg.solve(precision, (2 * (seen.mean(0) - start.flatten(1)) / noise**2).T).T
     torch.testing.assert_close(found.flatten(1), start.flatten(1) + move, rtol=0, atol=1e-4)
+
+
+def test_the_search_with_a_further_weight_is_short(monkeypatch):
+    view, start = View(lambda x: x.flatten(1), torch.rand(20, 1, 2, 2)), torch.rand(5, 1, 2, 2)
+    amounts = []
+    monkeypatch.setattr(prior, "lbfgs", lambda function, x, *, steps, tolerance: amounts.append(steps) or x)
+    found = most_probable(view, view.messages(start), start, Errors(start), weights=[2.0, 1.0, 0.5], steps=13)
+    assert (amounts, len(found)) == ([13, 2, 2], 3)
 
 
 def test_decoder_starts_from_a_linear_reconstruction(small_faces, under_noise):

@@ -91,8 +91,8 @@ class Inversion(Attack):
 
     image_shape: tuple[int, int, int]
     decoder_steps: int = 1000
-    corrector_steps: int = 240
-    map_steps: int = 480
+    corrector_steps: int = 160
+    map_steps: int = 600
     batch_size: int = 96
     stages: int = 3
     seed: int = 0

@@ -71,6 +71,9 @@ def lbfgs(function: Function, start: Tensor, *, steps: int, tolerance: float) ->
         if count % ROUND == 0:
             moving = before - value > tolerance
             lowest[rows] = x
+            if moving.all():
+                before = value
+                continue
             if not moving.any():
                 break
             rows, x, value, gradient = (t[moving] for t in (rows, x, value, gradient))
@@ -93,4 +96,4 @@ def _newton(pairs: deque[Pair], scale: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(1)
+    return torch.linalg.vecdot(a, b)

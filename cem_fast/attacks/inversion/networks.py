@@ -123,7 +123,7 @@ class Painter(nn.Module):
                 nn.SiLU(),
                 nn.Conv2d(WIDTH, channels * self.factor**2, 3, padding=1),
                 nn.PixelShuffle(self.factor),
-            )
+            ).to(memory_format=torch.channels_last)
             nn.init.zeros_(self.local[-2].weight)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor, images: Tensor) -> Tensor:
@@ -132,7 +132,8 @@ class Painter(nn.Module):
         if self.is_map:
             size = [self.factor * side for side in features.shape[2:]]
             below = F.pixel_unshuffle(_resized(images, size), self.factor)
-            above = self.local(torch.cat([features, below], 1))
+            seen = torch.cat([features, below], 1).contiguous(memory_format=torch.channels_last)
+            above = self.local(seen)
             painted = painted + _resized(above, list(images.shape[2:]))
         return painted
 
