@@ -195,6 +195,26 @@ def rows_in_memory(image_shape: tuple[int, int, int]) -> int:
     return max(1, min(TOGETHER, MEMORY // (PER_VALUE * math.prod(image_shape))))
 
 
+def in_chunks(messages: Tensor, rebuild: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]) -> Tensor:
+    """Reconstructions in [0, 1], of as many images at a time as :func:`rows_in_memory` says; none of none.
+
+    Args:
+        messages: ``[R, N, ...]``.
+        rebuild: function from messages to images.
+        image_shape: ``(channels, height, width)`` of the images.
+
+    Example:
+        >>> import torch
+        >>> from cem_fast.attacks.base import in_chunks
+        >>> in_chunks(torch.rand(2, 300, 4), lambda messages: messages[0].view(-1, 1, 2, 2), (1, 2, 2)).shape
+        torch.Size([300, 1, 2, 2])
+    """
+    if not messages.shape[1]:
+        return messages.new_zeros(0, *image_shape)
+    parts = messages.split(rows_in_memory(image_shape), 1)
+    return torch.cat([rebuild(part).clamp(0, 1) for part in parts])
+
+
 def hold_out(images: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of a held-out fifth of the attacker's images and of the others, equal for all attacks of one seed.
 

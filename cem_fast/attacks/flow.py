@@ -21,11 +21,11 @@ from cem_fast.attacks.base import (
     Standardizer,
     counted,
     hold_out,
+    in_chunks,
     knowing,
     require_fitted,
     require_images,
     require_positive,
-    rows_in_memory,
 )
 from cem_fast.attacks.decoder import Decoder
 from cem_fast.attacks.flow_network import FlowNetwork
@@ -211,9 +211,7 @@ class Flow(Attack):
 
     def _in_chunks(self, features: Tensor, rebuild: Callable[[Tensor], Tensor]) -> Tensor:
         require_fitted(self, "view" if self.prior is not None else "network")
-        messages = self.view.received(features)
-        rows = rows_in_memory(self.image_shape)
-        return torch.cat([rebuild(part).clamp(0, 1) for part in messages.split(rows, 1)])
+        return in_chunks(self.view.received(features), rebuild, self.image_shape)
 
     def _scaled(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.spread

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -49,14 +48,13 @@ def warped(images: Tensor, *, mirror: bool) -> Tensor:
     return F.grid_sample(images, places, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-@lru_cache
 def fields(height: int, width: int, device: torch.device) -> Tensor:
     """What a warp combines, ``[3 + KNOTS^2, H W]``: x and y of every pixel, 1, and the part of every knot in the local shift."""
-    size = [height, width]
-    affine = F.affine_grid(torch.eye(2, 3)[None], [1, 1, *size], align_corners=False).flatten(0, 2).T
-    knots = torch.eye(KNOTS**2).view(1, -1, KNOTS, KNOTS)
+    size, identity = [height, width], torch.eye(2, 3, device=device)
+    affine = F.affine_grid(identity[None], [1, 1, *size], align_corners=False).flatten(0, 2).T
+    knots = torch.eye(KNOTS**2, device=device).view(1, -1, KNOTS, KNOTS)
     local = F.interpolate(knots, size, mode="bicubic", align_corners=True)[0].flatten(1)
-    return torch.cat([affine, torch.ones_like(affine[:1]), local]).to(device)
+    return torch.cat([affine, torch.ones_like(affine[:1]), local])
 
 
 def are_mirrored(images: Tensor, *, held_out: Tensor, rest: Tensor) -> bool:

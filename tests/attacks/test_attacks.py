@@ -246,6 +246,15 @@ def test_attacks_take_tokens_and_vectors(name, shape):
 
 
 @pytest.mark.parametrize("name", attacks.names())
+def test_of_no_message_no_image_is_rebuilt(name):
+    images, labels = torch.rand(20, 1, 16, 16), torch.zeros(20, dtype=torch.int64)
+    attack = build(name, images.shape[1:], epochs=1, **FEW_STEPS)
+    observe = torch.nn.AvgPool2d(4)
+    attack.fit(observe, images, labels)
+    assert attack.reconstruct(observe(images)[:0]).shape == (0, *images.shape[1:])
+
+
+@pytest.mark.parametrize("name", attacks.names())
 def test_attacks_take_images_that_are_not_square(name):
     images, labels = torch.rand(20, 1, 20, 8), torch.zeros(20, dtype=torch.int64)
     attack = build(name, images.shape[1:], epochs=1, **FEW_STEPS)

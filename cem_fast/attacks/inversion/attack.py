@@ -16,6 +16,7 @@ from cem_fast.attacks.base import (
     Observe,
     counted,
     hold_out,
+    in_chunks,
     knowing,
     require_fitted,
     require_images,
@@ -157,9 +158,7 @@ class Inversion(Attack):
         require_fitted(self, "scene")
         messages = self.view.received(features)
         with seeded(self.seed, "inversion attack on released features"), torch.no_grad():
-            return torch.cat(
-                [self._reconstructed(part) for part in messages.split(rows_in_memory(self.image_shape), dim=1)]
-            ).clamp(0, 1)
+            return in_chunks(messages, self._reconstructed, self.image_shape)
 
     def _reconstructed(self, messages: Tensor) -> Tensor:
         images = self._before_last(messages)

@@ -71,11 +71,11 @@ def lbfgs(function: Function, start: Tensor, *, steps: int, tolerance: float) ->
         if count % ROUND == 0:
             moving = before - value > tolerance
             lowest[rows] = x
+            if not moving.any():
+                break
             if moving.all():
                 before = value
                 continue
-            if not moving.any():
-                break
             rows, x, value, gradient = (t[moving] for t in (rows, x, value, gradient))
             scale, direction, size, before = scale[moving], direction[moving], size[moving], value
             pairs = deque(((s[moving], c[moving], i[moving]) for s, c, i in pairs), maxlen=MEMORY)

@@ -12,7 +12,10 @@ from cem_fast.attacks.inversion.lbfgs import lbfgs
 from cem_fast.attacks.view import View
 
 RANK = 512  # directions of the covariance, at most; isotropic in the others
-CONTINUED = 6  # steps with the first weight per step with a further one
+CONTINUED, FEWEST = (
+    6,
+    10,
+)  # steps with the first weight per step with a further one, and steps that a further one has at least
 TOLERANCE = 0.1  # decrease in nats in 10 steps of L-BFGS that is worth them
 FLOOR = 0.02  # variance of the isotropic part, in units of the mean variance
 
@@ -57,8 +60,8 @@ def most_probable(
 ) -> list[Tensor]:
     """Minimizes ``-log p(messages | start + S u) + weight / 2 ||u||^2`` over u by L-BFGS, with ``S S^T`` the covariance of errors.
 
-    The search with one weight starts where that with the weight before has ended, and has a sixth of its steps. An image that gains less
-    than 0.1 nats in 10 steps ends.
+    Every further search starts where the one before has ended, and has a sixth of the steps of the first. An image that gains less than
+    0.1 nats in 10 steps ends.
 
     Args:
         view: the network under attack, differentiable.
@@ -93,7 +96,7 @@ def most_probable(
         return values.detach(), slopes
 
     found, white = [], torch.zeros_like(start.flatten(1))
-    amounts = [steps] + [max(1, steps // CONTINUED)] * (len(weights) - 1)
+    amounts = [steps] + [max(min(steps, FEWEST), steps // CONTINUED)] * (len(weights) - 1)
     for weight, amount in zip(weights, amounts):
         white = lbfgs(partial(objective, weight), white, steps=amount, tolerance=TOLERANCE)
         found.append(start + errors.colored(white.view_as(start)))
