@@ -43,8 +43,9 @@ def warped(images: Tensor, *, mirror: bool) -> Tensor:
     if mirror:
         turn = turn * torch.stack([spread(1.0).sign(), torch.ones(count, device=device)], 1)[:, None]
     shift, knots = spread(SHIFT, 2, 1), ELASTIC * torch.randn(count, 2, KNOTS**2, device=device)
-    places = torch.cat([turn, shift, knots], 2) @ fields(*images.shape[2:], device)
-    places = places.unflatten(2, images.shape[2:]).permute(0, 2, 3, 1)
+    height, width = images.shape[2:]
+    places = torch.cat([turn, shift, knots], 2) @ fields(height, width, device)
+    places = places.unflatten(2, (height, width)).permute(0, 2, 3, 1)
     return F.grid_sample(images, places, mode="bilinear", padding_mode="border", align_corners=False)
 
 

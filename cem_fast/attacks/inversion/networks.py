@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDTH = 32  # channels at the features' resolution
+SEEDS = 16  # channels of the maps that features without places become
+LARGE = 32  # pixels of a side from which such maps have a fourth of the image's resolution, and not half
 NARROW = 256  # width of fully connected layers
 GROUPS = 8  # channels of a group in normalization
 DROPOUT = 0.2
@@ -72,12 +74,12 @@ class LinearBlock(nn.Module):
 class Painter(nn.Module):
     """From features and images to an image: ``local(features, images) + global(features, images)``.
 
-    Maps: convolutions at the features' resolution, between pixels rearranged to channels and back; and a fully connected branch, which
-    combines all features and depends on the place in the image. Tokens and vectors: the fully connected
-    branch alone, with residual blocks. The last layers start from zero.
+    Local: convolutions, between pixels rearranged to channels and back, at the resolution of feature maps. Tokens, vectors and maps of one
+    place become maps by a linear layer. Global: a fully connected branch, which combines all features and depends on the place in the
+    image; with one more block where features are no maps. The last layers start from zero.
 
     Args:
-        feature_shape: shape of one image's features: ``(C, H, W)``, or any other for the fully connected branch alone.
+        feature_shape: shape of one image's features: ``(C, H, W)``, or any other.
         image_shape: ``(channels, height, width)`` of the result.
         guides: images of that shape among the inputs.
 
@@ -98,44 +100,47 @@ class Painter(nn.Module):
 
     def __init__(self, feature_shape: Sequence[int], image_shape: tuple[int, int, int], *, guides: int):
         super().__init__()
-        channels, height, _ = self.image_shape = image_shape
-        pixels = math.prod(image_shape)
-        self.is_map = len(feature_shape) == 3
-        blocks = 1 if self.is_map else 2
+        channels, height, width = self.image_shape = image_shape
+        pixels, numbers = math.prod(image_shape), math.prod(feature_shape)
+        self.spread: nn.Module = nn.Identity()
+        if len(feature_shape) == 3 and feature_shape[1] * feature_shape[2] > 1:
+            blocks, seen = 1, feature_shape[0]
+            self.factor = 2 ** max(0, math.ceil(math.log2(height / feature_shape[1])))
+        else:
+            blocks, seen = 2, SEEDS
+            self.factor = 4 if min(height, width) >= LARGE else 2
+            places = [math.ceil(side / self.factor) for side in (height, width)]
+            self.spread = nn.Sequential(
+                nn.Flatten(), nn.Linear(numbers, seen * math.prod(places)), nn.Unflatten(1, (seen, *places))
+            )
         last = nn.Linear(NARROW, pixels)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.global_ = nn.Sequential(
-            nn.Linear(math.prod(feature_shape) + guides * pixels, NARROW),
+            nn.Linear(numbers + guides * pixels, NARROW),
             *(LinearBlock(NARROW) for _ in range(blocks)),
             nn.LayerNorm(NARROW),
             nn.SiLU(),
             nn.Dropout(DROPOUT),
             last,
         )
-        if self.is_map:
-            self.factor = 2 ** max(0, math.ceil(math.log2(height / feature_shape[1])))
-            self.local = nn.Sequential(
-                nn.Conv2d(feature_shape[0] + guides * channels * self.factor**2, WIDTH, 3, padding=1),
-                ConvBlock(WIDTH),
-                ConvBlock(WIDTH),
-                _norm(WIDTH),
-                nn.SiLU(),
-                nn.Conv2d(WIDTH, channels * self.factor**2, 3, padding=1),
-                nn.PixelShuffle(self.factor),
-            ).to(memory_format=torch.channels_last)
-            nn.init.zeros_(self.local[-2].weight)  # type: ignore[arg-type]
+        self.local = nn.Sequential(
+            nn.Conv2d(seen + guides * channels * self.factor**2, WIDTH, 3, padding=1),
+            ConvBlock(WIDTH),
+            ConvBlock(WIDTH),
+            _norm(WIDTH),
+            nn.SiLU(),
+            nn.Conv2d(WIDTH, channels * self.factor**2, 3, padding=1),
+            nn.PixelShuffle(self.factor),
+        ).to(memory_format=torch.channels_last)
+        nn.init.zeros_(self.local[-2].weight)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor, images: Tensor) -> Tensor:
         flat = torch.cat([features.flatten(1), images.flatten(1)], 1)
-        painted = self.global_(flat).view(-1, *self.image_shape)
-        if self.is_map:
-            size = [self.factor * side for side in features.shape[2:]]
-            below = F.pixel_unshuffle(_resized(images, size), self.factor)
-            seen = torch.cat([features, below], 1).contiguous(memory_format=torch.channels_last)
-            above = self.local(seen)
-            painted = painted + _resized(above, list(images.shape[2:]))
-        return painted
+        maps = self.spread(features)
+        below = F.pixel_unshuffle(_resized(images, [self.factor * side for side in maps.shape[2:]]), self.factor)
+        above = self.local(torch.cat([maps, below], 1).contiguous(memory_format=torch.channels_last))
+        return self.global_(flat).view(-1, *self.image_shape) + _resized(above, list(images.shape[2:]))
 
 
 def _resized(images: Tensor, size: list[int]) -> Tensor:
