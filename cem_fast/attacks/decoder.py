@@ -21,10 +21,10 @@ from cem_fast.attacks.base import (
     MapStandardizer,
     Observe,
     counted,
+    in_chunks,
     require_fitted,
     require_images,
     require_positive,
-    rows_in_memory,
 )
 from cem_fast.attacks.decoder_cache import cached_decoder
 from cem_fast.attacks.networks import ConvDecoder, DecoderNetwork, ResNormDecoder, SlimDecoder
@@ -141,8 +141,7 @@ class Decoder(Attack):
     @torch.no_grad()
     def reconstruct(self, features: Tensor) -> Tensor:
         require_fitted(self, "network")
-        rows = rows_in_memory(self.image_shape)
-        return torch.cat([self.network(self.standardize(part)).clamp(0, 1) for part in features.split(rows)])
+        return in_chunks(features[None], lambda messages: self.network(self.standardize(messages[0])), self.image_shape)
 
 
 def num_batches(count: int, batch_size: int) -> int:

@@ -231,36 +231,35 @@ def test_reconstruct_before_fit_is_refused(name):
         build(name, (1, 8, 8)).reconstruct(torch.rand(2, 1, 4, 4))
 
 
+def fitted(name, observe, images):
+    """An attack after a short fit."""
+    attack = build(name, images.shape[1:], epochs=1, **FEW_STEPS)
+    attack.fit(observe, images, torch.zeros(len(images), dtype=torch.int64))
+    return attack
+
+
 @pytest.mark.parametrize("name", attacks.names())
 @pytest.mark.parametrize("shape", [(64,), (4, 16), (5, 16)], ids=["vectors", "tokens", "tokens with a class token"])
 def test_attacks_take_tokens_and_vectors(name, shape):
-    images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
-    attack = build(name, images.shape[1:], epochs=1, **FEW_STEPS)
+    images = torch.rand(20, 1, 8, 8)
 
     def observe(images):
         flat = images.flatten(1)
         return (flat if len(shape) == 1 or shape[0] == 4 else torch.cat([flat, flat[:, :16]], 1)).unflatten(1, shape)
 
-    attack.fit(observe, images, labels)
-    assert attack.reconstruct(observe(images)).shape == images.shape
+    assert fitted(name, observe, images).reconstruct(observe(images)).shape == images.shape
 
 
 @pytest.mark.parametrize("name", attacks.names())
 def test_of_no_message_no_image_is_rebuilt(name):
-    images, labels = torch.rand(20, 1, 16, 16), torch.zeros(20, dtype=torch.int64)
-    attack = build(name, images.shape[1:], epochs=1, **FEW_STEPS)
-    observe = torch.nn.AvgPool2d(4)
-    attack.fit(observe, images, labels)
-    assert attack.reconstruct(observe(images)[:0]).shape == (0, *images.shape[1:])
+    images, observe = torch.rand(20, 1, 16, 16), torch.nn.AvgPool2d(4)
+    assert fitted(name, observe, images).reconstruct(observe(images)[:0]).shape == (0, *images.shape[1:])
 
 
 @pytest.mark.parametrize("name", attacks.names())
 def test_attacks_take_images_that_are_not_square(name):
-    images, labels = torch.rand(20, 1, 20, 8), torch.zeros(20, dtype=torch.int64)
-    attack = build(name, images.shape[1:], epochs=1, **FEW_STEPS)
-    observe = torch.nn.AvgPool2d(2)
-    attack.fit(observe, images, labels)
-    assert attack.reconstruct(observe(images)).shape == images.shape
+    images, observe = torch.rand(20, 1, 20, 8), torch.nn.AvgPool2d(2)
+    assert fitted(name, observe, images).reconstruct(observe(images)).shape == images.shape
 
 
 @pytest.mark.parametrize("releases", [1.5, True, "2", None, float("nan")])
