@@ -169,7 +169,7 @@ class Flow(Attack):
         given, shape = len(self.starts) + self.view.differentiable, tuple(self.standardize.mean.shape)
         network = FlowNetwork(self.image_shape, shape, given=given).to(images.device)
         averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2, fused=True)
         rates = one_cycle(optimizer, steps=self.steps, warmup=0.1)
         order: list[Tensor] = []
         for step in range(self.steps):

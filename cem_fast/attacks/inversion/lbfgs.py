@@ -86,12 +86,13 @@ def lbfgs(function: Function, start: Tensor, *, steps: int, tolerance: float) ->
 def _newton(pairs: deque[Pair], scale: Tensor, gradient: Tensor) -> Tensor:
     """The gradient times the inverse Hessian that the pairs imply."""
     shares: list[Tensor] = []
+    result = gradient.clone()
     for step, change, inverse in reversed(pairs):
-        shares.append(inverse * _dot(step, gradient))
-        gradient = gradient - shares[-1][:, None] * change
-    result = scale[:, None] * gradient
+        shares.append(inverse * _dot(step, result))
+        result.addcmul_(shares[-1][:, None], change, value=-1)
+    result.mul_(scale[:, None])
     for (step, change, inverse), share in zip(pairs, reversed(shares)):
-        result = result + (share - inverse * _dot(change, result))[:, None] * step
+        result.addcmul_((share - inverse * _dot(change, result))[:, None], step)
     return result
 
 

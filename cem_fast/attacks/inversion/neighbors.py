@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cem_fast.attacks.view import View
 
@@ -35,7 +36,7 @@ class Neighbors:
     """
 
     def __init__(self, view: View, images: Tensor):
-        self.view, self.images = view, images[:MOST]
+        self.view, self.images = view, images[:MOST].contiguous()
         self.features = view.features(self.images).flatten(1)
         self.shape = view.features(self.images[:1]).shape[1:]
         self.temperature = 1.0
@@ -68,4 +69,5 @@ class Neighbors:
         rows = messages.repeat_interleave(count, dim=1)
         density = self.view.log_density(rows, self.features[nearest.flatten()].unflatten(1, self.shape))
         weights = torch.softmax(density.view_as(nearest) / self.temperature, 1)
-        return torch.einsum("nk,nkchw->nchw", weights, self.images[nearest])
+        pixels = F.embedding_bag(nearest, self.images.flatten(1), per_sample_weights=weights, mode="sum")
+        return pixels.view(-1, *self.images.shape[1:])

@@ -12,10 +12,8 @@ from cem_fast.attacks.inversion.lbfgs import lbfgs
 from cem_fast.attacks.view import View
 
 RANK = 512  # directions of the covariance, at most; isotropic in the others
-CONTINUED, FEWEST = (
-    6,
-    10,
-)  # steps with the first weight per step with a further one, and steps that a further one has at least
+CONTINUED = 6  # steps with the first weight per step with a further one
+FEWEST = 10  # steps that a further weight has at least
 TOLERANCE = 0.1  # decrease in nats in 10 steps of L-BFGS that is worth them
 FLOOR = 0.02  # variance of the isotropic part, in units of the mean variance
 
