@@ -176,6 +176,16 @@ def test_the_search_with_a_further_weight_is_short(monkeypatch):
     assert amounts == [120, 20, 20, 30, 10, 10, 7, 7, 7]
 
 
+@pytest.mark.parametrize("side, judges", [(8, 40), (48, 32)])
+def test_the_last_stage_is_chosen_on_fewer_images_if_they_are_large(side, judges, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(Inversion, "_choose_prior", lambda self, images, *_: chosen.append(len(images)))
+    images = torch.rand(200, 1, side, side)
+    built = Inversion(image_shape=(1, side, side), decoder_steps=1, corrector_steps=1, map_steps=1)
+    built.fit(lambda x: nn.functional.avg_pool2d(x, 4), images, torch.zeros(200).long())
+    assert chosen == [judges]
+
+
 def test_decoder_starts_from_a_linear_reconstruction(small_faces, under_noise):
     known, images = small_faces.attacker, small_faces.test.images
     built = Inversion(image_shape=small_faces.image_shape, decoder_steps=1, stages=1)

@@ -30,7 +30,11 @@ from cem_fast.attacks.view import View
 from cem_fast.attacks.warps import are_mirrored, warped
 
 LEAST = 6  # images, two of which are held out for the choices of the last stage
-JUDGES = 128  # maximum number of held-out images on which the last stage is chosen
+JUDGES, FEWEST_JUDGES = (
+    128,
+    32,
+)  # held-out images on which the last stage is chosen, at most, and where images are large
+JUDGED = 1 << 16  # values of these images, which large images reach with fewer of them
 ERRORS = 1024  # reconstructions of held-out images, at most, from which the covariance is estimated
 WEIGHTS = (2.0, 1.0, 0.5, 0.25)  # of the prior, the easiest search first; 1 is that of Bayes' rule
 ALWAYS = 48  # images of a training step, whatever memory they need
@@ -234,7 +238,8 @@ class Inversion(Attack):
         before = before + self.mix * (smooth - before)
         self.errors["with kernel ridge"] = _error(before[kept], images)
         if self.stages > 2:
-            self._choose_prior(images[:JUDGES], messages[:, : len(images)][:, :JUDGES], looks, before, len(images))
+            judges = min(len(images), JUDGES, max(FEWEST_JUDGES, JUDGED // images[0].numel()))
+            self._choose_prior(images[:judges], messages[:, :judges], looks, before, len(images))
 
     def _choose_prior(self, judges: Tensor, messages: Tensor, looks: Tensor, before: Tensor, count: int) -> None:
         """Chooses weight and share; each half of the judges by the covariance of the errors of the other half."""
