@@ -30,11 +30,9 @@ from cem_fast.attacks.view import View
 from cem_fast.attacks.warps import are_mirrored, warped
 
 LEAST = 6  # images, two of which are held out for the choices of the last stage
-JUDGES, FEWEST_JUDGES = (
-    128,
-    32,
-)  # held-out images on which the last stage is chosen, at most, and where images are large
-JUDGED = 1 << 16  # values of these images, which large images reach with fewer of them
+JUDGES = 128  # maximum number of held-out images on which the last stage is chosen
+JUDGED = 1 << 16  # maximum number of their values
+FEWEST_JUDGES = 32  # images that are used whatever their size
 ERRORS = 1024  # reconstructions of held-out images, at most, from which the covariance is estimated
 WEIGHTS = (2.0, 1.0, 0.5, 0.25)  # of the prior, the easiest search first; 1 is that of Bayes' rule
 ALWAYS = 48  # images of a training step, whatever memory they need
