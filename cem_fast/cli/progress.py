@@ -76,6 +76,9 @@ class Lines(Watch):
         found = "found on disk, " if reused else ""
         self._print(f"[{index + 1}/{total}] {describe(config, self.plan)}: {found}{outcome(record)}")
 
+    def repeated(self, index: int, total: int, config: RunConfig, reason: str) -> None:
+        self._print(f"[{index + 1}/{total}] {describe(config, self.plan)}: once more, since {reason}")
+
     def failed(self, index: int, total: int, config: RunConfig, reason: str, *, again: bool) -> None:
         what = "once more, since" if again else "failed:"
         self._print(f"[{index + 1}/{total}] {describe(config, self.plan)}: {what} {reason}")

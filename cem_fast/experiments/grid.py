@@ -198,15 +198,18 @@ def evaluate(
         config: provenance.identity(load_data(config.data, config.fold, config.image_size, config.protocol))
         for config in plan
     }
-    found = {config: _finished(folder, config, identities[config]) for config in plan}
+    saved = {config: _saved(folder, config, identities[config]) for config in plan}
+    found = {config: run for config, (run, _) in saved.items()}
     summary = _Summary(folder, made_with)
     tasks = []
     for index, config in enumerate(plan):
-        run = found[config]
-        if fresh or run is None:
-            tasks.append((index, config, folder / run_path(config)))
-        else:
+        run, reason = saved[config]
+        if run is not None and not fresh:
             watch.finished(index, len(plan), config, run.record, reused=True)
+            continue
+        tasks.append((index, config, folder / run_path(config)))
+        if reason and not fresh:
+            watch.repeated(index, len(plan), config, reason)
     failed: dict[RunConfig, str] = {}
     try:
         if cluster is None:
@@ -221,11 +224,11 @@ def evaluate(
             elif kind == "finished":
                 if cluster is not None:
                     clusters.becomes_visible(folder / run_path(plan[index]) / saved_run.DESCRIPTION)
-                found[plan[index]] = run = _finished(folder, plan[index], identities[plan[index]])
+                run, reason = _saved(folder, plan[index], identities[plan[index]])
+                found[plan[index]] = run
                 if run is None:
                     raise OSError(
-                        f"{folder / run_path(plan[index])}: this run has finished, but its files are gone, or the code or the images "
-                        "have changed meanwhile"
+                        f"{folder / run_path(plan[index])}: this run has finished, but {reason or 'its files are gone'}"
                     )
                 summary.save_if_cheap(found.values(), failed)
                 watch.finished(index, len(plan), plan[index], run.record, reused=False)
@@ -349,13 +352,23 @@ class _Summary:
         self.cost = self.saved_at - start
 
 
-def _finished(folder: Path, config: RunConfig, wanted: Identity) -> Measured | None:
-    """The finished run of these settings, images and code; None if there is none, or its files are damaged."""
+def _saved(folder: Path, config: RunConfig, wanted: Identity) -> tuple[Measured | None, str]:
+    """The finished run of these settings, images and code; or None, and why the run on disk is not it."""
     path = run_path(config)
     try:
         description = saved_run.read_description(folder / path)
         run = measured(folder, description.record.at(path))
-    except (FileNotFoundError, ValueError):
-        return None
-    same = description.identity == wanted and run.record.config == config
-    return run if same and set(run.record.attacks) == set(config.attacks) else None
+    except FileNotFoundError:
+        return None, ""
+    except ValueError:
+        return None, "the run on disk is damaged"
+    held = description.identity
+    changed = {
+        "code": (held.version, held.code) != (wanted.version, wanted.code),
+        "images": held.images != wanted.images,
+        "settings": run.record.config != config,
+        "attacks": set(run.record.attacks) != set(config.attacks),
+    }
+    if any(changed.values()):
+        return None, f"the run on disk is of other {', '.join(key for key, other in changed.items() if other)}"
+    return run, ""

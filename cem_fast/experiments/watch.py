@@ -36,6 +36,9 @@ class Watch:
     def finished(self, index: int, total: int, config: RunConfig, record: Record, *, reused: bool) -> None:
         """Run ``index`` of ``total`` has a result, read from disk if ``reused``."""
 
+    def repeated(self, index: int, total: int, config: RunConfig, reason: str) -> None:
+        """Run ``index`` of ``total`` is on disk, but is repeated. The reason names what has changed, such as the code."""
+
     def failed(self, index: int, total: int, config: RunConfig, reason: str, *, again: bool) -> None:
         """Run ``index`` of ``total`` ended without a result. It is retried at once if ``again``."""
 

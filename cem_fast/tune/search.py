@@ -277,6 +277,9 @@ class _New(Watch):
     def stage(self, index: int, name: str, done: int, total: int) -> None:
         self.watch.stage(index, name, done, total)
 
+    def repeated(self, index: int, total: int, config: RunConfig, reason: str) -> None:
+        self.watch.repeated(index, total, config, reason)
+
     def failed(self, index: int, total: int, config: RunConfig, reason: str, *, again: bool) -> None:
         self.watch.failed(index, total, config, reason, again=again)
 

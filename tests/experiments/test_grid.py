@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import shutil
 from dataclasses import replace
@@ -96,16 +97,38 @@ def test_parallel_jobs_give_the_same_results(finished, tmp_path):
 
 
 class Heard(Watch):
-    """Records which runs ended, and how."""
+    """Records which runs ended, and how; and which are repeated, and why."""
 
     def __init__(self):
-        self.ends = []
+        self.ends, self.reasons = [], {}
+
+    def repeated(self, index, total, config, reason):
+        self.reasons[index] = reason
 
     def finished(self, index, total, config, record, *, reused):
         self.ends.append((index, "found" if reused else "finished"))
 
     def failed(self, index, total, config, reason, *, again):
         self.ends.append((index, "again" if again else "failed"))
+
+
+def test_a_run_on_disk_that_is_repeated_is_named_with_the_reason(finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished.folder, tmp_path / "copy")
+    paths = [folder / run.checkpoint / saved_run.DESCRIPTION for run in finished.results.runs]
+    first, second, third = paths[:3]
+    written = json.loads(first.read_text())
+    written["identity"] |= {"code": "0" * 16, "images": "1" * 16}
+    first.write_text(json.dumps(written, indent=1))
+    second.write_text(second.read_text()[:100])
+    shutil.rmtree(third.parent)
+    monkeypatch.setattr(workers, "run_all", lambda tasks, **how: iter([]))
+    heard = Heard()
+    evaluate(finished.grid, folder, jobs=2, command="cem-fast evaluate", watch=heard)
+    assert heard.reasons == {0: "the run on disk is of other code, images", 1: "the run on disk is damaged"}
+    assert heard.ends == [(index, "found") for index in range(3, len(paths))]
+    heard.reasons.clear()
+    evaluate(finished.grid, folder, jobs=2, fresh=True, command="cem-fast evaluate", watch=heard)
+    assert not heard.reasons
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
