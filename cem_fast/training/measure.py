@@ -239,5 +239,5 @@ def encoded(model: SplitModel, images: Tensor) -> Tensor:
     count = CHUNK
     if model.device.type == "cpu":
         count = max(4, min(count, CACHED // max(1, math.prod(images.shape[1:]))))
-    with in_eval_mode(model.encoder):
+    with in_eval_mode(model):
         return torch.cat([model.encoder(part.to(model.device)) for part in images.split(count)])

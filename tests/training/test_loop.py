@@ -284,7 +284,7 @@ def test_half_precision_applies_only_to_the_network(model, splits, precision, dt
             acted.add(features.dtype)
             return super().forward(features, labels)
 
-    model.encoder[0].register_forward_hook(lambda _, __, out: computed.add((model.encoder.training, out.dtype)))
+    model.encoder[0].register_forward_hook(lambda _, __, out: computed.add((model.training, out.dtype)))
     each = defense(name)
     release = each.release
     each.release = lambda features: released.add(features.dtype) or release(features)
