@@ -11,7 +11,7 @@ import yaml
 from support import twins
 
 import cem_fast
-from cem_fast import attacks
+from cem_fast import attacks, models
 from cem_fast._support.eval_mode import in_eval_mode
 from cem_fast.cli import main as cli
 from cem_fast.cli.parser import read_grid
@@ -128,3 +128,30 @@ def test_grids_of_the_dense_bottleneck_have_what_equal_accuracy_needs(name):
     assert 0 not in grid.folds
     assert 9 <= len(runs) / 2 <= 12
     assert set(grid.attacks) <= {*attacks.names()}
+
+
+@pytest.mark.parametrize("name, image_shape", [("faces", (1, 48, 48)), ("digits", (1, 16, 16))])
+def test_grids_of_all_defenses_share_the_settings_of_the_grid_of_the_bottleneck(name, image_shape):
+    def read(file):
+        return [run for run in read_grid(FOLDER.parent / "protect" / f"{file}.yaml").runs() if run.fold == 1]
+
+    def numbers(run):
+        shape = {"image_shape": image_shape, "num_classes": 10}
+        encoder = models.build(run.model, cut=run.cut, bottleneck=run.bottleneck, **shape).encoder.eval()
+        with torch.no_grad():
+            return encoder(torch.zeros(2, *image_shape))[0].numel()
+
+    first, runs = read(name), read(f"{name}_defenses")
+    own = {"defense": "noise", "bottleneck": 8, "cut": 2, "noise_std": 0.1, "cem_weight": 0.0}
+    own |= {"nopeek_weight": 1.0, "dropout_rate": 0.3, "adversary_weight": 0.3}
+    assert len({replace(run, **own) for run in (*first, *runs)}) == 1
+    dense = {(run.defense, run.cem_weight > 0) for run in runs if run.bottleneck == "D64" and run.noise_std}
+    assert dense == {(row, cem) for row in ("noise", *ROWS[1:]) for cem in (False, True)}
+    assert {run for run in first if run.bottleneck == 8 and not run.cem_weight} <= {*runs}
+    plain = [run for run in runs if run.defense in ("noise", "bottleneck") and not run.cem_weight]
+    controls = [run for run in plain if run not in first]
+    assert [run.noise_std for run in controls] == [0, 0.1, 0.1]
+    without_noise, convolution, deeper = controls
+    assert without_noise.bottleneck == "D64"
+    assert 63 <= numbers(convolution) <= 64
+    assert deeper == replace(convolution, bottleneck=8, cut=3)
