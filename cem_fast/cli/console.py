@@ -233,7 +233,7 @@ def show_tuned(console: Console, tuned: Tuned, folder: str) -> None:
     from rich import box
     from rich.table import Table
 
-    from cem_fast.experiments.results import differing
+    from cem_fast.experiments.names import differing
 
     shown = [*tuned.confirmed_plain, *tuned.confirmed]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -241,8 +241,7 @@ def show_tuned(console: Console, tuned: Tuned, folder: str) -> None:
         table.add_column(column, justify="left" if column == "confirmed" else "right")
     for trial in shown:
         if trial.accuracy is not None and trial.mse is not None:
-            alike = [each.config for each in shown if each.config.label == trial.config.label]
-            words = ", ".join([trial.config.label, *differing(trial.config, alike)])
+            words = ", ".join([trial.config.label, *differing(trial.config, [each.config for each in shown])])
             table.add_row(
                 words,
                 f"{100 * trial.accuracy:.1f}",

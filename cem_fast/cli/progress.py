@@ -11,8 +11,8 @@ from cem_fast import data
 from cem_fast.config import RunConfig
 from cem_fast.data.stored import StoredImages
 from cem_fast.experiments.build import load_data
+from cem_fast.experiments.names import differing
 from cem_fast.experiments.records import Record
-from cem_fast.experiments.results import differing
 from cem_fast.experiments.watch import Watch
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ def describe(config: RunConfig, among: Iterable[RunConfig] = ()) -> str:
 
     Args:
         config: settings of the run.
-        among: settings of other runs; where those of the same defense differ from these, the setting is named.
+        among: settings of other runs; settings that tell the run from them are named.
     """
     noise = f" at noise {config.noise_std:g}" if config.noise_std > 0 else ""
-    alike = [each for each in among if (each.data, each.label) == (config.data, config.label)]
-    own = "".join(f", {words}" for words in differing(config, alike, shown=["noise_std"]))
+    others = [each for each in among if each.data == config.data]
+    own = "".join(f", {words}" for words in differing(config, others, shown=["noise_std"]))
     return f"{Path(config.data).name} / {config.label}{noise}{own}, seed {config.seed}, fold {config.fold}"
 
 

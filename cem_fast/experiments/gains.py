@@ -9,7 +9,8 @@ import torch
 
 from cem_fast import metrics
 from cem_fast.experiments.gain_records import FrontierEntry, Pair
-from cem_fast.experiments.results import Measured, cells, name
+from cem_fast.experiments.names import name
+from cem_fast.experiments.results import Measured, cells
 
 NUM_RESAMPLES = 2000
 SEED = 0

@@ -370,5 +370,5 @@ def _saved(folder: Path, config: RunConfig, wanted: Identity) -> tuple[Measured 
         "attacks": set(run.record.attacks) != set(config.attacks),
     }
     if any(changed.values()):
-        return None, f"the run on disk is of other {', '.join(key for key, other in changed.items() if other)}"
+        return None, f"the run on disk is of other {' and '.join(key for key, other in changed.items() if other)}"
     return run, ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -13,20 +13,13 @@ from torch import Tensor
 
 from cem_fast._support import typed_json
 from cem_fast._support.text import shell_line
-from cem_fast.config import UNWRITTEN, RunConfig
+from cem_fast.config import RunConfig
+from cem_fast.experiments.names import name
 from cem_fast.experiments.records import SCHEMA, Cell, GridRecord, Record, Results
 from cem_fast.experiments.saved_run import DESCRIPTION, read_measurements
 
 RESULTS = "results.json"
 MARK = f'{{\n "schema": {SCHEMA},\n "command": '.encode()  # start of the results.json of a grid
-SYMBOLS = {
-    "noise_std": "σ",
-    "lambda": "λ",
-    "cem_components": "K",
-    "bottleneck": "bottleneck",
-    "cut": "cut",
-}  # names of settings in tables and figures, in this order
-
 Role = Literal["undefended", "off", "on"]
 R = TypeVar("R", Record, GridRecord, "Measured")
 
@@ -85,7 +78,7 @@ class Row:
     Attributes:
         runs: the runs, which differ in seed and fold only.
         role: ``undefended``, ``off`` (without CEM) or ``on`` (with CEM).
-        name: ``noise + CEM``, with every setting in which another row of that name differs.
+        name: ``noise + CEM``, with every setting that tells it from the other rows.
         short_name: the name without the noise level, for tables that have a column for it.
 
     Example:
@@ -365,10 +358,10 @@ def measured(folder: str | Path, record: GridRecord) -> Measured:
     if record.attacks:
         needed += ["pictures.original", "pictures.class_mean"]
         needed += [f"{kind}.{attack}" for attack in record.attacks for kind in ("mse", "pictures")]
-    if missing := [name for name in needed if name not in tensors]:
+    if missing := [key for key in needed if key not in tensors]:
         raise ValueError(f"{path / DESCRIPTION}: the measurements lack {', '.join(missing)}")
-    for name in needed:
-        _require_measurement(path / DESCRIPTION, name, tensors)
+    for key in needed:
+        _require_measurement(path / DESCRIPTION, key, tensors)
     return Measured(record, tensors)
 
 
@@ -445,67 +438,11 @@ def make_rows(runs: Sequence[Measured]) -> list[Row]:
     return sorted(rows, key=place)
 
 
-def name(record: Record, among: Iterable[Record], *, shown: Collection[str] = ()) -> str:
-    """Names a cell: ``noise + CEM``, with every setting in which another cell of that name differs.
-
-    Args:
-        record: a run of the cell.
-        among: a run of every cell in the same table, this one included.
-        shown: settings to leave out, since the table has a column for them.
-
-    Returns:
-        The name.
-
-    Example:
-        >>> from cem_fast.config import RunConfig
-        >>> from cem_fast.experiments.records import Leakage, Record
-        >>> from cem_fast.experiments.results import name
-        >>> configs = [RunConfig(cem_weight=0.5), RunConfig(cem_weight=0.5, cem_components=1)]
-        >>> runs = [Record("faces", each, 0.9, 80, {}, Leakage(None, None, None), {"total": 1.0}) for each in configs]
-        >>> name(runs[1], runs)
-        'noise + CEM, K = 1'
-    """
-    alike = [each.config for each in among if each.label == record.label and each.data == record.data]
-    return ", ".join([record.label, *differing(record.config, alike, shown=shown)])
-
-
-def differing(config: RunConfig, among: Iterable[RunConfig], *, shown: Collection[str] = ()) -> list[str]:
-    """Names the settings in which other settings differ from these, seed and fold apart.
-
-    Args:
-        config: the settings.
-        among: the others; these settings may be among them.
-        shown: settings to leave out.
-
-    Returns:
-        Settings with their values, in words.
-
-    Example:
-        >>> from cem_fast.config import RunConfig
-        >>> from cem_fast.experiments.results import differing
-        >>> differing(RunConfig(bottleneck="D64"), [RunConfig(), RunConfig(cut=3)])
-        ['bottleneck = D64', 'cut = 2']
-    """
-    settings, *others = ({**UNWRITTEN, **each.to_json()} for each in (config, *among))
-    candidates = [key for key in (*SYMBOLS, *settings) if key not in ("data", "seed", "fold", *shown)]
-    found = [key for key in dict.fromkeys(candidates) if any(other[key] != settings[key] for other in others)]
-    return [_in_words(key, settings[key]) for key in found]
-
-
 def _role(record: Record) -> Role:
     if record.cem:
         return "on"
     config = record.config
     return "undefended" if config.defense in ("none", "bottleneck") and config.noise_std == 0 else "off"
-
-
-def _in_words(key: str, value: Any) -> str:
-    """A setting in few words: ``K = 5``, ``without labels``, ``variant = official``."""
-    if key == "cem_by_class":
-        return "by class" if value else "without labels"
-    if key == "cem_covariance":
-        return value
-    return f"{SYMBOLS.get(key, key.removeprefix('cem_'))} = {f'{value:g}' if isinstance(value, float) else value}"
 
 
 def _spread(values: Iterable[float]) -> Spread:

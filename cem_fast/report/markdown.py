@@ -14,8 +14,9 @@ from pathlib import Path
 
 from cem_fast.config import RunConfig
 from cem_fast.experiments.gain_records import FrontierEntry, Pair
+from cem_fast.experiments.names import differing, name
 from cem_fast.experiments.records import GridRecord, Record, Results
-from cem_fast.experiments.results import cells, differing, name, read_file
+from cem_fast.experiments.results import cells, read_file
 
 
 def tables(results: Results) -> str:
@@ -327,12 +328,11 @@ def compared(results: Results, pair: Pair) -> tuple[list[GridRecord], list[GridR
 
 
 def _without_cem(results: Results, pairs: Sequence[Pair]) -> dict[int, str]:
-    """Names of the defenses of pairs, with every setting in which another pair of that name differs, by the run of the pair."""
+    """Names of the defenses of pairs, with every setting that tells them apart, by the run of the pair."""
     configs = {pair.run: results.runs[pair.run].config for pair in pairs}
 
     def words(config: RunConfig) -> list[str]:
-        alike = [each for each in configs.values() if each.defense == config.defense]
-        return [config.defense, *differing(config, alike, shown=["noise_std"])]
+        return [config.defense, *differing(config, configs.values(), shown=["noise_std"])]
 
     return {run: ", ".join(words(config)) for run, config in configs.items()}
 

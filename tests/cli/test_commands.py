@@ -82,9 +82,9 @@ def test_demo_is_a_plain_file_and_plans_eight_runs(capfd):
     for seed in (0, 1):
         cells = [line.split(" / ")[1].split(", seed")[0] for line in plan if f"seed {seed}, fold 1" in line]
         assert cells == [
-            "bottleneck",
+            "bottleneck, bottleneck = 8",
             "noise at noise 0.1, bottleneck = 8",
-            "noise + CEM at noise 0.1",
+            "noise + CEM at noise 0.1, bottleneck = 8",
             "noise at noise 0.1, bottleneck = D64",
         ]
     assert set(yaml.safe_load(commands.DEMO.read_text())) <= {*GridConfig.__dataclass_fields__}

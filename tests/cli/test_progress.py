@@ -66,7 +66,7 @@ def test_runs_that_differ_do_not_look_alike():
     names = [progress.describe(config, plan) for config in plan]
     assert len(set(names)) == len(plan)
     assert names[:3] == [
-        "faces / bottleneck, seed 0, fold 1",
+        "faces / bottleneck, bottleneck = 8, cut = 2, seed 0, fold 1",
         "faces / noise at noise 0.1, bottleneck = 8, cut = 2, seed 0, fold 1",
         "faces / noise + CEM at noise 0.1, λ = 0.1, bottleneck = 8, cut = 2, seed 0, fold 1",
     ]

@@ -109,8 +109,8 @@ def test_every_cell_is_compared_to_plain_noise_on_the_papers_bottleneck():
     assert [entry.name for entry in found] == [
         "noise, σ = 0.1, bottleneck = D64, cut = 2, image_size = None, model = slim, "
         "epochs = 40, learning_rate = 0.05, attack_epochs = None",
-        "noise + CEM",
-        "dropout",
+        "noise + CEM, bottleneck = D64, cut = 2, model = slim",
+        "dropout, bottleneck = 8, cut = 2, model = slim",
         "noise, σ = 0.1, bottleneck = 4, cut = 2, image_size = None, model = slim, "
         "epochs = 40, learning_rate = 0.05, attack_epochs = None",
     ]

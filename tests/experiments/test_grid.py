@@ -115,17 +115,28 @@ class Heard(Watch):
 def test_a_run_on_disk_that_is_repeated_is_named_with_the_reason(finished, tmp_path, monkeypatch):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
     paths = [folder / run.checkpoint / saved_run.DESCRIPTION for run in finished.results.runs]
-    first, second, third = paths[:3]
+    first, second, third, fourth, fifth = paths[:5]
     written = json.loads(first.read_text())
     written["identity"] |= {"code": "0" * 16, "images": "1" * 16}
     first.write_text(json.dumps(written, indent=1))
+    written = json.loads(fourth.read_text())
+    written["record"]["config"]["epochs"] += 1
+    fourth.write_text(json.dumps(written, indent=1))
+    written = json.loads(fifth.read_text())
+    written["record"]["attacks"].popitem()
+    fifth.write_text(json.dumps(written, indent=1))
     second.write_text(second.read_text()[:100])
     shutil.rmtree(third.parent)
     monkeypatch.setattr(workers, "run_all", lambda tasks, **how: iter([]))
     heard = Heard()
     evaluate(finished.grid, folder, jobs=2, command="cem-fast evaluate", watch=heard)
-    assert heard.reasons == {0: "the run on disk is of other code, images", 1: "the run on disk is damaged"}
-    assert heard.ends == [(index, "found") for index in range(3, len(paths))]
+    assert heard.reasons == {
+        0: "the run on disk is of other code and images",
+        1: "the run on disk is damaged",
+        3: "the run on disk is of other settings",
+        4: "the run on disk is of other attacks",
+    }
+    assert heard.ends == [(index, "found") for index in range(5, len(paths))]
     heard.reasons.clear()
     evaluate(finished.grid, folder, jobs=2, fresh=True, command="cem-fast evaluate", watch=heard)
     assert not heard.reasons

@@ -11,8 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cem_fast.config import RunConfig
+from cem_fast.experiments.names import differing, name
 from cem_fast.experiments.records import WITHOUT_CEM
-from cem_fast.experiments.results import Row, differing, name
+from cem_fast.experiments.results import Row
 from cem_fast.report.charts import MARKERS
 
 if TYPE_CHECKING:
@@ -69,12 +70,12 @@ def lines(rows: Sequence[Row]) -> list[tuple[dict[str, Any], Row]]:
 
 
 def _heading(row: Row, others: Iterable[Row], setting: str) -> str:
-    """The defense of a panel, with every setting in which another panel over the same setting differs, those of CEM apart."""
+    """The defense of a panel, with every setting that tells it from the other panels of the setting, those of CEM apart."""
 
     def bare(config: RunConfig) -> RunConfig:
         return replace(config, **WITHOUT_CEM)
 
-    alike = [bare(each.config) for each in others if (each.data, each.config.defense) == (row.data, row.config.defense)]
+    alike = [bare(each.config) for each in others if each.data == row.data]
     return ", ".join([row.config.defense, *differing(bare(row.config), alike, shown=[setting, "model"])])
 
 
