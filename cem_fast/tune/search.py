@@ -1,4 +1,4 @@
-"""Trials on one fold under cheap attacks; the best of them on another fold under all attacks. Other folds are not read."""
+"""Trials on one fold under cheap attacks; the best of them on another fold under all attacks. No other fold is tested on."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ MARK = b'{\n "schema": 1,\n "targets"'
 BEST_MARK = b"# The best settings that cem-fast tune has confirmed.\n"
 BOTTLENECKS = ("8", "D16", "D32", "D48", "D64", "D64P2", "D64R16", "D64G4")
 WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 1.0)
+CHOSEN = ("defense", "bottleneck", "noise_std", "cem_weight", "cem_components")  # settings that no caller gives
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def tune(
     read from disk.
 
     Args:
-        config: the settings that are not searched; its ``attacks`` confirm, and its ``fold`` is that of ``best.yaml``.
+        config: the settings that are not searched; its ``attacks`` confirm, its ``fold`` is that of ``best.yaml``, and ``cut`` is tried
+            with one stage less and one more.
         folder: gets ``tune.json``, ``pareto.png``, ``best.yaml`` for ``cem-fast train --config``, and the runs.
         targets: what the settings have to meet.
         trials: number of trials.
@@ -170,8 +172,8 @@ def tune(
         ImportError: optuna is not installed.
         ConnectionError: there is no such cluster.
         FileNotFoundError: the data set is missing.
-        ValueError: a setting does not fit, the data set has a fixed test part, which a search would have to read, or the folder holds
-            other results.
+        ValueError: a setting does not fit or is searched, the data set has a fixed test part, which a search would have to read, or the
+            folder holds other results.
 
     Source:
         Akiba et al., "Optuna: a next-generation hyperparameter optimization framework", KDD 2019; Ozaki et al., "Multiobjective
@@ -185,6 +187,11 @@ def tune(
         ValueError: trials must be at least 1, got 0
     """
     require_count("trials", trials)
+    for key in CHOSEN:
+        if getattr(config, key) != getattr(RunConfig, key):
+            raise ValueError(
+                f"{key} must be {getattr(RunConfig, key)!r} here, since it is searched, got {getattr(config, key)!r}"
+            )
     splits = load_data(config.data, SEARCHED, config.image_size, config.protocol)
     if splits.fixed:
         raise ValueError(

@@ -93,6 +93,11 @@ def test_the_pareto_set_has_the_accurate_trials_first():
         (["--max-accuracy-loss", "2"], r"max_accuracy_loss must be in \[0, 1\], got 2"),
         (["--max-bytes", "0"], "max_bytes must be .*at least 1, got 0"),
         (["--min-mse", "-1"], "min_mse must be at least 0, got -1"),
+        (["--defense", "dropout"], "defense must be 'noise' here, since it is searched, got 'dropout'"),
+        (["--bottleneck", "D64"], "bottleneck must be 8 here, since it is searched, got 'D64'"),
+        (["--noise-std", "0.2"], "noise_std must be 0.1 here, since it is searched, got 0.2"),
+        (["--cem-weight", "1"], "cem_weight must be 0.0 here, since it is searched, got 1.0"),
+        (["--cem-components", "2"], "cem_components must be 5 here, since it is searched, got 2"),
     ],
 )
 def test_bad_targets_are_refused_in_one_line(arguments, message, capfd, tmp_path):
