@@ -237,7 +237,8 @@ def inferred(results: Results, data: str) -> str:
     for cell in grouped:
         shares = [[run.inferred[name].share for run in cell if name in run.inferred] for name in chances]
         figures = [f"{mean(found):.1%}" if found else "-" for found in shares]
-        rows.append([cell[0].label, f"{cell[0].config.noise_std:g}", *figures])
+        title = name(cell[0], [each[0] for each in grouped], shown=["noise_std"])
+        rows.append([title, f"{cell[0].config.noise_std:g}", *figures])
     heads = ["defense", "noise", *(f"{name} (by chance {chance:.1%})" for name, chance in chances.items())]
     return "What an attacker reads from the features:\n\n" + _table(heads, rows)
 

@@ -28,6 +28,14 @@ def test_the_documentation_has_the_tables(results):
     assert markdown.tables(results) in (ROOT / "docs" / "results" / "evaluation.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / "benchmarks" / "results").glob("protect-*")), ids=lambda folder: folder.name, indirect=True
+)
+def test_the_page_on_dense_bottlenecks_has_the_tables(results):
+    _, tables = markdown.tables(results).split("\n\n", 1)  # under a heading of its own
+    assert tables in (ROOT / "docs" / "results" / "protect.md").read_text()
+
+
 def test_the_readme_has_the_summary(results):
     readme = (ROOT / "README.md").read_text()
     for line in markdown.summary(results).splitlines():
