@@ -220,12 +220,20 @@ class Program(click.Group):
         return name, self.commands[name], rest
 
 
-def settings(config: type[SharedConfig]) -> list[click.Parameter]:
-    """The flags of a configuration, with ``--config`` for a YAML file of them."""
+def settings(config: type[SharedConfig], **defaults: Any) -> list[click.Parameter]:
+    """The flags of a configuration, with ``--config`` for a YAML file of them.
+
+    Args:
+        config: the configuration.
+        defaults: defaults that differ from those of the configuration.
+    """
     text = "YAML file of settings; flags after it take precedence"
     file = click.Option([_flag(CONFIG)], multiple=True, metavar="FILE", help=text)
     shown = Option(PRINT, "print all settings as YAML, and stop", bool, False)
-    flags = [Option(s.name, plain(s.text), s.kind, s.default, s.group) for s in described(config).values()]
+    flags = [
+        Option(s.name, plain(s.text), s.kind, defaults.get(s.name, s.default), s.group)
+        for s in described(config).values()
+    ]
     return [file, shown, *flags]
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cem_fast import tune
 from cem_fast.cli import main as cli
@@ -105,6 +106,11 @@ def test_bad_targets_are_refused_in_one_line(arguments, message, capfd, tmp_path
 
     assert cli.main(["tune", *arguments, "--folder", str(tmp_path)]) == 2
     assert re.search(message, capfd.readouterr().err)
+
+
+def test_the_confirmation_is_by_strong_attacks_by_default(capfd):
+    assert cli.main(["tune", "--print-config"]) == 0
+    assert yaml.safe_load(capfd.readouterr().out)["attacks"] == ["kernel_ridge", "inversion"]
 
 
 @pytest.mark.parametrize(
