@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ COLORS = {
     },
 }
 MARKERS = {"undefended": "s", "off": "o", "on": "D"}
+LINE = 11  # points between two lines of small text
 
 
 @dataclass(frozen=True)
@@ -219,15 +221,27 @@ def tradeoff(rows: Sequence[Row], curve: Sequence[Row]) -> Chart:
                 100 * row.accuracy.mean, row.mse.mean, xerr=100 * row.accuracy.deviation, yerr=row.mse.deviation,
                 fmt=MARKERS[kind], color=colors[kind], markersize=6, elinewidth=0.9, alpha=0.95,
             )  # fmt: skip
-            name = f"σ = {row.noise_std:g}" if row in curve and kind == "off" else row.name
-            place = {"xytext": (-8, -5), "ha": "right", "va": "top"} if row in curve else {"xytext": (8, 5)}
-            point = (100 * row.accuracy.mean, row.mse.mean)
-            axes.annotate(name, point, textcoords="offset points", fontsize=9, color=colors[kind], **place)
         axes.set_xlabel("accuracy on test images, %")
         axes.set_ylabel("MSE of the strongest attack")
         axes.set_ylim(bottom=0)
         axes.margins(x=0.12)
         axes.grid(color=colors["grid"], linewidth=0.8)
+        lowest = -math.inf  # in points; names of cells with nearly the same error are written one above the other
+        for row in sorted(rows, key=lambda row: row.mse.mean):
+            point = (100 * row.accuracy.mean, row.mse.mean)
+            name, right, up = row.name, -8.0, -5.0
+            if row not in curve:
+                height = axes.transData.transform(point)[1] * 72 / axes.figure.dpi
+                lowest = max(height + 5, lowest)
+                right, up = 8.0, lowest - height
+                lowest += LINE
+            elif row.role == "off":
+                name = f"σ = {row.noise_std:g}"
+            sides = ("left", "baseline") if right > 0 else ("right", "top")
+            axes.annotate(
+                name, point, (right, up), textcoords="offset points", fontsize=9, color=colors[row.role],
+                ha=sides[0], va=sides[1],
+            )  # fmt: skip
 
     return _chart(draw, width=7.2, height=3.8)
 

@@ -342,7 +342,7 @@ def _strips(shown: Sequence[Row], pair: Gain | None, baseline: Baseline) -> list
         title = row.name[0].upper() + row.name[1:]
         note = f"noise σ = {row.noise_std:g}, rebuilt by the attack “{run.record.strongest}”"
         if pair is not None and row is shown[0] and row.role == "undefended":
-            title, note = "No defense", f"{row.name} alone, {note}" if row.label != "none" else note
+            title, note = "No defense", f"{row.label} alone, {note}" if row.label != "none" else note
         rebuilt = _pictures(run.measurements[f"pictures.{run.record.strongest}"])
         strips.append(Strip(title, note, row.role, rebuilt, row, row.mse.mean))
     guess = _pictures(first.measurements["pictures.class_mean"])
@@ -353,11 +353,16 @@ def _strips(shown: Sequence[Row], pair: Gain | None, baseline: Baseline) -> list
 
 
 def _shown(rows: Sequence[Row], pair: Gain | None, lead: Gain | None) -> list[Row]:
-    """The cells to show first: an undefended one, a pair without and with CEM, and the one that leads; few cells are all shown."""
+    """The cells to show first: an undefended one, a pair without and with CEM, and the one that leads after plain noise of its level.
+
+    Few cells are all shown.
+    """
     if pair is None or pair.off is None or len(rows) <= MOST_SHOWN:
         return list(rows)
     undefended = [row for row in rows if row.role == "undefended" and row is not pair.off]
-    return [*undefended[:1], pair.off, pair.on, *([lead.on] if lead and lead.on is not pair.on else [])]
+    plain = [row for row in rows if lead and row.record.plain and row.noise_std == lead.on.noise_std]
+    shown = [*undefended[:1], *plain[:1], pair.off, pair.on, *([lead.on] if lead else [])]
+    return list({id(row): row for row in shown}.values())
 
 
 def _pictures(images: Tensor) -> list[str]:

@@ -17,7 +17,7 @@ from cem_fast import load_run
 from cem_fast.cost import message_bytes
 from cem_fast.experiments.grid import RUNS, evaluate
 from cem_fast.experiments.results import RESULTS, make_rows
-from cem_fast.report.page import MARK, PAGE, Gain, _averaged, write
+from cem_fast.report.page import MARK, PAGE, Gain, _averaged, _shown, write
 
 
 class Links(HTMLParser):
@@ -178,3 +178,16 @@ def test_a_mean_over_settings_of_one_defense_is_not_called_one_over_defenses():
     gains = [Gain(row, None, gain=0.1, low=0.0, high=0.2) for row in make_rows(runs)]
     assert _averaged(gains) == "3 settings"
     assert _averaged(gains[1:]) == "2 defenses"
+
+
+def test_the_first_cells_are_shown_once_and_next_to_plain_noise():
+    runs = [measured("bottleneck", 0.0, 0.0, 0.9, 0.01), measured("noise", 0.1, 0.0, 0.9, 0.01)]
+    runs += [measured("noise", level, 0.0, 0.9, 0.01) for level in (0.2, 0.4)]
+    runs += [measured("noise", 0.1, weight, 0.9, 0.01, bottleneck="D64") for weight in (0.0, 0.5)]
+    rows = make_rows(runs)
+    off, on = (
+        next(r for r in rows if r.record.config.bottleneck == "D64" and r.role == role) for role in ("off", "on")
+    )
+    pair, lead = Gain(on, off, gain=0.1, low=0.0, high=0.2), Gain(off, None, gain=1.0, low=0.5, high=2.0)
+    shown = [(row.record.config.bottleneck, row.noise_std, row.role) for row in _shown(rows, pair, lead)]
+    assert shown == [(8, 0, "undefended"), (8, 0.1, "off"), ("D64", 0.1, "off"), ("D64", 0.1, "on")]
