@@ -219,8 +219,9 @@ def _searched(config: RunConfig, folder: Path, targets: Targets, trials: int, ru
             _tell(study, trial, result)
         found += tried
     chosen = [replace(trial.config, fold=CONFIRMED, attacks=config.attacks) for trial in _pareto(plain, found, targets)]
-    confirmed_plain = runs.done(_levels(replace(config, fold=CONFIRMED)))
-    confirmed = runs.done(chosen, targets)
+    levels = _levels(replace(config, fold=CONFIRMED))
+    made = runs.done([*levels, *chosen])  # together, so that no job waits; what is chosen is within the budget
+    confirmed_plain, confirmed = made[: len(levels)], made[len(levels) :]
     best = _best(confirmed_plain, confirmed, targets)
     tuned = Tuned(targets, config, tuple(plain), tuple(found), tuple(confirmed_plain), tuple(confirmed), best)
     _write(folder, tuned)
