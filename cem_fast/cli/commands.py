@@ -461,7 +461,7 @@ def tune(
     targets = tuning.Targets(**{each.name: values.pop(each.name) for each in fields(tuning.Targets)})
     place = devices.place(device, jobs, cluster, gpus_per_run)
     config: RunConfig = build(RunConfig, values)
-    with consoles.watch(console) as watch:
+    with consoles.watch(console, tuning.search.varied(config)) as watch:
         tuned = tuning.tune(config, folder, targets, trials=trials, watch=watch, **place)
     consoles.show_tuned(console, tuned, folder)
     return 0 if tuned.best is not None else 1

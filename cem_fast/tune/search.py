@@ -206,6 +206,28 @@ def tune(
         return _searched(config, folder, targets, trials, runs)
 
 
+def varied(config: RunConfig) -> list[RunConfig]:
+    """Settings that differ in everything that is searched: next to them, the name of a trial gives all of it.
+
+    Args:
+        config: the settings that are not searched.
+
+    Example:
+        >>> from cem_fast.config import RunConfig
+        >>> from cem_fast.experiments.names import differing
+        >>> from cem_fast.tune import search
+        >>> differing(RunConfig(bottleneck="D32"), search.varied(RunConfig()), shown=["noise_std"])
+        ['bottleneck = D32', 'cut = 2']
+    """
+    penalties = ((0.0, config.cem_components), (WEIGHTS[1], 1), (WEIGHTS[2], 2))
+    networks = ((BOTTLENECKS[1], config.cut), (BOTTLENECKS[2], config.cut + 1))
+    return [
+        replace(config, defense="noise", bottleneck=bottleneck, cut=cut, cem_weight=weight, cem_components=components)
+        for bottleneck, cut in networks
+        for weight, components in penalties
+    ]
+
+
 def _searched(config: RunConfig, folder: Path, targets: Targets, trials: int, runs: _Runs) -> Tuned:
     cheap = replace(config, fold=SEARCHED, attacks=CHEAP)
     plain = runs.done(_levels(cheap))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from io import StringIO
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from support.command_line import status
 from cem_fast.cli import console, progress
 from cem_fast.cli.progress import Bars
 from cem_fast.config import GridConfig, RunConfig
+from cem_fast.tune import search
 
 
 def test_a_run_that_ends_early_leaves_no_bar():
@@ -55,6 +57,16 @@ def test_names_are_no_markup():
     with progress.counted(Console(file=stream, force_terminal=True, width=100)) as count:
         count("[/no] [bold]tag", 1, 2)
     assert "[/no] [bold]tag" in stream.getvalue()
+
+
+def test_trials_of_a_search_do_not_look_alike():
+    first = RunConfig(fold=0, attacks=("ridge",))
+    others = search.varied(RunConfig())
+    words = {"bottleneck": "bottleneck", "cut": "cut", "cem_weight": "λ", "cem_components": "K"}
+    for settings in ({"bottleneck": "D16"}, {"cut": 1}, {"cem_weight": 0.2}, {"cem_weight": 0.2, "cem_components": 1}):
+        trial = progress.describe(replace(first, **settings), others)
+        assert all(f"{words[key]} = {value}" in trial for key, value in settings.items())
+        assert "attacks" not in trial
 
 
 def test_runs_that_differ_do_not_look_alike():
