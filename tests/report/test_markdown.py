@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_the_documentation_has_the_tables(results):
 def test_the_page_on_dense_bottlenecks_has_the_tables(results):
     _, tables = markdown.tables(results).split("\n\n", 1)  # under a heading of its own
     assert tables in (ROOT / "docs" / "results" / "protect.md").read_text()
+
+
+def test_the_page_on_dense_bottlenecks_has_the_search():
+    tuned = json.loads((ROOT / "benchmarks" / "results" / "tune-faces" / "tune.json").read_text())
+    page = (ROOT / "docs" / "results" / "protect.md").read_text()
+    for trial in tuned["confirmed_plain"] + tuned["confirmed"]:
+        figures = (
+            f"{trial['accuracy']:.1%} | {trial['mse']:.5f} | {trial['message_bytes']:,} | {trial['device_macs']:,}"
+        )
+        assert f"bottleneck = {trial['config']['bottleneck']}, cut = {trial['config']['cut']} | {figures} |" in page
 
 
 def test_the_readme_has_the_summary(results):
