@@ -428,9 +428,8 @@ def serve(folder: str, port: int, **_: object) -> int:
 
 
 @_command(
-    *settings(
-        RunConfig, attacks=("kernel_ridge", "inversion")
-    ),  # a choice by a weak attack may resist that attack alone
+    # what is chosen by a weak attack may resist that attack alone
+    *settings(RunConfig, attacks=("kernel_ridge", "inversion")),
     Option("max_accuracy_loss", "accuracy that may be lost against the best level of plain noise", float, 0.01),
     Option("min_mse", "least error of the strongest attack", float, 0.0),
     Option("max_bytes", "most bytes of a message", int | None, at_least=1),

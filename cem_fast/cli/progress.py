@@ -31,8 +31,7 @@ def describe(config: RunConfig, among: Iterable[RunConfig] = ()) -> str:
         among: settings of other runs; settings that tell the run from them are named.
     """
     noise = f" at noise {config.noise_std:g}" if config.noise_std > 0 else ""
-    others = [each for each in among if each.data == config.data]
-    own = "".join(f", {words}" for words in differing(config, others, shown=["noise_std", "attacks"]))
+    own = "".join(f", {words}" for words in differing(config, among, shown=["noise_std", "attacks"]))
     return f"{Path(config.data).name} / {config.label}{noise}{own}, seed {config.seed}, fold {config.fold}"
 
 

@@ -38,14 +38,13 @@ def name(record: Record, among: Iterable[Record], *, shown: Collection[str] = ()
         >>> name(runs[1], runs)
         'noise + CEM, K = 1'
     """
-    others = [each.config for each in among if each.data == record.data]
-    return ", ".join([record.label, *differing(record.config, others, shown=shown)])
+    return ", ".join([record.label, *differing(record.config, (each.config for each in among), shown=shown)])
 
 
 def differing(config: RunConfig, among: Iterable[RunConfig], *, shown: Collection[str] = ()) -> list[str]:
     """Names the settings in which other settings differ from these, seed and fold apart.
 
-    The network is compared with that of all others, and the rest with those of the same label.
+    On the same data, the network is compared with that of all others, and the rest with those of the same label.
 
     Args:
         config: the settings.
@@ -62,7 +61,7 @@ def differing(config: RunConfig, among: Iterable[RunConfig], *, shown: Collectio
         ['bottleneck = D64', 'cut = 2']
     """
     own = _settings(config)
-    others = [(_settings(each), each.label == config.label) for each in among]
+    others = [(_settings(each), each.label == config.label) for each in among if each.data == config.data]
     candidates = [key for key in dict.fromkeys((*SYMBOLS, *own)) if key not in ("data", "seed", "fold", *shown)]
     return [
         _in_words(key, own[key])

@@ -75,8 +75,8 @@ def _heading(row: Row, others: Iterable[Row], setting: str) -> str:
     def bare(config: RunConfig) -> RunConfig:
         return replace(config, **WITHOUT_CEM)
 
-    alike = [bare(each.config) for each in others if each.data == row.data]
-    return ", ".join([row.config.defense, *differing(bare(row.config), alike, shown=[setting, "model"])])
+    among = [bare(each.config) for each in others]
+    return ", ".join([row.config.defense, *differing(bare(row.config), among, shown=[setting, "model"])])
 
 
 def size(table: Sequence[Mapping[str, Any]], measures: Mapping[str, tuple[str, float]]) -> tuple[float, float]:
