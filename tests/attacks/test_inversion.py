@@ -10,7 +10,7 @@ from torch import nn
 
 from cem_fast import attacks, defenses, metrics, training
 from cem_fast.attacks import base
-from cem_fast.attacks.inversion import Inversion, linear, prior
+from cem_fast.attacks.inversion import Inversion, attack, linear, prior
 from cem_fast.attacks.inversion.neighbors import Neighbors
 from cem_fast.attacks.inversion.prior import Errors, most_probable
 from cem_fast.attacks.inversion.training import Lessons, Scene
@@ -50,6 +50,15 @@ def test_every_stage_lowers_the_error(small_faces, under_noise, inverted):
     assert found[2] < 0.97 * found[1]
     held_out = list(inverted.errors.values())
     assert held_out == sorted(held_out, reverse=True)
+
+
+def test_more_images_are_held_out_than_are_reconstructed_for_the_choices():
+    count = 5 * attack.ERRORS + 10
+    images = torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    built = Inversion(image_shape=(1, 4, 4), decoder_steps=30, corrector_steps=10, map_steps=2, batch_size=16)
+    built.fit(lambda x: x + 0.01 * torch.randn_like(x), images, torch.zeros(count, dtype=torch.int64))
+    assert len(built.errors) == 4
+    assert error(built.reconstruct(images[:1100]), images[:1100]) < 0.001
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ LEAST = 6  # images, two of which are held out for the choices of the last stage
 JUDGES = 128  # maximum number of held-out images on which the last stage is chosen
 JUDGED = 1 << 16  # maximum number of their values
 FEWEST_JUDGES = 32  # images that are used whatever their size
-ERRORS = 1024  # reconstructions of held-out images, at most, from which the covariance is estimated
+ERRORS = 1024  # held-out images, at most, that are reconstructed for the choices and the covariance
 WEIGHTS = (2.0, 1.0, 0.5, 0.25)  # of the prior, the easiest search first; 1 is that of Bayes' rule
 ALWAYS = 48  # images of a training step, whatever memory they need
 REFIT = 0.4  # steps on all images, in units of those without the held-out fifth
@@ -221,8 +221,9 @@ class Inversion(Attack):
     def _choose(self, images: Tensor) -> None:
         """Chooses the gate of stage 2, and weight and share of stage 3, on held-out images; and keeps the error of every stage."""
         self.gate, self.share, self.weight = 1.0, 0.0, 1.0
+        images = images[:ERRORS]
         copies = max(1, min(16, ERRORS // len(images)))
-        looks = torch.cat([images] + [warped(images, mirror=self.mirror) for _ in range(copies - 1)])[:ERRORS]
+        looks = torch.cat([images] + [warped(images, mirror=self.mirror) for _ in range(copies - 1)])
         messages = self.view.messages(looks)
         before, kept = self.scene.decoded(messages), slice(len(images))
         self.errors = {"decoder": _error(before[kept], images)}
