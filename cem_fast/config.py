@@ -26,6 +26,7 @@ UNWRITTEN: dict[str, Any] = {
     "attack_releases": 1,
     "secure": False,
     "mirror": False,
+    "validation": False,
 }
 SEEDED = "since evaluations repeat their draws from a seed"  # why they refuse ``secure``
 _KINDS: dict[type, dict[str, Any]] = {}  # types of the settings of each class
@@ -52,6 +53,8 @@ class SharedConfig:
         mirror: whether training also shows mirror images, as of photographs in a folder; other data sets bring their own choice.
         protocol: images that the attacker reconstructs: ``inference``, test images, with the training images known; ``train``, training
             images, with none of them known.
+        validation: whether a fifth of the training images, chosen by ``fold``, takes the place of the test images of data with a fixed test
+            part, for choosing settings.
         model: network: ``slim``, ``vgg11``, ``vgg13``, ``resnet20``, ``resnet32``, ``mobilenet_v2`` or a variant of one.
         cut: number of stages (convolutions or blocks) on the user's device, at least 1.
         bottleneck: channels of the released features; a convolution in the notation ``[noRELU_][Kk]CcSs``; r numbers of all positions
@@ -98,6 +101,7 @@ class SharedConfig:
     image_size: int | None = None
     mirror: bool = False
     protocol: str = "inference"
+    validation: bool = False
     model: str = "slim"
     cut: int = 2
     bottleneck: int | str = 8
@@ -288,7 +292,8 @@ class RunConfig(SharedConfig):
 CELL_SETTINGS = tuple(
     field.name
     for field in fields(RunConfig)
-    if field.name not in ("data", "seed", "fold", "secure", "image_size", "mirror", "protocol", "noise_draws")
+    if field.name
+    not in ("data", "seed", "fold", "secure", "image_size", "mirror", "protocol", "validation", "noise_draws")
     and not field.name.startswith("attack")
 )
 

@@ -147,7 +147,7 @@ def show_plan(config: RunConfig | GridConfig, plan: list[RunConfig], folder: str
     print(yaml.safe_dump(shown, sort_keys=False), end="")
     trained = attacked = 0
     for index, run in enumerate(plan):
-        splits = load_data(run.data, run.fold, run.image_size, run.protocol)
+        splits = load_data(run)
         trained += run.epochs * len(splits.train)
         if attack and {"decoder", "ensemble", "optimization", "gan"} & set(run.attacks):
             epochs = run.attack_epochs or budgeted(run.attack_budget, {})["epochs"]

@@ -68,7 +68,7 @@ class Lines(Watch):
     def started(self, index: int, total: int, config: RunConfig) -> None:
         if config.data not in {*data.names(), *self.named}:
             self.named.add(config.data)
-            self._print(about(load_data(config.data, config.fold, config.image_size, config.protocol)))
+            self._print(about(load_data(config)))
         self._print(f"[{index + 1}/{total}] {describe(config, self.plan)}: started")
 
     def finished(self, index: int, total: int, config: RunConfig, record: Record, *, reused: bool) -> None:

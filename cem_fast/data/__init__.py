@@ -58,6 +58,7 @@ def load(
     fold: int,
     image_size: int | None = None,
     seed: int = 0,
+    validation: bool = False,
     root: str | Path | None = None,
     skip_corrupt: bool | None = None,
     at_most: tuple[int | None, int | None] = (None, None),
@@ -69,11 +70,12 @@ def load(
     Args:
         name_or_path: one of :func:`cem_fast.data.names`, or the path of a folder with one sub-folder per class, or of one with such
             folders ``train`` and ``test``.
-        fold: index of the test fold, 0 to 4; without effect on a data set that came with a test part.
+        fold: index of the test fold, 0 to 4; without effect on a data set that came with a test part, unless ``validation`` is set.
         image_size: side of the square images in pixels, 8 to 2048; None for the data set's own (``faces``, ``facescrub`` 48,
             ``tiny_imagenet`` 64, the others 32). A folder keeps the one size of its images if its sides have 8 to 256
             pixels, otherwise 48 with a warning.
         seed: seed of the folds; must be equal in all runs that are compared.
+        validation: whether a fifth of the training part, chosen by ``fold``, takes the place of a fixed test part.
         root: folder of downloaded data sets; None for :func:`cem_fast.data.data_root`.
         skip_corrupt: whether to leave out files of a folder that cannot be read, with a warning that names them; None for what the
             environment variable ``CEM_FAST_SKIP_CORRUPT`` says, which is 1 or nothing.
@@ -100,29 +102,36 @@ def load(
         require_count("image_size", image_size, *IMAGE_SIDES)
     if not name_or_path:
         raise ValueError(f"the data set must be one of {', '.join(names())} or the path of a folder, got ''")
-    if name_or_path not in names():
-        path = expanded(name_or_path)
-        if path.is_dir():
-            skip = os.environ.get(SKIP_CORRUPT) == "1" if skip_corrupt is None else skip_corrupt
-            return folder.load(
-                path,
-                fold=fold,
-                image_size=image_size,
-                seed=seed,
-                skip_corrupt=skip,
-                at_most=at_most,
-                memory=memory,
-                on_step=on_step,
-            )
-        if len(path.parts) > 1:
-            raise ValueError(
-                f"{path} is not a folder: expected one with a sub-folder per class, or one of {', '.join(names())}"
-            )
-        lookup("data set", name_or_path, dict.fromkeys(names()))  # raises
-    if name_or_path in _BUNDLED:
-        return _BUNDLED[name_or_path](fold=fold, image_size=image_size, seed=seed)
     check_fold(fold)
-    return _PUBLISHED[name_or_path](data_root() if root is None else Path(root), image_size=image_size)
+    if name_or_path in _BUNDLED:
+        splits = _BUNDLED[name_or_path](fold=fold, image_size=image_size, seed=seed)
+    elif name_or_path in _PUBLISHED:
+        splits = _PUBLISHED[name_or_path](data_root() if root is None else Path(root), image_size=image_size)
+    else:
+        skip = os.environ.get(SKIP_CORRUPT) == "1" if skip_corrupt is None else skip_corrupt
+        splits = folder.load(
+            _folder(name_or_path),
+            fold=fold,
+            image_size=image_size,
+            seed=seed,
+            skip_corrupt=skip,
+            at_most=at_most,
+            memory=memory,
+            on_step=on_step,
+        )
+    return splits.validation(fold, seed=seed) if validation else splits
+
+
+def _folder(name_or_path: str) -> Path:
+    """The folder of a path, or an error that names the nearest data set."""
+    path = expanded(name_or_path)
+    if not path.is_dir() and len(path.parts) > 1:
+        raise ValueError(
+            f"{path} is not a folder: expected one with a sub-folder per class, or one of {', '.join(names())}"
+        )
+    if not path.is_dir():
+        lookup("data set", name_or_path, dict.fromkeys(names()))  # raises
+    return path
 
 
 def baselines(splits: Splits) -> dict[str, float]:

@@ -217,6 +217,35 @@ class Splits:
             )
         return replace(self, train=train, attacker=attacker[own.nonzero()[:, 0]], protocol=protocol)
 
+    def validation(self, fold: int, *, seed: int = 0) -> Splits:
+        """The training part alone, with a fifth of it in place of the test part: settings can be chosen without a look at the test part.
+
+        Args:
+            fold: index of that fifth, 0 to 4; they are drawn as the folds of data without a test part.
+            seed: seed of the folds.
+
+        Returns:
+            The splits, with folds.
+
+        Raises:
+            ValueError: the data has folds already, ``fold`` is out of range, or the training part is too small to be split.
+
+        Example:
+            >>> import torch
+            >>> from cem_fast.data.splits import published
+            >>> images = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+            >>> parts = (images[:20], torch.arange(20) % 2), (images[20:], torch.arange(4) % 2)
+            >>> splits = published("noise", *parts, class_names=("a", "b"), credit="", mirrored=True).validation(0)
+            >>> len(splits.train), len(splits.test), splits.fixed
+            (16, 4, False)
+        """
+        if not self.fixed:
+            raise ValueError(
+                f"validation must be false for {self.name}, which has no fixed test part: fold 0 is for choosing settings"
+            )
+        train, test = _divided(self.train, fold=fold, seed=seed, class_names=self.class_names)
+        return replace(self, train=train, test=test, attacker=train, fixed=False)
+
     @cached_property
     def num_leaked(self) -> int:
         """Number of test images that are also in the training part, pixel by pixel. Who holds that part has seen them."""
@@ -354,7 +383,15 @@ def by_fold(
         >>> splits.train.labels.bincount(), splits.test.labels.bincount()
         (tensor([8, 8]), tensor([2, 2]))
     """
+    groups = labels if unit == "people" else torch.arange(len(labels))
+    train, test = _divided(Part(images, labels, groups), fold=fold, seed=seed, class_names=class_names)
+    return Splits(name, train, test, train, len(class_names), tuple(class_names), credit, unit, mirrored=mirrored)
+
+
+def _divided(whole: Part, *, fold: int, seed: int, class_names: Sequence[str]) -> tuple[Part, Part]:
+    """Four of five folds, stratified by class, and the other; see :func:`by_fold`."""
     check_fold(fold)
+    labels = whole.labels
     counts = torch.bincount(labels, minlength=len(class_names))
     if int(counts.min()) < 2:
         scarce = class_names[int(counts.argmin())]
@@ -366,8 +403,6 @@ def by_fold(
     by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
     folds = torch.empty_like(labels)
     folds[by_class] = torch.arange(len(labels)) % NUM_FOLDS
-    groups = labels if unit == "people" else torch.arange(len(labels))
-    whole = Part(images, labels, groups)
     first: dict[bytes, int] = {}
     for index, image in enumerate(whole.fingerprints()):  # copies of an image stay together
         folds[index] = folds[first.setdefault(image, index)]
@@ -378,8 +413,7 @@ def by_fold(
             )
     if not (folds == fold).any():
         raise ValueError(f"fold {fold} is empty: all of its images are copies of images in other folds")
-    train, test = whole[torch.nonzero(folds != fold)[:, 0]], whole[torch.nonzero(folds == fold)[:, 0]]
-    return Splits(name, train, test, train, len(class_names), tuple(class_names), credit, unit, mirrored=mirrored)
+    return whole[torch.nonzero(folds != fold)[:, 0]], whole[torch.nonzero(folds == fold)[:, 0]]
 
 
 def check_fold(fold: int) -> None:

@@ -24,40 +24,33 @@ CACHED = 4  # splits that are kept
 _loaded: dict[tuple[object, ...], Splits] = {}
 
 
-def load_data(
-    name_or_path: str,
-    fold: int,
-    image_size: int | None,
-    protocol: str = "inference",
-    *,
-    on_step: Steps = lambda done, total: None,
-) -> Splits:
-    """Loads the splits of one fold, cached for the runs that share it. All seeds share one split.
+def load_data(config: RunConfig, *, on_step: Steps = lambda done, total: None) -> Splits:
+    """Loads the images of a run, cached for the runs that share them. All seeds share one split.
 
     Args:
-        name_or_path: name of a data set, or the path of a folder of images.
-        fold: fold that is the test set.
-        image_size: side of the square images in pixels; None keeps the data set's own.
-        protocol: ``inference`` or ``train``.
+        config: settings of the run.
         on_step: called with the files of a folder that are decoded and their total; not if they are kept decoded.
 
     Returns:
-        The splits under the protocol.
+        The splits under the protocol of the run.
 
     Raises:
         FileNotFoundError: the data set is missing.
-        ValueError: an argument is unknown or out of range.
+        ValueError: a setting is unknown or out of range, or does not fit the data.
 
     Example:
+        >>> from cem_fast.config import RunConfig
         >>> from cem_fast.experiments import build
-        >>> splits = build.load_data("faces", fold=1, image_size=16)
+        >>> splits = build.load_data(RunConfig(data="faces", fold=1, image_size=16))
         >>> splits.image_shape, splits.num_classes, len(splits.train), len(splits.test)
         ((1, 16, 16), 40, 320, 80)
     """
-    key = (name_or_path, fold, image_size, protocol, *map(os.environ.get, (VARIABLE, SKIP_CORRUPT)))
+    name, fold, size, validation = config.data, config.fold, config.image_size, config.validation
+    key = (name, fold, size, validation, config.protocol, *map(os.environ.get, (VARIABLE, SKIP_CORRUPT)))
     splits = _loaded.pop(key, None)
     if splits is None:
-        splits = data.load(name_or_path, fold=fold, image_size=image_size, on_step=on_step).under(protocol)
+        splits = data.load(name, fold=fold, image_size=size, validation=validation, on_step=on_step)
+        splits = splits.under(config.protocol)
     _loaded[key] = splits  # the last of those that were used
     if len(_loaded) > CACHED:
         del _loaded[next(iter(_loaded))]

@@ -14,7 +14,13 @@ from cem_fast.experiments.results import Measured, cells
 
 NUM_RESAMPLES = 2000
 SEED = 0
-SHARED = ("model", "image_size", "protocol", "noise_draws")  # of a cell and the plain noise that it is compared to
+SHARED = (
+    "model",
+    "image_size",
+    "protocol",
+    "validation",
+    "noise_draws",
+)  # of a cell and the plain noise that it is compared to
 
 
 def pairs(runs: Sequence[Measured]) -> list[Pair]:

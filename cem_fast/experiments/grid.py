@@ -83,7 +83,7 @@ def check(plan: list[RunConfig], watch: Watch | None = None) -> None:
         for attack in config.attacks:
             lookup("attack", attack, dict.fromkeys(attacks.names()))
         on_step = partial(watch.loading, config.data)
-        splits = load_data(config.data, config.fold, config.image_size, config.protocol, on_step=on_step)
+        splits = load_data(config, on_step=on_step)
         if splits.fixed and config.fold != plan[0].fold:
             raise ValueError(
                 f"folds must list one value for {config.data!r}, whose test part is the same in all of them, got {plan[0].fold} "
@@ -96,7 +96,7 @@ def check(plan: list[RunConfig], watch: Watch | None = None) -> None:
     for config in {
         replace(config, data=config.data, seed=0, fold=plan[0].fold, cem_weight=0.0): None for config in plan
     }:
-        splits = load_data(config.data, config.fold, config.image_size, config.protocol)
+        splits = load_data(config)
         build_parts(config, image_shape=splits.image_shape, num_classes=splits.num_classes)
         for attack in config.attacks:
             build_attack(attack, config, splits)
@@ -194,10 +194,7 @@ def evaluate(
     check_folder(folder, plan)
     folder = Path(folder)
     made_with = MadeWith(command or provenance.command_line(), provenance.commit(), provenance.versions())
-    identities = {
-        config: provenance.identity(load_data(config.data, config.fold, config.image_size, config.protocol))
-        for config in plan
-    }
+    identities = {config: provenance.identity(load_data(config)) for config in plan}
     saved = {config: _saved(folder, config, identities[config]) for config in plan}
     found = {config: run for config, (run, _) in saved.items()}
     summary = _Summary(folder, made_with)

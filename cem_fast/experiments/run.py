@@ -196,7 +196,7 @@ def run_cell(
         >>> list(record.attacks)
         ['nearest']
     """
-    splits = load_data(config.data, config.fold, config.image_size, config.protocol)
+    splits = load_data(config)
     resume = not fresh and _snapshot(config, folder, splits, ranks=Ranks(), beside=[], resume=True).fits()
     return run(config, folder, device=device, on_stage=on_stage, resume=resume)
 
@@ -313,7 +313,7 @@ class _Curves:
 def _images(config: RunConfig, splits: Splits | None) -> Splits:
     """The images of a run under its protocol, loaded unless given."""
     if splits is None:
-        splits = load_data(config.data, config.fold, config.image_size, config.protocol)
+        splits = load_data(config)
     splits = splits.under(config.protocol)
     if len(splits.test) < 2:
         raise ValueError(f"the test part must hold at least 2 images, got {len(splits.test)}")

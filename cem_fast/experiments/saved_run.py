@@ -93,7 +93,10 @@ class Run:
                 f"{self.path} was trained on the images in {self.config.data!r}, and there is no folder {name!r} below {Path.cwd()}: "
                 "--data-from names their folder now"
             )
-        splits = data.load(name, fold=self.config.fold, image_size=self.config.image_size).under(self.config.protocol)
+        own = self.config
+        splits = data.load(name, fold=own.fold, image_size=own.image_size, validation=own.validation).under(
+            own.protocol
+        )
         expected, found = self.description.identity.images, splits.digest()
         if found != expected:
             raise ValueError(

@@ -38,7 +38,7 @@ MARK = b'{\n "schema": 1,\n "targets"'
 BEST_MARK = b"# The best settings that cem-fast tune has confirmed.\n"
 BOTTLENECKS = ("8", "D16", "D32", "D48", "D64", "D64P2", "D64R16", "D64G4")
 WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 1.0)
-CHOSEN = ("defense", "bottleneck", "noise_std", "cem_weight", "cem_components")  # settings that no caller gives
+CHOSEN = ("validation", "defense", "bottleneck", "noise_std", "cem_weight", "cem_components")  # that no caller gives
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ def tune(
     """Searches bottleneck, noise, CEM and cut for the greatest error within a loss of accuracy.
 
     Fold 0 is searched under cheap attacks, by a multi-objective sampler of Optuna (accuracy against error). The Pareto set is trained again
-    on fold 3 and attacked by ``config.attacks``. Plain noise is trained on both folds, as the line to beat. Every trial is a run in the
-    folder. The same call again continues an interrupted search: suggestions depend on the earlier results alone, and finished runs are
-    read from disk.
+    on fold 3 and attacked by ``config.attacks``. Plain noise is trained on both folds, as the line to beat. Of data with a fixed test
+    part, these are folds of the training part. Every trial is a run in the folder. The same call again continues an interrupted search:
+    suggestions depend on the earlier results alone, and finished runs are read from disk.
 
     Args:
         config: the settings that are not searched; its ``attacks`` confirm, its ``fold`` is that of ``best.yaml``, and ``cut`` is tried
@@ -172,8 +172,7 @@ def tune(
         ImportError: optuna is not installed.
         ConnectionError: there is no such cluster.
         FileNotFoundError: the data set is missing.
-        ValueError: a setting does not fit or is searched, the data set has a fixed test part, which a search would have to read, or the
-            folder holds other results.
+        ValueError: a setting does not fit or is set by the search, or the folder holds other results.
 
     Source:
         Akiba et al., "Optuna: a next-generation hyperparameter optimization framework", KDD 2019; Ozaki et al., "Multiobjective
@@ -190,20 +189,16 @@ def tune(
     for key in CHOSEN:
         if getattr(config, key) != getattr(RunConfig, key):
             raise ValueError(
-                f"{key} must be {getattr(RunConfig, key)!r} here, since it is searched, got {getattr(config, key)!r}"
+                f"{key} must be {getattr(RunConfig, key)!r} here, since the search sets it, got {getattr(config, key)!r}"
             )
-    splits = load_data(config.data, SEARCHED, config.image_size, config.protocol)
-    if splits.fixed:
-        raise ValueError(
-            f"tune needs data with folds, since a search must not read the test part, and {config.data} has a fixed one"
-        )
+    splits = load_data(replace(config, fold=SEARCHED))
     folder = Path(folder)
     check_target(folder, {TUNED: MARK, BEST: BEST_MARK, PICTURE: b"cem_fast"})
     shape = {"image_shape": splits.image_shape, "num_classes": splits.num_classes}
     runs = _Runs(folder, {"device": device, "jobs": jobs, "cluster": cluster}, watch or Watch(), shape)
     runs.plan = _held(folder, config)
     with joined(cluster) if cluster else nullcontext():  # once for all batches
-        return _searched(config, folder, targets, trials, runs)
+        return _searched(config, folder, targets, trials, runs, validation=splits.fixed)
 
 
 def varied(config: RunConfig) -> list[RunConfig]:
@@ -228,8 +223,11 @@ def varied(config: RunConfig) -> list[RunConfig]:
     ]
 
 
-def _searched(config: RunConfig, folder: Path, targets: Targets, trials: int, runs: _Runs) -> Tuned:
-    cheap = replace(config, fold=SEARCHED, attacks=CHEAP)
+def _searched(
+    config: RunConfig, folder: Path, targets: Targets, trials: int, runs: _Runs, *, validation: bool
+) -> Tuned:
+    searched = replace(config, fold=SEARCHED, validation=validation)
+    cheap = replace(searched, attacks=CHEAP)
     plain = runs.done(_levels(cheap))
     study = _study(config)
     found: list[Trial] = []
@@ -241,7 +239,7 @@ def _searched(config: RunConfig, folder: Path, targets: Targets, trials: int, ru
             _tell(study, trial, result)
         found += tried
     chosen = [replace(trial.config, fold=CONFIRMED, attacks=config.attacks) for trial in _pareto(plain, found, targets)]
-    levels = _levels(replace(config, fold=CONFIRMED))
+    levels = _levels(replace(searched, fold=CONFIRMED))
     made = runs.done([*levels, *chosen])  # together, so that no job waits; what is chosen is within the budget
     confirmed_plain, confirmed = made[: len(levels)], made[len(levels) :]
     best = _best(confirmed_plain, confirmed, targets)
@@ -399,7 +397,7 @@ def _best(plain: Sequence[Trial], trials: Sequence[Trial], targets: Targets) -> 
 def _write(folder: Path, tuned: Tuned) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if tuned.best is not None:
-        best = replace(tuned.confirmed[tuned.best].config, fold=tuned.config.fold)
+        best = replace(tuned.confirmed[tuned.best].config, fold=tuned.config.fold, validation=False)
         shown = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(best).items()}
         write_atomically(folder / BEST, BEST_MARK + yaml.safe_dump(shown, sort_keys=False).encode())
     else:

@@ -12,6 +12,7 @@ from PIL import Image
 from support import twins
 
 from cem_fast import data
+from cem_fast.config import RunConfig
 from cem_fast.data import cache, decoding, images
 from cem_fast.experiments import build
 
@@ -191,7 +192,7 @@ def test_corrupt_files_are_left_out_on_request(tmp_path, monkeypatch):
     assert splits.digest() == whole.digest()
     monkeypatch.setenv("CEM_FAST_SKIP_CORRUPT", "1")
     with pytest.warns(UserWarning, match="left out 2 files"):
-        assert build.load_data(str(folder), 0, 16).digest() == whole.digest()
+        assert build.load_data(RunConfig(data=str(folder), fold=0, image_size=16)).digest() == whole.digest()
     for file in (folder / "class 1").iterdir():
         file.write_bytes(b"")
     with (

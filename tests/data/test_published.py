@@ -81,6 +81,18 @@ def test_folds_of_a_fixed_test_part_are_refused(everything, monkeypatch):
     with pytest.raises(ValueError, match="folds must list one value for 'fashion_mnist', .*got 1 and 2"):
         check(grid.runs())
     check(replace(grid, folds=(2,)).runs())
+    check(replace(grid, validation=True).runs())
+
+
+def test_a_run_and_its_data_again_under_validation(everything, tmp_path, monkeypatch):
+    monkeypatch.setenv("CEM_FAST_DATA", str(everything))
+    config = RunConfig(data="cifar10", image_size=16, epochs=1, attacks=("ridge",), cem_components=2, validation=True)
+    run(config, tmp_path / "run")
+    loaded = saved_run.load_run(tmp_path / "run")
+    assert loaded.config == config
+    assert len(loaded.data.train) + len(loaded.data.test) == 50
+    with pytest.raises(ValueError, match="validation must be false for faces"):
+        data.load("faces", fold=0, validation=True)
 
 
 def test_the_copies_of_cifar10_are_the_first_of_each_class_and_mirrored(everything, monkeypatch):

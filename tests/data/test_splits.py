@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,53 @@ def test_copies_across_published_parts_stay_and_are_counted():
     with pytest.warns(UserWarning, match="2 of the 4 test images of twice are among its training images as well"):
         twice = published("twice", (images[:4], labels[:4]), test, **settings)
     assert (twice.num_leaked, len(twice.train), len(twice.test)) == (2, 4, 4)
+
+
+def halves(**settings):
+    """Published parts, with a test image and a training image of every class twice."""
+    images = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(60) % 2
+    images[2:4] = images[:2]
+    settings = {"class_names": "ab", "credit": "somebody", "mirrored": True, **settings}
+    return published("halves", (images[:50], labels[:50]), (images[50:], labels[50:]), **settings)
+
+
+def test_validation_takes_the_place_of_the_test_part():
+    splits = halves()
+    known = set(splits.train.fingerprints())
+    rebuilt: list[bytes] = []
+    for fold in range(5):
+        held = splits.validation(fold)
+        assert held.attacker is held.train
+        assert not held.fixed
+        assert held.num_leaked == 0
+        assert (held.name, held.class_names, held.credit, held.mirrored) == ("halves", ("a", "b"), "somebody", True)
+        assert len(held.train) + len(held.test) == 50
+        assert set(held.train.fingerprints()) <= known
+        assert abs(int(held.test.labels.sum()) - len(held.test) / 2) <= 1
+        rebuilt += held.test.fingerprints()
+        assert held.digest() == splits.validation(fold).digest() != splits.validation(fold, seed=1).digest()
+    assert sorted(rebuilt) == sorted(splits.train.fingerprints())
+    assert len(splits.validation(0).under("train").attacker) > 0
+
+
+def test_validation_keeps_groups_and_attributes():
+    splits = halves(unit="people")
+    part = replace(splits.train, attributes={"glasses": splits.train.labels * 2})
+    held = replace(splits, train=part, attacker=part).validation(1)
+    for each in (held.train, held.test):
+        assert torch.equal(each.groups, each.labels)
+        assert torch.equal(each.attributes["glasses"], 2 * each.labels)
+
+
+def test_validation_of_data_with_folds_and_of_too_little_data_is_refused():
+    splits = halves()
+    with pytest.raises(ValueError, match="validation must be false for halves, which has no fixed test part"):
+        splits.validation(0).validation(1)
+    with pytest.raises(ValueError, match="fold must be an integer from 0 to 4, got 5"):
+        splits.validation(5)
+    with pytest.raises(ValueError, match="10 images are needed for 5 folds of at least 2, got 6"):
+        replace(splits, train=splits.train[torch.arange(10, 16)]).validation(0)
 
 
 def test_images_of_two_datasets_have_different_groups():

@@ -63,7 +63,7 @@ def test_every_defense_trains_with_cem_and_without_and_is_loaded_the_same(
 @pytest.mark.parametrize("name", defenses.names())
 def test_no_defense_ever_sees_a_test_image(name, tiny_images):
     """Trains twice, once with test images that would poison everything they touch."""
-    splits = load_data(str(tiny_images), 0, 16)
+    splits = load_data(RunConfig(data=str(tiny_images), fold=0, image_size=16))
     broken = replace(splits, test=replace(splits.test, images=torch.full_like(splits.test.images, torch.nan)))
     config = replace(CONFIG, data=str(tiny_images), defense=name)
     states = []
@@ -79,7 +79,7 @@ def test_no_defense_ever_sees_a_test_image(name, tiny_images):
 def test_all_defenses_compose(tiny_images, tmp_path):
     """One composition of everything that changes the network, the features or the loss."""
     config = replace(CONFIG, data=str(tiny_images), cem_weight=0.5, epochs=2)
-    splits = load_data(config.data, 0, 16)
+    splits = load_data(replace(config, fold=0, image_size=16))
     names = [name for name in defenses.names() if name not in ("none", "bottleneck") and not name.startswith("noise")]
     networks = []
     for _ in range(2):

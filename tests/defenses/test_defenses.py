@@ -296,7 +296,7 @@ def test_the_proxy_of_ressfl_starts_trained_and_leaves_the_network_as_it_was(tin
 
 @pytest.mark.parametrize("name", ["noise_arl", "ressfl"])
 def test_the_adversary_beats_the_mean_image_on_images_that_are_mostly_black(name):
-    splits = load_data("digits", 0, 16)
+    splits = load_data(RunConfig(data="digits", fold=0, image_size=16))
     splits = replace(splits, train=splits.train[torch.arange(0, len(splits.train), 4)])
     torch.manual_seed(0)
     model = models.build("slim", image_shape=splits.image_shape, num_classes=10, cut=2, bottleneck=8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cem_fast import attacks
@@ -10,10 +12,11 @@ from cem_fast.experiments.build import build_attack, build_loss, build_parts, lo
 
 
 def test_runs_of_one_fold_share_their_images(tiny_images):
-    splits = load_data(str(tiny_images), 1, 16)
-    assert load_data(str(tiny_images), 1, 16) is splits
-    assert load_data(str(tiny_images), 2, 16) is not splits
-    assert load_data(str(tiny_images), 1, 16, "train").protocol == "train"
+    config = RunConfig(data=str(tiny_images), image_size=16)
+    splits = load_data(config)
+    assert load_data(replace(config, seed=3, epochs=2)) is splits
+    assert load_data(replace(config, fold=2)) is not splits
+    assert load_data(replace(config, protocol="train")).protocol == "train"
 
 
 def test_the_loss_has_the_settings_of_cem():
@@ -33,5 +36,5 @@ def test_only_defenses_that_use_a_bottleneck_get_one():
 
 @pytest.mark.parametrize("name", attacks.names())
 def test_every_attack_is_built_from_the_settings(name, tiny_images):
-    attack = build_attack(name, RunConfig(attack_epochs=7), load_data(str(tiny_images), 1, 16))
+    attack = build_attack(name, RunConfig(attack_epochs=7), load_data(RunConfig(data=str(tiny_images), image_size=16)))
     assert attack.name == name

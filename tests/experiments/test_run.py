@@ -101,7 +101,7 @@ def test_nothing_is_trained_for_a_folder_that_cannot_be_written_to(tiny_grid, tm
             run(config, folder)
         with pytest.raises(ValueError, match="folder must be"):
             evaluate(tiny_grid, folder)
-    splits = load_data(config.data, config.fold, config.image_size)
+    splits = load_data(config)
     with pytest.raises(ValueError, match="the test part must hold at least 2 images, got 1"):
         run(config, tmp_path / "run", splits=replace(splits, test=splits.test[torch.arange(1)]))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -174,7 +174,7 @@ def test_mirror_images_of_a_folder_are_shown_on_request(tiny_images, monkeypatch
     shown, augment = set(), training.loop.augment
     monkeypatch.setattr(training.loop, "augment", lambda *a, **k: (shown.add(k["mirror"]), augment(*a, **k))[1])
     config = RunConfig(data=str(tiny_images), image_size=16, epochs=1, mirror=mirror)
-    splits = load_data(config.data, config.fold, config.image_size)
+    splits = load_data(config)
     model, defended, _ = build_parts(config, image_shape=splits.image_shape, num_classes=3)
     training.train(model, splits, defended, config=config)
     assert shown == {mirror}

@@ -28,7 +28,7 @@ CONFIG = RunConfig(image_size=16, epochs=4, batch_size=8, seed=1, noise_std=0.1,
 @pytest.fixture
 def splits(tiny_grid):
     (path,) = tiny_grid.data
-    return load_data(path, 1, 16)
+    return load_data(RunConfig(data=path, image_size=16))
 
 
 class Interrupted(Exception):

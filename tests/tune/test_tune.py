@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support import twins
 
-from cem_fast import tune
+from cem_fast import data, load_run, tune
 from cem_fast.cli import main as cli
 from cem_fast.config import RunConfig
 from cem_fast.experiments import grid
@@ -67,6 +68,22 @@ def test_a_search_is_confirmed_on_another_fold_and_continues_after_an_interrupti
         tune.tune(replace(config, epochs=2), folder, targets, trials=6)
 
 
+def test_a_search_never_reads_a_fixed_test_part(quick, tmp_path):
+    for seed, part in enumerate(("train", "test")):
+        twins.write_images(tmp_path / "images" / part, count=20, seed=seed)
+    config, folder = settings(tmp_path / "images"), tmp_path / "tune"
+    tuned = tune.tune(config, folder, Targets(max_accuracy_loss=1.0), trials=2)
+    runs = [load_run(folder / "runs" / path.name) for path in (folder / "runs").iterdir()]
+    assert {(each.config.fold, each.config.validation) for each in runs} == {
+        (search.SEARCHED, True),
+        (search.CONFIRMED, True),
+    }
+    unseen = data.load(str(tmp_path / "images"), fold=0).test
+    assert all(unseen.num_in(part) == 0 for each in runs for part in (each.data.train, each.data.test))
+    assert tuned.best is not None
+    assert yaml.safe_load((folder / search.BEST).read_text())["validation"] is False
+
+
 def trial(accuracy: float, mse: float, **own) -> Trial:
     return Trial(RunConfig(**own), "done", 256, 1000, accuracy, mse)
 
@@ -94,11 +111,12 @@ def test_the_pareto_set_has_the_accurate_trials_first():
         (["--max-accuracy-loss", "2"], r"max_accuracy_loss must be in \[0, 1\], got 2"),
         (["--max-bytes", "0"], "max_bytes must be .*at least 1, got 0"),
         (["--min-mse", "-1"], "min_mse must be at least 0, got -1"),
-        (["--defense", "dropout"], "defense must be 'noise' here, since it is searched, got 'dropout'"),
-        (["--bottleneck", "D64"], "bottleneck must be 8 here, since it is searched, got 'D64'"),
-        (["--noise-std", "0.2"], "noise_std must be 0.1 here, since it is searched, got 0.2"),
-        (["--cem-weight", "1"], "cem_weight must be 0.0 here, since it is searched, got 1.0"),
-        (["--cem-components", "2"], "cem_components must be 5 here, since it is searched, got 2"),
+        (["--validation"], "validation must be False here, since the search sets it, got True"),
+        (["--defense", "dropout"], "defense must be 'noise' here, since the search sets it, got 'dropout'"),
+        (["--bottleneck", "D64"], "bottleneck must be 8 here, since the search sets it, got 'D64'"),
+        (["--noise-std", "0.2"], "noise_std must be 0.1 here, since the search sets it, got 0.2"),
+        (["--cem-weight", "1"], "cem_weight must be 0.0 here, since the search sets it, got 1.0"),
+        (["--cem-components", "2"], "cem_components must be 5 here, since the search sets it, got 2"),
     ],
 )
 def test_bad_targets_are_refused_in_one_line(arguments, message, capfd, tmp_path):
