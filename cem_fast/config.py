@@ -28,6 +28,7 @@ UNWRITTEN: dict[str, Any] = {
     "mirror": False,
     "validation": False,
 }
+SEARCHED = ("validation", "defense", "bottleneck", "noise_std", "cem_weight", "cem_components")  # by ``cem-fast tune``
 SEEDED = "since evaluations repeat their draws from a seed"  # why they refuse ``secure``
 _KINDS: dict[type, dict[str, Any]] = {}  # types of the settings of each class
 # groups of the shared settings, by the first setting of each

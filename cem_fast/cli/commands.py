@@ -18,7 +18,7 @@ from cem_fast.cli import device as devices
 from cem_fast.cli import torchrun
 from cem_fast.cli.console import fail, say
 from cem_fast.cli.parser import Argument, Command, Option, build, plain, read_grid, settings
-from cem_fast.config import GridConfig, RunConfig, described
+from cem_fast.config import SEARCHED, GridConfig, RunConfig, described
 
 DEMO = Path(__file__).parents[1] / "demo.yaml"
 # the names in cem_fast.data.root, which imports torch
@@ -429,7 +429,7 @@ def serve(folder: str, port: int, **_: object) -> int:
 
 @_command(
     # what is chosen by a weak attack may resist that attack alone
-    *settings(RunConfig, attacks=("kernel_ridge", "inversion")),
+    *settings(RunConfig, hidden=SEARCHED, attacks=("kernel_ridge", "inversion")),
     Option("max_accuracy_loss", "accuracy that may be lost against the best level of plain noise", float, 0.01),
     Option("min_mse", "least error of the strongest attack", float, 0.0),
     Option("max_bytes", "most bytes of a message", int | None, at_least=1),

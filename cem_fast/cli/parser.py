@@ -220,11 +220,12 @@ class Program(click.Group):
         return name, self.commands[name], rest
 
 
-def settings(config: type[SharedConfig], **defaults: Any) -> list[click.Parameter]:
+def settings(config: type[SharedConfig], *, hidden: Collection[str] = (), **defaults: Any) -> list[click.Parameter]:
     """The flags of a configuration, with ``--config`` for a YAML file of them.
 
     Args:
         config: the configuration.
+        hidden: settings that ``--help`` does not list, since the command refuses other values than the defaults.
         defaults: defaults that differ from those of the configuration.
     """
     text = "YAML file of settings; flags after it take precedence"
@@ -234,6 +235,8 @@ def settings(config: type[SharedConfig], **defaults: Any) -> list[click.Paramete
         Option(s.name, plain(s.text), s.kind, defaults.get(s.name, s.default), s.group)
         for s in described(config).values()
     ]
+    for flag in flags:
+        flag.hidden = flag.name in hidden
     return [file, shown, *flags]
 
 

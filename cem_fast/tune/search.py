@@ -17,7 +17,7 @@ from cem_fast import cost
 from cem_fast._support import optional, typed_json
 from cem_fast._support.counts import require_count, require_number
 from cem_fast._support.files import check_target, write_atomically
-from cem_fast.config import RunConfig
+from cem_fast.config import SEARCHED, RunConfig
 from cem_fast.experiments import grid, results
 from cem_fast.experiments.build import build_parts, load_data
 from cem_fast.experiments.cluster import Cluster, joined
@@ -28,7 +28,7 @@ from cem_fast.tune import picture
 if TYPE_CHECKING:
     import optuna
 
-SEARCHED, CONFIRMED = 0, 3  # folds; the others are for reports
+SEARCH, CONFIRMATION = 0, 3  # folds; the others are for reports
 CHEAP = ("ridge", "kernel_ridge")  # attacks of the search
 LEVELS = (0.0, 0.1, 0.2, 0.4, 0.7)  # of plain noise, the line to beat
 BATCH = 4  # trials that are suggested together, whatever the number of jobs: suggestions depend on it
@@ -38,7 +38,6 @@ MARK = b'{\n "schema": 1,\n "targets"'
 BEST_MARK = b"# The best settings that cem-fast tune has confirmed.\n"
 BOTTLENECKS = ("8", "D16", "D32", "D48", "D64", "D64P2", "D64R16", "D64G4")
 WEIGHTS = (0.0, 0.1, 0.2, 0.35, 0.5, 1.0)
-CHOSEN = ("validation", "defense", "bottleneck", "noise_std", "cem_weight", "cem_components")  # that no caller gives
 
 
 @dataclass(frozen=True)
@@ -186,12 +185,12 @@ def tune(
         ValueError: trials must be at least 1, got 0
     """
     require_count("trials", trials)
-    for key in CHOSEN:
+    for key in SEARCHED:
         if getattr(config, key) != getattr(RunConfig, key):
             raise ValueError(
                 f"{key} must be {getattr(RunConfig, key)!r} here, since the search sets it, got {getattr(config, key)!r}"
             )
-    splits = load_data(replace(config, fold=SEARCHED))
+    splits = load_data(replace(config, fold=SEARCH))
     folder = Path(folder)
     check_target(folder, {TUNED: MARK, BEST: BEST_MARK, PICTURE: b"cem_fast"})
     shape = {"image_shape": splits.image_shape, "num_classes": splits.num_classes}
@@ -226,7 +225,7 @@ def varied(config: RunConfig) -> list[RunConfig]:
 def _searched(
     config: RunConfig, folder: Path, targets: Targets, trials: int, runs: _Runs, *, validation: bool
 ) -> Tuned:
-    searched = replace(config, fold=SEARCHED, validation=validation)
+    searched = replace(config, fold=SEARCH, validation=validation)
     cheap = replace(searched, attacks=CHEAP)
     plain = runs.done(_levels(cheap))
     study = _study(config)
@@ -238,8 +237,10 @@ def _searched(
         for trial, result in zip(asked, tried):
             _tell(study, trial, result)
         found += tried
-    chosen = [replace(trial.config, fold=CONFIRMED, attacks=config.attacks) for trial in _pareto(plain, found, targets)]
-    levels = _levels(replace(searched, fold=CONFIRMED))
+    chosen = [
+        replace(trial.config, fold=CONFIRMATION, attacks=config.attacks) for trial in _pareto(plain, found, targets)
+    ]
+    levels = _levels(replace(searched, fold=CONFIRMATION))
     made = runs.done([*levels, *chosen])  # together, so that no job waits; what is chosen is within the budget
     confirmed_plain, confirmed = made[: len(levels)], made[len(levels) :]
     best = _best(confirmed_plain, confirmed, targets)

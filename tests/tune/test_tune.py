@@ -12,7 +12,7 @@ from support import twins
 
 from cem_fast import data, load_run, tune
 from cem_fast.cli import main as cli
-from cem_fast.config import RunConfig
+from cem_fast.config import SEARCHED, RunConfig
 from cem_fast.experiments import grid
 from cem_fast.tune import Targets, Trial, search
 
@@ -51,7 +51,7 @@ def test_a_search_is_confirmed_on_another_fold_and_continues_after_an_interrupti
     )
     tuned = tune.tune(config, folder, targets, trials=6)
     assert len(done) == len(set(done))  # nothing was trained twice
-    assert {each.fold for each in done} == {search.SEARCHED, search.CONFIRMED}
+    assert {each.fold for each in done} == {search.SEARCH, search.CONFIRMATION}
     assert len(tuned.trials) == 6
     assert tuned.trials[0].config.bottleneck == "D64"
     assert all(each.state == "over budget" for each in tuned.trials if (each.message_bytes or 0) > 200)
@@ -75,8 +75,8 @@ def test_a_search_never_reads_a_fixed_test_part(quick, tmp_path):
     tuned = tune.tune(config, folder, Targets(max_accuracy_loss=1.0), trials=2)
     runs = [load_run(folder / "runs" / path.name) for path in (folder / "runs").iterdir()]
     assert {(each.config.fold, each.config.validation) for each in runs} == {
-        (search.SEARCHED, True),
-        (search.CONFIRMED, True),
+        (search.SEARCH, True),
+        (search.CONFIRMATION, True),
     }
     unseen = data.load(str(tmp_path / "images"), fold=0).test
     assert all(unseen.num_in(part) == 0 for each in runs for part in (each.data.train, each.data.test))
@@ -124,6 +124,13 @@ def test_bad_targets_are_refused_in_one_line(arguments, message, capfd, tmp_path
 
     assert cli.main(["tune", *arguments, "--folder", str(tmp_path)]) == 2
     assert re.search(message, capfd.readouterr().err)
+
+
+def test_the_help_lists_no_setting_that_is_refused(capfd):
+    assert cli.main(["tune", "--help"]) == 0
+    listed = capfd.readouterr().out
+    assert "--cut" in listed
+    assert not [name for name in SEARCHED if f"--{name.replace('_', '-')} " in listed]
 
 
 def test_the_confirmation_is_by_strong_attacks_by_default(capfd):
