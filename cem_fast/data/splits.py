@@ -244,7 +244,8 @@ class Splits:
                 f"validation must be false for {self.name}, which has no fixed test part: fold 0 is for choosing settings"
             )
         train, test = _divided(self.train, fold=fold, seed=seed, class_names=self.class_names)
-        return replace(self, train=train, test=test, attacker=train, fixed=False)
+        available = self.num_available * (NUM_FOLDS - 1) // NUM_FOLDS
+        return replace(self, train=train, test=test, attacker=train, fixed=False, num_available=available)
 
     @cached_property
     def num_leaked(self) -> int:

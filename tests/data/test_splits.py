@@ -112,7 +112,8 @@ def test_validation_takes_the_place_of_the_test_part():
 def test_validation_keeps_groups_and_attributes():
     splits = halves(unit="people")
     part = replace(splits.train, attributes={"glasses": splits.train.labels * 2})
-    held = replace(splits, train=part, attacker=part).validation(1)
+    held = replace(splits, train=part, attacker=part, num_available=100).validation(1)
+    assert held.num_available == 80
     for each in (held.train, held.test):
         assert torch.equal(each.groups, each.labels)
         assert torch.equal(each.attributes["glasses"], 2 * each.labels)
