@@ -122,11 +122,12 @@ def errors(rows: Sequence[Row], baseline: Baseline) -> Chart:
             labels.append(row.name)
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(-0.6, len(rows) - 0.4)
-        for error, text in ((baseline.class_mean_mse, "class mean"), (baseline.mean_image_mse, "mean image")):
+        answers = sorted(((baseline.class_mean_mse, "class mean"), (baseline.mean_image_mse, "mean image")))
+        for (error, text), side in zip(answers, ("right", "left")):  # of their lines, which may be close together
             axes.axvline(error, color=colors["faint"], linewidth=1.2, linestyle=(0, (4, 3)))
             axes.annotate(text, (error, 1), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
-                          ha="center", va="bottom", fontsize=9, color=colors["faint"])  # fmt: skip
-        axes.set_xlim(0, 1.08 * max(baseline.mean_image_mse, *(row.mse.mean for row in rows)))
+                          ha=side, va="bottom", fontsize=9, color=colors["faint"])  # fmt: skip
+        axes.set_xlim(0, 1.15 * max(baseline.mean_image_mse, *(row.mse.mean for row in rows)))
         # long names of rows leave little width: a label at the right end stays inside the picture
         axes.set_xlabel(
             "mean squared error of the strongest attack (pixels in [0, 1]); higher is more private", loc="right"
