@@ -174,7 +174,7 @@ def build_attack(name: str, config: RunConfig, splits: Splits, *, draws: int | N
     Example:
         >>> from cem_fast.config import RunConfig
         >>> from cem_fast.experiments import build
-        >>> splits = build.load_data("faces", fold=1, image_size=16)
+        >>> splits = build.load_data(RunConfig(image_size=16))
         >>> build.build_attack("decoder", RunConfig(attack_epochs=3), splits).budget
         "3 epochs of the network 'slim' on its images, minimizing mse"
     """

@@ -95,7 +95,8 @@ def identity(splits: Splits) -> Identity:
 
     Example:
         >>> from cem_fast.experiments import build, provenance
-        >>> found = provenance.identity(build.load_data("faces", fold=1, image_size=16))
+        >>> from cem_fast.config import RunConfig
+        >>> found = provenance.identity(build.load_data(RunConfig(image_size=16)))
         >>> found.code == provenance.source_digest()
         True
     """

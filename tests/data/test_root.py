@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cem_fast import data
+from cem_fast.config import RunConfig
 from cem_fast.experiments import build
 
 
@@ -24,7 +25,7 @@ def test_a_user_without_a_home_directory_needs_it_for_published_sets_alone(monke
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where the user has no entry with a home
     monkeypatch.setattr(Path, "home", classmethod(lambda _: (_ for _ in ()).throw(RuntimeError("no home"))))
-    assert len(build.load_data(str(tiny_images), 0, 16).test) > 0
+    assert len(build.load_data(RunConfig(data=str(tiny_images), fold=0, image_size=16)).test) > 0
     with pytest.raises(
         ValueError, match="no home directory is known for ~/.cache/cem_fast: --data-root or CEM_FAST_DATA"
     ):
