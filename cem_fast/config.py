@@ -289,13 +289,10 @@ class RunConfig(SharedConfig):
         return cls(**settings)
 
 
+_OF_DATA = ("data", "seed", "fold", "secure", "image_size", "mirror", "protocol", "validation", "noise_draws")
 # settings that an entry of a grid's defenses may set: all but those of data and attacks, which stay equal across defenses
 CELL_SETTINGS = tuple(
-    field.name
-    for field in fields(RunConfig)
-    if field.name
-    not in ("data", "seed", "fold", "secure", "image_size", "mirror", "protocol", "validation", "noise_draws")
-    and not field.name.startswith("attack")
+    field.name for field in fields(RunConfig) if field.name not in _OF_DATA and not field.name.startswith("attack")
 )
 
 

@@ -125,13 +125,13 @@ def load(
 def _folder(name_or_path: str) -> Path:
     """The folder of a path, or an error that names the nearest data set."""
     path = expanded(name_or_path)
-    if not path.is_dir() and len(path.parts) > 1:
-        raise ValueError(
-            f"{path} is not a folder: expected one with a sub-folder per class, or one of {', '.join(names())}"
-        )
-    if not path.is_dir():
+    if path.is_dir():
+        return path
+    if len(path.parts) == 1:
         lookup("data set", name_or_path, dict.fromkeys(names()))  # raises
-    return path
+    raise ValueError(
+        f"{path} is not a folder: expected one with a sub-folder per class, or one of {', '.join(names())}"
+    )
 
 
 def baselines(splits: Splits) -> dict[str, float]:

@@ -14,13 +14,8 @@ from cem_fast.experiments.results import Measured, cells
 
 NUM_RESAMPLES = 2000
 SEED = 0
-SHARED = (
-    "model",
-    "image_size",
-    "protocol",
-    "validation",
-    "noise_draws",
-)  # of a cell and the plain noise that it is compared to
+# settings of a cell and of the plain noise that it is compared to
+SHARED = ("model", "image_size", "protocol", "validation", "noise_draws")
 
 
 def pairs(runs: Sequence[Measured]) -> list[Pair]:

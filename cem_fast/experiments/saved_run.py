@@ -94,9 +94,8 @@ class Run:
                 "--data-from names their folder now"
             )
         own = self.config
-        splits = data.load(name, fold=own.fold, image_size=own.image_size, validation=own.validation).under(
-            own.protocol
-        )
+        splits = data.load(name, fold=own.fold, image_size=own.image_size, validation=own.validation)
+        splits = splits.under(own.protocol)
         expected, found = self.description.identity.images, splits.digest()
         if found != expected:
             raise ValueError(

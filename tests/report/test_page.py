@@ -119,13 +119,17 @@ def test_page_states_how_many_test_images_the_attacker_holds(finished, tmp_path)
 
 def test_page_states_that_settings_are_chosen_on_its_test_images(finished, tmp_path):
     folder = shutil.copytree(finished.folder, tmp_path / "copy")
-    assert "held out for choosing settings" not in write(folder).read_text()
+    page = write(folder).read_text()
+    assert "held out for choosing settings" not in page
+    assert "Nothing is chosen on test images" in page
     for path in (folder / RESULTS, *(folder / RUNS).glob("*/run.json")):
         document = json.loads(path.read_text())
         for record in document.get("runs", [document]):
             record["config"]["validation"] = True
         path.write_text(json.dumps(document, indent=1) + "\n")
-    assert "held out for choosing settings. Report on the test part." in write(folder).read_text()
+    page = write(folder).read_text()
+    assert "held out for choosing settings. Report on the test part." in page
+    assert "Nothing is chosen on test images" not in page
 
 
 def test_user_text_is_escaped(finished, tmp_path):
